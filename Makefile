@@ -1,0 +1,32 @@
+# `make demo` and `make test` set everything up in .venv; a second run does not install again.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint format benchmark clean
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "mvkit needs Python 3.11 or newer; set PYTHON="'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/mvkit demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest -n 2 tests mvkit
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict mvkit/
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: .venv/ready
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,72 @@
+"""mvkit: multimodal generative models put together from reusable parts, for data with gaps.
+
+Axes in every docstring: s samples · j drawn components · k posterior components · b rows of the batch · m modalities ·
+d shared latent · p private latent · c prior components.
+"""
+
+from mvkit import plugins
+from mvkit.aggregators import Aggregator
+from mvkit.batch import Batch
+from mvkit.checkpoint import describe, load, save
+from mvkit.data.datasets import load_dataset
+from mvkit.data.pipeline import Pipeline
+from mvkit.data.sources import MultimodalDataset
+from mvkit.errors import (
+    AmbiguousComponent,
+    CheckpointError,
+    DataError,
+    MvkitError,
+    RequestError,
+    ShapeError,
+    SpecError,
+    UnknownComponent,
+)
+from mvkit.families import Family
+from mvkit.likelihoods import Likelihood
+from mvkit.mixture import Mixture
+from mvkit.modality import Modality
+from mvkit.model import Model
+from mvkit.networks import Network
+from mvkit.objectives import Loss, Objective
+from mvkit.plugins import available
+from mvkit.priors import Prior
+from mvkit.spec import field, spec
+from mvkit.stages import Stage
+from mvkit.train import History, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Aggregator",
+    "AmbiguousComponent",
+    "Batch",
+    "CheckpointError",
+    "DataError",
+    "Family",
+    "History",
+    "Likelihood",
+    "Loss",
+    "Mixture",
+    "Modality",
+    "Model",
+    "MultimodalDataset",
+    "MvkitError",
+    "Network",
+    "Objective",
+    "Pipeline",
+    "Prior",
+    "RequestError",
+    "ShapeError",
+    "SpecError",
+    "Stage",
+    "UnknownComponent",
+    "available",
+    "describe",
+    "field",
+    "fit",
+    "load",
+    "load_dataset",
+    "plugins",
+    "save",
+    "spec",
+]

@@ -1,0 +1,328 @@
+"""Aggregators: from unimodal experts to one posterior q(z|x_O), a mixture with weights and evidence.
+
+Axes: k components, b rows, m modalities, d latent, w encoder width.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+
+import attrs
+import torch
+from einops import einsum, rearrange, reduce, repeat
+from torch import Tensor, nn
+
+from mvkit import noise
+from mvkit.batch import Batch
+from mvkit.errors import SpecError
+from mvkit.experts import Experts
+from mvkit.families import Family
+from mvkit.mixture import How, Mixture, equal_weights
+from mvkit.modality import Sizes
+from mvkit.spec import field, flag, integer, one_of, spec
+
+
+@attrs.frozen
+class Defaults:
+    """What objectives and private latents do with this aggregator unless told otherwise (maths of each part).
+
+    Args:
+        draw: how elbo draws.
+        weighted_draw: how iwae and dreg draw.
+        bound: which importance-weighted bound, `loose` or `tight`.
+        private_from: rule of private latents, `evidence` or `observed`.
+        own_trunks: whether it encodes the data itself, so that the unimodal encoders can be trained after it.
+    """
+
+    draw: How = "stratified"
+    weighted_draw: How = "stratified"
+    bound: str = "tight"
+    private_from: str = "observed"
+    own_trunks: bool = False
+
+
+class Aggregator(ABC):
+    """Fuses unimodal evidence into one posterior.
+
+    To implement one, write a spec whose `build(sizes)` returns an object with `forward` (the spec itself if it
+    has no parameters, else an `nn.Module`). Invariants: unobserved experts (see `batch.observed`) change
+    nothing; rows are independent; log-weights of a row sum to one; nothing is NaN, also in rows where nothing
+    is observed. `unimodal` and `inference` have defaults in terms of `forward`.
+    """
+
+    defaults = Defaults()
+
+    def width(self, latent_dim: int) -> int:
+        """Numbers that each encoder emits for the aggregator: locations and raw scales, 2 d."""
+        return 2 * latent_dim
+
+    @abstractmethod
+    def forward(self, experts: Experts, batch: Batch) -> Mixture:
+        """The posterior given what `batch` observes."""
+
+    def unimodal(self, experts: Experts, batch: Batch) -> dict[str, Mixture]:
+        """q_m(z|x_m): this aggregator's posterior given each modality alone, active where it is observed."""
+        found = {}
+        for i, name in enumerate(experts.modalities):
+            alone = self.forward(experts, batch.hide([name]))
+            found[name] = attrs.evolve(alone, active=batch.observed[:, i])
+        return found
+
+    def inference(self, experts: Experts, batch: Batch) -> Mixture:
+        """What `encode` and `translate` use: the posterior, unless the aggregator's paper says otherwise."""
+        return self.forward(experts, batch)
+
+
+def product(
+    experts: Experts, mask: Tensor, members: Tensor, usable: Tensor, prior: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """Products of normal experts, one for each subset, each with an optional standard normal expert.
+
+    Args:
+        experts: the unimodal experts.
+        mask: observed modalities, (b, m) bool.
+        members: experts of each subset, (k, m) for all rows alike or (k, b, m) bool.
+        usable: rows that observe all members, (k, b) bool; the others get the prior expert alone, or N(0, I).
+        prior: precision added to each product, broadcastable to (k, b, 1).
+
+    Returns:
+        Mean and standard deviation, each (k, b, d).
+    """
+    precision = torch.where(rearrange(mask, "b m -> m b 1"), experts.scale.square().reciprocal(), 0.0)
+    pattern = "k m, m b d -> k b d" if members.ndim == 2 else "k b m, m b d -> k b d"
+    chosen = members.to(precision.dtype)
+    ok = rearrange(usable, "k b -> k b 1")
+    # both guards before the division: a product of nothing would make NaN gradients
+    total = torch.where(ok, einsum(chosen, precision, pattern), 1.0) + prior
+    weighted = torch.where(ok, einsum(chosen, precision * experts.loc, pattern), 0.0)
+    return weighted / total, torch.rsqrt(total)
+
+
+def product_of_observed(experts: Experts, mask: Tensor, prior: Tensor | float) -> Mixture:
+    """The one-component product of everything that each row observes."""
+    members = rearrange(mask, "b m -> 1 b m")
+    loc, scale = product(experts, mask, members, reduce(members, "k b m -> k b", "max"), prior)
+    return Mixture(experts.family, loc, scale, loc.new_zeros(loc.shape[:2]), members)
+
+
+def raw_expert(experts: Experts, batch: Batch, i: int) -> Mixture:
+    """Expert i as a posterior of its own, active where its modality is observed."""
+    observed = batch.observed[:, i]
+    loc, scale = experts.loc[i : i + 1], experts.scale[i : i + 1]
+    evidence = torch.zeros_like(batch.observed)
+    evidence[:, i] = observed
+    return Mixture(
+        experts.family, loc, scale, loc.new_zeros(loc.shape[:2]), rearrange(evidence, "b m -> 1 b m"), active=observed
+    )
+
+
+def raw_experts(experts: Experts, batch: Batch) -> dict[str, Mixture]:
+    """All experts as posteriors of their own, by modality."""
+    return {name: raw_expert(experts, batch, i) for i, name in enumerate(experts.modalities)}
+
+
+def refuse_product(sizes: Sizes, name: str, instead: str) -> None:
+    """Raises SpecError if the family's experts have no closed product."""
+    family: Family = sizes.family
+    if not family.closed_product:
+        raise SpecError(
+            f"aggregator {name!r} multiplies experts, and family {type(family).__name__!r} has no closed product; "
+            f"take a normal family, or {instead}"
+        )
+
+
+@spec
+class PoE(Aggregator):
+    """Product-of-experts posterior q(z|X) ∝ p(z) ∏ q(z|x_m): precisions add up.
+
+    Args:
+        prior_expert: whether N(0, I) joins the product, once.
+
+    Reference: Wu and Goodman, Multimodal Generative Models for Scalable Weakly-Supervised Learning, 2018,
+    https://arxiv.org/abs/1802.05335.
+    """
+
+    prior_expert: bool = field(default=True, check=flag)
+
+    def build(self, sizes: Sizes) -> PoE:
+        """The live part: itself."""
+        refuse_product(sizes, "poe", "aggregator='moe'")
+        return self
+
+    def forward(self, experts: Experts, batch: Batch) -> Mixture:
+        return product_of_observed(experts, batch.observed, float(self.prior_expert))
+
+
+@spec
+class MoE:
+    """Mixture-of-experts posterior q(z|X) = 1/|O| Σ_m q(z|x_m).
+
+    Reference: Shi et al., Variational Mixture-of-Experts Autoencoders for Multi-Modal Deep Generative Models,
+    2019, https://arxiv.org/abs/1911.03393.
+    """
+
+    def build(self, sizes: Sizes) -> MoEAggregator:
+        """The live part."""
+        return MoEAggregator(sizes)
+
+
+class MoEAggregator(nn.Module, Aggregator):
+    """Component m is expert m."""
+
+    order: Tensor
+    defaults = Defaults(bound="loose", private_from="evidence")
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.tensor(sizes.canonical), persistent=False)
+
+    def forward(self, experts: Experts, batch: Batch) -> Mixture:
+        usable = rearrange(batch.observed, "b m -> m b")
+        own = torch.eye(len(usable), dtype=torch.bool, device=usable.device)
+        evidence = rearrange(own, "k m -> k 1 m") & batch.observed
+        log_weight = equal_weights(usable, experts.loc)
+        return Mixture(experts.family, experts.loc, experts.scale, log_weight, evidence, order=self.order)
+
+    unimodal = staticmethod(raw_experts)
+
+
+@spec
+class MoPoE:
+    """Mixture of products: a component for each subset S of the observed, q_S ∝ ∏_{m∈S} q(z|x_m).
+
+    Args:
+        subsets: the subsets, as lists of names; None: all non-empty ones. Rows that can use none of those listed
+            get the product of what they have.
+        prior_expert: N(0, I) joins the product of `none`; of the `full` set only (the official code); of `all`.
+        max_subsets: in training, so many subsets a row, without replacement, uniformly from those of what it
+            observes; evaluation uses all, or above 4,096 the row's single modalities and all it observes.
+        inference: what `encode` and `translate` use: the `product` of what is given (the paper), or the `mixture`.
+
+    Reference: Sutter, Daunhawer and Vogt, Generalized Multimodal ELBO, 2021, https://arxiv.org/abs/2105.02470.
+    """
+
+    subsets: tuple[tuple[str, ...], ...] | None = None
+    prior_expert: str = field(default="full", check=one_of("none", "full", "all"))
+    max_subsets: int | None = field(default=None, check=one_of(None, other=integer(1)))
+    inference: str = field(default="product", check=one_of("product", "mixture"))
+
+    def build(self, sizes: Sizes) -> MoPoEAggregator:
+        """The live part."""
+        refuse_product(sizes, "mopoe", "aggregator='moe'")
+        return MoPoEAggregator(self, sizes)
+
+
+MOST_SUBSETS = 4096
+
+
+class MoPoEAggregator(nn.Module, Aggregator):
+    """Products of all subsets at once, by one matrix product; no loop over subsets."""
+
+    members: Tensor
+    order: Tensor
+    defaults = Defaults(draw="balanced", weighted_draw="iid")
+
+    def __init__(self, spec: MoPoE, sizes: Sizes) -> None:
+        super().__init__()
+        self.spec = spec
+        subsets = _subsets(spec, sizes)
+        rows = [[i in subset for i in range(len(sizes.names))] for subset in subsets]
+        self.register_buffer("members", torch.tensor(rows, dtype=torch.bool), persistent=False)
+        self.register_buffer("order", torch.tensor(sizes.canonical), persistent=False)
+        single = {subset for subset in subsets if len(subset) == 1}
+        self.fallback = spec.subsets is not None and len(single) < len(sizes.names)
+        self.few = spec.subsets is None and not subsets
+
+    def forward(self, experts: Experts, batch: Batch) -> Mixture:
+        mask = batch.observed
+        if experts.training and self.spec.max_subsets is not None:
+            members, usable = self._drawn(experts, mask)
+        elif self.few:
+            members, usable = self._singles_and_all(mask)
+        else:
+            members, usable = self.members, self._usable(mask)
+        if self.fallback:
+            members, usable = self._with_fallback(members, usable, mask)
+        loc, scale = product(experts, mask, members, usable, self._prior(members, experts.loc))
+        within = members if members.ndim == 3 else rearrange(members, "k m -> k 1 m")
+        evidence = within & rearrange(usable, "k b -> k b 1")
+        return Mixture(experts.family, loc, scale, equal_weights(usable, loc), evidence)
+
+    def _usable(self, mask: Tensor) -> Tensor:
+        lacking = (~mask).to(torch.float32)
+        return einsum(self.members.to(torch.float32), lacking, "k m, b m -> k b") == 0
+
+    def _prior(self, members: Tensor, like: Tensor) -> Tensor | float:
+        if self.spec.prior_expert != "full":
+            return float(self.spec.prior_expert == "all")
+        full = members.all(-1).to(like.dtype)
+        return rearrange(full, "k b -> k b 1" if members.ndim == 3 else "k -> k 1 1")
+
+    def _singles_and_all(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        own = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)[self.order]
+        members = torch.cat([rearrange(own, "k m -> k 1 m") & mask, rearrange(mask, "b m -> 1 b m")])
+        several = mask.sum(1) > 1
+        usable = torch.cat([rearrange(mask[:, self.order], "b k -> k b"), rearrange(several, "b -> 1 b")])
+        return members, usable
+
+    def _with_fallback(self, members: Tensor, usable: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        each = repeat(members, "k m -> k b m", b=len(mask))
+        lost = reduce(~usable, "k b -> 1 b", "min")
+        return torch.cat([each, rearrange(mask, "b m -> 1 b m")]), torch.cat([usable, lost])
+
+    def _drawn(self, experts: Experts, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """`max_subsets` distinct subsets of what each row observes; every subset equally likely to be in.
+
+        The subsets of a row are the integers 1 … N = 2^|O| - 1, a bit for each observed modality. They are cut
+        into n strata, one integer is drawn from each, and all are shifted round by one offset.
+        """
+        n = int(self.spec.max_subsets or 0)
+        uniform = noise.draw("choice/subset", (n + 1, len(mask)), experts.loc.double(), generator=experts.generator)
+        sorted_mask = mask[:, self.order]
+        total = 2 ** sorted_mask.sum(1) - 1
+        stratum = rearrange(torch.arange(n, device=mask.device), "k -> k 1")
+        low, high = stratum * total // n, (stratum + 1) * total // n
+        drawn = low + (uniform[:n] * (high - low)).long()
+        few = total <= n
+        offset = torch.where(few, 0, (uniform[n] * total).long())
+        code = (torch.where(few, stratum, drawn) + offset) % total.clamp(min=1) + 1
+        usable = torch.where(few, stratum < total, True) & (total > 0)
+        bit = sorted_mask.cumsum(1) - 1
+        chosen = (rearrange(code, "k b -> k b 1") >> bit.clamp(min=0)) & 1
+        members = (chosen == 1) & sorted_mask & rearrange(usable, "k b -> k b 1")
+        return members[..., self.order.argsort()], usable
+
+    unimodal = staticmethod(raw_experts)
+
+    def inference(self, experts: Experts, batch: Batch) -> Mixture:
+        """The product of what is given, or the mixture."""
+        if self.spec.inference == "mixture":
+            return self.forward(experts, batch)
+        members = rearrange(batch.observed, "b m -> 1 b m")
+        return product_of_observed(experts, batch.observed, self._prior(members, experts.loc))
+
+
+def _subsets(spec: MoPoE, sizes: Sizes) -> list[tuple[int, ...]]:
+    """Subsets as positions, in an order that does not depend on that of the modalities; [] if too many."""
+    m = len(sizes.names)
+    if spec.subsets is None:
+        if 2**m - 1 > MOST_SUBSETS and spec.max_subsets is None:
+            raise SpecError(
+                f"{2**m - 1} subsets of {m} modalities are too many to use all in training; give max_subsets, "
+                "such as 64, or a list of subsets",
+                "max_subsets",
+            )
+        if 2**m - 1 > MOST_SUBSETS:
+            return []
+        sets = itertools.chain.from_iterable(itertools.combinations(sizes.canonical, n) for n in range(1, m + 1))
+        return list(sets)
+    if spec.max_subsets is not None:
+        raise SpecError("give subsets or max_subsets, not both", "subsets")
+    found = []
+    for subset in spec.subsets:
+        unknown = [name for name in subset if name not in sizes.names]
+        if unknown or not subset:
+            raise SpecError(f"subset {subset!r}; expected one or more of {', '.join(sizes.names)}", "subsets")
+        found.append(tuple(i for i in sizes.canonical if sizes.names[i] in subset))
+    return sorted(set(found), key=lambda s: (len(s), [sizes.names[i] for i in s]))

@@ -1,0 +1,74 @@
+"""The parts that mvkit itself offers, declared through the hook that every package uses."""
+
+from __future__ import annotations
+
+from mvkit.plugins import Component, hookimpl
+
+DECLARED = {
+    "aggregator": {
+        "poe": ("mvkit.aggregators:PoE", "product of experts"),
+        "moe": ("mvkit.aggregators:MoE", "mixture of experts"),
+        "mopoe": ("mvkit.aggregators:MoPoE", "mixture of products over subsets"),
+        "joint": ("mvkit.joint:Joint", "joint encoder with unimodal surrogates"),
+        "mean_message": ("mvkit.joint:MeanMessage", "mean of messages and a head"),
+    },
+    "prior": {
+        "standard": ("mvkit.priors:Standard", "standard of the family"),
+        "learnable": ("mvkit.priors:Learnable", "diagonal, trained"),
+        "mog": ("mvkit.priors:MoG", "mixture of the family, trained"),
+    },
+    "objective": {
+        "elbo": ("mvkit.objectives:ELBO", "evidence lower bound"),
+        "iwae": ("mvkit.objectives:IWAE", "importance-weighted bound"),
+        "dreg": ("mvkit.objectives:DReG", "iwae, doubly reparametrised gradient"),
+        "align": ("mvkit.objectives:Align", "KL to the unimodal posteriors"),
+        "sum": ("mvkit.objectives:Sum", "weighted sum of objectives"),
+        "telbo": ("mvkit.objectives:TELBO", "joint and unimodal bounds"),
+        "jmvae": ("mvkit.objectives:JMVAE", "joint bound and alignment"),
+    },
+    "family": {
+        "normal": ("mvkit.families:Normal", "normal, log-variance"),
+        "normal_softplus": ("mvkit.families:NormalSoftplus", "normal, softplus scale"),
+        "laplace_softmax": ("mvkit.families:LaplaceSoftmax", "Laplace, scales summing to D"),
+    },
+    "likelihood": {
+        "normal": ("mvkit.likelihoods:Normal", "fixed, trained or optimal scale"),
+        "laplace": ("mvkit.likelihoods:Laplace", "fixed or trained scale"),
+        "bernoulli": ("mvkit.likelihoods:Bernoulli", "bits and grey values"),
+        "categorical": ("mvkit.likelihoods:Categorical", "classes"),
+        "student_t": ("mvkit.likelihoods:StudentT", "heavy tails"),
+    },
+    "network": {
+        "linear": ("mvkit.networks:Linear", "one affine map"),
+        "mlp": ("mvkit.networks:MLP", "fully connected"),
+        "conv": ("mvkit.networks:Conv", "2-d convolutions"),
+        "conv1d": ("mvkit.networks:Conv1d", "1-d convolutions"),
+    },
+    "schedule": {
+        "single": ("mvkit.stages:Single", "one stage"),
+        "joint_then_unimodal": ("mvkit.stages:JointThenUnimodal", "joint encoder first, then the others"),
+    },
+    "ramp": {
+        "linear": ("mvkit.stages:Linear", "straight to the end value"),
+        "cosine": ("mvkit.stages:Cosine", "half a cosine"),
+        "cyclical": ("mvkit.stages:Cyclical", "repeated linear ramps"),
+    },
+    "optimizer": {
+        "adam": ("mvkit.stages:Adam", "fused Adam"),
+        "adamw": ("mvkit.stages:AdamW", "fused Adam, decoupled decay"),
+    },
+    "dataset": {
+        "polydigits": ("mvkit.data.datasets:PolyDigits", "five pictures of a digit, real images"),
+        "linear_gaussian": ("mvkit.data.datasets:LinearGaussian", "known truth, for proofs"),
+    },
+}
+
+
+@hookimpl
+def mvkit_components() -> list[Component]:
+    """Everything in `DECLARED`."""
+    return [
+        Component(kind, name, target, summary)
+        for kind, parts in DECLARED.items()
+        for name, (target, summary) in parts.items()
+    ]

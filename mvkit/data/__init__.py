@@ -1,0 +1,1 @@
+"""Data: where rows come from, what they lack, and how they become batches."""

@@ -1,0 +1,64 @@
+"""Every error that mvkit raises. The form of a message: where: what is wrong; what was expected; what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MvkitError(Exception):
+    """Base of all errors of mvkit."""
+
+
+class SpecError(MvkitError, ValueError):
+    """A part, an option or a combination of parts that cannot be built.
+
+    Args:
+        reason: what is wrong, what was expected, what to do.
+        path: where it is, as dotted field names (`prior.components`).
+    """
+
+    def __init__(self, reason: str, path: str = "") -> None:
+        super().__init__(reason, path)
+        self.reason = reason
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}" if self.path else self.reason
+
+    def within(self, name: str) -> SpecError:
+        """The same error one level further out."""
+        return type(self)(self.reason, f"{name}.{self.path}" if self.path else name)
+
+
+class UnknownComponent(SpecError, LookupError):
+    """A name that no registered part has."""
+
+
+class AmbiguousComponent(SpecError, LookupError):
+    """A bare name that several packages offer."""
+
+
+class ShapeError(MvkitError, ValueError):
+    """A tensor whose shape or dtype does not fit."""
+
+
+class DataError(MvkitError, ValueError):
+    """Values, masks or rows that cannot be what they claim to be."""
+
+
+class RequestError(MvkitError, ValueError):
+    """A question that this model cannot answer."""
+
+
+class CheckpointError(MvkitError, ValueError):
+    """A file that cannot be loaded, or a model that cannot be saved."""
+
+
+def suggest(name: str, options: Iterable[str]) -> str:
+    """What to say after an unknown name: the nearest valid one, or all of them."""
+    options = sorted(options)
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"known: {', '.join(map(repr, options))}" if options else "there are none"

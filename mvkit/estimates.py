@@ -1,0 +1,261 @@
+"""Questions to a trained model: posteriors given anything, likelihoods, imputation, clusters.
+
+Axes: n samples, b rows, m modalities, d latent, p private latent, c clusters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from mvkit import bounds, noise
+from mvkit.aggregators import product_of_observed
+from mvkit.batch import Batch, nothing_observed
+from mvkit.errors import RequestError, suggest
+from mvkit.experts import Experts
+from mvkit.mixture import Mixture
+from mvkit.private import Private
+from mvkit.terms import log_likelihoods
+
+if TYPE_CHECKING:
+    from mvkit.model import Model
+
+MEMORY = 2**26  # bytes; blocks of decoded draws that stay near the cache are also the fastest
+ROWS = 1024
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every module's own mode again after."""
+    modes = {module: True for module in model.modules() if module.training}
+    if modes:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in modes:
+            module.training = True
+
+
+def by_rows(function: Callable[[Batch], T], batch: Batch, dim: int = 0) -> T:
+    """The function on blocks of rows, its tensors put together along `dim`."""
+    if len(batch) <= ROWS:
+        return function(batch)
+    pieces: list[Any] = [function(batch.take(slice(i, i + ROWS))) for i in range(0, len(batch), ROWS)]
+    if isinstance(pieces[0], dict):
+        return {name: torch.cat([piece[name] for piece in pieces], dim) for name in pieces[0]}  # type: ignore[return-value]
+    return torch.cat(pieces, dim)  # type: ignore[return-value]
+
+
+@attrs.frozen(eq=False)
+class Condition:
+    """A batch with only the given modalities left, its experts, and the posterior they lead to."""
+
+    batch: Batch
+    experts: Experts
+    posterior: Mixture
+
+
+def condition(
+    model: Model,
+    rows: Batch,
+    given: Iterable[str] | None,
+    empty: str,
+    *,
+    inference: bool = False,
+    generator: torch.Generator | None = None,
+) -> Condition:
+    """The posterior given a set of modalities; `inference` asks for the one that `encode` and `translate` use."""
+    names = model.names if given is None else tuple(given)
+    for name in names:
+        if name not in model.names:
+            raise RequestError(f"given: unknown modality {name!r}; {suggest(name, model.names)}")
+    if empty not in ("error", "prior"):
+        raise RequestError(f"empty: got {empty!r}; expected 'error' or 'prior'")
+    batch = rows.hide(names)
+    experts = model.experts(batch, generator=generator)
+    if not names:
+        return Condition(batch, experts, _prior_of(model, len(rows)))
+    known = batch.observed.any(1)
+    fuse = model.aggregator.inference if inference else model.aggregator.forward
+    posterior = fuse(experts, batch)
+    if not known.all():
+        if empty == "error":
+            nothing_observed(int((~known).nonzero()[0]), ", ".join(names))
+        posterior = posterior.where(known, _prior_of(model, len(rows)))
+    return Condition(batch, experts, posterior)
+
+
+def _prior_of(model: Model, b: int) -> Mixture:
+    prior = model.prior.forward()
+    if not isinstance(prior, Mixture):
+        raise RequestError(
+            f"prior {type(model.spec.prior).__name__!r} is no mixture, so it cannot stand in for a posterior; "
+            "give modalities to condition on, or use sample()"
+        )
+    d = prior.loc.shape[-1]
+    loc, scale = prior.loc.expand(-1, b, d), prior.scale.expand(-1, b, d)
+    nothing = torch.zeros(len(loc), b, len(model.names), dtype=torch.bool, device=loc.device)
+    return Mixture(prior.family, loc, scale, prior.log_weight.expand(-1, b), nothing)
+
+
+def private_latent(model: Model, name: str, found: Condition, z: Tensor, *, source: str, drawn: bool) -> Tensor | None:
+    """Private latents of a modality for draws z (n, b, d): its own where it was given, else from `source`."""
+    p = model.modalities[name].private_dim
+    if not p:
+        return None
+    given = rearrange(found.batch.observed[:, model.names.index(name)], "b -> b 1")
+    loc, scale = found.experts.private[name]
+    if not drawn:
+        return torch.where(given, loc, 0.0).expand(*z.shape[:-1], p)
+    shape = (*z.shape[:-1], p)
+    eps = noise.draw(f"w/{name}", shape, loc, generator=found.experts.generator, sampler=model.family.noise)
+    other = Private.cross(model, name, shape, found.experts) if source == "cross" else eps
+    return torch.where(given, loc + scale * eps, other)
+
+
+def numbers_per_row(model: Model) -> int:
+    """Numbers that decoding one row makes, found by decoding one and counting what its layers emit."""
+    count = 0
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal count
+        count += output.numel() if isinstance(output, Tensor) and not list(module.children()) else 0
+
+    most = 0
+    like = model._like
+    for name, decoder in model.decoders.items():
+        count = 0
+        hooks = [module.register_forward_hook(note) for module in decoder.modules()]
+        decoder(like.new_zeros(1, model.latent_dim + model.modalities[name].private_dim))
+        for hook in hooks:
+            hook.remove()
+        most = max(most, count + 4 * model.modalities[name].numbers)
+    return most
+
+
+def _sizes(model: Model, n: int, b: int, memory: int) -> list[int]:
+    """How many of n draws of b rows to decode at a time."""
+    rows = memory // (numbers_per_row(model) * model._like.element_size())
+    block = max(1, min(n, rows // b))
+    return [min(block, n - start) for start in range(0, n, block)]
+
+
+def weight_blocks(
+    model: Model, batch: Batch, n: int, proposal: str, generator: torch.Generator | None, memory: int = MEMORY
+) -> Iterator[Tensor]:
+    """Log importance weights of n iid draws in blocks (n_i, b); 0 in rows that observe nothing."""
+    experts = model.experts(batch, generator=generator)
+    if proposal == "mixture":
+        posterior = model.aggregator.forward(experts, batch)
+    elif proposal == "product":
+        if not model.family.closed_product or model.width != 2 * model.latent_dim:
+            raise RequestError("proposal='product' needs normal experts in every modality; take proposal='mixture'")
+        posterior = product_of_observed(experts, batch.observed, 0.0)
+    else:
+        raise RequestError(f"proposal: got {proposal!r}; expected 'mixture' or 'product'")
+    known = batch.observed.any(1)
+    for size in _sizes(model, n, len(batch), memory):
+        terms = model.terms(batch, size, experts=experts, posterior=posterior, want="mixture")
+        yield torch.where(known, rearrange(bounds.log_weights(terms), "n 1 b -> n b"), 0.0)
+
+
+def log_mean_exp(blocks: Iterable[Tensor]) -> Tensor:
+    """Log mean exp over the first axis of all blocks, [(n_i, b)] -> (b,)."""
+    sums, count = [], 0
+    for block in blocks:
+        sums.append(torch.logsumexp(block, 0))
+        count += len(block)
+    return torch.logsumexp(torch.stack(sums), 0) - math.log(count)
+
+
+@attrs.frozen(eq=False)
+class Query:
+    """log p(x_of | x_given) of a block of rows; see `Model.log_likelihood`."""
+
+    model: Model
+    of: tuple[str, ...]
+    given: tuple[str, ...]
+    n: int
+    estimator: str
+    proposal: str
+    empty: str
+    memory: int
+    generator: torch.Generator | None
+
+    def __call__(self, rows: Batch) -> Tensor:
+        scored = rows.hide(self.of).observed.any(1)
+        if self.given and self.empty != "prior":
+            lost = scored & ~rows.hide(self.given).observed.any(1)
+            if lost.any():
+                nothing_observed(int(lost.nonzero()[0]), ", ".join(self.given))
+        if self.estimator == "predictive":
+            value = log_mean_exp(self._predictive(rows))
+        elif self.estimator == "importance":
+            value = self._joint(rows, (*self.of, *self.given)) - (self._joint(rows, self.given) if self.given else 0.0)
+        else:
+            raise RequestError(f"estimator: got {self.estimator!r}; expected 'importance' or 'predictive'")
+        return torch.where(scored, value, 0.0)
+
+    def _joint(self, rows: Batch, names: tuple[str, ...]) -> Tensor:
+        hidden = rows.hide(names)
+        return log_mean_exp(weight_blocks(self.model, hidden, self.n, self.proposal, self.generator, self.memory))
+
+    def _predictive(self, rows: Batch) -> Iterator[Tensor]:
+        """Log p(x_of|z, w) at z ~ q(z|x_given), w ~ p(w)."""
+        model = self.model
+        found = condition(model, rows, self.given, "prior", generator=self.generator)
+        target = rows.hide(self.of)
+        for size in _sizes(model, self.n, len(rows), self.memory):
+            z = rearrange(found.posterior.rsample(size, self.generator), "n b d -> n 1 b d")
+            w = {}
+            for name, modality in model.modalities.items():
+                if modality.private_dim:
+                    shape = (*z.shape[:-1], modality.private_dim)
+                    w[name] = noise.draw(f"w/{name}", shape, z, generator=self.generator, sampler=model.family.noise)
+            log_px = log_likelihoods(model, target, z, w, target.observed)
+            yield rearrange(log_px.sum(-1), "n 1 b -> n b")
+
+
+def clusters(model: Model, rows: Batch, *, soft: bool, by_modality: bool) -> Any:
+    """Responsibilities and votes of the observed modalities; see `Model.clusters`."""
+    prior: Any = model.prior
+    unimodal = model.aggregator.unimodal(model.experts(rows), rows)
+    each = torch.stack([prior.assign(posterior.mean) for posterior in unimodal.values()])
+    observed = rearrange(rows.observed, "b m -> m b 1")
+    if by_modality:
+        return dict(zip(model.names, torch.where(observed, each, torch.nan), strict=True))
+    mean = torch.where(observed, each, 0.0).sum(0) / observed.sum(0)
+    if soft:
+        return mean
+    votes = nn.functional.one_hot(each.argmax(-1), each.shape[-1])
+    # a mean below 1 settles ties and nothing else
+    return (torch.where(observed, votes, 0).sum(0) + mean / 2).argmax(-1)
+
+
+def describe(model: Model) -> str:
+    """Parts, shapes and parameter counts, a line each."""
+    spec = model.spec
+
+    def count(module: Any) -> str:
+        return f"{sum(p.numel() for p in module.parameters()):,}" if isinstance(module, nn.Module) else "0"
+
+    lines = [f"Model({count(model)} parameters, latent_dim={model.latent_dim}, family={spec.family!r})"]
+    for name in ("aggregator", "prior"):
+        lines.append(f"  {name:<11}{getattr(spec, name)!r}: {count(getattr(model, name))}")
+    lines.append(f"  {'objective':<11}{spec.objective!r}")
+    for name, modality in model.modalities.items():
+        private = f", private_dim={modality.private_dim} from {spec.private_from}" if modality.private_dim else ""
+        lines.append(f"  {name}: {modality.shape}, {modality.likelihood!r}{private}")
+        for side, network in (("encoder", modality.encoder), ("decoder", modality.decoder)):
+            shown = f"external {type(network).__name__}" if isinstance(network, nn.Module) else repr(network)
+            lines.append(f"    {side} {shown}: {count(getattr(model, side + 's')[name])}")
+    return "\n".join(lines)

@@ -1,0 +1,103 @@
+"""Unimodal evidence: what the encoders make of the observed rows of a batch.
+
+Axes: b rows, m modalities, w encoder width, d latent, p private latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from mvkit.batch import Batch
+from mvkit.errors import ShapeError
+from mvkit.families import Family
+from mvkit.modality import Modality
+
+
+class Experts:
+    """Encoder outputs for a batch, computed when first asked for and then kept.
+
+    A part that never looks (the joint encoder on complete rows) costs nothing. Unobserved rows hold zeros.
+
+    Args:
+        encoders: modality to network, rows in, `width + 2 p` numbers out.
+        modalities: what they encode.
+        batch: a conformed batch.
+        family: what turns raw numbers into scales.
+        width: numbers for the aggregator, w.
+        training: whether parts behave as in training (dropout, subsets drawn).
+        generator: source of randomness of everything computed from these experts.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, nn.Module],
+        modalities: Mapping[str, Modality],
+        batch: Batch,
+        *,
+        family: Family,
+        width: int,
+        training: bool,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.encoders = encoders
+        self.modalities = modalities
+        self.batch = batch
+        self.family = family
+        self.width = width
+        self.training = training
+        self.generator = generator
+
+    @cached_property
+    def outputs(self) -> dict[str, Tensor]:
+        """Everything the encoders emit, {name: (b, w + 2 p)}."""
+        return {name: self._encode(i, name) for i, name in enumerate(self.modalities)}
+
+    def _encode(self, i: int, name: str) -> Tensor:
+        x, index = self.batch.data[name], self.batch.rows[i]
+        total = self.width + 2 * self.modalities[name].private_dim
+        if index is not None and not len(index) and not torch.is_grad_enabled():
+            return torch.zeros(len(x), total, dtype=x.dtype, device=x.device)
+        rows = x if index is None else x.index_select(0, index)
+        out = self.encoders[name](rows)
+        if tuple(out.shape) != (len(rows), total):
+            raise ShapeError(
+                f"encoders.{name}: emitted {tuple(out.shape)} for rows {tuple(rows.shape)}; expected {(len(rows), total)}: "
+                f"{self.width} numbers for the aggregator and {total - self.width} for the private latent"
+            )
+        if index is None:
+            return out  # type: ignore[no-any-return]
+        return out.new_zeros(len(x), total).index_copy(0, index, out)
+
+    @cached_property
+    def stats(self) -> Tensor:
+        """The numbers for the aggregator, (m, b, w)."""
+        return torch.stack([out[:, : self.width] for out in self.outputs.values()])
+
+    @cached_property
+    def _located(self) -> tuple[Tensor, Tensor]:
+        loc, raw = self.stats.chunk(2, dim=-1)
+        return loc, self.family.scale(raw)
+
+    @property
+    def loc(self) -> Tensor:
+        """Locations of the unimodal experts, (m, b, d)."""
+        return self._located[0]
+
+    @property
+    def scale(self) -> Tensor:
+        """Scales of the unimodal experts, (m, b, d)."""
+        return self._located[1]
+
+    @cached_property
+    def private(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Private experts q(w_m|x_m): {name: (loc (b, p), scale (b, p))}."""
+        found = {}
+        for name, modality in self.modalities.items():
+            if modality.private_dim:
+                loc, raw = self.outputs[name][:, self.width :].chunk(2, dim=-1)
+                found[name] = (loc, self.family.scale(raw))
+        return found

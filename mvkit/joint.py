@@ -1,0 +1,201 @@
+"""Aggregators with networks of their own: the joint encoder, and the mean of messages.
+
+Axes: b rows, m modalities, d latent.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from mvkit import noise
+from mvkit.aggregators import Aggregator, Defaults, product_of_observed, raw_experts, refuse_product
+from mvkit.batch import Batch
+from mvkit.errors import SpecError
+from mvkit.experts import Experts
+from mvkit.families import Family
+from mvkit.mixture import Mixture
+from mvkit.modality import Sizes
+from mvkit.spec import field, flag, integer, number, one_of, part, parts, spec, to_dict
+
+
+def _module_width(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """Numbers a user's module emits for a row, found by trying it on one row of zeros."""
+    mode = module.training
+    module.eval()
+    with torch.no_grad():
+        like = next(iter(module.parameters()), torch.zeros(()))
+        out = module(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
+    module.train(mode)
+    return int(out.shape[-1])
+
+
+def _fresh_copy(module: nn.Module) -> nn.Module:
+    """A deep copy with parameters drawn anew, where its layers know how."""
+    made = copy.deepcopy(module)
+    for layer in made.modules():
+        reset: Any = getattr(layer, "reset_parameters", None)  # torch's convention; not every layer has one
+        if reset is not None:
+            reset()
+    return made
+
+
+def head_of(network: Any, shape: int, width: int) -> nn.Module:
+    """A head network from `shape` numbers to `width`: a user's module, or built from its spec."""
+    module = isinstance(network, nn.Module)
+    return network if module else network.encoder((shape,), width)  # type: ignore[no-any-return]
+
+
+@spec
+class Joint:
+    """Joint encoder q(z|x_1, …, x_M) with trunks of its own; incomplete rows use the unimodal experts.
+
+    One given modality: its expert; several: their product without a prior expert.
+
+    Args:
+        network: head from the concatenated features to 2 d numbers: a network or an `nn.Module`.
+        trunks: networks or modules from x_m to features, by modality; absent ones are as the modality's encoder
+            (a module: a copy of it, initialised anew).
+        features: width of a trunk's features, where the trunk is not a module.
+        incomplete: `poe`: incomplete rows train with the product of what they have; `skip`: they give nothing.
+        correct_prior: divide the product by p(z)^(|S|-1), which exact unimodal posteriors would need.
+
+    Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep Generative Models, 2016,
+    https://arxiv.org/abs/1611.01891; Vedantam et al., Generative Models of Visually Grounded Imagination, 2018,
+    https://arxiv.org/abs/1705.10762.
+    """
+
+    network: Any = part("network", default={"name": "mlp", "hidden": [256]}, module=True)
+    trunks: dict[str, Any] = parts("network", default={}, module=True)
+    features: int = field(default=128, check=integer(1))
+    incomplete: str = field(default="poe", check=one_of("poe", "skip"))
+    correct_prior: bool = field(default=False, check=flag)
+
+    def build(self, sizes: Sizes) -> JointAggregator:
+        """The live part."""
+        if len(sizes.names) > 2:
+            refuse_product(sizes, "joint", "aggregator='moe', or two modalities at most")
+        standard = {"name": "standard"}
+        if self.correct_prior and to_dict(sizes.prior) != standard:
+            raise SpecError("needs prior='standard', whose density it divides by", "correct_prior")
+        unknown = set(self.trunks) - set(sizes.names)
+        if unknown:
+            raise SpecError(f"no modality {unknown.pop()!r}; expected {', '.join(sizes.names)}", "trunks")
+        return JointAggregator(self, sizes)
+
+
+class JointAggregator(nn.Module, Aggregator):
+    """Encodes complete rows jointly; never looks at the experts unless a row is incomplete."""
+
+    defaults = Defaults(own_trunks=True)
+
+    def __init__(self, spec: Joint, sizes: Sizes) -> None:
+        super().__init__()
+        self.spec = spec
+        self.trunks = nn.ModuleDict()
+        features = 0
+        for name, modality in sizes.modalities.items():
+            network = spec.trunks.get(name)
+            network = (
+                _fresh_copy(modality.encoder)
+                if network is None and isinstance(modality.encoder, nn.Module)
+                else network
+            )
+            network = modality.encoder if network is None else network
+            module = isinstance(network, nn.Module)
+            self.trunks[name] = network if module else network.encoder(modality.shape, spec.features)
+            features += _module_width(network, modality.shape) if module else spec.features
+        self.head = head_of(spec.network, features, 2 * sizes.latent)
+
+    def _encode(self, batch: Batch, family: Family) -> tuple[Tensor, Tensor]:
+        index = batch.whole
+        data = [batch.data[name] if index is None else batch.data[name].index_select(0, index) for name in self.trunks]
+        features = [trunk(x) for trunk, x in zip(self.trunks.values(), data, strict=True)]
+        loc, raw = self.head(torch.cat(features, dim=-1)).chunk(2, dim=-1)
+        return rearrange(loc, "b d -> 1 b d"), rearrange(family.scale(raw), "b d -> 1 b d")
+
+    def forward(self, experts: Experts, batch: Batch) -> Mixture:
+        mask = batch.observed
+        loc, scale = self._encode(batch, experts.family)
+        evidence = rearrange(mask, "b m -> 1 b m")
+        active = mask.all(1) if self.spec.incomplete == "skip" else None
+        if batch.whole is not None:
+            base = self._surrogate(experts, mask, loc)
+            loc = base[0].index_copy(1, batch.whole, loc)
+            scale = base[1].index_copy(1, batch.whole, scale)
+        return Mixture(experts.family, loc, scale, loc.new_zeros(loc.shape[:2]), evidence, active)
+
+    def _surrogate(self, experts: Experts, mask: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The product of the unimodal experts, (1, b, d) each."""
+        if experts.training and self.spec.incomplete == "skip":
+            one = like.new_ones(1, len(mask), like.shape[-1])
+            return torch.zeros_like(one), one
+        plain = product_of_observed(experts, mask, 0.0)
+        if not self.spec.correct_prior:
+            return plain.loc, plain.scale
+        excess = rearrange(mask.sum(1) - 1, "b -> 1 b 1").clamp(min=0)
+        precision = plain.scale.square().reciprocal()
+        total = (precision - excess).clamp(min=1e-3)  # broad experts could leave nothing
+        return plain.loc * precision / total, torch.rsqrt(total)
+
+    unimodal = staticmethod(raw_experts)
+
+
+@spec
+class MeanMessage:
+    """Mean of messages: h = Σ_{m∈O} h_m / |O|, and a head that maps h to one expert.
+
+    Args:
+        message_dim: width of the messages h_m, which the encoders emit.
+        head: network from h to 2 d numbers, or an `nn.Module`.
+        dropout_rate: in training, the probability that a row with several modalities keeps only some of their
+            messages, a uniform number of them, uniformly drawn.
+
+    Reference: Vasco et al., Leveraging Hierarchy in Multimodal Generative Models for Effective Cross-Modality
+    Inference (Nexus), 2022, https://doi.org/10.1016/j.neunet.2021.11.019.
+    """
+
+    message_dim: int = field(default=64, check=integer(1))
+    head: Any = part("network", default={"name": "mlp", "hidden": [256]}, module=True)
+    dropout_rate: float = field(default=0.0, check=number(0.0, 1.0))
+
+    def build(self, sizes: Sizes) -> MeanMessageAggregator:
+        """The live part."""
+        return MeanMessageAggregator(self, sizes)
+
+
+class MeanMessageAggregator(nn.Module, Aggregator):
+    """One component, whatever is observed."""
+
+    def __init__(self, spec: MeanMessage, sizes: Sizes) -> None:
+        super().__init__()
+        self.spec = spec
+        self.head = head_of(spec.head, spec.message_dim, 2 * sizes.latent)
+
+    def width(self, latent_dim: int) -> int:
+        """The encoders emit messages."""
+        return self.spec.message_dim
+
+    def forward(self, experts: Experts, batch: Batch) -> Mixture:
+        kept = self._kept(experts, rearrange(batch.observed, "b m -> m b"))
+        messages = torch.where(rearrange(kept, "m b -> m b 1"), experts.stats, 0.0)
+        count = reduce(kept.to(messages.dtype), "m b -> b 1", "sum").clamp(min=1)
+        loc, raw = self.head(messages.sum(0) / count).chunk(2, dim=-1)
+        loc, scale = (rearrange(t, "b d -> 1 b d") for t in (loc, experts.family.scale(raw)))
+        return Mixture(experts.family, loc, scale, loc.new_zeros(loc.shape[:2]), rearrange(kept, "m b -> 1 b m"))
+
+    def _kept(self, experts: Experts, observed: Tensor) -> Tensor:
+        """Messages left after dropout, (m, b) bool."""
+        if not experts.training or not self.spec.dropout_rate:
+            return observed
+        m = len(observed)
+        # one row a modality, then whether to drop, then how many to keep
+        uniform = noise.draw("choice/dropout", (m + 2, observed.shape[1]), experts.stats, generator=experts.generator)
+        count = observed.sum(0)
+        keep = 1 + (uniform[m + 1] * (count - 1)).long()
+        rank = torch.where(observed, uniform[:m], 2.0).argsort(0).argsort(0)
+        return torch.where((uniform[m] < self.spec.dropout_rate) & (count > 1), observed & (rank < keep), observed)

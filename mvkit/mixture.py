@@ -1,0 +1,226 @@
+"""The one type of latent distribution: a finite mixture of diagonal components with per-row weights.
+
+Axes: s samples, j drawn components, k components, b rows, m modalities, d latent.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import attrs
+import torch
+from einops import einsum, rearrange, reduce
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mvkit import noise
+from mvkit.families import Family
+
+How = Literal["stratified", "iid", "balanced"]
+CHUNK = 2**22  # numbers in one (n, k, b, d) block of a density; keeps blocks near the cache
+
+
+@attrs.frozen(eq=False)
+class Mixture:
+    """Finite mixture q(z) = sum_k w_k q_k(z), one for each row; posteriors and most priors are one.
+
+    Args:
+        family: the location-scale family of the components.
+        loc: locations, (k, b, d).
+        scale: scales, (k, b, d).
+        log_weight: log-weights, (k, b), normalised over k; -inf where a row cannot use a component.
+        evidence: modalities that a component looked at, (k, b, m) bool; None for a prior.
+        active: rows that objectives count, (b,) bool; None: all.
+        order: an order of the components (k,) that does not depend on the order of the modalities; components
+            are picked along it, so that renaming nothing but the order of modalities changes no draw.
+
+    Example:
+        >>> import torch
+        >>> from mvkit.families import Normal
+        >>> q = Mixture(Normal(), torch.zeros(1, 4, 2), torch.ones(1, 4, 2), torch.zeros(1, 4))
+        >>> q.rsample(3).shape, q.log_prob(torch.zeros(3, 4, 2)).shape
+        (torch.Size([3, 4, 2]), torch.Size([3, 4]))
+    """
+
+    family: Family
+    loc: Tensor
+    scale: Tensor
+    log_weight: Tensor
+    evidence: Tensor | None = None
+    active: Tensor | None = None
+    order: Tensor | None = None
+
+    @property
+    def components(self) -> int:
+        """The number of components, K."""
+        return self.loc.shape[0]
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the mixture, (b, d)."""
+        if self.components == 1:
+            return rearrange(self.loc, "1 b d -> b d")
+        return einsum(self.log_weight.exp(), self.loc, "k b, k b d -> b d")
+
+    def rsample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Reparametrised iid draws of the mixture, (n, b, d); the pick of a component carries no gradient."""
+        return rearrange(self.draw(n, "iid", generator).z, "n 1 b d -> n b d")
+
+    def draw(self, n: int, how: How, generator: torch.Generator | None = None, site: str = "z") -> Draws:
+        """Draws that keep track of their components.
+
+        Args:
+            n: number of samples S.
+            how: `stratified`: n from every component, weighted; `iid`: n in all, each from a component drawn
+                from the row's weights; `balanced`: one component a row, spread evenly over the batch.
+            generator: source of randomness.
+            site: name of the noise (see `mvkit.noise`).
+        """
+        k, b, d = self.loc.shape
+        drawn = k if how == "stratified" else 1
+        eps = noise.draw(site, (n, drawn, b, d), self.loc, generator=generator, sampler=self.family.noise)
+        if drawn == k:
+            loc, scale, component, log_weight = self.loc, self.scale, None, self.log_weight
+        else:
+            component = self._pick(n, how, generator)
+            index = component.expand(-1, -1, d) if d else component[..., :0]
+            loc, scale = (rearrange(torch.gather(t, 0, index), "s b d -> s 1 b d") for t in (self.loc, self.scale))
+            component = rearrange(component, "s b 1 -> s 1 b")
+            log_weight = self.loc.new_zeros(1, b)
+        return Draws(self, torch.addcmul(loc, scale, eps), eps, scale, component, log_weight)
+
+    def _pick(self, n: int, how: How, generator: torch.Generator | None) -> Tensor:
+        """Components drawn from the rows' weights, (s, b, 1); balanced ones have s = 1."""
+        weight = self.log_weight.detach().exp()
+        weight = weight if self.order is None else weight[self.order]
+        cdf = rearrange(weight.cumsum(0), "k b -> b k")
+        cdf = cdf / cdf[..., -1:]
+        b = cdf.shape[0]
+        if how == "balanced":
+            uniform = noise.draw("choice/component", (2, b), weight, generator=generator)
+            rank = uniform[0].argsort().argsort()
+            uniform = ((rank + uniform[1]) / b).clamp(max=1 - torch.finfo(weight.dtype).eps)
+            uniform = rearrange(uniform, "b -> 1 b")
+        else:
+            uniform = noise.draw("choice/component", (n, b), weight, generator=generator)
+        points = rearrange(uniform, "s b -> b s").contiguous()
+        # right=True skips components without weight: their interval is empty
+        found = torch.searchsorted(cdf.contiguous(), points, right=True)
+        found = found if self.order is None else self.order[found]
+        return rearrange(found, "b s -> s b 1")
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density of the whole mixture, (..., b, d) -> (..., b), in nats.
+
+        Memory: K times z at most 2**22 numbers a block; longer inputs go block by block, and are computed
+        again in the backward pass.
+        """
+        if self.components == 1:
+            return self._log_density(z, self.loc[0], self.scale[0])
+        flat = z.reshape(-1, *z.shape[-2:])
+        rows = max(1, CHUNK // max(1, self.components * flat[0].numel()))
+        pieces = torch.split(flat, rows)
+        if len(pieces) == 1 or not torch.is_grad_enabled():
+            done = [self._mixed(piece, self.loc, self.scale, self.log_weight) for piece in pieces]
+        else:
+            own = (self.loc, self.scale, self.log_weight)
+            done = [checkpoint(self._mixed, piece, *own, use_reentrant=False) for piece in pieces]
+        return torch.cat(done).reshape(z.shape[:-1])
+
+    def _mixed(self, z: Tensor, loc: Tensor, scale: Tensor, log_weight: Tensor) -> Tensor:
+        densities = self._log_density(rearrange(z, "n b d -> n 1 b d"), loc, scale)
+        return torch.logsumexp(densities + log_weight, dim=-2)
+
+    def _log_density(self, z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+        densities = self.family.log_density((z - loc) / scale)
+        return densities.sum(-1) - scale.log().sum(-1)
+
+    def responsibilities(self, z: Tensor) -> Tensor:
+        """p(k|z), (..., b, d) -> (..., b, k), for a prior whose rows are all alike (b = 1 in loc)."""
+        densities = self._log_density(rearrange(z, "... b d -> ... 1 b d"), self.loc, self.scale)
+        return torch.softmax(rearrange(densities + self.log_weight, "... k b -> ... b k"), dim=-1)
+
+    def kl(self, prior: object) -> Tensor | None:
+        """KL(q_k ‖ p) of every component, (k, b), in nats; None where there is no closed form."""
+        if not isinstance(prior, Mixture) or prior.components > 1 or prior.family.density != self.family.density:
+            return None
+        kl = self.family.kl(self.loc, self.scale, prior.loc, prior.scale)
+        return None if kl is None else kl.sum(-1)
+
+    def detach(self) -> Mixture:
+        """The same distribution with every parameter stopped, weights included."""
+        stopped = (self.loc.detach(), self.scale.detach(), self.log_weight.detach())
+        return attrs.evolve(self, loc=stopped[0], scale=stopped[1], log_weight=stopped[2])
+
+    def where(self, rows: Tensor, other: Mixture) -> Mixture:
+        """This mixture in `rows` (b,) bool, `other` in the rest."""
+        b, d = self.loc.shape[1:]
+        theirs = (t.expand(-1, b, d) for t in (other.loc, other.scale))
+        loc, scale = (torch.cat(pair) for pair in zip((self.loc, self.scale), theirs, strict=True))
+        ours = self.log_weight.masked_fill(~rows, -math.inf)
+        log_weight = torch.cat([ours, other.log_weight.expand(-1, b).masked_fill(rows, -math.inf)])
+        return Mixture(self.family, loc, scale, log_weight)
+
+    def sample(
+        self, n: int, component: int | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draws of a prior (b = 1): latents (n, d) and their components (n,)."""
+        weight = rearrange(self.log_weight, "k 1 -> k").exp()
+        if component is None:
+            uniform = noise.draw("choice/component", (n, 1), weight, generator=generator)
+            cdf = weight.cumsum(0)
+            picked = rearrange(torch.searchsorted(cdf / cdf[-1], uniform, right=True), "n 1 -> n")
+        else:
+            picked = torch.full((n,), component, device=weight.device)
+        eps = noise.draw("prior", (n, self.loc.shape[-1]), self.loc, generator=generator, sampler=self.family.noise)
+        return self.loc[picked, 0] + self.scale[picked, 0] * eps, picked
+
+
+@attrs.frozen(eq=False)
+class Draws:
+    """Samples of a mixture, with the components they came from.
+
+    Args:
+        posterior: the whole mixture.
+        z: samples, (s, j, b, d).
+        eps: their standard noise, (s, j, b, d).
+        scale: the scales of their components, broadcastable to z.
+        component: their components, (s or 1, 1, b); None: j is k, in order.
+        log_weight: log-weights of the drawn components, (j, b); they sum to one over j.
+    """
+
+    posterior: Mixture
+    z: Tensor
+    eps: Tensor
+    scale: Tensor
+    component: Tensor | None
+    log_weight: Tensor
+
+    @property
+    def evidence(self) -> Tensor:
+        """What the component of each draw looked at, (s or 1, j, b, m) bool."""
+        evidence = self.posterior.evidence
+        if evidence is None:
+            raise ValueError("this mixture has no evidence")
+        if self.component is None:
+            return rearrange(evidence, "j b m -> 1 j b m")
+        picked = rearrange(self.component, "s 1 b -> s b 1").expand(-1, -1, evidence.shape[-1])
+        return rearrange(torch.gather(evidence, 0, picked), "s b m -> s 1 b m")
+
+    @property
+    def log_qk(self) -> Tensor:
+        """Log-density of each draw under its own component, (s, j, b)."""
+        densities = self.posterior.family.log_density(self.eps)
+        return densities.sum(-1) - self.scale.log().sum(-1)
+
+
+def equal_weights(usable: Tensor, like: Tensor) -> Tensor:
+    """Log-weights 1/n over the usable components of each row, (k, b) bool -> (k, b) of the dtype of `like`.
+
+    A row without any keeps its first component, so that no number is NaN; such rows must not be `active`.
+    """
+    count = reduce(usable.long(), "k b -> 1 b", "sum")
+    first = torch.arange(len(usable), device=usable.device) == 0
+    usable = usable | (rearrange(first, "k -> k 1") & (count == 0))
+    return torch.where(usable, -torch.log(count.clamp(min=1).to(like.dtype)), -math.inf)

@@ -1,0 +1,126 @@
+"""What a modality is, and what parts learn of their surroundings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+from torch import Tensor, nn
+
+from mvkit.errors import ShapeError, SpecError
+from mvkit.spec import field, integer, number, one_of, part, positional_spec
+
+
+def _shape(value: Any) -> str | None:
+    fine = isinstance(value, tuple) and all(type(n) is int and n > 0 for n in value)
+    return None if fine else "a tuple of positive integers, such as (1, 28, 28)"
+
+
+@positional_spec
+class Modality:
+    """One kind of measurement: its shape, its networks, its likelihood and its place in the model.
+
+    Args:
+        shape: shape of one row; class axis last for `categorical`.
+        likelihood: p(x|z): a name, a spec or a dict.
+        encoder: network of q(z|x): a name, a spec, a dict, or an `nn.Module` from (n, *shape) to (n, width).
+        decoder: network of p(x|z): likewise, or an `nn.Module` from (n, d + p) to (n, *shape), with one more
+            axis at the end if the likelihood takes several numbers per element.
+        weight: factor λ of its log-likelihood in objectives.
+        private_dim: width p of its private latent; 0: none.
+        private_beta: factor of its private KL.
+        cross_prior: scale of the prior that stands in for its private latent where it is generated from other
+            modalities: `learned`, or `fixed` at 1.
+
+    Example:
+        >>> import mvkit
+        >>> mvkit.Modality((10,), "categorical").likelihood
+        Categorical()
+    """
+
+    shape: tuple[int, ...] = field(check=_shape)
+    likelihood: Any = part("likelihood", default="normal")
+    encoder: Any = part("network", default="mlp", module=True, kw_only=True)
+    decoder: Any = part("network", default="mlp", module=True, kw_only=True)
+    weight: float = field(default=1.0, check=number(0.0), kw_only=True)
+    private_dim: int = field(default=0, check=integer(), kw_only=True)
+    private_beta: float = field(default=1.0, check=number(0.0), kw_only=True)
+    cross_prior: str = field(default="learned", check=one_of("learned", "fixed"), kw_only=True)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers a row holds, d_m."""
+        return math.prod(self.shape)
+
+
+@attrs.frozen
+class Sizes:
+    """All that a part learns of its surroundings when it is built.
+
+    Args:
+        latent: width d of the shared latent.
+        family: the location-scale family of the experts.
+        modalities: the modalities in the model's order.
+        prior: the spec of the prior.
+    """
+
+    latent: int
+    family: Any
+    modalities: dict[str, Modality]
+    prior: Any
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the modalities in order."""
+        return tuple(self.modalities)
+
+    @property
+    def canonical(self) -> tuple[int, ...]:
+        """Positions of the modalities sorted by name: an order that declaring them otherwise does not change."""
+        return tuple(sorted(range(len(self.names)), key=lambda i: self.names[i]))
+
+
+class Decoder(nn.Module):
+    """A modality's decoder network and its likelihood."""
+
+    def __init__(self, modality: Modality, sizes: Sizes) -> None:
+        super().__init__()
+        self.likelihood = modality.likelihood.build(sizes)
+        params = (self.likelihood.params,) if self.likelihood.params > 1 else ()
+        self.shape = (*modality.shape, *params)
+        network, width = modality.decoder, sizes.latent + modality.private_dim
+        self.network: nn.Module = network if isinstance(network, nn.Module) else network.decoder(width, self.shape)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Outputs for latents of any leading shape, (..., d + p) -> (..., *shape)."""
+        rows = latent.reshape(-1, latent.shape[-1])
+        out = self.network(rows)
+        if tuple(out.shape) != (len(rows), *self.shape):
+            raise ShapeError(
+                f"decoder emitted {tuple(out.shape)} for latents {tuple(rows.shape)}; expected {(len(rows), *self.shape)}"
+            )
+        return out.reshape(*latent.shape[:-1], *self.shape)  # type: ignore[no-any-return]
+
+
+def as_modalities(value: Any) -> dict[str, Modality]:
+    """A mapping from name to shape, dict or `Modality`, as checked modalities."""
+    if not isinstance(value, Mapping) or not value:
+        raise SpecError(f"got {value!r}; expected a mapping from name to shape or Modality, one at least", "modalities")
+    made = {}
+    for name, item in value.items():
+        # names become module names, which may hold no dot and no name of torch's own
+        if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
+            raise SpecError(f"a modality cannot be called {name!r}; take another name, without dots", "modalities")
+        try:
+            made[name] = _as_modality(item)
+        except SpecError as error:
+            raise error.within(f"modalities.{name}") from None
+    return made
+
+
+def _as_modality(value: Any) -> Modality:
+    if isinstance(value, Modality):
+        return value
+    return Modality(**value) if isinstance(value, Mapping) else Modality(value)

@@ -1,0 +1,389 @@
+"""Objectives: which terms to ask a model for, and which bound to make of them.
+
+Axes: b rows, m modalities. Losses are averaged over all rows of the batch, whatever they lack.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from mvkit import bounds
+from mvkit.batch import Batch
+from mvkit.errors import SpecError, suggest
+from mvkit.experts import Experts
+from mvkit.mixture import Mixture
+from mvkit.modality import Sizes
+from mvkit.spec import factors, field, integer, number, one_of, parts, spec
+
+if TYPE_CHECKING:
+    from mvkit.model import Model
+
+_draw = one_of(None, "stratified", "iid", "balanced")
+_bound = one_of(None, "loose", "tight")
+
+
+@attrs.frozen(eq=False)
+class Loss:
+    """What a step minimises, and what it reports.
+
+    Args:
+        loss: mean over the rows of the batch, (), in nats.
+        bound: the bound on log p(x) of each row with all weights at 1, (b,); NaN in rows that the objective skips.
+        metrics: 0-d tensors to watch; whoever shows them converts them.
+    """
+
+    loss: Tensor
+    bound: Tensor
+    metrics: dict[str, Tensor]
+
+
+class Objective(ABC):
+    """Turns a batch into a loss.
+
+    To implement one, decorate a subclass with `@spec`, give it a `kl_weight` that multiplies every KL-like part
+    (ramps act on it), and write `forward`. Draw from `experts.generator`. `build` may refuse options that do not
+    fit the model.
+    """
+
+    kl_weight: float
+
+    @abstractmethod
+    def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
+        """The loss of a conformed batch whose experts are given."""
+
+    def build(self, sizes: Sizes) -> Objective:
+        """The live part: itself, after checks."""
+        return self
+
+
+def finish(bound: Tensor, reported: Tensor, active: Tensor | None, metrics: dict[str, Tensor]) -> Loss:
+    """The loss of a row-wise bound: its mean, rows that are not active counting as 0 and reported as NaN."""
+    reported = reported.detach()
+    if active is not None:
+        bound = torch.where(active, bound, 0.0)
+        reported = torch.where(active, reported, torch.nan)
+    loss = -bound.mean()
+    mean = reported.mean() if active is None else reported.nanmean()
+    return Loss(loss, reported, {"loss": loss.detach(), "bound": mean, **metrics})
+
+
+def _check_names(given: dict[str, float], sizes: Sizes, path: str) -> None:
+    for name in given:
+        if name not in sizes.names:
+            raise SpecError(f"no modality {name!r}; {suggest(name, sizes.names)}", path)
+
+
+def _metrics(model: Model, terms: bounds.Terms, kl: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Mean log-likelihood of each modality over the rows that observe it, and the mean KL."""
+    with torch.no_grad():
+        log_px = torch.einsum("jbm,jb->bm", terms.log_px.mean(0), terms.log_weight.exp()).sum(0)
+        means = (log_px / mask.sum(0).clamp(min=1)).unbind()
+        return {**{f"log_px/{n}": v for n, v in zip(model.names, means, strict=True)}, "kl": kl.detach().mean()}
+
+
+@spec
+class ELBO(Objective):
+    """Evidence lower bound E_q Σ_{m∈O} λ_m log p(x_m|z) - β KL(q ‖ p).
+
+    Args:
+        kl_weight: β.
+        samples: draws S, of each component or in all.
+        draw: `stratified`, `iid` or `balanced`; None: the aggregator's.
+        density: `component`: Σ_k w_k KL(q_k ‖ p), in closed form where there is one; `mixture`: the mixture's own
+            density at the draws.
+        condition: the posterior: the `aggregator`'s, or the `unimodal` ones, each in turn.
+        reduce: `mean` or `sum` over the conditions of a row.
+        reconstruct: `all` observed modalities, or the condition's `own` evidence.
+        weights: factors of λ by modality.
+
+    Reference: Kingma and Welling, 2014, https://arxiv.org/abs/1312.6114; for the unimodal terms Vedantam et al.,
+    2018, https://arxiv.org/abs/1705.10762.
+    """
+
+    kl_weight: float = field(default=1.0, check=number(0.0))
+    samples: int = field(default=1, check=integer(1))
+    draw: str | None = field(default=None, check=_draw)
+    density: str = field(default="component", check=one_of("component", "mixture"))
+    condition: str = field(default="aggregator", check=one_of("aggregator", "unimodal"))
+    reduce: str = field(default="mean", check=one_of("mean", "sum"))
+    reconstruct: str = field(default="all", check=one_of("all", "own"))
+    weights: dict[str, float] = field(default={}, check=factors)
+
+    def build(self, sizes: Sizes) -> ELBO:
+        _check_names(self.weights, sizes, "weights")
+        return self
+
+    def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
+        if self.condition == "aggregator":
+            posterior = model.aggregator.forward(experts, batch)
+            value, reported, metrics = self._bound(model, batch, experts, posterior)
+            return finish(value, reported, posterior.active, metrics)
+        values, reports, metrics = [], [], {}
+        actives = []
+        for name, posterior in model.aggregator.unimodal(experts, batch).items():
+            hidden = batch if self.reconstruct == "all" else batch.hide([name])
+            value, reported, found = self._bound(model, hidden, experts, posterior)
+            actives.append(batch.observed[:, model.names.index(name)])
+            values.append(torch.where(actives[-1], value, 0.0))
+            reports.append(torch.where(actives[-1], reported, 0.0))
+            own = (f"log_px/{name}",) if self.reconstruct == "own" else tuple(found)
+            metrics.update({key: found[key] for key in own} | {f"kl/{name}": found["kl"]})
+        count = torch.stack(actives).sum(0)
+        divide = count.clamp(min=1) if self.reduce == "mean" else 1
+        value, reported = (reduce(torch.add, each) / divide for each in (values, reports))
+        return finish(value, reported, count > 0, metrics)
+
+    def _bound(
+        self, model: Model, batch: Batch, experts: Experts, posterior: Mixture
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The bound (b,) under one posterior, the same with all weights at 1, and metrics."""
+        terms = model.terms(
+            batch,
+            self.samples,
+            experts=experts,
+            posterior=posterior,
+            draw=self.draw or model.aggregator.defaults.draw,
+            reconstruct=self.reconstruct,
+            want="kl" if self.density == "component" else "mixture",
+        )
+        weights, private = model.weights(self.weights), model.private_betas
+        value = bounds.elbo(terms, weights=weights, beta=self.kl_weight, private=private, density=self.density)
+        with torch.no_grad():
+            kl = bounds.divergence(terms, density=self.density)
+            reported = bounds.average(terms.log_px.sum(-1), terms.log_weight) - kl
+        return value, reported, _metrics(model, terms, kl, batch.observed)
+
+
+class _Weighted(Objective):
+    """What iwae and dreg share."""
+
+    kl_weight: float
+    samples: int
+    draw: str | None
+    bound: str | None
+    weights: dict[str, float]
+
+    def build(self, sizes: Sizes) -> Objective:
+        _check_names(self.weights, sizes, "weights")
+        return self
+
+    def _loss(self, model: Model, batch: Batch, experts: Experts, *, doubly: bool) -> Loss:
+        """The importance-weighted loss, its gradient doubly reparametrised if asked."""
+        posterior = model.aggregator.forward(experts, batch)
+        defaults = model.aggregator.defaults
+        terms = model.terms(
+            batch,
+            self.samples,
+            experts=experts,
+            posterior=posterior,
+            draw=self.draw or defaults.weighted_draw,
+            want="mixture",
+            stop_density=doubly,
+        )
+        form = self.bound or defaults.bound
+        weights, private = model.weights(self.weights), model.private_betas
+        log_w = bounds.log_weights(terms, weights=weights, beta=self.kl_weight, private=private)
+        if doubly:
+            value = bounds.dreg(log_w, terms.log_weight, bound=form)
+            self._rescale(model, terms, bounds.normalised(log_w, terms.log_weight, bound=form))
+        else:
+            value = bounds.iwae(log_w, terms.log_weight, bound=form)
+        with torch.no_grad():
+            reported = bounds.iwae(bounds.log_weights(terms), terms.log_weight, bound=form)
+            kl = bounds.divergence(terms, density="mixture")
+        return finish(value, reported, posterior.active, _metrics(model, terms, kl, batch.observed))
+
+    def _rescale(self, model: Model, terms: bounds.Terms, share: Tensor) -> None:
+        """Gradients through draws carry (1-β) ŵ + β ŵ² in all: ŵ is in the surrogate, the rest is put in here."""
+
+        def factor(site: str | None) -> Tensor:
+            beta = self.kl_weight * (1.0 if site is None else model.modalities[site].private_beta)
+            return (1 - beta) + beta * share
+
+        if terms.scaled is not None:
+            terms.scaled(factor)
+
+
+@spec
+class IWAE(_Weighted):
+    """Importance-weighted bound: log mean of S importance weights.
+
+    Args:
+        kl_weight: β on log p(z) - log q(z|x).
+        samples: draws S, of each component or in all.
+        draw: `stratified`, `iid` or `balanced`; None: the aggregator's.
+        bound: `loose` (one log-mean-exp a component) or `tight` (one over all draws); None: the aggregator's.
+        weights: factors of λ by modality.
+
+    Reference: Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016,
+    https://arxiv.org/abs/1509.00519.
+    """
+
+    kl_weight: float = field(default=1.0, check=number(0.0))
+    samples: int = field(default=5, check=integer(1))
+    draw: str | None = field(default=None, check=_draw)
+    bound: str | None = field(default=None, check=_bound)
+    weights: dict[str, float] = field(default={}, check=factors)
+
+    def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
+        return self._loss(model, batch, experts, doubly=False)
+
+
+@spec
+class DReG(_Weighted):
+    """IWAE with the doubly reparametrised gradient, whose signal does not fade as S grows.
+
+    Its expectation is IWAE's gradient when the posterior has one component, or when components are drawn iid
+    and normalised together (`tight`), without evidence-rule private latents; not with stratified or balanced
+    draws of a mixture, nor in the published `loose` form. Those are usable estimators, here to reproduce results.
+
+    Args:
+        kl_weight: β on log p(z) - log q(z|x).
+        samples: draws S, of each component or in all.
+        draw: `stratified`, `iid` or `balanced`; None: the aggregator's.
+        bound: `loose` or `tight`; None: the aggregator's.
+        weights: factors of λ by modality.
+
+    Reference: Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, 2019,
+    https://arxiv.org/abs/1810.04152; Shi et al., 2019, https://arxiv.org/abs/1911.03393.
+    """
+
+    kl_weight: float = field(default=1.0, check=number(0.0))
+    samples: int = field(default=5, check=integer(1))
+    draw: str | None = field(default=None, check=_draw)
+    bound: str | None = field(default=None, check=_bound)
+    weights: dict[str, float] = field(default={}, check=factors)
+
+    def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
+        return self._loss(model, batch, experts, doubly=True)
+
+
+@spec
+class Align(Objective):
+    """Alignment -α Σ_{m∈O} KL(q(z|x_O) ‖ q_m(z|x_m)) of the posterior and the unimodal ones.
+
+    Args:
+        alpha: α.
+        kl_weight: a further factor, for ramps.
+        estimate: `auto`: by components in closed form where there is one, else from samples; `samples`.
+        samples: draws S from each component where sampled.
+
+    Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep Generative Models, 2016,
+    https://arxiv.org/abs/1611.01891.
+    """
+
+    alpha: float = field(default=1.0, check=number(0.0))
+    kl_weight: float = field(default=1.0, check=number(0.0))
+    estimate: str = field(default="auto", check=one_of("auto", "samples"))
+    samples: int = field(default=1, check=integer(1))
+
+    def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
+        posterior = model.aggregator.forward(experts, batch)
+        total = posterior.loc.new_zeros(len(batch))
+        for i, surrogate in enumerate(model.aggregator.unimodal(experts, batch).values()):
+            kl = self._divergence(posterior, surrogate, experts)
+            total = total + torch.where(batch.observed[:, i], kl, 0.0)
+        value = -self.alpha * self.kl_weight * total
+        found = finish(value, torch.full_like(total, torch.nan), posterior.active, {"align": total.detach().mean()})
+        del found.metrics["bound"]  # it bounds nothing
+        return found
+
+    def _divergence(self, posterior: Mixture, other: Mixture, experts: Experts) -> Tensor:
+        """KL by components with their weights, (b,)."""
+        kl = posterior.kl(other) if self.estimate == "auto" else None
+        if kl is None:
+            draws = posterior.draw(self.samples, "stratified", experts.generator)
+            kl = (draws.log_qk - other.log_prob(draws.z)).mean(0)
+        return (posterior.log_weight.exp() * kl).sum(0)
+
+
+@spec
+class Sum(Objective):
+    """Weighted sum of objectives, on the same experts.
+
+    Args:
+        terms: the objectives; the reported bound is that of the first.
+        weights: a factor for each; empty: ones.
+        kl_weight: multiplies the `kl_weight` of every term.
+
+    Reference: the form of Vedantam et al., 2018, https://arxiv.org/abs/1705.10762, among others.
+    """
+
+    terms: tuple[Any, ...] = parts("objective")
+    weights: tuple[float, ...] = ()
+    kl_weight: float = field(default=1.0, check=number(0.0))
+
+    def build(self, sizes: Sizes) -> Sum:
+        if not self.terms or (self.weights and len(self.weights) != len(self.terms)):
+            raise SpecError(f"{len(self.terms)} terms and {len(self.weights)} weights; expected as many, one at least")
+        for i, term in enumerate(self.terms):
+            try:
+                term.build(sizes)
+            except SpecError as error:
+                raise error.within(f"terms.{i}") from None
+        return self
+
+    def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
+        terms = [attrs.evolve(term, kl_weight=term.kl_weight * self.kl_weight) for term in self.terms]
+        losses = [term.forward(model, batch, experts) for term in terms]
+        weights = self.weights or (1.0,) * len(losses)
+        total = reduce(torch.add, [weight * one.loss for weight, one in zip(weights, losses, strict=True)])
+        metrics = {f"{i}/{key}": value for i, one in enumerate(losses) for key, value in one.metrics.items()}
+        first = losses[0]
+        return Loss(total, first.bound, {**metrics, **first.metrics, "loss": total.detach()})
+
+
+@spec
+class JMVAE(Objective):
+    """Joint ELBO and alignment: `sum` of `elbo` and `align`, with warm-up on both KLs.
+
+    Args:
+        alpha: factor of the alignment.
+        beta: factor of the joint KL.
+        kl_weight: factor of both, for ramps.
+
+    Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep Generative Models, 2016,
+    https://arxiv.org/abs/1611.01891, eq. 5.
+    """
+
+    alpha: float = field(default=0.1, check=number(0.0))
+    beta: float = field(default=1.0, check=number(0.0))
+    kl_weight: float = field(default=1.0, check=number(0.0))
+
+    def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
+        terms = (ELBO(kl_weight=self.beta), Align(alpha=self.alpha))
+        return Sum(terms=terms, kl_weight=self.kl_weight).forward(model, batch, experts)
+
+
+@spec
+class TELBO(Objective):
+    """Joint and unimodal bounds at once: ELBO(X; λ) + Σ_m ELBO(x_m; γ_m), each with its own posterior's KL.
+
+    Args:
+        lambdas: factors λ of the joint bound's likelihoods, by modality.
+        gammas: factors γ of the unimodal bounds' likelihoods, by modality.
+        kl_weight: factor of every KL.
+
+    Reference: Vedantam et al., Generative Models of Visually Grounded Imagination, 2018,
+    https://arxiv.org/abs/1705.10762, eq. 4.
+    """
+
+    lambdas: dict[str, float] = field(default={}, check=factors)
+    gammas: dict[str, float] = field(default={}, check=factors)
+    kl_weight: float = field(default=1.0, check=number(0.0))
+
+    def build(self, sizes: Sizes) -> TELBO:
+        _check_names(self.lambdas, sizes, "lambdas")
+        _check_names(self.gammas, sizes, "gammas")
+        return self
+
+    def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
+        unimodal = ELBO(condition="unimodal", reduce="sum", reconstruct="own", weights=self.gammas)
+        terms = (ELBO(weights=self.lambdas), unimodal)
+        return Sum(terms=terms, kl_weight=self.kl_weight).forward(model, batch, experts)

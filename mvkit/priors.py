@@ -1,0 +1,167 @@
+"""Priors p(z).
+
+Axes: c prior components, b rows, d latent.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from mvkit.families import Family
+from mvkit.mixture import Mixture
+from mvkit.modality import Sizes
+from mvkit.spec import field, flag, integer, one_of, spec
+
+
+class Prior(ABC):
+    """Gives p(z), which may depend on the posterior.
+
+    To implement one, write a spec whose `build(sizes)` returns an `nn.Module` with this `forward`. What it
+    returns needs `log_prob(z)` from (..., b, d) to (..., b), and `sample((n,))` to (n, d): any
+    `torch.distributions.Distribution` will do. A `Mixture` of one component gives closed-form KLs.
+    `clusters` is the number of components that `Model.clusters` may assign rows to, 0 if that means nothing.
+    """
+
+    clusters: int = 0
+
+    @abstractmethod
+    def forward(self, posterior: Mixture | None = None) -> Mixture:
+        """The prior, for the rows of `posterior` if it depends on them."""
+
+    def start(self, encode: Callable[[], Tensor], seed: int) -> None:
+        """Called by `fit` before the first step; may place parameters by the encoded rows (b, d)."""
+
+
+def raw_of_one(family: Family, shape: tuple[int, ...]) -> Tensor:
+    """Raw numbers whose scales are 1: the zero of exp, the inverse of softplus elsewhere."""
+    raw = torch.zeros(shape)
+    if shape[-1] and bool((family.scale(raw) - 1).abs().max() > 1e-3):
+        raw = raw + math.log(math.expm1(1.0))
+    return raw
+
+
+class DiagonalPrior(nn.Module, Prior):
+    """One diagonal component, fixed or trained."""
+
+    loc: Tensor
+    raw: Tensor | None
+
+    def __init__(self, sizes: Sizes, *, learn_loc: bool, learn_scale: bool) -> None:
+        super().__init__()
+        self.family: Family = sizes.family
+        shape = (1, 1, sizes.latent)
+        loc = torch.zeros(shape)
+        if learn_loc:
+            self.loc = nn.Parameter(loc)
+        else:
+            self.register_buffer("loc", loc, persistent=False)
+        self.raw = nn.Parameter(raw_of_one(self.family, shape)) if learn_scale else None
+
+    def forward(self, posterior: Mixture | None = None) -> Mixture:
+        """See `Prior.forward`."""
+        scale = torch.ones_like(self.loc) if self.raw is None else self.family.scale(self.raw)
+        return Mixture(self.family, self.loc, scale, self.loc.new_zeros(1, 1))
+
+
+@spec
+class Standard:
+    """Standard prior of the posterior's family: N(0, I), or Laplace(0, 1).
+
+    Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014, https://arxiv.org/abs/1312.6114.
+    """
+
+    def build(self, sizes: Sizes) -> DiagonalPrior:
+        """The live part."""
+        return DiagonalPrior(sizes, learn_loc=False, learn_scale=False)
+
+
+@spec
+class Learnable:
+    """Diagonal prior with trained location and scale, the scale parametrised as the family's.
+
+    Args:
+        learn_loc: whether the location is trained.
+        learn_scale: whether the scale is trained.
+
+    Reference: Shi et al., Variational Mixture-of-Experts Autoencoders for Multi-Modal Deep Generative Models,
+    2019, https://arxiv.org/abs/1911.03393.
+    """
+
+    learn_loc: bool = field(default=True, check=flag)
+    learn_scale: bool = field(default=True, check=flag)
+
+    def build(self, sizes: Sizes) -> DiagonalPrior:
+        """The live part."""
+        return DiagonalPrior(sizes, learn_loc=self.learn_loc, learn_scale=self.learn_scale)
+
+
+@spec
+class MoG:
+    """Mixture prior p(z) = Σ_c π_c F(z; μ_c, σ_c) in the posterior's family F.
+
+    With the exact q(c|z) the mixture VAE's bound is that of this density, in value and gradient: no loop over
+    clusters.
+
+    Args:
+        components: number of components C.
+        learn_scale: whether σ_c is trained (else 1).
+        init: `uniform`: μ_c ~ U(-1, 1); `kmeans`: `fit` puts them at the centres of the encoded data first.
+
+    Reference: Palumbo et al., Deep Generative Clustering with Multimodal Diffusion Variational Autoencoders
+    (CMVAE), 2024, https://openreview.net/forum?id=k5THrhXDV3.
+    """
+
+    components: int = field(default=10, check=integer(1))
+    learn_scale: bool = field(default=False, check=flag)
+    init: str = field(default="uniform", check=one_of("uniform", "kmeans"))
+
+    def build(self, sizes: Sizes) -> MoGPrior:
+        """The live part."""
+        return MoGPrior(self, sizes)
+
+
+class MoGPrior(nn.Module, Prior):
+    """A trained mixture; `weights` are its π."""
+
+    raw: Tensor | None
+
+    def __init__(self, spec: MoG, sizes: Sizes) -> None:
+        super().__init__()
+        self.family: Family = sizes.family
+        self.clusters = spec.components
+        self.init = spec.init
+        shape = (spec.components, 1, sizes.latent)
+        self.loc = nn.Parameter(2 * torch.rand(shape) - 1)
+        self.logits = nn.Parameter(torch.zeros(spec.components))
+        self.raw = nn.Parameter(raw_of_one(self.family, shape)) if spec.learn_scale else None
+
+    def forward(self, posterior: Mixture | None = None) -> Mixture:
+        """See `Prior.forward`."""
+        scale = torch.ones_like(self.loc) if self.raw is None else self.family.scale(self.raw)
+        log_weight = rearrange(torch.log_softmax(self.logits, dim=0), "c -> c 1")
+        return Mixture(self.family, self.loc, scale, log_weight)
+
+    def start(self, encode: Callable[[], Tensor], seed: int) -> None:
+        """With init="kmeans", puts the means at the centres of the encoded rows."""
+        if self.init != "kmeans":
+            return
+        from sklearn.cluster import KMeans
+
+        centres = KMeans(self.clusters, n_init=3, random_state=seed).fit(encode().cpu().numpy()).cluster_centers_
+        with torch.no_grad():
+            self.loc.copy_(rearrange(torch.as_tensor(centres), "c d -> c 1 d"))
+
+    @property
+    def weights(self) -> Tensor:
+        """The mixture's weights π, (c,)."""
+        return torch.softmax(self.logits, dim=0)
+
+    def assign(self, z: Tensor) -> Tensor:
+        """Responsibilities p(c|z), (..., b, d) -> (..., b, c)."""
+        return self.forward().responsibilities(z)

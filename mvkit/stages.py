@@ -1,0 +1,265 @@
+"""Stages: which objective trains which parameters for how long; and what they are made of.
+
+A schedule turns a model and a number of epochs into a list of stages; the list is data, and `fit` goes through it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch import nn
+
+from mvkit.errors import SpecError, suggest
+from mvkit.spec import as_part, field, integer, names, number, one_of, part, parts, positional_spec, spec
+
+if TYPE_CHECKING:
+    from mvkit.model import Model
+
+
+class Ramp(ABC):
+    """A factor over the epochs of a stage. To implement one, write a spec with these two methods."""
+
+    @abstractmethod
+    def at(self, epoch: int, epochs: int) -> float:
+        """The factor in `epoch`, counted from 1, of a stage of `epochs`."""
+
+    @abstractmethod
+    def last(self) -> float:
+        """The factor that validation uses: the end value."""
+
+
+def _fraction(epoch: int, warmup: int) -> float:
+    return min(1.0, epoch / warmup)
+
+
+@positional_spec
+class Linear(Ramp):
+    """From `start` (never quite used) straight to `end`, reached in epoch `epochs`: min(1, epoch / warmup)."""
+
+    start: float = field(default=0.0, check=number())
+    end: float = field(default=1.0, check=number())
+    epochs: int = field(default=10, check=integer(1))
+
+    def at(self, epoch: int, epochs: int) -> float:
+        return self.start + (self.end - self.start) * _fraction(epoch, self.epochs)
+
+    def last(self) -> float:
+        return self.end
+
+
+@positional_spec
+class Cosine(Ramp):
+    """From `start` to `end` along half a cosine, reached in epoch `epochs`."""
+
+    start: float = field(default=0.0, check=number())
+    end: float = field(default=1.0, check=number())
+    epochs: int = field(default=10, check=integer(1))
+
+    def at(self, epoch: int, epochs: int) -> float:
+        share = 0.5 - 0.5 * math.cos(math.pi * _fraction(epoch, self.epochs))
+        return self.start + (self.end - self.start) * share
+
+    def last(self) -> float:
+        return self.end
+
+
+@positional_spec
+class Cyclical(Ramp):
+    """`cycles` linear ramps over the stage, each rising for `rise` of its length.
+
+    Reference: Fu et al., Cyclical Annealing Schedule, 2019, https://arxiv.org/abs/1903.10145.
+    """
+
+    start: float = field(default=0.0, check=number())
+    end: float = field(default=1.0, check=number())
+    cycles: int = field(default=4, check=integer(1))
+    rise: float = field(default=0.5, check=number(high=1.0, above=0.0))
+
+    def at(self, epoch: int, epochs: int) -> float:
+        length = epochs / self.cycles
+        inside = ((epoch - 1) % length + 1) / length
+        return self.start + (self.end - self.start) * min(1.0, inside / self.rise)
+
+    def last(self) -> float:
+        return self.end
+
+
+@spec
+class Adam:
+    """Adam, fused. Reference: Kingma and Ba, 2015, https://arxiv.org/abs/1412.6980."""
+
+    lr: float | None = field(default=None, check=one_of(None, other=number(0.0)))
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def optimizer(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        """A fresh optimizer; its own `lr`, if any, goes before `fit`'s."""
+        return torch.optim.Adam(parameters, self.lr or lr, betas=self.betas, fused=True)
+
+
+@spec
+class AdamW:
+    """AdamW, fused. Reference: Loshchilov and Hutter, 2019, https://arxiv.org/abs/1711.05101."""
+
+    lr: float | None = field(default=None, check=one_of(None, other=number(0.0)))
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = field(default=0.01, check=number(0.0))
+
+    def optimizer(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        """A fresh optimizer; its own `lr`, if any, goes before `fit`'s."""
+        return torch.optim.AdamW(
+            parameters, self.lr or lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
+        )
+
+
+@positional_spec
+class Stage:
+    """A stretch of training with one objective, one set of trained parameters and a fresh optimizer.
+
+    Args:
+        objective: what is minimised; None: the model's own.
+        epochs: how long.
+        trainable: globs over parameter names (`encoders.<modality>.*`, `decoders.…`, `aggregator.*`, `prior.*`,
+            `cross.*`); the rest is frozen and in evaluation mode.
+        optimizer: `adam`, `adamw`, or a spec.
+        ramps: factors over the stage's epochs, by the path of the objective's field: `{"kl_weight": "linear"}`.
+        start_from: what the next stage starts from: this one's `best` weights (validation loss with every ramp at its
+            end value) or its `last`.
+    """
+
+    objective: Any = part("objective", default=None, optional=True)
+    epochs: int = field(default=100, check=integer(1))
+    trainable: tuple[str, ...] = field(default=("*",), check=names)
+    optimizer: Any = part("optimizer", default="adam", kw_only=True)
+    ramps: dict[str, Any] = parts("ramp", default={}, kw_only=True)
+    start_from: str = field(default="best", check=one_of("best", "last"), kw_only=True)
+
+    def at(self, objective: Any, epoch: int | None) -> Any:
+        """The objective with its ramped fields in an epoch counted from 1; None: at their end values."""
+        for path, ramp in self.ramps.items():
+            factor = ramp.last() if epoch is None else ramp.at(epoch, self.epochs)
+            objective = _scaled(objective, path.split("."), factor, path)
+        return objective
+
+
+def _scaled(value: Any, path: list[str], factor: float, whole: str) -> Any:
+    """A spec with the number at a path multiplied."""
+    head, *rest = path
+    if isinstance(value, tuple) and head.isdigit() and int(head) < len(value):
+        items = list(value)
+        items[int(head)] = _scaled(items[int(head)], rest, factor, whole)
+        return tuple(items)
+    fields = {a.name for a in attrs.fields(type(value))} if attrs.has(type(value)) else set()
+    if head not in fields:
+        raise SpecError(f"ramp {whole!r} leads to no field of the objective; {suggest(head, fields)}", "ramps")
+    inner = getattr(value, head)
+    if not rest and isinstance(inner, bool | str | tuple | dict | None):
+        raise SpecError(f"ramp {whole!r} leads to {inner!r}; expected a number", "ramps")
+    return attrs.evolve(value, **{head: _scaled(inner, rest, factor, whole) if rest else inner * factor})
+
+
+@contextlib.contextmanager
+def trainable(model: nn.Module, globs: Iterable[str]) -> Iterator[list[nn.Parameter]]:
+    """Trains only the parameters that match, inside; restores everything on exit.
+
+    Modules whose parameters are all frozen are in evaluation mode, so that no statistic or dropout moves.
+
+    Raises:
+        SpecError: a glob that names no group of parameters.
+    """
+    globs = tuple(globs)
+    groups = _groups(model)
+    for glob in globs:
+        if not any(fnmatch.fnmatchcase(name, glob) for name in groups):
+            tops = sorted({group.partition(".")[0] for group in groups})
+            raise SpecError(f"trainable={glob!r} matches no parameter; groups are {tops}", "trainable")
+    chosen = {n: p for n, p in model.named_parameters() if any(fnmatch.fnmatchcase(n, glob) for glob in globs)}
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    modes = {module: module.training for module in model.modules()}
+    picked = {id(parameter) for parameter in chosen.values()}
+    try:
+        for parameter in before:
+            parameter.requires_grad_(id(parameter) in picked)
+        for module in model.modules():
+            own = list(module.parameters())
+            if own and not any(id(parameter) in picked for parameter in own):
+                module.eval()
+        yield list(chosen.values())
+    finally:
+        for parameter, flag in before.items():
+            parameter.requires_grad_(flag)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _groups(model: nn.Module) -> set[str]:
+    """Names of parameters and, so that a group without any counts too, of the groups themselves."""
+    found = {name for name, _ in model.named_parameters()}
+    for name, child in model.named_children():
+        found.add(f"{name}.")
+        found.update(f"{name}.{inner}." for inner, _ in child.named_children())
+    return found | {f"{name}." for name in ("encoders", "decoders", "aggregator", "prior", "cross")}
+
+
+class Schedule(ABC):
+    """Turns a number of epochs into stages. To implement one, write a spec with this method."""
+
+    @abstractmethod
+    def stages(self, model: Model, epochs: int) -> list[Stage]:
+        """The stages of a model, `epochs` long in all."""
+
+
+@spec
+class Single(Schedule):
+    """One stage with the model's objective; ramps may be given."""
+
+    ramps: dict[str, Any] = parts("ramp", default={})
+
+    def stages(self, model: Model, epochs: int) -> list[Stage]:
+        return [Stage(None, epochs, ramps=self.ramps)]
+
+
+@spec
+class JointThenUnimodal(Schedule):
+    """The joint encoder and the decoders first; then the unimodal encoders, the rest frozen.
+
+    Args:
+        share: share of the epochs that the first stage gets.
+        joint: objective of the first stage.
+        unimodal: objective of the second.
+
+    Reference: Vedantam et al., Generative Models of Visually Grounded Imagination, 2018,
+    https://arxiv.org/abs/1705.10762.
+    """
+
+    share: float = field(default=0.5, check=number(high=1.0, above=0.0))
+    joint: Any = part("objective", default="elbo")
+    unimodal: Any = part(
+        "objective", default={"name": "elbo", "condition": "unimodal", "reduce": "sum", "reconstruct": "own"}
+    )
+
+    def stages(self, model: Model, epochs: int) -> list[Stage]:
+        if not model.aggregator.defaults.own_trunks:
+            raise SpecError(
+                f"schedule 'joint_then_unimodal' needs an aggregator with trunks of its own, and "
+                f"{type(model.spec.aggregator).__name__!r} has none; take aggregator='joint', or schedule='single'"
+            )
+        first = max(1, min(epochs - 1, round(epochs * self.share)))
+        rest = ("aggregator.*", "decoders.*", "prior.*", "cross.*")
+        return [Stage(self.joint, first, rest), Stage(self.unimodal, max(1, epochs - first), ("encoders.*",))]
+
+
+def as_stages(stages: Any, model: Model, epochs: int) -> list[Stage]:
+    """What `fit(stages=…)` means: a schedule by name or spec, a list of stages, or None for the model's schedule."""
+    if stages is None:
+        stages = model.spec.schedule
+    if isinstance(stages, list | tuple):
+        return [stage if isinstance(stage, Stage) else Stage(**stage) for stage in stages]
+    made: Schedule = as_part("schedule", stages)
+    return made.stages(model, epochs)

@@ -1,0 +1,223 @@
+"""fit: the training loop, in one place. A run is a list of stages; each has a fresh optimizer and a best epoch."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from mvkit.batch import Batch, conform, refuse_empty
+from mvkit.data.pipeline import Pipeline
+from mvkit.data.sources import as_batch
+from mvkit.errors import DataError, SpecError
+from mvkit.estimates import evaluation
+from mvkit.objectives import Objective
+from mvkit.priors import Prior
+from mvkit.stages import Stage, as_stages, trainable
+
+if TYPE_CHECKING:
+    from mvkit.model import Model
+
+
+@attrs.frozen(eq=False)
+class History:
+    """What happened, a row an epoch: stage, epoch, metrics, `valid/…` metrics.
+
+    Example:
+        >>> History([{"stage": 0, "epoch": 1, "loss": 2.0}])["loss"]
+        [2.0]
+    """
+
+    rows: list[dict[str, float]] = attrs.field(factory=list)
+
+    def __getitem__(self, key: str) -> list[float]:
+        return [row.get(key, math.nan) for row in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        lines = [", ".join(f"{key} {value:.4g}" for key, value in row.items() if "/" not in key) for row in self.rows]
+        return "\n".join([f"History({len(self)} epochs)", *lines[-5:]])
+
+
+def fit(
+    model: Model,
+    data: Any,
+    *,
+    epochs: int = 100,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    validation: Any = None,
+    stages: Any = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    progress: bool | None = None,
+) -> History:
+    """Trains a model, stage by stage; leaves it in evaluation mode.
+
+    Args:
+        model: what to train; moved to `device`.
+        data: a batch, a mapping of arrays, a dataset, a `Pipeline`, or any iterable of batches (once an epoch).
+        epochs: in all; the schedule shares them out.
+        batch_size: rows a step.
+        lr: learning rate, where the stage's optimizer has none of its own.
+        validation: data as above; the best weights of each stage (lowest loss with ramps at their end) are then kept.
+        stages: a list of stages, or a schedule; None: the model's own schedule.
+        seed: of the order of rows and of all noise; not of the initial weights.
+        device: `auto` (an accelerator if there is one) or a torch device.
+        progress: show a bar; None: on a terminal only.
+
+    Returns:
+        The history, a row an epoch.
+
+    Raises:
+        DataError: no rows, a row with nothing observed, values that a likelihood cannot take.
+        SpecError: a stage that names no parameters.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    if isinstance(model.prior, Prior):
+        rows = data.rows if isinstance(data, Pipeline) else data
+        model.prior.start(lambda: model.encode(rows), seed)
+    plan = as_stages(stages, model, epochs)
+    loader = _loader(model, data, batch_size, seed, shuffle=True)
+    valid = None if validation is None else _loader(model, validation, batch_size, seed, shuffle=False)
+    history = History()
+    with _bar(sum(stage.epochs for stage in plan), progress) as bar:
+        for index, stage in enumerate(plan):
+            Run(model, stage, index, loader, valid, seed, lr, history, bar).stage_through()
+    model.eval()
+    return history
+
+
+@attrs.define(eq=False)
+class Run:
+    """One stage on its way."""
+
+    model: Model
+    stage: Stage
+    index: int
+    loader: Any
+    valid: Any
+    seed: int
+    lr: float
+    history: History
+    bar: Any
+    best: float = math.inf
+    weights: dict[str, Tensor] | None = None
+
+    def stage_through(self) -> None:
+        """All epochs of the stage; afterwards the model holds its best or last weights."""
+        objective = self.stage.objective or self.model.spec.objective
+        self.model.train()
+        with trainable(self.model, self.stage.trainable) as parameters:
+            if not parameters:
+                raise SpecError(
+                    f"stage {self.index} trains {self.stage.trainable}, which has no parameters", "trainable"
+                )
+            optimizer = self.stage.optimizer.optimizer(parameters, self.lr)
+            for epoch in range(1, self.stage.epochs + 1):
+                row: dict[str, float] = {"stage": self.index, "epoch": epoch}
+                row |= self._epoch(self.stage.at(objective, epoch), epoch, optimizer)
+                if self.valid is not None:
+                    row |= self._validate(self.stage.at(objective, None))
+                self.history.rows.append(row)
+                shown = {k.replace("valid/", "valid_"): v for k, v in row.items() if k in ("bound", "valid/loss")}
+                self.bar.set_postfix(shown)
+                self.bar.update()
+        if self.weights is not None and self.stage.start_from == "best":
+            self.model.load_state_dict(self.weights)
+
+    def _epoch(self, objective: Objective, epoch: int, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        generator = _generator(self.model, self.seed, self.index, epoch)
+        if isinstance(self.loader, Pipeline):
+            self.loader.set_epoch(len(self.history))
+        totals = Totals()
+        for batch in self.loader:
+            optimizer.zero_grad(set_to_none=True)
+            found = self.model(batch, objective=objective, generator=generator)
+            if found.loss.requires_grad:  # not if no row of the batch counts
+                found.loss.backward()
+                optimizer.step()
+            totals.add(found.metrics, len(batch))
+        return totals.means()
+
+    def _validate(self, objective: Objective) -> dict[str, float]:
+        """Means over the validation data, the same noise each time; notes the best weights."""
+        generator = _generator(self.model, self.seed, self.index, 0)
+        totals = Totals()
+        with evaluation(self.model), torch.no_grad():
+            for batch in self.valid:
+                totals.add(self.model(batch, objective=objective, generator=generator).metrics, len(batch))
+        means = totals.means()
+        if means["loss"] < self.best:
+            self.best = means["loss"]
+            self.weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        return {f"valid/{key}": value for key, value in means.items()}
+
+
+class Totals:
+    """Means of metrics over rows, without waiting for the device before the end."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.rows = 0
+
+    def add(self, metrics: dict[str, Tensor], rows: int) -> None:
+        """Metrics of a batch of so many rows."""
+        self.rows += rows
+        for key, value in metrics.items():
+            self.sums[key] = self.sums[key] + value * rows if key in self.sums else value * rows
+
+    def means(self) -> dict[str, float]:
+        """What was added, divided by the rows."""
+        if not self.rows:
+            raise DataError(
+                "fit: the loader gave no batch; expected one at least an epoch; check that it is not used up"
+            )
+        keys = list(self.sums)
+        values = (torch.stack([self.sums[key].double() for key in keys]) / self.rows).tolist()
+        return dict(zip(keys, values, strict=True))
+
+
+def _generator(model: Model, seed: int, stage: int, epoch: int) -> torch.Generator:
+    """Noise that is a function of seed, stage and epoch."""
+    generator = torch.Generator(model._like.device)
+    return generator.manual_seed((seed * 1_000_003 + stage) * 1_000_003 + epoch)
+
+
+def _loader(model: Model, data: Any, batch_size: int, seed: int, *, shuffle: bool) -> Iterable[Batch]:
+    """Batches on the model's device: a pipeline over data in memory, or the user's own loader."""
+    if isinstance(data, Pipeline):
+        return data
+    if isinstance(data, Iterable) and not isinstance(data, Mapping):
+        return _Conformed(model, data)
+    rows = conform(as_batch(data), model.layout)
+    refuse_empty(rows)
+    return Pipeline(rows, batch_size=batch_size, shuffle=shuffle, seed=seed, device=model._like.device)
+
+
+@attrs.frozen(eq=False)
+class _Conformed:
+    """A user's loader, its batches checked where they lie and then moved."""
+
+    model: Model
+    loader: Iterable[Any]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            yield self.model.conform(batch)
+
+
+def _bar(total: int, progress: bool | None) -> Any:
+    from tqdm.auto import tqdm
+
+    hidden = not sys.stderr.isatty() if progress is None else not progress
+    return tqdm(total=total, unit="epoch", disable=hidden)
