@@ -18,7 +18,7 @@ from mvkit.batch import Batch
 from mvkit.errors import SpecError
 from mvkit.experts import Experts
 from mvkit.families import Family
-from mvkit.mixture import How, Mixture, equal_weights
+from mvkit.mixture import Mixture, equal_weights
 from mvkit.modality import Sizes
 from mvkit.spec import field, flag, integer, one_of, spec
 
@@ -35,8 +35,8 @@ class Defaults:
         own_trunks: whether it encodes the data itself, so that the unimodal encoders can be trained after it.
     """
 
-    draw: How = "stratified"
-    weighted_draw: How = "stratified"
+    draw: str = "stratified"
+    weighted_draw: str = "stratified"
     bound: str = "tight"
     private_from: str = "observed"
     own_trunks: bool = False

@@ -40,6 +40,18 @@ def _tensors(value: Mapping[str, Any] | None) -> dict[str, Tensor] | None:
     return {name: as_tensor(item, f"batch.data[{name!r}]") for name, item in value.items()}
 
 
+def _data(value: Mapping[str, Any]) -> dict[str, Tensor]:
+    return _tensors(value) or {}
+
+
+def _mask(value: Any) -> Tensor | None:
+    return None if value is None else as_tensor(value, "batch.mask")
+
+
+def _likelihoods(live: dict[str, Likelihood]) -> list[str]:
+    return [repr(one) for one in live.values()]
+
+
 @attrs.frozen
 class Layout:
     """What a model expects of a batch.
@@ -51,7 +63,7 @@ class Layout:
     """
 
     shapes: dict[str, tuple[int, ...]]
-    likelihoods: dict[str, Likelihood] = attrs.field(eq=lambda live: [repr(one) for one in live.values()])
+    likelihoods: dict[str, Likelihood] = attrs.field(eq=_likelihoods)
     dtype: torch.dtype
 
     @property
@@ -84,10 +96,8 @@ class Batch:
         2
     """
 
-    data: dict[str, Tensor] = attrs.field(converter=lambda value: _tensors(value) or {})
-    mask: Tensor | None = attrs.field(
-        default=None, converter=lambda v: None if v is None else as_tensor(v, "batch.mask")
-    )
+    data: dict[str, Tensor] = attrs.field(converter=_data)
+    mask: Tensor | None = attrs.field(default=None, converter=_mask)
     elements: dict[str, Tensor] | None = attrs.field(default=None, converter=_tensors)
     extra: dict[str, Any] = attrs.field(factory=dict)
     layout: Layout | None = attrs.field(default=None, kw_only=True, repr=False)
@@ -115,7 +125,10 @@ class Batch:
 
     def take(self, index: Tensor | slice) -> Batch:
         """The rows at `index` (n,), gathered in one go a tensor."""
-        pick = (lambda t: t[index]) if isinstance(index, slice) else (lambda t: t.index_select(0, index))
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor[index] if isinstance(index, slice) else tensor.index_select(0, index)
+
         mask = None if self.mask is None else pick(self.mask)
         taken = attrs.evolve(
             self,
@@ -235,7 +248,7 @@ def _checked_mask(mask: Tensor | None, b: int, names: tuple[str, ...]) -> Tensor
         raise ShapeError(f"batch.mask: dtype {mask.dtype}; expected torch.bool, True where observed; use mask.bool()")
     if mask.shape != (b, len(names)):
         raise ShapeError(
-            f"batch.mask: shape {tuple(mask.shape)}; expected {(b, len(names))}, a column for each of {', '.join(names)}"
+            f"batch.mask: shape {tuple(mask.shape)}; expected {(b, len(names))}, columns {', '.join(names)}"
         )
     return mask
 
@@ -272,8 +285,8 @@ def _elements(missing: Tensor, column: Tensor | None, given: Tensor | None, name
         lost = column & reduce(missing, "b ... -> b", "min")
         if lost.any():
             raise DataError(
-                f"{where}: the mask says row {_first(lost)} is observed, but it is all NaN; correct the mask, or leave it "
-                "out and let NaN say what is missing"
+                f"{where}: the mask says row {_first(lost)} is observed, but it is all NaN; correct the mask, or leave "
+                "it out and let NaN say what is missing"
             )
     if given is None:
         return ~missing

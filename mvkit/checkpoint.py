@@ -120,8 +120,8 @@ def load(
         device: where to put it.
 
     Raises:
-        CheckpointError: truncated, altered, of an unknown format, no checkpoint of mvkit at all, needing a package that is
-            not installed, or a module that was not given.
+        CheckpointError: truncated, altered, of an unknown format, no checkpoint of mvkit at all, needing a package that
+            is not installed, or a module that was not given.
     """
     blob = Path(path).read_bytes()
     header = _checked_header(blob, str(path))

@@ -62,14 +62,14 @@ class Experts:
         if index is not None and not len(index) and not torch.is_grad_enabled():
             return torch.zeros(len(x), total, dtype=x.dtype, device=x.device)
         rows = x if index is None else x.index_select(0, index)
-        out = self.encoders[name](rows)
+        out: Tensor = self.encoders[name](rows)
         if tuple(out.shape) != (len(rows), total):
             raise ShapeError(
-                f"encoders.{name}: emitted {tuple(out.shape)} for rows {tuple(rows.shape)}; expected {(len(rows), total)}: "
+                f"encoders.{name}: emitted {tuple(out.shape)} for {tuple(rows.shape)}; expected {(len(rows), total)}: "
                 f"{self.width} numbers for the aggregator and {total - self.width} for the private latent"
             )
         if index is None:
-            return out  # type: ignore[no-any-return]
+            return out
         return out.new_zeros(len(x), total).index_copy(0, index, out)
 
     @cached_property

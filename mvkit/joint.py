@@ -99,16 +99,15 @@ class JointAggregator(nn.Module, Aggregator):
         self.trunks = nn.ModuleDict()
         features = 0
         for name, modality in sizes.modalities.items():
-            network = spec.trunks.get(name)
-            network = (
-                _fresh_copy(modality.encoder)
-                if network is None and isinstance(modality.encoder, nn.Module)
-                else network
-            )
-            network = modality.encoder if network is None else network
-            module = isinstance(network, nn.Module)
-            self.trunks[name] = network if module else network.encoder(modality.shape, spec.features)
-            features += _module_width(network, modality.shape) if module else spec.features
+            network: Any = spec.trunks.get(name) or modality.encoder
+            if network is modality.encoder and isinstance(network, nn.Module):
+                network = _fresh_copy(network)
+            if isinstance(network, nn.Module):
+                self.trunks[name] = network
+                features += _module_width(network, modality.shape)
+            else:
+                self.trunks[name] = network.encoder(modality.shape, spec.features)
+                features += spec.features
         self.head = head_of(spec.network, features, 2 * sizes.latent)
 
     def _encode(self, batch: Batch, family: Family) -> tuple[Tensor, Tensor]:

@@ -206,7 +206,8 @@ class StudentTLikelihood(nn.Module, Likelihood):
         normal = torch.randn(out.shape, dtype=out.dtype, device=out.device, generator=generator)
         # chi-square of df degrees: twice a gamma of df / 2
         chi = 2 * torch._standard_gamma(df / 2, generator=generator)
-        return out + self.scale() * normal * torch.rsqrt(chi / df)
+        drawn: Tensor = out + self.scale() * normal * torch.rsqrt(chi / df)
+        return drawn
 
 
 @spec

@@ -6,7 +6,6 @@ Axes: s samples, j drawn components, k components, b rows, m modalities, d laten
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import attrs
 import torch
@@ -17,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 from mvkit import noise
 from mvkit.families import Family
 
-How = Literal["stratified", "iid", "balanced"]
 CHUNK = 2**22  # numbers in one (n, k, b, d) block of a density; keeps blocks near the cache
 
 
@@ -67,7 +65,7 @@ class Mixture:
         """Reparametrised iid draws of the mixture, (n, b, d); the pick of a component carries no gradient."""
         return rearrange(self.draw(n, "iid", generator).z, "n 1 b d -> n b d")
 
-    def draw(self, n: int, how: How, generator: torch.Generator | None = None, site: str = "z") -> Draws:
+    def draw(self, n: int, how: str, generator: torch.Generator | None = None, site: str = "z") -> Draws:
         """Draws that keep track of their components.
 
         Args:
@@ -90,7 +88,7 @@ class Mixture:
             log_weight = self.loc.new_zeros(1, b)
         return Draws(self, torch.addcmul(loc, scale, eps), eps, scale, component, log_weight)
 
-    def _pick(self, n: int, how: How, generator: torch.Generator | None) -> Tensor:
+    def _pick(self, n: int, how: str, generator: torch.Generator | None) -> Tensor:
         """Components drawn from the rows' weights, (s, b, 1); balanced ones have s = 1."""
         weight = self.log_weight.detach().exp()
         weight = weight if self.order is None else weight[self.order]

@@ -99,7 +99,8 @@ class Decoder(nn.Module):
         out = self.network(rows)
         if tuple(out.shape) != (len(rows), *self.shape):
             raise ShapeError(
-                f"decoder emitted {tuple(out.shape)} for latents {tuple(rows.shape)}; expected {(len(rows), *self.shape)}"
+                f"decoder emitted {tuple(out.shape)} for latents {tuple(rows.shape)}; expected "
+                f"{(len(rows), *self.shape)}"
             )
         return out.reshape(*latent.shape[:-1], *self.shape)  # type: ignore[no-any-return]
 

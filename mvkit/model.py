@@ -7,7 +7,7 @@ c clusters. Log-probabilities in nats.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 import torch
@@ -20,7 +20,7 @@ from mvkit.data.sources import as_batch
 from mvkit.errors import RequestError, ShapeError, SpecError, suggest
 from mvkit.experts import Experts
 from mvkit.families import Family
-from mvkit.mixture import How, Mixture
+from mvkit.mixture import Mixture
 from mvkit.modality import Decoder, Modality, Sizes, as_modalities
 from mvkit.objectives import Loss
 from mvkit.priors import Prior, raw_of_one
@@ -107,7 +107,7 @@ class Model(nn.Module):
         options = {"aggregator": aggregator, "prior": prior, "objective": objective, "family": family}
         try:
             self.spec = ModelSpec(
-                modalities=modalities,
+                modalities=modalities,  # type: ignore[arg-type]
                 latent_dim=latent_dim,
                 rescale=rescale,
                 private_from=private_from,
@@ -137,7 +137,8 @@ class Model(nn.Module):
         self.n_clusters = self.prior.clusters if isinstance(self.prior, Prior) else 0
         self.objective = _built("objective", spec.objective, sizes)
         self.width = self.aggregator.width(spec.latent_dim)
-        self.spec = spec = attrs.evolve(spec, private_from=spec.private_from or self.aggregator.defaults.private_from)
+        rule = spec.private_from or self.aggregator.defaults.private_from
+        self.spec = attrs.evolve(spec, private_from=rule)  # type: ignore[misc]
         self.encoders, self.decoders, self.cross = nn.ModuleDict(), nn.ModuleDict(), nn.ParameterDict()
         for name, modality in spec.modalities.items():
             try:
@@ -224,9 +225,9 @@ class Model(nn.Module):
         *,
         experts: Experts | None = None,
         posterior: Mixture | None = None,
-        draw: How = "iid",
-        reconstruct: Literal["all", "own"] = "all",
-        want: Literal["kl", "mixture"] = "kl",
+        draw: str = "iid",
+        reconstruct: str = "all",
+        want: str = "kl",
         stop_density: bool = False,
     ) -> Terms:
         """Every log-density of a conformed batch at n draws of the posterior.
@@ -335,7 +336,7 @@ class Model(nn.Module):
             w = z.new_zeros(*z.shape[:-1], modality.private_dim) if w is None else w
             z = torch.cat([z, w.expand(*z.shape[:-1], -1)], -1)
         out, likelihood = decoder(z), decoder.likelihood
-        return likelihood.sample(out, generator) if sample else likelihood.mean(out)  # type: ignore[union-attr, operator, no-any-return]
+        return likelihood.sample(out, generator) if sample else likelihood.mean(out)  # type: ignore[union-attr, operator]
 
     def _modality(self, name: str) -> Modality:
         if name not in self.modalities:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class Network(ABC):
 
 def _layers(widths: list[int], activation: str) -> list[nn.Module]:
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         layers += [_linear(before, after), ACTIVATIONS[activation]()]
     return layers[:-1]
 
@@ -103,7 +104,7 @@ class _Convolutions(nn.Module):
         super().__init__()
         conv = nn.Conv2d if len(shape) == 3 else nn.Conv1d
         layers: list[nn.Module] = [_Channels(shape)]
-        for before, after in zip(plan[:-1], plan[1:], strict=True):
+        for before, after in pairwise(plan):
             layers += [conv(before[0], after[0], 3, stride=2, padding=1), ACTIVATIONS[activation]()]
         self.layers = nn.Sequential(*layers, nn.Flatten(), _linear(math.prod(plan[-1]), width))
 
@@ -119,7 +120,7 @@ class _Deconvolutions(nn.Module):
         deconv = nn.ConvTranspose2d if len(plan[0]) == 3 else nn.ConvTranspose1d
         up = plan[::-1]
         layers: list[nn.Module] = [_linear(width, math.prod(up[0])), nn.Unflatten(1, up[0])]
-        for before, after in zip(up[:-1], up[1:], strict=True):
+        for before, after in pairwise(up):
             padding = tuple(b - (2 * a - 1) for a, b in zip(before[1:], after[1:], strict=True))
             deconvolve = deconv(before[0], after[0], 3, stride=2, padding=1, output_padding=padding)  # type: ignore[arg-type]
             layers += [ACTIVATIONS[activation](), deconvolve]

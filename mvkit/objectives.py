@@ -20,6 +20,7 @@ from mvkit.experts import Experts
 from mvkit.mixture import Mixture
 from mvkit.modality import Sizes
 from mvkit.spec import factors, field, integer, number, one_of, parts, spec
+from mvkit.terms import Terms
 
 if TYPE_CHECKING:
     from mvkit.model import Model
@@ -79,7 +80,7 @@ def _check_names(given: dict[str, float], sizes: Sizes, path: str) -> None:
             raise SpecError(f"no modality {name!r}; {suggest(name, sizes.names)}", path)
 
 
-def _metrics(model: Model, terms: bounds.Terms, kl: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def _metrics(model: Model, terms: Terms, kl: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Mean log-likelihood of each modality over the rows that observe it, and the mean KL."""
     with torch.no_grad():
         log_px = torch.einsum("jbm,jb->bm", terms.log_px.mean(0), terms.log_weight.exp()).sum(0)
@@ -199,7 +200,7 @@ class _Weighted(Objective):
             kl = bounds.divergence(terms, density="mixture")
         return finish(value, reported, posterior.active, _metrics(model, terms, kl, batch.observed))
 
-    def _rescale(self, model: Model, terms: bounds.Terms, share: Tensor) -> None:
+    def _rescale(self, model: Model, terms: Terms, share: Tensor) -> None:
         """Gradients through draws carry (1-β) ŵ + β ŵ² in all: ŵ is in the surrogate, the rest is put in here."""
 
         def factor(site: str | None) -> Tensor:

@@ -186,7 +186,7 @@ def _refusal(component: Any) -> str | None:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", component.name):
         return f"{component.kind} {component.name!r}: a name is made of a-z, 0-9 and _, a letter first"
     if component.api > API:
-        return f"{component.kind} {component.name!r} needs component API {component.api}, this mvkit has {API}; upgrade mvkit"
+        return f"{component.kind} {component.name!r} needs component API {component.api}, not {API}; upgrade mvkit"
     return None
 
 

@@ -34,7 +34,7 @@ class Prior(ABC):
     def forward(self, posterior: Mixture | None = None) -> Mixture:
         """The prior, for the rows of `posterior` if it depends on them."""
 
-    def start(self, encode: Callable[[], Tensor], seed: int) -> None:
+    def start(self, encode: Callable[[], Tensor], seed: int) -> None:  # noqa: B027
         """Called by `fit` before the first step; may place parameters by the encoded rows (b, d)."""
 
 

@@ -58,7 +58,8 @@ class Private:
         by_evidence = model.spec.private_from == "evidence"
         counted = draws.evidence & used if by_evidence else used
         share = _share(draws, experts.batch.observed, each=by_evidence or used.ndim == 4)
-        w, drawn, ratios, kls = {}, {}, [], []
+        w, drawn, ratios = {}, {}, []
+        kls: list[Tensor | None] = []
         like = draws.z.new_zeros(draws.z.shape[:-1])
         for i, name in enumerate(model.names):
             if name not in with_private or name in experts.batch.hidden:
@@ -93,7 +94,7 @@ class Private:
         for site, tensor in ((None, draws.z), *self.drawn.items()):
             if tensor.requires_grad:
                 by = rearrange(factor(site), "s j b -> s j b 1")
-                tensor.register_hook(lambda gradient, by=by: gradient * by)  # type: ignore[misc]
+                tensor.register_hook(lambda gradient, by=by: gradient * by)
 
 
 def _log_ratio(family: Family, w: Tensor, loc: Tensor, scale: Tensor) -> Tensor:

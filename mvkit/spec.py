@@ -7,6 +7,7 @@ A part is named by a string, an object or a dict, and the three compare equal on
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, dataclass_transform
@@ -76,8 +77,8 @@ def parts(kind: str, *, default: Any = attrs.NOTHING, module: bool = False, kw_o
 
 def _field(convert: Callable[[Any, attrs.Attribute[Any]], Any], default: Any, kw_only: bool) -> Any:
     if isinstance(default, dict):
-        default = attrs.Factory(lambda value=default: dict(value))
-    converter: Any = attrs.Converter(convert, takes_field=True)  # type: ignore[call-overload]
+        default = attrs.Factory(default.copy)
+    converter: Any = attrs.Converter(convert, takes_field=True)
     return attrs.field(default=default, converter=converter, kw_only=kw_only)
 
 
@@ -121,16 +122,16 @@ def positional_spec(cls: type[T]) -> type[T]:
 
 
 def _define(cls: type[T], *, kw_only: bool) -> type[T]:
-    for name in cls.__dict__.get("__annotations__", {}):
+    for name in inspect.get_annotations(cls):
         value = cls.__dict__.get(name, attrs.NOTHING)
         if not type(value).__module__.startswith("attr"):
             setattr(cls, name, field(default=value))
-    made = attrs.frozen(kw_only=kw_only, slots=False)(cls)
+    made: Any = attrs.frozen(kw_only=kw_only, slots=False)(cls)
     initialise = made.__init__
-    options = {attribute.name for attribute in attrs.fields(made)}  # type: ignore[arg-type]
+    options = {attribute.name for attribute in attrs.fields(made)}
 
     @functools.wraps(initialise)
-    def __init__(self: T, *args: Any, **kwargs: Any) -> None:
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
         unknown = next((name for name in kwargs if name not in options), None)
         if unknown:
             raise SpecError(f"unknown option of {made.__name__}; {suggest(unknown, options)}", unknown)
@@ -139,8 +140,8 @@ def _define(cls: type[T], *, kw_only: bool) -> type[T]:
         except TypeError as error:  # a missing or surplus argument; the reason is Python's own
             raise SpecError(f"{made.__name__}: {error}") from None
 
-    made.__init__ = __init__  # type: ignore[method-assign]
-    return made
+    made.__init__ = checked
+    return made  # type: ignore[no-any-return]
 
 
 def is_spec(value: Any) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from mvkit.batch import Batch
 from mvkit.experts import Experts
 from mvkit.likelihoods import Context
-from mvkit.mixture import How, Mixture
+from mvkit.mixture import Mixture
 from mvkit.private import Private
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def evaluate_terms(
     experts: Experts,
     posterior: Mixture,
     *,
-    draw: How,
+    draw: str,
     reconstruct: str,
     want: str,
     stop_density: bool,
@@ -124,7 +124,7 @@ def _decoded(model: Model, name: str, batch: Batch, latent: Tensor, index: Tenso
     decoder = model.decoders[name]
     s, j, n, _ = latent.shape
     out = decoder(rearrange(latent, "s j n d -> (s j) n d"))
-    log_px = decoder.likelihood.log_prob(out, x, Context(elements))  # type: ignore[union-attr, operator]
+    log_px: Tensor = decoder.likelihood.log_prob(out, x, Context(elements))  # type: ignore[union-attr, operator]
     if elements is not None:
         log_px = torch.where(elements, log_px, 0.0)
     # without rows there is nothing to reshape, but the decoder stays in the graph

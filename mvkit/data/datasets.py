@@ -115,7 +115,8 @@ class LinearGaussianTruth:
         weight, bias, sigma = self._joined(tuple(data))
         covariance = weight @ weight.T + torch.diag(sigma.square())
         x = torch.cat(list(data.values()), -1)
-        return torch.distributions.MultivariateNormal(bias, covariance).log_prob(x)
+        density: Tensor = torch.distributions.MultivariateNormal(bias, covariance).log_prob(x)
+        return density
 
     def posterior(self, data: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Mean (b, d) and covariance (d, d) of p(z|x_O) for the modalities in `data`."""

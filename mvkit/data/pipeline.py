@@ -6,6 +6,7 @@ In-memory rows are gathered by index a batch at a time, never row by row. The or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,7 +56,7 @@ class Pipeline:
         self._loader: Any = None
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
+        return math.ceil(len(self.rows) / self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of the next pass."""
