@@ -6,6 +6,7 @@ c clusters. Log-probabilities in nats.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from mvkit.mixture import Mixture
 from mvkit.modality import Decoder, Modality, Sizes, as_modalities
 from mvkit.objectives import Loss
 from mvkit.priors import Prior, raw_of_one
+from mvkit.stages import Single
 from mvkit.spec import as_part, factors, field, integer, one_of, part, spec
 from mvkit.terms import Terms, evaluate_terms
 
@@ -145,6 +147,13 @@ class Model(nn.Module):
                 self._build_modality(name, modality, sizes)
             except SpecError as error:
                 raise error.within(f"modalities.{name}") from None
+        if self.aggregator.defaults.own_trunks and not self.objective.trains_unimodal and spec.schedule == Single():
+            warnings.warn(
+                f"objective {type(spec.objective).__name__} trains the unimodal encoders of aggregator "
+                f"{type(spec.aggregator).__name__} on incomplete rows only; take 'jmvae' or 'telbo', or "
+                "schedule='joint_then_unimodal', to give them something to learn from complete rows",
+                stacklevel=4,
+            )
         self._lambdas = self._base_weights()
         self._vectors: dict[Any, Tensor] = {}
         self._layouts: dict[torch.dtype, Layout] = {}

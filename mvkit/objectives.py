@@ -54,6 +54,8 @@ class Objective(ABC):
 
     kl_weight: float
 
+    trains_unimodal = False  # whether it trains each unimodal posterior, whatever a row observes
+
     @abstractmethod
     def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
         """The loss of a conformed batch whose experts are given."""
@@ -115,6 +117,10 @@ class ELBO(Objective):
     reduce: str = field(default="mean", check=one_of("mean", "sum"))
     reconstruct: str = field(default="all", check=one_of("all", "own"))
     weights: dict[str, float] = field(default={}, check=factors)
+
+    @property
+    def trains_unimodal(self) -> bool:  # type: ignore[override]
+        return self.condition == "unimodal"
 
     def build(self, sizes: Sizes) -> ELBO:
         _check_names(self.weights, sizes, "weights")
@@ -283,6 +289,7 @@ class Align(Objective):
     kl_weight: float = field(default=1.0, check=number(0.0))
     estimate: str = field(default="auto", check=one_of("auto", "samples"))
     samples: int = field(default=1, check=integer(1))
+    trains_unimodal = True
 
     def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
         posterior = model.aggregator.forward(experts, batch)
@@ -320,6 +327,10 @@ class Sum(Objective):
     weights: tuple[float, ...] = ()
     kl_weight: float = field(default=1.0, check=number(0.0))
 
+    @property
+    def trains_unimodal(self) -> bool:  # type: ignore[override]
+        return any(term.trains_unimodal for term in self.terms)
+
     def build(self, sizes: Sizes) -> Sum:
         if not self.terms or (self.weights and len(self.weights) != len(self.terms)):
             raise SpecError(f"{len(self.terms)} terms and {len(self.weights)} weights; expected as many, one at least")
@@ -356,6 +367,7 @@ class JMVAE(Objective):
     alpha: float = field(default=0.1, check=number(0.0))
     beta: float = field(default=1.0, check=number(0.0))
     kl_weight: float = field(default=1.0, check=number(0.0))
+    trains_unimodal = True
 
     def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
         terms = (ELBO(kl_weight=self.beta), Align(alpha=self.alpha))
@@ -378,6 +390,7 @@ class TELBO(Objective):
     lambdas: dict[str, float] = field(default={}, check=factors)
     gammas: dict[str, float] = field(default={}, check=factors)
     kl_weight: float = field(default=1.0, check=number(0.0))
+    trains_unimodal = True
 
     def build(self, sizes: Sizes) -> TELBO:
         _check_names(self.lambdas, sizes, "lambdas")
