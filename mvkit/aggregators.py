@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
+from typing import Any
 
 import attrs
 import torch
@@ -83,7 +84,7 @@ def product(
         experts: the unimodal experts.
         mask: observed modalities, (b, m) bool.
         members: experts of each subset, (k, m) for all rows alike or (k, b, m) bool.
-        usable: rows that observe all members, (k, b) bool; the others get the prior expert alone, or N(0, I).
+        usable: rows that observe all members, (k, b) bool; what the others get is proper, but means nothing.
         prior: precision added to each product, broadcastable to (k, b, 1).
 
     Returns:
@@ -92,11 +93,32 @@ def product(
     precision = torch.where(rearrange(mask, "b m -> m b 1"), experts.scale.square().reciprocal(), 0.0)
     pattern = "k m, m b d -> k b d" if members.ndim == 2 else "k b m, m b d -> k b d"
     chosen = members.to(precision.dtype)
-    ok = rearrange(usable, "k b -> k b 1")
-    # both guards before the division: a product of nothing would make NaN gradients
-    total = torch.where(ok, einsum(chosen, precision, pattern), 1.0) + prior
-    weighted = torch.where(ok, einsum(chosen, precision * experts.loc, pattern), 0.0)
-    return weighted / total, torch.rsqrt(total)
+    # a standard normal guards what a row cannot use: a product of nothing would make NaN gradients
+    guard = rearrange(~usable, "k b -> k b 1").to(precision.dtype) + prior
+    total = einsum(chosen, precision, pattern).add_(guard)
+    weighted = einsum(chosen, precision * experts.loc, pattern)
+    located: tuple[Tensor, Tensor] = _Located.apply(weighted, total)
+    return located
+
+
+class _Located(torch.autograd.Function):
+    """Mean and standard deviation from precision-weighted mean and precision, with a gradient in few passes."""
+
+    @staticmethod
+    def forward(ctx: Any, weighted: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        scale = torch.rsqrt(total)
+        variance = scale * scale
+        loc = weighted * variance
+        ctx.save_for_backward(loc, scale, variance)
+        return loc, scale
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, to_loc: Tensor, to_scale: Tensor) -> tuple[Tensor, Tensor]:
+        loc, scale, variance = ctx.saved_tensors
+        to_weighted = to_loc * variance
+        to_total = (to_scale * scale).mul_(variance).mul_(-0.5).addcmul_(to_weighted, loc, value=-1.0)
+        return to_weighted, to_total
 
 
 def product_of_observed(experts: Experts, mask: Tensor, prior: Tensor | float) -> Mixture:

@@ -130,14 +130,14 @@ class Batch:
             return tensor[index] if isinstance(index, slice) else tensor.index_select(0, index)
 
         mask = None if self.mask is None else pick(self.mask)
-        taken = attrs.evolve(
+        return attrs.evolve(
             self,
             data={name: pick(value) for name, value in self.data.items()},
             mask=mask,
             elements=None if self.elements is None else {n: pick(v) for n, v in self.elements.items()},
             extra={name: _pick(value, index) for name, value in self.extra.items()},
+            **({} if self.layout is None or mask is None else _indices(mask)),
         )
-        return taken if self.layout is None or mask is None else _with_rows(taken, mask)
 
     def hide(self, keep: Iterable[str]) -> Batch:
         """A conformed batch with only the modalities in `keep` left observed."""
@@ -210,21 +210,20 @@ def conform(batch: Batch, layout: Layout) -> Batch:
         if present is not None:
             elements[name] = present
     mask = torch.stack(columns, dim=1)
-    conformed = Batch(data, mask, elements or None, batch.extra, layout=layout)
-    return _with_rows(conformed, mask)
+    return Batch(data, mask, elements or None, batch.extra, layout=layout, **_indices(mask))
 
 
-def _with_rows(batch: Batch, mask: Tensor) -> Batch:
-    """Notes which rows observe each modality, and the first that observes nothing."""
+def _indices(mask: Tensor) -> dict[str, Any]:
+    """Which rows observe each modality and which all, and the first that observes nothing."""
     counts = mask.sum(0).tolist()
-    rows = tuple(
-        None if count == len(mask) else rearrange(mask[:, i].nonzero(), "n 1 -> n") for i, count in enumerate(counts)
-    )
-    complete = all(index is None for index in rows)
-    whole = None if complete else rearrange(mask.all(1).nonzero(), "n 1 -> n")
-    some = any(index is None for index in rows)
-    empty = mask.new_empty(0) if some else rearrange((~mask.any(1)).nonzero(), "n 1 -> n")
-    return attrs.evolve(batch, rows=rows, whole=whole, nothing=int(empty[0]) if len(empty) else None)
+    b = len(mask)
+    found = torch.split(mask.T.nonzero(as_tuple=True)[1], counts)
+    rows = tuple(None if count == b else index for count, index in zip(counts, found, strict=True))
+    if min(counts) == b:
+        return {"rows": rows, "whole": None, "nothing": None}
+    whole = mask.all(1).nonzero(as_tuple=True)[0]
+    empty = mask.new_empty(0) if max(counts) == b else (~mask.any(1)).nonzero()
+    return {"rows": rows, "whole": whole, "nothing": int(empty[0]) if len(empty) else None}
 
 
 def _length(batch: Batch) -> int:

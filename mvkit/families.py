@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,10 +64,40 @@ def _normal_log_density(eps: Tensor) -> Tensor:
     return eps * eps * -0.5 - 0.5 * math.log(2 * math.pi)
 
 
+class _NormalKL(torch.autograd.Function):
+    """KL(N(loc, scale) ‖ N(loc0, scale0)), elementwise.
+
+    An analytic gradient, since autograd's would hold seven tensors of the size of 2^M - 1 components.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loc: Tensor, scale: Tensor, loc0: Tensor, scale0: Tensor) -> Tensor:
+        ctx.save_for_backward(loc, scale, loc0, scale0)
+        inverse = scale0.reciprocal()
+        ratio = scale * inverse
+        shift = (loc - loc0).mul_(inverse)
+        kl = torch.addcmul(shift.square_(), ratio, ratio).sub_(1.0).mul_(0.5)
+        return kl.sub_(ratio.log_())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        loc, scale, loc0, scale0 = ctx.saved_tensors
+        precision = scale0.square().reciprocal()
+        to_loc = (loc - loc0).mul_(precision).mul_(gradient)
+        to_scale = torch.addcmul(scale.reciprocal().neg_(), scale, precision).mul_(gradient)
+        prior: list[Tensor | None] = [None, None]
+        if ctx.needs_input_grad[2]:
+            prior[0] = (-to_loc).sum_to_size(loc0.shape)
+        if ctx.needs_input_grad[3]:
+            squares = (loc - loc0).square_().addcmul_(scale, scale).mul_(precision)
+            prior[1] = ((1.0 - squares).mul_(gradient) / scale0).sum_to_size(scale0.shape)
+        return to_loc.sum_to_size(loc.shape), to_scale.sum_to_size(scale.shape), *prior
+
+
 def _normal_kl(loc: Tensor, scale: Tensor, loc0: Tensor, scale0: Tensor) -> Tensor:
-    ratio = scale / scale0
-    shift = (loc - loc0) / scale0
-    return 0.5 * (ratio * ratio + shift * shift - 1.0) - torch.log(ratio)
+    kl: Tensor = _NormalKL.apply(loc, scale, loc0, scale0)
+    return kl
 
 
 @spec

@@ -25,8 +25,8 @@ from mvkit.mixture import Mixture
 from mvkit.modality import Decoder, Modality, Sizes, as_modalities
 from mvkit.objectives import Loss
 from mvkit.priors import Prior, raw_of_one
-from mvkit.stages import Single
 from mvkit.spec import as_part, factors, field, integer, one_of, part, spec
+from mvkit.stages import Single
 from mvkit.terms import Terms, evaluate_terms
 
 Names = Iterable[str] | None

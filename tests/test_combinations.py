@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import TABLE, fillers, loss_and_gradients, model, modalities, refused, rows
+from helpers import TABLE, fillers, loss_and_gradients, modalities, model, refused, rows
 
 import mvkit
 
