@@ -69,4 +69,5 @@ __all__ = [
     "plugins",
     "save",
     "spec",
+    "testing",
 ]

@@ -47,6 +47,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
         "model": {"name": "model", **to_dict(model.spec)},
         "dtype": str(model._like.dtype).removeprefix("torch."),
         "mvkit": mvkit.__version__,
+        "order": list(model.names),  # keys are sorted in the file, and columns of masks follow this
         "packages": _packages(model.spec),
         "sha256": _ZEROS,
     }
@@ -128,8 +129,11 @@ def load(
     given = dict(modules or {})
     for side, by_name in (("encoder", encoders), ("decoder", decoders)):
         given |= {f"modalities.{name}.{side}": module for name, module in (by_name or {}).items()}
-    data = _with_modules(header["model"], given, "", str(path))
+    missing: list[str] = []
+    data = _with_modules(header["model"], given, "", missing)
+    _refuse_missing(missing, str(path))
     data.pop("name", None)
+    data["modalities"] = {name: data["modalities"][name] for name in header["order"]}
     _require_packages(header, str(path))
     try:
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
@@ -174,22 +178,35 @@ def _checked_header(blob: bytes, where: str) -> dict[str, Any]:
     return header  # type: ignore[no-any-return]
 
 
-def _with_modules(value: Any, given: dict[str, nn.Module], at: str, where: str) -> Any:
-    """The header's data with the user's modules in their places."""
+def _with_modules(value: Any, given: dict[str, nn.Module], at: str, missing: list[str]) -> Any:
+    """The header's data with the user's modules in their places; notes which were not given."""
     if isinstance(value, dict) and set(value) == {"external"}:
         if at not in given:
-            side, name = at.rpartition(".")[2], at.split(".")[1] if at.startswith("modalities.") else ""
-            remedy = f"{side}s={{{name!r}: …}}" if name else f"modules={{{at!r}: …}}"
-            raise CheckpointError(
-                f"{where}: {at} was a module of the user's ({value['external']}), whose code no file holds; "
-                f"give one like it: mvkit.load(path, {remedy})"
-            )
-        return given[at]
+            missing.append(f"{at} ({value['external']})")
+        return given.get(at)
     if isinstance(value, dict):
-        return {key: _with_modules(one, given, f"{at}.{key}".lstrip("."), where) for key, one in value.items()}
+        return {key: _with_modules(one, given, f"{at}.{key}".lstrip("."), missing) for key, one in value.items()}
     if isinstance(value, list):
-        return [_with_modules(one, given, f"{at}.{i}", where) for i, one in enumerate(value)]
+        return [_with_modules(one, given, f"{at}.{i}", missing) for i, one in enumerate(value)]
     return value
+
+
+def _refuse_missing(missing: list[str], where: str) -> None:
+    """Raises CheckpointError that lists the modules to give, and how."""
+    if not missing:
+        return
+    wanted: dict[str, list[str]] = {}
+    for entry in missing:
+        at = entry.partition(" ")[0]
+        top, _, rest = at.partition(".")
+        name, _, side = rest.rpartition(".")
+        argument, key = (f"{side}s", name) if top == "modalities" else ("modules", at)
+        wanted.setdefault(argument, []).append(f"{key!r}: …")
+    call = ", ".join(f"{argument}={{{', '.join(keys)}}}" for argument, keys in sorted(wanted.items(), reverse=True))
+    raise CheckpointError(
+        f"{where}: {', '.join(missing)}: modules of the user's, whose code no file holds; give modules like them: "
+        f"mvkit.load(path, {call})"
+    )
 
 
 def _require_packages(header: dict[str, Any], where: str) -> None:

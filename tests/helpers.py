@@ -48,7 +48,8 @@ def refused(*arguments, **options):
     try:
         return model(*arguments, **options)
     except SpecError as error:
-        assert "no closed product" in str(error)
+        if "no closed product" not in str(error):
+            raise
         return None
 
 

@@ -13,7 +13,7 @@ SUBSETS = [s for n in (1, 2, 3) for s in itertools.combinations(("m0", "m1", "m2
 
 
 def exact(aggregator="poe", objective="elbo", *, orthogonal=True, widen=1.0, **options):
-    """The true decoder, and encoders that emit the likelihood factor N(z; (WᵀW)⁻¹Wᵀ(x-b), σ²(WᵀW)⁻¹), of which only the diagonal is kept."""
+    """The true decoders, and encoders that emit the likelihood factors N(z; (WᵀW)⁻¹Wᵀ(x-b), diag σ²(WᵀW)⁻¹)."""
     data = mvkit.load_dataset("linear_gaussian", orthogonal=orthogonal, rows=200, **options)
     linear = {
         n: mvkit.Modality(m.shape, m.likelihood, encoder="linear", decoder="linear") for n, m in data.modalities.items()
