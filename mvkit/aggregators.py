@@ -97,7 +97,7 @@ def product(
     guard = rearrange(~usable, "k b -> k b 1").to(precision.dtype) + prior
     total = einsum(chosen, precision, pattern).add_(guard)
     weighted = einsum(chosen, precision * experts.loc, pattern)
-    located: tuple[Tensor, Tensor] = _Located.apply(weighted, total)
+    located: tuple[Tensor, Tensor] = _Located.apply(weighted, total)  # type: ignore[no-untyped-call]
     return located
 
 

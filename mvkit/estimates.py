@@ -21,7 +21,6 @@ from mvkit.batch import Batch, nothing_observed
 from mvkit.errors import RequestError, suggest
 from mvkit.experts import Experts
 from mvkit.mixture import Mixture
-from mvkit.private import Private
 from mvkit.terms import log_likelihoods
 
 if TYPE_CHECKING:
@@ -53,6 +52,12 @@ def by_rows(function: Callable[[Batch], T], batch: Batch, dim: int = 0) -> T:
     if isinstance(pieces[0], dict):
         return {name: torch.cat([piece[name] for piece in pieces], dim) for name in pieces[0]}  # type: ignore[return-value]
     return torch.cat(pieces, dim)  # type: ignore[return-value]
+
+
+def answer(model: Model, function: Callable[[Batch], T], data: Any, dim: int = 0) -> T:
+    """What a question that needs no gradient comes to: evaluation mode, block by block."""
+    with evaluation(model), torch.no_grad():
+        return by_rows(function, model.conform(data), dim)
 
 
 @attrs.frozen(eq=False)
@@ -105,21 +110,6 @@ def _prior_of(model: Model, b: int) -> Mixture:
     loc, scale = prior.loc.expand(-1, b, d), prior.scale.expand(-1, b, d)
     nothing = torch.zeros(len(loc), b, len(model.names), dtype=torch.bool, device=loc.device)
     return Mixture(prior.family, loc, scale, prior.log_weight.expand(-1, b), nothing)
-
-
-def private_latent(model: Model, name: str, found: Condition, z: Tensor, *, source: str, drawn: bool) -> Tensor | None:
-    """Private latents of a modality for draws z (n, b, d): its own where it was given, else from `source`."""
-    p = model.modalities[name].private_dim
-    if not p:
-        return None
-    given = rearrange(found.batch.observed[:, model.names.index(name)], "b -> b 1")
-    loc, scale = found.experts.private[name]
-    if not drawn:
-        return torch.where(given, loc, 0.0).expand(*z.shape[:-1], p)
-    shape = (*z.shape[:-1], p)
-    eps = noise.draw(f"w/{name}", shape, loc, generator=found.experts.generator, sampler=model.family.noise)
-    other = Private.cross(model, name, shape, found.experts) if source == "cross" else eps
-    return torch.where(given, loc + scale * eps, other)
 
 
 def numbers_per_row(model: Model) -> int:

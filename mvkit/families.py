@@ -96,7 +96,7 @@ class _NormalKL(torch.autograd.Function):
 
 
 def _normal_kl(loc: Tensor, scale: Tensor, loc0: Tensor, scale0: Tensor) -> Tensor:
-    kl: Tensor = _NormalKL.apply(loc, scale, loc0, scale0)
+    kl: Tensor = _NormalKL.apply(loc, scale, loc0, scale0)  # type: ignore[no-untyped-call]
     return kl
 
 

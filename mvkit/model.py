@@ -1,66 +1,30 @@
 """Model: encoders → aggregator → posterior → decoders and likelihoods, with a prior, from any parts.
 
-Axes: n samples asked for, s samples, j drawn components, b rows, m modalities, d latent, p private latent,
-c clusters. Log-probabilities in nats.
+Axes: n samples asked for, b rows, m modalities, d latent, p private latent, c clusters. Log-probabilities in nats.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor, nn
 
-from mvkit import estimates, noise
-from mvkit.aggregators import Aggregator
+from mvkit import estimates, generation
+from mvkit.assembly import ModelSpec, assemble
 from mvkit.batch import Batch, Layout, conform, refuse_empty
 from mvkit.data.sources import as_batch
 from mvkit.errors import RequestError, ShapeError, SpecError, suggest
 from mvkit.experts import Experts
-from mvkit.families import Family
 from mvkit.mixture import Mixture
-from mvkit.modality import Decoder, Modality, Sizes, as_modalities
+from mvkit.modality import Modality, Sizes
 from mvkit.objectives import Loss
-from mvkit.priors import Prior, raw_of_one
-from mvkit.spec import as_part, factors, field, integer, one_of, part, spec
-from mvkit.stages import Single
+from mvkit.priors import Prior
+from mvkit.spec import as_part
 from mvkit.terms import Terms, evaluate_terms
 
 Names = Iterable[str] | None
-
-
-@spec
-class ModelSpec:
-    """Everything that says what a model is; what a checkpoint's header holds."""
-
-    modalities: dict[str, Modality] = attrs.field(converter=as_modalities)
-    latent_dim: int = field(default=10, check=integer())
-    aggregator: Any = part("aggregator", default="poe")
-    prior: Any = part("prior", default="standard")
-    objective: Any = part("objective", default="elbo")
-    family: Any = part("family", default="normal")
-    rescale: Any = field(default=None, check=one_of(None, "dims", other=factors))
-    private_from: str | None = field(default=None, check=one_of(None, "evidence", "observed"))
-    schedule: Any = part("schedule", default="single")
-
-
-def _built(kind: str, part: Any, sizes: Sizes) -> Any:
-    try:
-        return part.build(sizes)
-    except SpecError as error:
-        raise error.within(kind) from None
-
-
-@attrs.frozen(eq=False)
-class Latents:
-    """Where samples came from: z (n, d), private {name: (n, p)}, cluster (n,) or None."""
-
-    z: Tensor
-    private: dict[str, Tensor]
-    cluster: Tensor | None
 
 
 class Model(nn.Module):
@@ -107,73 +71,23 @@ class Model(nn.Module):
     ) -> None:
         super().__init__()
         options = {"aggregator": aggregator, "prior": prior, "objective": objective, "family": family}
+        options |= {"rescale": rescale, "private_from": private_from, "schedule": schedule or "single"}
         try:
-            self.spec = ModelSpec(
-                modalities=modalities,  # type: ignore[arg-type]
-                latent_dim=latent_dim,
-                rescale=rescale,
-                private_from=private_from,
-                schedule="single" if schedule is None else schedule,
-                **options,
-            )
+            spec = ModelSpec(modalities=modalities, latent_dim=latent_dim, **options)  # type: ignore[arg-type]
             with torch.random.fork_rng(devices=[], enabled=seed is not None):
                 if seed is not None:
                     torch.manual_seed(seed)
-                self._build()
+                parts = assemble(spec)
         except SpecError as error:
             raise error.within("model") from None
-
-    def _build(self) -> None:
-        spec = self.spec
-        self.modalities: dict[str, Modality] = spec.modalities
-        self.names = tuple(spec.modalities)
-        self.latent_dim: int = spec.latent_dim
-        if not spec.latent_dim and not all(m.private_dim for m in spec.modalities.values()):
-            raise SpecError(
-                "0 leaves modalities without any latent; give each a private_dim, or take 1 or more", "latent_dim"
-            )
-        self.family: Family = spec.family.build(None)
-        sizes = Sizes(spec.latent_dim, self.family, spec.modalities, spec.prior)
-        self.aggregator: Aggregator = _built("aggregator", spec.aggregator, sizes)
-        self.prior: Prior = _built("prior", spec.prior, sizes)
+        self.spec, self.modalities, self.names = parts.spec, spec.modalities, tuple(spec.modalities)
+        self.latent_dim, self.width = latent_dim, parts.aggregator.width(latent_dim)
+        self.family, self.aggregator, self.objective = parts.family, parts.aggregator, parts.objective
+        self.encoders, self.decoders, self.prior, self.cross = parts.encoders, parts.decoders, parts.prior, parts.cross
         self.n_clusters = self.prior.clusters if isinstance(self.prior, Prior) else 0
-        self.objective = _built("objective", spec.objective, sizes)
-        self.width = self.aggregator.width(spec.latent_dim)
-        rule = spec.private_from or self.aggregator.defaults.private_from
-        self.spec = attrs.evolve(spec, private_from=rule)  # type: ignore[misc]
-        self.encoders, self.decoders, self.cross = nn.ModuleDict(), nn.ModuleDict(), nn.ParameterDict()
-        for name, modality in spec.modalities.items():
-            try:
-                self._build_modality(name, modality, sizes)
-            except SpecError as error:
-                raise error.within(f"modalities.{name}") from None
-        if self.aggregator.defaults.own_trunks and not self.objective.trains_unimodal and spec.schedule == Single():
-            warnings.warn(
-                f"objective {type(spec.objective).__name__} trains the unimodal encoders of aggregator "
-                f"{type(spec.aggregator).__name__} on incomplete rows only; take 'jmvae' or 'telbo', or "
-                "schedule='joint_then_unimodal', to give them something to learn from complete rows",
-                stacklevel=4,
-            )
-        self._lambdas = self._base_weights()
+        self._lambdas = parts.lambdas
         self._vectors: dict[Any, Tensor] = {}
         self._layouts: dict[torch.dtype, Layout] = {}
-
-    def _build_modality(self, name: str, modality: Modality, sizes: Sizes) -> None:
-        width, network = self.width + 2 * modality.private_dim, modality.encoder
-        self.encoders[name] = network if isinstance(network, nn.Module) else network.encoder(modality.shape, width)
-        self.decoders[name] = Decoder(modality, sizes)
-        if modality.private_dim and modality.cross_prior == "learned" and self.spec.private_from == "evidence":
-            self.cross[name] = nn.Parameter(raw_of_one(self.family, (modality.private_dim,)))
-
-    def _base_weights(self) -> dict[str, float]:
-        rescale = self.spec.rescale
-        most = max(m.numbers for m in self.modalities.values())
-        if rescale == "dims":
-            rescale = {name: most / m.numbers for name, m in self.modalities.items()}
-        for name in rescale or {}:
-            if name not in self.names:
-                raise SpecError(f"no modality {name!r}; {suggest(name, self.names)}", "rescale")
-        return {name: m.weight * (rescale or {}).get(name, 1.0) for name, m in self.modalities.items()}
 
     # What objectives use.
 
@@ -279,7 +193,7 @@ class Model(nn.Module):
             sizes = Sizes(self.latent_dim, self.family, self.modalities, self.spec.prior)
             objective = as_part("objective", objective).build(sizes)
         experts = self.experts(batch, training=self.training, generator=generator)
-        return (objective or self.objective).forward(self, batch, experts)  # type: ignore[no-any-return]
+        return (objective or self.objective).forward(self, batch, experts)
 
     def forward(self, batch: Batch, **options: Any) -> Loss:
         """`loss`, so that wrappers such as DistributedDataParallel see it."""
@@ -309,8 +223,7 @@ class Model(nn.Module):
         def means(rows: Batch) -> Tensor:
             return estimates.condition(self, rows, given, empty, inference=True).posterior.mean
 
-        with estimates.evaluation(self), torch.no_grad():
-            return estimates.by_rows(means, self.conform(batch))
+        return estimates.answer(self, means, batch)
 
     def private(self, batch: Any) -> dict[str, Tensor]:
         """Means of the private latents, {name: (b, p)}, zeros where unobserved."""
@@ -320,8 +233,7 @@ class Model(nn.Module):
             shown = {name: rows.observed[:, [self.names.index(name)]] for name in private}
             return {name: torch.where(shown[name], loc, 0.0) for name, (loc, _) in private.items()}
 
-        with estimates.evaluation(self), torch.no_grad():
-            return estimates.by_rows(means, self.conform(batch))
+        return estimates.answer(self, means, batch)
 
     def decode(self, z: Tensor, private: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Decoder means {name: (..., *shape)} at latents z (..., d) and private latents {name: (..., p)}.
@@ -335,17 +247,7 @@ class Model(nn.Module):
         if z.shape[-1:] != (self.latent_dim,):
             raise ShapeError(f"decode: z has shape {tuple(z.shape)}; expected (..., {self.latent_dim})")
         with estimates.evaluation(self), torch.set_grad_enabled(torch.is_grad_enabled() and z.requires_grad):
-            return {name: self._decode(name, z, (private or {}).get(name)) for name in self.names}
-
-    def _decode(
-        self, name: str, z: Tensor, w: Tensor | None, *, sample: bool = False, generator: torch.Generator | None = None
-    ) -> Tensor:
-        modality, decoder = self.modalities[name], self.decoders[name]
-        if modality.private_dim:
-            w = z.new_zeros(*z.shape[:-1], modality.private_dim) if w is None else w
-            z = torch.cat([z, w.expand(*z.shape[:-1], -1)], -1)
-        out, likelihood = decoder(z), decoder.likelihood
-        return likelihood.sample(out, generator) if sample else likelihood.mean(out)  # type: ignore[union-attr, operator]
+            return {name: generation.decode(self, name, z, (private or {}).get(name)) for name in self.names}
 
     def _modality(self, name: str) -> Modality:
         if name not in self.modalities:
@@ -381,23 +283,13 @@ class Model(nn.Module):
         names = self.names if to is None else tuple(to)
         for name in names:
             self._modality(name)
-        for value, known in ((latent, ("draw", "mean")), (private_source, ("prior", "cross"))):
-            if value not in known:
-                raise RequestError(f"translate: got {value!r}; expected one of {known}")
+        plan = generation.Translation(names, n, latent, sample, private_source, generator)
 
         def generate(rows: Batch) -> dict[str, Tensor]:
             found = estimates.condition(self, rows, given, empty, inference=True, generator=generator)
-            drawn = latent == "draw"
-            mean = found.posterior.mean
-            z = found.posterior.rsample(n, generator) if drawn else mean.expand(n, *mean.shape)
-            made = {}
-            for name in names:
-                w = estimates.private_latent(self, name, found, z, source=private_source, drawn=drawn)
-                made[name] = self._decode(name, z, w, sample=sample, generator=generator)
-            return made
+            return plan.generate(self, found)
 
-        with estimates.evaluation(self), torch.no_grad():
-            return estimates.by_rows(generate, self.conform(batch), dim=1)
+        return estimates.answer(self, generate, batch, dim=1)
 
     def sample(
         self,
@@ -414,24 +306,14 @@ class Model(nn.Module):
             n: number of rows.
             cluster: draw z from this component of a mixture prior.
             sample: draw from the likelihood as well.
-            latents: return a pair (data, `Latents`).
+            latents: return a pair (data, latents): z, private, cluster.
             generator: source of randomness.
         """
         if cluster is not None and not 0 <= cluster < self._clusters("sample(cluster=…)"):
             raise RequestError(f"sample: no cluster {cluster}; expected 0 to {self.n_clusters - 1}")
         with estimates.evaluation(self), torch.no_grad():
-            prior: Any = self.prior.forward()
-            if isinstance(prior, Mixture):
-                z, picked = prior.sample(n, cluster, generator)
-            else:
-                z, picked = prior.sample((n,)), None
-            private = {}
-            for name, modality in self.modalities.items():
-                if modality.private_dim:
-                    shape = (n, modality.private_dim)
-                    private[name] = noise.draw(f"w/{name}", shape, z, generator=generator, sampler=self.family.noise)
-            data = {k: self._decode(k, z, private.get(k), sample=sample, generator=generator) for k in self.names}
-        return (data, Latents(z, private, picked if self.n_clusters else None)) if latents else data
+            made = generation.from_prior(self, n, cluster, sample=sample, generator=generator)
+        return made if latents else made[0]
 
     def log_weights(
         self, batch: Batch, n: int, *, proposal: str = "mixture", generator: torch.Generator | None = None
@@ -486,8 +368,7 @@ class Model(nn.Module):
         if overlap:
             raise RequestError(f"log_likelihood: {overlap[0]!r} is both in `of` and in `given`; take it out of one")
         estimate = estimates.Query(self, tuple(wanted), names, n, estimator, proposal, empty, memory, generator)
-        with estimates.evaluation(self), torch.no_grad():
-            return estimates.by_rows(estimate, self.conform(batch))
+        return estimates.answer(self, estimate, batch)
 
     def clusters(self, batch: Any, *, soft: bool = False, by_modality: bool = False) -> Any:
         """Clusters of rows under a mixture prior, deterministic.
@@ -505,8 +386,7 @@ class Model(nn.Module):
             refuse_empty(rows)
             return estimates.clusters(self, rows, soft=soft, by_modality=by_modality)
 
-        with estimates.evaluation(self), torch.no_grad():
-            return estimates.by_rows(assign, self.conform(batch))
+        return estimates.answer(self, assign, batch)
 
     def _clusters(self, what: str) -> int:
         if not self.n_clusters:

@@ -167,14 +167,15 @@ class ELBO(Objective):
         return value, reported, _metrics(model, terms, kl, batch.observed)
 
 
+@spec
 class _Weighted(Objective):
     """What iwae and dreg share."""
 
-    kl_weight: float
-    samples: int
-    draw: str | None
-    bound: str | None
-    weights: dict[str, float]
+    kl_weight: float = field(default=1.0, check=number(0.0))
+    samples: int = field(default=5, check=integer(1))
+    draw: str | None = field(default=None, check=_draw)
+    bound: str | None = field(default=None, check=_bound)
+    weights: dict[str, float] = field(default={}, check=factors)
 
     def build(self, sizes: Sizes) -> Objective:
         _check_names(self.weights, sizes, "weights")
@@ -232,12 +233,6 @@ class IWAE(_Weighted):
     https://arxiv.org/abs/1509.00519.
     """
 
-    kl_weight: float = field(default=1.0, check=number(0.0))
-    samples: int = field(default=5, check=integer(1))
-    draw: str | None = field(default=None, check=_draw)
-    bound: str | None = field(default=None, check=_bound)
-    weights: dict[str, float] = field(default={}, check=factors)
-
     def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
         return self._loss(model, batch, experts, doubly=False)
 
@@ -260,12 +255,6 @@ class DReG(_Weighted):
     Reference: Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, 2019,
     https://arxiv.org/abs/1810.04152; Shi et al., 2019, https://arxiv.org/abs/1911.03393.
     """
-
-    kl_weight: float = field(default=1.0, check=number(0.0))
-    samples: int = field(default=5, check=integer(1))
-    draw: str | None = field(default=None, check=_draw)
-    bound: str | None = field(default=None, check=_bound)
-    weights: dict[str, float] = field(default={}, check=factors)
 
     def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
         return self._loss(model, batch, experts, doubly=True)

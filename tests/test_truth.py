@@ -131,6 +131,16 @@ def test_conditional_likelihood(proposal):
     torch.testing.assert_close(estimate, joint - given, rtol=0, atol=0.15)
     predictive = model.log_likelihood(batch, ["m1"], ["m0", "m2"], n=4000, estimator="predictive")
     assert (predictive - (joint - given)).abs().mean() > 0.02  # another quantity
+    chain = model.log_likelihood(batch, ["m0", "m2"], n=20_000) + estimate
+    torch.testing.assert_close(chain, joint, rtol=0, atol=0.2)
+
+
+def test_predictive_given_nothing_is_the_marginal():
+    model, data = exact("poe", sigma=2.0)
+    batch = data.test.batch
+    marginal = data.truth.log_prob({"m0": batch.data["m0"]})
+    estimate = model.log_likelihood(batch, ["m0"], n=20_000, estimator="predictive")
+    torch.testing.assert_close(estimate, marginal, rtol=0, atol=0.15)
 
 
 def test_private_latents_do_not_bias_the_likelihood():

@@ -1,0 +1,107 @@
+"""From the specs of a model to its live parts, with the path of whatever cannot be built."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import attrs
+from torch import nn
+
+from mvkit.aggregators import Aggregator
+from mvkit.errors import SpecError, suggest
+from mvkit.families import Family
+from mvkit.modality import Decoder, Modality, Sizes, as_modalities
+from mvkit.objectives import Objective
+from mvkit.priors import Prior, raw_of_one
+from mvkit.spec import factors, field, integer, one_of, part, spec
+from mvkit.stages import Single
+
+
+@spec
+class ModelSpec:
+    """Everything that says what a model is; what a checkpoint's header holds."""
+
+    modalities: dict[str, Modality] = attrs.field(converter=as_modalities)
+    latent_dim: int = field(default=10, check=integer())
+    aggregator: Any = part("aggregator", default="poe")
+    prior: Any = part("prior", default="standard")
+    objective: Any = part("objective", default="elbo")
+    family: Any = part("family", default="normal")
+    rescale: Any = field(default=None, check=one_of(None, "dims", other=factors))
+    private_from: str | None = field(default=None, check=one_of(None, "evidence", "observed"))
+    schedule: Any = part("schedule", default="single")
+
+
+@attrs.frozen(eq=False)
+class Parts:
+    """The live parts of a model, and its spec with the defaults that they decide."""
+
+    spec: ModelSpec
+    family: Family
+    aggregator: Aggregator
+    prior: Prior
+    objective: Objective
+    encoders: nn.ModuleDict
+    decoders: nn.ModuleDict
+    cross: nn.ParameterDict
+    lambdas: dict[str, float]
+
+
+def assemble(spec: ModelSpec) -> Parts:
+    """Builds every part of a model.
+
+    Raises:
+        SpecError: parts that do not go together, and what would.
+    """
+    if not spec.latent_dim and not all(m.private_dim for m in spec.modalities.values()):
+        reason = "0 leaves modalities without any latent; give each a private_dim, or take 1 or more"
+        raise SpecError(reason, "latent_dim")
+    family = spec.family.build(None)
+    sizes = Sizes(spec.latent_dim, family, spec.modalities, spec.prior)
+    aggregator, prior, objective = (
+        _built(kind, getattr(spec, kind), sizes) for kind in ("aggregator", "prior", "objective")
+    )
+    rule = spec.private_from or aggregator.defaults.private_from
+    encoders, decoders, cross = nn.ModuleDict(), nn.ModuleDict(), nn.ParameterDict()
+    for name, modality in spec.modalities.items():
+        width, network = aggregator.width(spec.latent_dim) + 2 * modality.private_dim, modality.encoder
+        try:
+            encoders[name] = network if isinstance(network, nn.Module) else network.encoder(modality.shape, width)
+            decoders[name] = Decoder(modality, sizes)
+        except SpecError as error:
+            raise error.within(f"modalities.{name}") from None
+        if modality.private_dim and modality.cross_prior == "learned" and rule == "evidence":
+            cross[name] = nn.Parameter(raw_of_one(family, (modality.private_dim,)))
+    _warn_of_idle_encoders(spec, aggregator, objective)
+    spec = attrs.evolve(spec, private_from=rule)  # type: ignore[misc]
+    return Parts(spec, family, aggregator, prior, objective, encoders, decoders, cross, _lambdas(spec))
+
+
+def _built(kind: str, part: Any, sizes: Sizes) -> Any:
+    try:
+        return part.build(sizes)
+    except SpecError as error:
+        raise error.within(kind) from None
+
+
+def _warn_of_idle_encoders(spec: ModelSpec, aggregator: Aggregator, objective: Objective) -> None:
+    if aggregator.defaults.own_trunks and not objective.trains_unimodal and spec.schedule == Single():
+        warnings.warn(
+            f"objective {type(spec.objective).__name__} trains the unimodal encoders of aggregator "
+            f"{type(spec.aggregator).__name__} on incomplete rows only; take 'jmvae' or 'telbo', or "
+            "schedule='joint_then_unimodal', to give them something to learn from complete rows",
+            stacklevel=4,
+        )
+
+
+def _lambdas(spec: ModelSpec) -> dict[str, float]:
+    """Factors of the log-likelihoods in objectives: each modality's weight times its rescaling."""
+    rescale = spec.rescale or {}
+    most = max(m.numbers for m in spec.modalities.values())
+    if rescale == "dims":
+        rescale = {name: most / m.numbers for name, m in spec.modalities.items()}
+    for name in rescale:
+        if name not in spec.modalities:
+            raise SpecError(f"no modality {name!r}; {suggest(name, spec.modalities)}", "rescale")
+    return {name: m.weight * rescale.get(name, 1.0) for name, m in spec.modalities.items()}

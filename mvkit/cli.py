@@ -1,0 +1,50 @@
+"""The command line: `mvkit demo`, `mvkit list`, `mvkit show`, `mvkit plugins`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from mvkit import available, plugins
+from mvkit.checkpoint import describe
+from mvkit.errors import MvkitError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="mvkit", description="Multimodal generative models from reusable parts.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="train on real, partially observed pictures and show what was learnt")
+    demo.add_argument("--folder", type=Path, default=Path(), help="where to write demo.png and model.safetensors")
+    demo.add_argument("--epochs", type=int, default=35)
+    demo.add_argument("--rows", type=int, default=10_000, help="training rows")
+    listing = commands.add_parser("list", help="registered parts")
+    listing.add_argument("kind", nargs="?", help="one kind only")
+    show = commands.add_parser("show", help="the header of a saved model")
+    show.add_argument("file", type=Path)
+    commands.add_parser("plugins", help="what went wrong while looking for packages")
+    options = parser.parse_args(arguments)
+    try:
+        return _run(options)
+    except (MvkitError, OSError) as error:
+        print(f"mvkit: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command == "demo":
+        from mvkit.demo import run
+
+        run(options.folder, epochs=options.epochs, rows=options.rows)
+    elif options.command == "list":
+        for kind in [options.kind] if options.kind else plugins.KINDS:
+            print(f"{kind + ':':<12}{' '.join(available(kind))}")
+    elif options.command == "show":
+        print(json.dumps(describe(options.file), indent=2))
+    else:
+        for problem in plugins.problems():
+            print(problem)
+        print(f"{len(plugins.problems())} problems")
+    return 0

@@ -1,0 +1,110 @@
+"""Generation: rows from the prior, modalities from one another.
+
+Axes: n samples, b rows, d latent, p private latent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from mvkit import noise
+from mvkit.errors import RequestError
+from mvkit.estimates import Condition
+from mvkit.mixture import Mixture
+from mvkit.private import Private
+
+if TYPE_CHECKING:
+    from mvkit.model import Model
+
+
+@attrs.frozen(eq=False)
+class Latents:
+    """Where samples came from: z (n, d), private {name: (n, p)}, cluster (n,) or None."""
+
+    z: Tensor
+    private: dict[str, Tensor]
+    cluster: Tensor | None
+
+
+@attrs.frozen(eq=False)
+class Translation:
+    """How to generate modalities from a posterior; see `Model.translate`."""
+
+    to: tuple[str, ...]
+    n: int
+    latent: str
+    sample: bool
+    private_source: str
+    generator: torch.Generator | None
+
+    def __attrs_post_init__(self) -> None:
+        for value, known in ((self.latent, ("draw", "mean")), (self.private_source, ("prior", "cross"))):
+            if value not in known:
+                raise RequestError(f"translate: got {value!r}; expected one of {known}")
+
+    def generate(self, model: Model, found: Condition) -> dict[str, Tensor]:
+        """Modalities {name: (n, b, *shape)} of the rows of a condition."""
+        drawn = self.latent == "draw"
+        mean = found.posterior.mean
+        z = found.posterior.rsample(self.n, self.generator) if drawn else mean.expand(self.n, *mean.shape)
+        made = {}
+        for name in self.to:
+            w = private_latent(model, name, found, z, source=self.private_source, drawn=drawn)
+            made[name] = decode(model, name, z, w, sample=self.sample, generator=self.generator)
+        return made
+
+
+def private_latent(model: Model, name: str, found: Condition, z: Tensor, *, source: str, drawn: bool) -> Tensor | None:
+    """Private latents of a modality for draws z (n, b, d): its own where it was given, else from `source`."""
+    p = model.modalities[name].private_dim
+    if not p:
+        return None
+    given = rearrange(found.batch.observed[:, model.names.index(name)], "b -> b 1")
+    loc, scale = found.experts.private[name]
+    if not drawn:
+        return torch.where(given, loc, 0.0).expand(*z.shape[:-1], p)
+    shape = (*z.shape[:-1], p)
+    eps = noise.draw(f"w/{name}", shape, loc, generator=found.experts.generator, sampler=model.family.noise)
+    other = Private.cross(model, name, shape, found.experts) if source == "cross" else eps
+    return torch.where(given, loc + scale * eps, other)
+
+
+def decode(
+    model: Model,
+    name: str,
+    z: Tensor,
+    w: Tensor | None,
+    *,
+    sample: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Means (or draws) of a modality at latents z (..., d) and private latents w (..., p), None for zeros."""
+    p, decoder = model.modalities[name].private_dim, model.decoders[name]
+    if p:
+        w = z.new_zeros(*z.shape[:-1], p) if w is None else w
+        z = torch.cat([z, w.expand(*z.shape[:-1], p)], -1)
+    out, likelihood = decoder(z), decoder.likelihood
+    return likelihood.sample(out, generator) if sample else likelihood.mean(out)  # type: ignore[union-attr, operator]
+
+
+def from_prior(
+    model: Model, n: int, cluster: int | None, *, sample: bool, generator: torch.Generator | None
+) -> tuple[dict[str, Tensor], Latents]:
+    """Rows {name: (n, *shape)} from the prior, and their latents."""
+    prior: Any = model.prior.forward()
+    if isinstance(prior, Mixture):
+        z, picked = prior.sample(n, cluster, generator)
+    else:
+        z, picked = prior.sample((n,)), None
+    private = {}
+    for name, modality in model.modalities.items():
+        if modality.private_dim:
+            shape = (n, modality.private_dim)
+            private[name] = noise.draw(f"w/{name}", shape, z, generator=generator, sampler=model.family.noise)
+    data = {k: decode(model, k, z, private.get(k), sample=sample, generator=generator) for k in model.names}
+    return data, Latents(z, private, picked if model.n_clusters else None)

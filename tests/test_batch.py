@@ -1,0 +1,160 @@
+"""Data from outside: masks, elements, dtypes, and what users really feed in."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import model, rows
+
+import mvkit
+from mvkit import Batch, Modality, Model
+from mvkit.batch import conform
+
+SHAPES = {"a": (3,), "b": (2, 2)}
+
+
+def conformed(batch, shapes=None):
+    return Model(shapes or SHAPES).conform(batch)
+
+
+def test_nan_says_what_is_missing():
+    a = torch.tensor([[1.0, 2, 3], [torch.nan] * 3, [1, torch.nan, 3]])
+    b = torch.full((3, 2, 2), torch.nan)
+    b[1] = 1.0
+    batch = conformed(Batch({"b": b, "a": a}))
+    assert batch.mask.tolist() == [[True, False], [False, True], [True, False]]
+    assert batch.elements["a"].tolist() == [[True] * 3, [True] * 3, [True, False, True]]
+    assert "b" not in batch.elements
+    assert batch.data["a"].tolist() == [[1, 2, 3], [0, 0, 0], [1, 0, 3]]
+    assert [r.tolist() for r in batch.rows] == [[0, 2], [1]]
+    assert batch.whole.tolist() == []
+
+
+def test_an_absent_key_is_unobserved():
+    batch = conformed(Batch({"b": torch.ones(2, 2, 2)}))
+    assert batch.mask.tolist() == [[False, True]] * 2
+
+
+def test_a_mask_goes_before_nan():
+    batch = conformed(
+        Batch({"a": torch.ones(2, 3), "b": torch.ones(2, 2, 2)}, torch.tensor([[True, False], [True, True]]))
+    )
+    assert batch.mask.tolist() == [[True, False], [True, True]]
+    assert batch.data["b"][0].abs().sum() == 0
+
+
+def test_zero_never_means_missing():
+    assert conformed(Batch({"a": torch.zeros(2, 3), "b": torch.zeros(2, 2, 2)})).complete
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_floats_of_any_width(dtype):
+    batch = conformed(Batch({"a": torch.ones(2, 3, dtype=dtype)}))
+    assert batch.data["a"].dtype == torch.float32
+
+
+def test_numpy_of_all_kinds():
+    plain = np.arange(6.0).reshape(2, 3)
+    frozen = plain.copy()
+    frozen.setflags(write=False)
+    for array in (plain, frozen, np.asfortranarray(plain), plain[:, ::-1], plain.astype(">f8"), plain.tolist()):
+        assert conformed(Batch({"a": array})).data["a"].shape == (2, 3)
+    assert Model(SHAPES).encode({"a": plain.astype(np.float32)}).shape == (2, 10)
+
+
+def test_integers_for_bits_and_classes():
+    shapes = {"bits": Modality((3,), "bernoulli"), "class": Modality((4,), "categorical")}
+    batch = conformed(Batch({"bits": torch.tensor([[0, 1, 1]]), "class": torch.tensor([2])}), shapes)
+    assert batch.data["bits"].tolist() == [[0, 1, 1]]
+    assert batch.data["class"].tolist() == [[0, 0, 1, 0]]
+    garbage = Batch({"class": torch.tensor([2, -7])}, torch.tensor([[False, True], [False, False]]))
+    assert conformed(garbage, shapes).data["class"].tolist() == [[0, 0, 1, 0], [0, 0, 0, 0]]
+
+
+def test_classes_with_places_and_gaps():
+    shapes = {"word": Modality((5, 4), "categorical")}
+    hot = torch.eye(4)[torch.randint(4, (3, 5))]
+    hot[0, 2] = torch.nan
+    batch = conformed(Batch({"word": hot}), shapes)
+    assert batch.elements["word"].shape == (3, 5)
+    assert not batch.elements["word"][0, 2]
+    made = Model(shapes, seed=0)
+    made.loss(batch).loss.backward()
+    indices = conformed(Batch({"word": torch.randint(4, (3, 5))}), shapes)
+    assert indices.data["word"].shape == (3, 5, 4)
+
+
+def test_flat_numbers_for_a_shape_of_one():
+    assert conformed(Batch({"x": torch.arange(3.0)}), {"x": (1,)}).data["x"].shape == (3, 1)
+
+
+def test_elements_count_nothing():
+    """A missing element is as if its dimension were not there."""
+    nets = {"encoder": "linear", "decoder": "linear"}
+    made = Model({"a": Modality((3,), **nets)}, latent_dim=2, objective="iwae", seed=0).double()
+    less = Model({"a": Modality((2,), **nets)}, latent_dim=2, objective="iwae", seed=0).double()
+    state = {k: v.clone() for k, v in made.state_dict().items()}
+    for key in ("encoders.a.0.weight",):
+        state[key] = state[key][:, [0, 2]]
+    for key in ("decoders.a.network.0.weight", "decoders.a.network.0.bias"):
+        state[key] = state[key][[0, 2]]
+    less.load_state_dict(state)
+    x = torch.randn(5, 3).double()
+    gaps = x.clone()
+    gaps[:, 1] = torch.nan
+    one = made.loss(Batch({"a": gaps}), generator=torch.Generator().manual_seed(0))
+    two = less.loss(Batch({"a": x[:, [0, 2]]}), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(one.bound, two.bound)
+    for value in (torch.inf, 1e6):
+        filled = x.clone()
+        filled[:, 1] = value
+        elements = {"a": torch.tensor([[True, False, True]]).expand(5, 3)}
+        three = made.loss(Batch({"a": filled}, elements=elements), generator=torch.Generator().manual_seed(0))
+        assert torch.equal(one.bound, three.bound)
+
+
+def test_conforming_twice_looks_once():
+    made = model()
+    batch = made.conform(rows())
+    assert made.conform(batch) is batch
+    assert conform(batch, made.layout) is batch
+    assert model().conform(batch) is batch  # alike parts, alike checks
+
+
+def test_take_keeps_everything_in_step():
+    made = model()
+    batch = mvkit.Batch(
+        rows().data, rows().mask, extra={"label": torch.arange(8), "id": list("abcdefgh"), "n": np.arange(8)}
+    )
+    part = made.conform(batch).take(torch.tensor([5, 1]))
+    assert part.extra["label"].tolist() == [5, 1]
+    assert part.extra["id"] == ["f", "b"]
+    assert part.extra["n"].tolist() == [5, 1]
+    assert torch.equal(part.mask, batch.mask[[5, 1]])
+    direct = made.conform(batch.take(torch.tensor([5, 1])))
+    for one, other in zip(part.rows, direct.rows, strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+    assert len(made.conform(batch).take(slice(2, 4))) == 2
+
+
+def test_hide():
+    made = model()
+    hidden = made.conform(rows()).hide(["b"])
+    assert hidden.mask[:, [0, 2]].sum() == 0
+    assert hidden.hidden == {"a", "c"}
+
+
+def test_a_batch_that_is_one_row_and_a_modality_nobody_has():
+    made = model(objective="telbo")
+    made.loss(rows(1)).loss.backward()
+    made.loss(Batch({"a": torch.randn(3, 3)})).loss.backward()
+
+
+def test_log_variances_of_50_through_poe():
+    made = model()
+    with torch.no_grad():
+        made.encoders["a"][-1].bias[2:] = 50
+        made.encoders["b"][-1].bias[2:] = -50
+    made = made.float()
+    found = made.loss(rows(missing=False))
+    found.loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in made.parameters() if p.grad is not None)

@@ -1,0 +1,109 @@
+"""What people read is run: README, tutorials, demo; public names are documented."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mvkit
+from mvkit import cli
+
+ROOT = Path(__file__).parent.parent
+TUTORIALS = sorted((ROOT / "tutorials").glob("[0-9]*.py"))
+
+
+def snippets(path):
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+def test_readme_snippets_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = snippets(ROOT / "README.md")
+    assert found
+    space = {}
+    for snippet in found:
+        exec(small(snippet), space)
+
+
+def small(source):
+    """A tutorial's or README's settings, cut down: one epoch, few rows."""
+    source = re.sub(r"epochs=\d+", "epochs=1", source)
+    source = re.sub(r"data\.train\b(?!\.)", "data.train.batch.take(slice(0, 256))", source)
+    return re.sub(r"\bn=\d{3,}", "n=5", source)
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)
+def test_tutorials_run(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    program = "import torch; torch.set_num_threads(1)\n" + small(path.read_text())
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=300)
+
+
+def test_demo(tmp_path, capsys):
+    assert cli.main(["demo", "--folder", str(tmp_path / "new"), "--epochs", "1", "--rows", "256"]) == 0
+    shown = capsys.readouterr().out
+    for part in ("joint log-likelihood", "coherence given 4", "cluster accuracy", "demo.png", "mvkit.load("):
+        assert part in shown
+    assert (tmp_path / "new" / "demo.png").stat().st_size > 10_000
+    model = mvkit.load(tmp_path / "new" / "model.safetensors")
+    assert model.n_clusters == 10
+
+
+def test_commands(tmp_path, capsys):
+    assert cli.main(["list", "prior"]) == 0
+    assert "learnable mog standard" in capsys.readouterr().out
+    mvkit.save(mvkit.Model({"a": (2,)}), tmp_path / "m")
+    assert cli.main(["show", str(tmp_path / "m")]) == 0
+    assert '"latent_dim": 10' in capsys.readouterr().out
+    assert cli.main(["plugins"]) == 0
+    assert "0 problems" in capsys.readouterr().out
+    (tmp_path / "m").write_bytes(b"junk")
+    assert cli.main(["show", str(tmp_path / "m")]) == 1
+    assert "mvkit: " in capsys.readouterr().err
+
+
+def test_public_names_are_documented():
+    for name in mvkit.__all__:
+        value = getattr(mvkit, name)
+        assert inspect.getdoc(value), name
+
+
+def test_parts_have_a_source():
+    for kind in ("aggregator", "prior", "objective", "family", "likelihood", "network", "optimizer"):
+        for name in mvkit.available(kind):
+            doc = mvkit.plugins.lookup(kind, name).__doc__
+            assert "Reference" in doc, name
+
+
+def test_readme_names_every_built_in_part():
+    text = (ROOT / "README.md").read_text()
+    for kind in (
+        "aggregator",
+        "prior",
+        "objective",
+        "family",
+        "likelihood",
+        "network",
+        "schedule",
+        "ramp",
+        "optimizer",
+    ):
+        for name in mvkit.available(kind):
+            assert f"`{name}`" in text, (kind, name)
+
+
+def test_house_style():
+    """Files under 400 lines, functions under 40."""
+    for path in (ROOT / "mvkit").rglob("*.py"):
+        source = path.read_text()
+        assert len(source.splitlines()) <= 400, path
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                if body:
+                    assert node.body[-1].end_lineno - body[0].lineno < 40, (path, node.name)

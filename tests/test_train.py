@@ -1,0 +1,203 @@
+"""fit: stages, ramps, validation, best weights, and the same numbers for the same seed."""
+
+import pytest
+import torch
+from helpers import model, rows
+from torch import nn
+
+import mvkit
+from mvkit import Batch, Modality, Model, Stage
+from mvkit.data.pipeline import Pipeline, order
+from mvkit.stages import Cosine, Cyclical, Linear, trainable
+
+
+def weights(made):
+    return {name: value.clone() for name, value in made.state_dict().items()}
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_same_seed_gives_the_same_weights():
+    runs = []
+    for _ in range(2):
+        made = model("mopoe", "mog", "dreg")
+        torch.rand(7)  # the global state does not matter
+        runs.append((mvkit.fit(made, rows(20), epochs=2, batch_size=8, seed=3), weights(made)))
+    assert same(runs[0][1], runs[1][1])
+    assert runs[0][0].rows == runs[1][0].rows
+    other = model("mopoe", "mog", "dreg")
+    mvkit.fit(other, rows(20), epochs=2, batch_size=8, seed=4)
+    assert not same(runs[0][1], weights(other))
+
+
+def test_training_makes_the_bound_better():
+    data = mvkit.load_dataset("linear_gaussian", rows=500, missing=0.3)
+    linear = {
+        n: Modality(m.shape, m.likelihood, encoder="linear", decoder="linear") for n, m in data.modalities.items()
+    }
+    made = Model(linear, latent_dim=3, seed=0).double()
+    history = mvkit.fit(made, data.train, validation=data.valid, epochs=60, lr=1e-2, batch_size=50)
+    assert history["valid/bound"][-1] > history["valid/bound"][0] + 5
+    batch = data.test.batch
+    complete = Batch(batch.data)
+    truth = data.truth.log_prob(dict(complete.data)).mean()
+    bound = made.loss(complete, objective={"name": "iwae", "samples": 50}).bound.mean()
+    assert truth - 1.5 < bound < truth + 0.5  # near the entropy of the data: nothing can do better in the mean
+
+
+def test_history():
+    history = mvkit.fit(model(), rows(), validation=rows(), epochs=2)
+    assert len(history) == 2
+    assert {"stage", "epoch", "loss", "bound", "kl", "log_px/a", "valid/loss"} <= set(history.rows[0])
+    assert len(history["loss"]) == 2
+    assert "History(2 epochs)" in repr(history)
+
+
+def test_the_best_weights_of_a_stage_are_kept():
+    made = model()
+    seen = []
+
+    def loader():
+        for _ in range(2):
+            yield rows()
+
+    class Spy(mvkit.train.Run):
+        def _validate(self, objective):
+            seen.append(weights(self.model))
+            fake = iter([3.0, 1.0, 2.0][len(seen) - 1 : len(seen)])
+            value = next(fake)
+            if value < self.best:
+                self.best, self.weights = value, weights(self.model)
+            return {"valid/loss": value}
+
+    original = mvkit.train.Run
+    mvkit.train.Run = Spy
+    try:
+        mvkit.fit(made, rows(), validation=rows(), epochs=3)
+    finally:
+        mvkit.train.Run = original
+    assert same(weights(made), seen[1])
+    assert not same(seen[1], seen[2])
+
+
+def test_best_is_judged_with_ramps_at_their_end():
+    made = model()
+    stage = Stage("elbo", 3, ramps={"kl_weight": Linear(0.0, 1.0, 3)})
+    history = mvkit.fit(made, rows(), validation=rows(), stages=[stage])
+    rises = [row["valid/loss"] - (-row["valid/bound"]) for row in history.rows]
+    assert rises == pytest.approx([0, 0, 0], abs=1e-9)  # β = 1 on validation in every epoch
+    gaps = [row["loss"] + row["bound"] for row in history.rows]
+    assert gaps[0] < -1e-3  # while training used less
+    assert gaps[2] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("ramp", "values"),
+    [
+        (Linear(0.0, 1.0, 4), [0.25, 0.5, 0.75, 1, 1]),
+        (Linear(2.0, 1.0, 2), [1.5, 1, 1, 1, 1]),
+        (Cosine(0.0, 1.0, 2), [0.5, 1, 1, 1, 1]),
+        (Cyclical(0.0, 1.0, 1, 1.0), [0.2, 0.4, 0.6, 0.8, 1.0]),
+    ],
+)
+def test_ramps(ramp, values):
+    assert [ramp.at(epoch, 5) for epoch in range(1, 6)] == pytest.approx(values)
+    assert ramp.last() == 1
+    assert Cyclical(cycles=2, rise=0.5).at(6, 10) == pytest.approx(0.4)
+
+
+def test_ramps_reach_fields_of_terms():
+    stage = Stage(ramps={"terms.0.kl_weight": Linear(0.0, 1.0, 2), "kl_weight": "cosine"})
+    made = mvkit.spec
+    assert made is not None
+    from mvkit.spec import as_part
+
+    total = as_part("objective", {"name": "sum", "terms": [{"name": "elbo", "kl_weight": 3.0}, "align"]})
+    assert stage.at(total, 1).terms[0].kl_weight == pytest.approx(1.5)
+    assert stage.at(total, None).terms[0].kl_weight == pytest.approx(3.0)
+    assert stage.at(total, 1).terms[1] == total.terms[1]
+
+
+def test_trainable_freezes_the_rest_and_restores_everything():
+    nets = {
+        "encoder": nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5)),
+        "decoder": nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5)),
+    }
+    made = Model({"a": Modality((3,), **nets)}, latent_dim=2).train()
+    made.encoders["a"][0].bias.requires_grad_(False)
+    with trainable(made, ["decoders.*"]) as parameters:
+        assert {id(p) for p in parameters} == {id(p) for p in made.decoders.parameters()}
+        assert not made.encoders["a"].training
+        assert made.decoders["a"].network.training
+    assert made.encoders["a"].training
+    assert not made.encoders["a"][0].bias.requires_grad
+    assert made.encoders["a"][0].weight.requires_grad
+
+
+def test_two_stages_of_the_joint_encoder():
+    made = model("joint", objective="telbo", schedule={"name": "joint_then_unimodal", "share": 0.5})
+    before = weights(made)
+    stages = mvkit.stages.as_stages(None, made, 4)
+    assert [s.epochs for s in stages] == [2, 2]
+    mvkit.fit(made, rows(16, missing=False), stages=stages[:1])
+    after = weights(made)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not any(name.startswith("encoders") for name in moved)
+    assert any(name.startswith("aggregator") for name in moved)
+    history = mvkit.fit(made, rows(16), epochs=4)
+    assert history["stage"] == [0, 0, 1, 1]
+    last = weights(made)
+    mvkit.fit(made, rows(16), stages=stages[1:])
+    moved = {name.split(".")[0] for name in last if not torch.equal(last[name], weights(made)[name])}
+    assert moved == {"encoders"}
+
+
+def test_frozen_parts_are_not_evaluated(monkeypatch):
+    made = model("joint", objective="telbo", schedule="joint_then_unimodal")
+    first, second = mvkit.stages.as_stages(None, made, 2)
+    monkeypatch.setattr(type(made.aggregator), "_encode", None)
+    mvkit.fit(made, rows(), stages=[second])
+    monkeypatch.undo()
+    for encoder in made.encoders.values():
+        encoder.register_forward_hook(lambda *_: pytest.fail("a frozen encoder was evaluated"))
+    mvkit.fit(made, rows(missing=False), stages=[first])
+
+
+def test_any_loader_of_batches():
+    made = model()
+    batches = [rows(4), rows(3)]
+    history = mvkit.fit(made, batches, epochs=2)
+    assert len(history) == 2
+    assert not made.training
+    pipeline = Pipeline(rows(10), batch_size=4)
+    assert [len(b) for b in pipeline] == [4, 4, 2]
+    mvkit.fit(made, pipeline, epochs=1)
+    mvkit.fit(made, {"a": torch.randn(5, 3)}, epochs=1, batch_size=64)
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(range(3), batch_size=1, collate_fn=lambda _: rows(2))
+    mvkit.fit(made, loader, epochs=1, progress=False)
+
+
+def test_a_row_that_only_a_skipping_objective_sees():
+    made = model({"name": "joint", "incomplete": "skip"})
+    mask = torch.tensor([[True, False, False]] * 4)
+    mvkit.fit(made, Batch(rows(4).data, mask), epochs=1)
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    one = order(100, shuffle=True, seed=1, epoch=2)
+    torch.rand(3)
+    assert torch.equal(one, order(100, shuffle=True, seed=1, epoch=2))
+    assert not torch.equal(one, order(100, shuffle=True, seed=1, epoch=3))
+    assert sorted(one.tolist()) == list(range(100))
+    assert order(3, shuffle=False, seed=1, epoch=3).tolist() == [0, 1, 2]
+
+
+def test_progress_bar(capsys):
+    mvkit.fit(model(), rows(), epochs=2, progress=True)
+    assert "2/2" in capsys.readouterr().err
+    mvkit.fit(model(), rows(), epochs=2)
+    assert capsys.readouterr().err == ""  # no terminal, no bar
