@@ -4,7 +4,7 @@ Axes in every docstring: s samples · j drawn components · k posterior componen
 d shared latent · p private latent · c prior components.
 """
 
-from mvkit import plugins, testing
+from mvkit import plugins, recipes, testing
 from mvkit.aggregators import Aggregator
 from mvkit.batch import Batch
 from mvkit.checkpoint import describe, load, save
@@ -67,6 +67,7 @@ __all__ = [
     "load",
     "load_dataset",
     "plugins",
+    "recipes",
     "save",
     "spec",
     "testing",

@@ -259,7 +259,7 @@ class MoPoEAggregator(nn.Module, Aggregator):
     def forward(self, experts: Experts, batch: Batch) -> Mixture:
         mask = batch.observed
         if experts.training and self.spec.max_subsets is not None:
-            members, usable = self._drawn(experts, mask)
+            members, usable = random_subsets(experts, mask, self.order, self.spec.max_subsets)
         elif self.few:
             members, usable = self._singles_and_all(mask)
         else:
@@ -293,28 +293,6 @@ class MoPoEAggregator(nn.Module, Aggregator):
         lost = reduce(~usable, "k b -> 1 b", "min")
         return torch.cat([each, rearrange(mask, "b m -> 1 b m")]), torch.cat([usable, lost])
 
-    def _drawn(self, experts: Experts, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """`max_subsets` distinct subsets of what each row observes; every subset equally likely to be in.
-
-        The subsets of a row are the integers 1 … N = 2^|O| - 1, a bit for each observed modality. They are cut
-        into n strata, one integer is drawn from each, and all are shifted round by one offset.
-        """
-        n = int(self.spec.max_subsets or 0)
-        uniform = noise.draw("choice/subset", (n + 1, len(mask)), experts.loc.double(), generator=experts.generator)
-        sorted_mask = mask[:, self.order]
-        total = 2 ** sorted_mask.sum(1) - 1
-        stratum = rearrange(torch.arange(n, device=mask.device), "k -> k 1")
-        low, high = stratum * total // n, (stratum + 1) * total // n
-        drawn = low + (uniform[:n] * (high - low)).long()
-        few = total <= n
-        offset = torch.where(few, 0, (uniform[n] * total).long())
-        code = (torch.where(few, stratum, drawn) + offset) % total.clamp(min=1) + 1
-        usable = torch.where(few, stratum < total, True) & (total > 0)
-        bit = sorted_mask.cumsum(1) - 1
-        chosen = (rearrange(code, "k b -> k b 1") >> bit.clamp(min=0)) & 1
-        members = (chosen == 1) & sorted_mask & rearrange(usable, "k b -> k b 1")
-        return members[..., self.order.argsort()], usable
-
     unimodal = staticmethod(raw_experts)
 
     def inference(self, experts: Experts, batch: Batch) -> Mixture:
@@ -323,6 +301,37 @@ class MoPoEAggregator(nn.Module, Aggregator):
             return self.forward(experts, batch)
         members = rearrange(batch.observed, "b m -> 1 b m")
         return product_of_observed(experts, batch.observed, self._prior(members, experts.loc))
+
+
+def random_subsets(experts: Experts, mask: Tensor, order: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """At most n distinct non-empty subsets of what each row observes, every one equally likely to be in.
+
+    The subsets of a row are the integers 1 … N = 2^|O| - 1, a bit for each observed modality. They are cut into n
+    strata, one integer is drawn from each, and all are shifted round by one offset.
+
+    Args:
+        experts: whose generator and dtype apply.
+        mask: observed modalities, (b, m) bool.
+        order: an order of the modalities that declaring them otherwise does not change, (m,).
+        n: subsets a row.
+
+    Returns:
+        Members (n, b, m) bool, and which subsets there are, (n, b) bool.
+    """
+    uniform = noise.draw("choice/subset", (n + 1, len(mask)), experts.loc.double(), generator=experts.generator)
+    sorted_mask = mask[:, order]
+    total = 2 ** sorted_mask.sum(1) - 1
+    stratum = rearrange(torch.arange(n, device=mask.device), "k -> k 1")
+    low, high = stratum * total // n, (stratum + 1) * total // n
+    drawn = low + (uniform[:n] * (high - low)).long()
+    few = total <= n
+    offset = torch.where(few, 0, (uniform[n] * total).long())
+    code = (torch.where(few, stratum, drawn) + offset) % total.clamp(min=1) + 1
+    usable = torch.where(few, stratum < total, True) & (total > 0)
+    bit = sorted_mask.cumsum(1) - 1
+    chosen = (rearrange(code, "k b -> k b 1") >> bit.clamp(min=0)) & 1
+    members = (chosen == 1) & sorted_mask & rearrange(usable, "k b -> k b 1")
+    return members[..., order.argsort()], usable
 
 
 def _subsets(spec: MoPoE, sizes: Sizes) -> list[tuple[int, ...]]:

@@ -46,6 +46,7 @@ class Parts:
     decoders: nn.ModuleDict
     cross: nn.ParameterDict
     lambdas: dict[str, float]
+    order: tuple[int, ...]
 
 
 def assemble(spec: ModelSpec) -> Parts:
@@ -62,6 +63,9 @@ def assemble(spec: ModelSpec) -> Parts:
     aggregator, prior, objective = (
         _built(kind, getattr(spec, kind), sizes) for kind in ("aggregator", "prior", "objective")
     )
+    if objective.needs_experts and aggregator.width(spec.latent_dim) != 2 * spec.latent_dim:
+        reason = f"looks at raw experts, which aggregator {type(spec.aggregator).__name__} has none of; take another"
+        raise SpecError(reason, "objective")
     rule = spec.private_from or aggregator.defaults.private_from
     encoders, decoders, cross = nn.ModuleDict(), nn.ModuleDict(), nn.ParameterDict()
     for name, modality in spec.modalities.items():
@@ -75,7 +79,7 @@ def assemble(spec: ModelSpec) -> Parts:
             cross[name] = nn.Parameter(raw_of_one(family, (modality.private_dim,)))
     _warn_of_idle_encoders(spec, aggregator, objective)
     spec = attrs.evolve(spec, private_from=rule)  # type: ignore[misc]
-    return Parts(spec, family, aggregator, prior, objective, encoders, decoders, cross, _lambdas(spec))
+    return Parts(spec, family, aggregator, prior, objective, encoders, decoders, cross, _lambdas(spec), sizes.canonical)
 
 
 def _built(kind: str, part: Any, sizes: Sizes) -> Any:

@@ -123,6 +123,11 @@ class Batch:
         """Whether every row observes every modality, known without looking at the device."""
         return all(index is None for index in self.rows)
 
+    @property
+    def no_rows(self) -> Tensor:
+        """An index of no rows, on the batch's device."""
+        return torch.empty(0, dtype=torch.long, device=self.observed.device)
+
     def take(self, index: Tensor | slice) -> Batch:
         """The rows at `index` (n,), gathered in one go a tensor."""
 
@@ -148,7 +153,7 @@ class Batch:
         if all(flags):
             return self
         mask = self.observed & torch.tensor(flags, device=self.observed.device)
-        none = torch.empty(0, dtype=torch.long, device=mask.device)
+        none = self.no_rows
         rows = tuple(index if flag else none for index, flag in zip(self.rows, flags, strict=True))
         hidden = self.hidden | {name for name, flag in zip(self.layout.names, flags, strict=True) if not flag}
         return attrs.evolve(self, mask=mask, rows=rows, whole=none, nothing=None, hidden=hidden)

@@ -23,8 +23,10 @@ DECLARED = {
         "dreg": ("mvkit.objectives:DReG", "iwae, doubly reparametrised gradient"),
         "align": ("mvkit.objectives:Align", "KL to the unimodal posteriors"),
         "sum": ("mvkit.objectives:Sum", "weighted sum of objectives"),
-        "telbo": ("mvkit.objectives:TELBO", "joint and unimodal bounds"),
-        "jmvae": ("mvkit.objectives:JMVAE", "joint bound and alignment"),
+        "telbo": ("mvkit.composed:TELBO", "joint and unimodal bounds"),
+        "jmvae": ("mvkit.composed:JMVAE", "joint bound and alignment"),
+        "mvtcae": ("mvkit.composed:MVTCAE", "total correlation"),
+        "crmvae": ("mvkit.composed:CRMVAE", "joint and unimodal reconstructions"),
     },
     "family": {
         "normal": ("mvkit.families:Normal", "normal, log-variance"),

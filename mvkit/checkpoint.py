@@ -26,7 +26,7 @@ import mvkit
 from mvkit import plugins
 from mvkit.errors import CheckpointError, MvkitError
 from mvkit.model import Model
-from mvkit.spec import is_spec, to_dict
+from mvkit.spec import is_spec
 
 FORMAT = 1
 KEY = "mvkit"
@@ -44,10 +44,9 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     """
     header = {
         "format": FORMAT,
-        "model": {"name": "model", **to_dict(model.spec)},
-        "dtype": str(model._like.dtype).removeprefix("torch."),
+        "model": model.header(),
+        "dtype": str(model.like.dtype).removeprefix("torch."),
         "mvkit": mvkit.__version__,
-        "order": list(model.names),  # keys are sorted in the file, and columns of masks follow this
         "packages": _packages(model.spec),
         "sha256": _ZEROS,
     }
@@ -133,7 +132,7 @@ def load(
     data = _with_modules(header["model"], given, "", missing)
     _refuse_missing(missing, str(path))
     data.pop("name", None)
-    data["modalities"] = {name: data["modalities"][name] for name in header["order"]}
+    data["modalities"] = {name: data["modalities"][name] for name in data.pop("order")}
     _require_packages(header, str(path))
     try:
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten

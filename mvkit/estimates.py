@@ -24,6 +24,7 @@ from mvkit.mixture import Mixture
 from mvkit.terms import log_likelihoods
 
 if TYPE_CHECKING:
+    from mvkit.generative import Generative
     from mvkit.model import Model
 
 MEMORY = 2**26  # bytes; blocks of decoded draws that stay near the cache are also the fastest
@@ -54,7 +55,7 @@ def by_rows(function: Callable[[Batch], T], batch: Batch, dim: int = 0) -> T:
     return torch.cat(pieces, dim)  # type: ignore[return-value]
 
 
-def answer(model: Model, function: Callable[[Batch], T], data: Any, dim: int = 0) -> T:
+def answer(model: Generative, function: Callable[[Batch], T], data: Any, dim: int = 0) -> T:
     """What a question that needs no gradient comes to: evaluation mode, block by block."""
     with evaluation(model), torch.no_grad():
         return by_rows(function, model.conform(data), dim)
@@ -121,7 +122,7 @@ def numbers_per_row(model: Model) -> int:
         count += output.numel() if isinstance(output, Tensor) and not list(module.children()) else 0
 
     most = 0
-    like = model._like
+    like = model.like
     for name, decoder in model.decoders.items():
         count = 0
         hooks = [module.register_forward_hook(note) for module in decoder.modules()]
@@ -134,13 +135,13 @@ def numbers_per_row(model: Model) -> int:
 
 def _sizes(model: Model, n: int, b: int, memory: int) -> list[int]:
     """How many of n draws of b rows to decode at a time."""
-    rows = memory // (numbers_per_row(model) * model._like.element_size())
+    rows = memory // (numbers_per_row(model) * model.like.element_size())
     block = max(1, min(n, rows // b))
     return [min(block, n - start) for start in range(0, n, block)]
 
 
 def weight_blocks(
-    model: Model, batch: Batch, n: int, proposal: str, generator: torch.Generator | None, memory: int = MEMORY
+    model: Model, batch: Batch, n: int, proposal: str, generator: torch.Generator | None, memory: int
 ) -> Iterator[Tensor]:
     """Log importance weights of n iid draws in blocks (n_i, b); 0 in rows that observe nothing."""
     experts = model.experts(batch, generator=generator)
@@ -171,7 +172,7 @@ def log_mean_exp(blocks: Iterable[Tensor]) -> Tensor:
 class Query:
     """log p(x_of | x_given) of a block of rows; see `Model.log_likelihood`."""
 
-    model: Model
+    model: Any
     of: tuple[str, ...]
     given: tuple[str, ...]
     n: int
@@ -197,7 +198,7 @@ class Query:
 
     def _joint(self, rows: Batch, names: tuple[str, ...]) -> Tensor:
         hidden = rows.hide(names)
-        return log_mean_exp(weight_blocks(self.model, hidden, self.n, self.proposal, self.generator, self.memory))
+        return log_mean_exp(self.model.weight_blocks(hidden, self.n, self.proposal, self.generator, self.memory))
 
     def _predictive(self, rows: Batch) -> Iterator[Tensor]:
         """Log p(x_of|z, w) at z ~ q(z|x_given), w ~ p(w)."""

@@ -47,16 +47,17 @@ class Translation:
             if value not in known:
                 raise RequestError(f"translate: got {value!r}; expected one of {known}")
 
-    def generate(self, model: Model, found: Condition) -> dict[str, Tensor]:
-        """Modalities {name: (n, b, *shape)} of the rows of a condition."""
-        drawn = self.latent == "draw"
-        mean = found.posterior.mean
-        z = found.posterior.rsample(self.n, self.generator) if drawn else mean.expand(self.n, *mean.shape)
-        made = {}
-        for name in self.to:
-            w = private_latent(model, name, found, z, source=self.private_source, drawn=drawn)
-            made[name] = decode(model, name, z, w, sample=self.sample, generator=self.generator)
-        return made
+
+def translate(model: Model, plan: Translation, found: Condition) -> dict[str, Tensor]:
+    """Modalities {name: (n, b, *shape)} of the rows of a condition."""
+    drawn = plan.latent == "draw"
+    mean = found.posterior.mean
+    z = found.posterior.rsample(plan.n, plan.generator) if drawn else mean.expand(plan.n, *mean.shape)
+    made = {}
+    for name in plan.to:
+        w = private_latent(model, name, found, z, source=plan.private_source, drawn=drawn)
+        made[name] = decode(model, name, z, w, sample=plan.sample, generator=plan.generator)
+    return made
 
 
 def private_latent(model: Model, name: str, found: Condition, z: Tensor, *, source: str, drawn: bool) -> Tensor | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mvkit import bounds
+from mvkit.aggregators import random_subsets, raw_experts
 from mvkit.batch import Batch
 from mvkit.errors import SpecError, suggest
 from mvkit.experts import Experts
@@ -55,6 +56,7 @@ class Objective(ABC):
     kl_weight: float
 
     trains_unimodal = False  # whether it trains each unimodal posterior, whatever a row observes
+    needs_experts = False  # whether it looks at raw experts, which not every aggregator has
 
     @abstractmethod
     def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
@@ -76,13 +78,25 @@ def finish(bound: Tensor, reported: Tensor, active: Tensor | None, metrics: dict
     return Loss(loss, reported, {"loss": loss.detach(), "bound": mean, **metrics})
 
 
-def _check_names(given: dict[str, float], sizes: Sizes, path: str) -> None:
+def check_names(given: dict[str, float], sizes: Sizes, path: str) -> None:
+    """Raises SpecError if a mapping by modality names one that the model lacks."""
     for name in given:
         if name not in sizes.names:
             raise SpecError(f"no modality {name!r}; {suggest(name, sizes.names)}", path)
 
 
-def _metrics(model: Model, terms: Terms, kl: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def divergence(
+    posterior: Mixture, other: Mixture, generator: torch.Generator | None, samples: int | None = None
+) -> Tensor:
+    """Σ_k w_k KL(q_k ‖ other), (b,): in closed form where there is one, else (or with `samples`) from draws."""
+    kl = posterior.kl(other) if samples is None else None
+    if kl is None:
+        draws = posterior.draw(samples or 1, "stratified", generator)
+        kl = (draws.log_qk - other.log_prob(draws.z)).mean(0)
+    return (posterior.log_weight.exp() * kl).sum(0)
+
+
+def row_metrics(model: Model, terms: Terms, kl: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Mean log-likelihood of each modality over the rows that observe it, and the mean KL."""
     with torch.no_grad():
         log_px = torch.einsum("jbm,jb->bm", terms.log_px.mean(0), terms.log_weight.exp()).sum(0)
@@ -100,7 +114,8 @@ class ELBO(Objective):
         draw: `stratified`, `iid` or `balanced`; None: the aggregator's.
         density: `component`: Σ_k w_k KL(q_k ‖ p), in closed form where there is one; `mixture`: the mixture's own
             density at the draws.
-        condition: the posterior: the `aggregator`'s, or the `unimodal` ones, each in turn.
+        condition: the posterior: the `aggregator`'s; the `unimodal` ones, each in turn; the raw `expert`s, each in
+            turn; or the aggregator's given a random `subset` of what each row has.
         reduce: `mean` or `sum` over the conditions of a row.
         reconstruct: `all` observed modalities, or the condition's `own` evidence.
         weights: factors of λ by modality.
@@ -113,38 +128,52 @@ class ELBO(Objective):
     samples: int = field(default=1, check=integer(1))
     draw: str | None = field(default=None, check=_draw)
     density: str = field(default="component", check=one_of("component", "mixture"))
-    condition: str = field(default="aggregator", check=one_of("aggregator", "unimodal"))
+    condition: str = field(default="aggregator", check=one_of("aggregator", "unimodal", "expert", "subset"))
     reduce: str = field(default="mean", check=one_of("mean", "sum"))
     reconstruct: str = field(default="all", check=one_of("all", "own"))
     weights: dict[str, float] = field(default={}, check=factors)
 
     @property
     def trains_unimodal(self) -> bool:  # type: ignore[override]
-        return self.condition == "unimodal"
+        return self.condition in ("unimodal", "expert")
+
+    @property
+    def needs_experts(self) -> bool:  # type: ignore[override]
+        return self.condition == "expert"
 
     def build(self, sizes: Sizes) -> ELBO:
-        _check_names(self.weights, sizes, "weights")
+        check_names(self.weights, sizes, "weights")
         return self
 
     def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
-        if self.condition == "aggregator":
-            posterior = model.aggregator.forward(experts, batch)
-            value, reported, metrics = self._bound(model, batch, experts, posterior)
-            return finish(value, reported, posterior.active, metrics)
-        values, reports, metrics = [], [], {}
-        actives = []
-        for name, posterior in model.aggregator.unimodal(experts, batch).items():
-            hidden = batch if self.reconstruct == "all" else batch.hide([name])
-            value, reported, found = self._bound(model, hidden, experts, posterior)
-            actives.append(batch.observed[:, model.names.index(name)])
-            values.append(torch.where(actives[-1], value, 0.0))
-            reports.append(torch.where(actives[-1], reported, 0.0))
-            own = (f"log_px/{name}",) if self.reconstruct == "own" else tuple(found)
-            metrics.update({key: found[key] for key in own} | {f"kl/{name}": found["kl"]})
+        values, reports, metrics, actives = [], [], {}, []
+        found = self._conditions(model, batch, experts)
+        for name, posterior in found.items():
+            alone = bool(name) and self.reconstruct == "own"
+            value, reported, seen = self._bound(model, batch.hide([name]) if alone else batch, experts, posterior)
+            if len(found) == 1:
+                return finish(value, reported, posterior.active, seen)
+            active = value.new_ones(len(value)).bool() if posterior.active is None else posterior.active
+            actives.append(active)
+            values.append(torch.where(active, value, 0.0))
+            reports.append(torch.where(active, reported, 0.0))
+            own = (f"log_px/{name}",) if alone else tuple(seen)
+            metrics.update({key: seen[key] for key in own} | {f"kl/{name}": seen["kl"]})
         count = torch.stack(actives).sum(0)
         divide = count.clamp(min=1) if self.reduce == "mean" else 1
         value, reported = (reduce(torch.add, each) / divide for each in (values, reports))
         return finish(value, reported, count > 0, metrics)
+
+    def _conditions(self, model: Model, batch: Batch, experts: Experts) -> dict[str, Mixture]:
+        """The posteriors in turn, by the one modality that they look at, if it is one."""
+        if self.condition == "unimodal":
+            return model.aggregator.unimodal(experts, batch)
+        if self.condition == "expert":
+            return raw_experts(experts, batch)
+        if self.condition == "subset":
+            members, _ = random_subsets(experts, batch.observed, model.order, 1)
+            batch = attrs.evolve(batch, mask=members[0], whole=batch.no_rows)
+        return {"": model.aggregator.forward(experts, batch)}
 
     def _bound(
         self, model: Model, batch: Batch, experts: Experts, posterior: Mixture
@@ -164,7 +193,7 @@ class ELBO(Objective):
         with torch.no_grad():
             kl = bounds.divergence(terms, density=self.density)
             reported = bounds.average(terms.log_px.sum(-1), terms.log_weight) - kl
-        return value, reported, _metrics(model, terms, kl, batch.observed)
+        return value, reported, row_metrics(model, terms, kl, batch.observed)
 
 
 @spec
@@ -178,7 +207,7 @@ class _Weighted(Objective):
     weights: dict[str, float] = field(default={}, check=factors)
 
     def build(self, sizes: Sizes) -> Objective:
-        _check_names(self.weights, sizes, "weights")
+        check_names(self.weights, sizes, "weights")
         return self
 
     def _loss(self, model: Model, batch: Batch, experts: Experts, *, doubly: bool) -> Loss:
@@ -205,7 +234,7 @@ class _Weighted(Objective):
         with torch.no_grad():
             reported = bounds.iwae(bounds.log_weights(terms), terms.log_weight, bound=form)
             kl = bounds.divergence(terms, density="mixture")
-        return finish(value, reported, posterior.active, _metrics(model, terms, kl, batch.observed))
+        return finish(value, reported, posterior.active, row_metrics(model, terms, kl, batch.observed))
 
     def _rescale(self, model: Model, terms: Terms, share: Tensor) -> None:
         """Gradients through draws carry (1-β) ŵ + β ŵ² in all: ŵ is in the surrogate, the rest is put in here."""
@@ -283,21 +312,14 @@ class Align(Objective):
     def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
         posterior = model.aggregator.forward(experts, batch)
         total = posterior.loc.new_zeros(len(batch))
+        samples = self.samples if self.estimate == "samples" else None
         for i, surrogate in enumerate(model.aggregator.unimodal(experts, batch).values()):
-            kl = self._divergence(posterior, surrogate, experts)
+            kl = divergence(posterior, surrogate, experts.generator, samples)
             total = total + torch.where(batch.observed[:, i], kl, 0.0)
         value = -self.alpha * self.kl_weight * total
         found = finish(value, torch.full_like(total, torch.nan), posterior.active, {"align": total.detach().mean()})
         del found.metrics["bound"]  # it bounds nothing
         return found
-
-    def _divergence(self, posterior: Mixture, other: Mixture, experts: Experts) -> Tensor:
-        """KL by components with their weights, (b,)."""
-        kl = posterior.kl(other) if self.estimate == "auto" else None
-        if kl is None:
-            draws = posterior.draw(self.samples, "stratified", experts.generator)
-            kl = (draws.log_qk - other.log_prob(draws.z)).mean(0)
-        return (posterior.log_weight.exp() * kl).sum(0)
 
 
 @spec
@@ -320,6 +342,10 @@ class Sum(Objective):
     def trains_unimodal(self) -> bool:  # type: ignore[override]
         return any(term.trains_unimodal for term in self.terms)
 
+    @property
+    def needs_experts(self) -> bool:  # type: ignore[override]
+        return any(term.needs_experts for term in self.terms)
+
     def build(self, sizes: Sizes) -> Sum:
         if not self.terms or (self.weights and len(self.weights) != len(self.terms)):
             raise SpecError(f"{len(self.terms)} terms and {len(self.weights)} weights; expected as many, one at least")
@@ -338,55 +364,3 @@ class Sum(Objective):
         metrics = {f"{i}/{key}": value for i, one in enumerate(losses) for key, value in one.metrics.items()}
         first = losses[0]
         return Loss(total, first.bound, {**metrics, **first.metrics, "loss": total.detach()})
-
-
-@spec
-class JMVAE(Objective):
-    """Joint ELBO and alignment: `sum` of `elbo` and `align`, with warm-up on both KLs.
-
-    Args:
-        alpha: factor of the alignment.
-        beta: factor of the joint KL.
-        kl_weight: factor of both, for ramps.
-
-    Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep Generative Models, 2016,
-    https://arxiv.org/abs/1611.01891, eq. 5.
-    """
-
-    alpha: float = field(default=0.1, check=number(0.0))
-    beta: float = field(default=1.0, check=number(0.0))
-    kl_weight: float = field(default=1.0, check=number(0.0))
-    trains_unimodal = True
-
-    def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
-        terms = (ELBO(kl_weight=self.beta), Align(alpha=self.alpha))
-        return Sum(terms=terms, kl_weight=self.kl_weight).forward(model, batch, experts)
-
-
-@spec
-class TELBO(Objective):
-    """Joint and unimodal bounds at once: ELBO(X; λ) + Σ_m ELBO(x_m; γ_m), each with its own posterior's KL.
-
-    Args:
-        lambdas: factors λ of the joint bound's likelihoods, by modality.
-        gammas: factors γ of the unimodal bounds' likelihoods, by modality.
-        kl_weight: factor of every KL.
-
-    Reference: Vedantam et al., Generative Models of Visually Grounded Imagination, 2018,
-    https://arxiv.org/abs/1705.10762, eq. 4.
-    """
-
-    lambdas: dict[str, float] = field(default={}, check=factors)
-    gammas: dict[str, float] = field(default={}, check=factors)
-    kl_weight: float = field(default=1.0, check=number(0.0))
-    trains_unimodal = True
-
-    def build(self, sizes: Sizes) -> TELBO:
-        _check_names(self.lambdas, sizes, "lambdas")
-        _check_names(self.gammas, sizes, "gammas")
-        return self
-
-    def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
-        unimodal = ELBO(condition="unimodal", reduce="sum", reconstruct="own", weights=self.gammas)
-        terms = (ELBO(weights=self.lambdas), unimodal)
-        return Sum(terms=terms, kl_weight=self.kl_weight).forward(model, batch, experts)

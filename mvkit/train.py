@@ -189,7 +189,7 @@ class Totals:
 
 def _generator(model: Model, seed: int, stage: int, epoch: int) -> torch.Generator:
     """Noise that is a function of seed, stage and epoch."""
-    generator = torch.Generator(model._like.device)
+    generator = torch.Generator(model.like.device)
     return generator.manual_seed((seed * 1_000_003 + stage) * 1_000_003 + epoch)
 
 
@@ -201,7 +201,7 @@ def _loader(model: Model, data: Any, batch_size: int, seed: int, *, shuffle: boo
         return _Conformed(model, data)
     rows = conform(as_batch(data), model.layout)
     refuse_empty(rows)
-    return Pipeline(rows, batch_size=batch_size, shuffle=shuffle, seed=seed, device=model._like.device)
+    return Pipeline(rows, batch_size=batch_size, shuffle=shuffle, seed=seed, device=model.like.device)
 
 
 @attrs.frozen(eq=False)

@@ -39,7 +39,9 @@ def background(name: str, part: tuple[float, float], flip: int | None) -> NDArra
 def blend(how: str, ground: NDArray[np.float64], digit: NDArray[np.float64]) -> NDArray[np.float64]:
     """The digit over the ground; all in [0, 1]."""
     if how == "difference":
-        return np.asarray(np.abs(ground - digit))
+        return np.asarray(np.abs(0.25 * ground - digit))
+    # a ground that leaves the digit its contrast: no white digit on a white sky
+    ground = 0.6 * ground + 0.4 * (how == "dark")
     blended: NDArray[np.float64] = ground * (1 - digit) + digit * (how == "bright")
     return blended
 

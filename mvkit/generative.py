@@ -1,0 +1,323 @@
+"""Generative: what users ask of a model, whatever it is made of.
+
+Axes: n samples asked for, b rows, m modalities, d latent, p private latent, c clusters. Log-probabilities in nats.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mvkit import estimates
+from mvkit.batch import Batch, Layout, conform, refuse_empty
+from mvkit.data.sources import as_batch
+from mvkit.errors import RequestError, ShapeError, suggest
+from mvkit.estimates import Condition
+from mvkit.experts import Experts
+from mvkit.generation import Latents, Translation
+from mvkit.mixture import Mixture
+from mvkit.modality import Modality
+from mvkit.objectives import Loss, Objective
+
+Names = Iterable[str] | None
+
+
+class Generative(nn.Module, ABC):
+    """A trained or trainable model of several modalities: `Model`, `Stack`, or one of your own.
+
+    To implement one, set `spec`, `names`, `modalities`, `latent_dim`, `n_clusters`, `prior`, `objective`, and write the
+    abstract methods below, which see conformed batches only; everything that users call then works.
+    """
+
+    spec: Any
+    names: tuple[str, ...]
+    modalities: dict[str, Modality]
+    latent_dim: int
+    n_clusters: int
+    objective: Objective
+
+    @property
+    @abstractmethod
+    def layout(self) -> Layout:
+        """What the model expects of a batch."""
+
+    @abstractmethod
+    def build_objective(self, objective: Any) -> Objective:
+        """An objective by name or spec, checked against this model."""
+
+    @abstractmethod
+    def experts(self, batch: Batch, *, training: bool = False, generator: torch.Generator | None = None) -> Experts:
+        """What the encoders make of a batch; computed when first looked at."""
+
+    @abstractmethod
+    def condition(
+        self,
+        rows: Batch,
+        given: Names,
+        empty: str,
+        *,
+        inference: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Condition:
+        """The posterior given modalities; `inference` asks for the one that `encode` and `translate` use."""
+
+    @abstractmethod
+    def decode_one(
+        self, name: str, z: Tensor, w: Tensor | None, *, sample: bool = False, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Means or draws (..., *shape) of a modality at z (..., d) and its private latent (..., p)."""
+
+    @abstractmethod
+    def from_prior(
+        self, n: int, cluster: int | None, *, sample: bool, generator: torch.Generator | None
+    ) -> tuple[dict[str, Tensor], Latents]:
+        """Rows {name: (n, *shape)} from the prior, and their latents."""
+
+    @abstractmethod
+    def generate(self, plan: Translation, found: Condition) -> dict[str, Tensor]:
+        """Modalities {name: (n, b, *shape)} of the rows of a condition; see `translate`."""
+
+    @abstractmethod
+    def weight_blocks(
+        self, batch: Batch, n: int, proposal: str, generator: torch.Generator | None, memory: int
+    ) -> Iterator[Tensor]:
+        """Log importance weights of n iid draws in blocks (n_i, b); 0 in rows that observe nothing."""
+
+    @abstractmethod
+    def assign(self, rows: Batch, *, soft: bool, by_modality: bool) -> Any:
+        """See `clusters`."""
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the model's dtype and device."""
+        floating = (p for p in self.parameters() if p.is_floating_point())
+        return next(floating, torch.zeros(()))
+
+    def conform(self, data: Any) -> Batch:
+        """Data as a checked batch on the model's device; see `mvkit.batch.conform`."""
+        return conform(as_batch(data), self.layout).to(self.like.device)
+
+    def loss(self, batch: Batch, *, objective: Any = None, generator: torch.Generator | None = None) -> Loss:
+        """The objective on a batch.
+
+        Args:
+            batch: rows that observe one modality at least.
+            objective: another objective than the model's own.
+            generator: source of randomness.
+
+        Returns:
+            loss (), bound (b,) and metrics.
+
+        Raises:
+            DataError: a row with nothing observed, or values that cannot be.
+        """
+        batch = self.conform(batch)
+        refuse_empty(batch)
+        made: Any = self.objective if objective is None else self.build_objective(objective)
+        found: Loss = made.forward(self, batch, self.experts(batch, training=self.training, generator=generator))
+        return found
+
+    def forward(self, batch: Batch, **options: Any) -> Loss:
+        """`loss`, so that wrappers such as DistributedDataParallel see it."""
+        return self.loss(batch, **options)
+
+    def posterior(self, batch: Any, given: Names = None, *, empty: str = "error") -> Mixture:
+        """q(z|x_given), the mixture that bounds and likelihoods use.
+
+        Args:
+            batch: rows.
+            given: modalities to look at; None: all that each row has; (): none, which gives the prior.
+            empty: rows with none of them: `error`, or the `prior`.
+
+        Returns:
+            A mixture: rsample(n) (n, b, d), log_prob, mean, loc, scale, log_weight, evidence.
+        """
+        with estimates.evaluation(self):
+            return self.condition(self.conform(batch), given, empty).posterior
+
+    def encode(self, batch: Any, given: Names = None, *, empty: str = "error") -> Tensor:
+        """Posterior mean of each row from whatever it has, or from `given`, (b, d).
+
+        The aggregator says which posterior: mopoe takes the product of what is given, so that this need not equal
+        `posterior().mean`.
+        """
+
+        def means(rows: Batch) -> Tensor:
+            return self.condition(rows, given, empty, inference=True).posterior.mean
+
+        return estimates.answer(self, means, batch)
+
+    def private(self, batch: Any) -> dict[str, Tensor]:
+        """Means of the private latents, {name: (b, p)}, zeros where unobserved."""
+
+        def means(rows: Batch) -> dict[str, Tensor]:
+            private = self.experts(rows).private
+            shown = {name: rows.observed[:, [self.names.index(name)]] for name in private}
+            return {name: torch.where(shown[name], loc, 0.0) for name, (loc, _) in private.items()}
+
+        return estimates.answer(self, means, batch)
+
+    def decode(self, z: Tensor, private: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Decoder means {name: (..., *shape)} at latents z (..., d) and private latents {name: (..., p)}.
+
+        Private latents that are not given are 0, the mean of their prior. Gradients flow only to a z that asks for
+        them.
+        """
+        for name in private or {}:
+            if not self._modality(name).private_dim:
+                raise RequestError(f"decode: modality {name!r} has no private latent; leave it out")
+        if z.shape[-1:] != (self.latent_dim,):
+            raise ShapeError(f"decode: z has shape {tuple(z.shape)}; expected (..., {self.latent_dim})")
+        with estimates.evaluation(self), torch.set_grad_enabled(torch.is_grad_enabled() and z.requires_grad):
+            return {name: self.decode_one(name, z, (private or {}).get(name)) for name in self.names}
+
+    def _modality(self, name: str) -> Modality:
+        if name not in self.modalities:
+            raise RequestError(f"unknown modality {name!r}; {suggest(name, self.names)}")
+        return self.modalities[name]
+
+    def translate(
+        self,
+        batch: Any,
+        to: Names = None,
+        given: Names = None,
+        n: int = 1,
+        *,
+        latent: str = "draw",
+        sample: bool = False,
+        private_source: str = "prior",
+        empty: str = "error",
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Modalities `to` generated from those `given`, {name: (n, b, *shape)}: imputation.
+
+        Args:
+            batch: rows.
+            to: wanted modalities; None: all.
+            given: modalities to look at; None: all that each row has.
+            n: draws of z.
+            latent: `draw` latents, or take their `mean`.
+            sample: draw from the likelihood as well, instead of taking its mean.
+            private_source: private latents of what was not given: from the `prior` p(w), or `cross`, from r_m.
+            empty: rows with none of what is given: `error`, or generated from the `prior`.
+            generator: source of randomness.
+        """
+        names = self.names if to is None else tuple(to)
+        for name in names:
+            self._modality(name)
+        plan = Translation(names, n, latent, sample, private_source, generator)
+
+        def generate(rows: Batch) -> dict[str, Tensor]:
+            found = self.condition(rows, given, empty, inference=True, generator=generator)
+            return self.generate(plan, found)
+
+        return estimates.answer(self, generate, batch, dim=1)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        cluster: int | None = None,
+        sample: bool = False,
+        latents: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Any:
+        """Rows from the prior, {name: (n, *shape)}: decoder means, or draws with `sample`.
+
+        Args:
+            n: number of rows.
+            cluster: draw z from this component of a mixture prior.
+            sample: draw from the likelihood as well.
+            latents: return a pair (data, latents): z, private, cluster.
+            generator: source of randomness.
+        """
+        if cluster is not None and not 0 <= cluster < self._clusters("sample(cluster=…)"):
+            raise RequestError(f"sample: no cluster {cluster}; expected 0 to {self.n_clusters - 1}")
+        with estimates.evaluation(self), torch.no_grad():
+            made = self.from_prior(n, cluster, sample=sample, generator=generator)
+        return made if latents else made[0]
+
+    def log_weights(
+        self, batch: Batch, n: int, *, proposal: str = "mixture", generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Log importance weights of n draws, (n, b): their log-mean-exp estimates log p of what each row has.
+
+        Args:
+            batch: rows; one with nothing observed gets 0.
+            n: draws.
+            proposal: `mixture`: iid draws of the posterior under its density; `product`: the product of the raw
+                experts under its own.
+            generator: source of randomness.
+        """
+        with estimates.evaluation(self), torch.no_grad():
+            return torch.cat(list(self.weight_blocks(self.conform(batch), n, proposal, generator, estimates.MEMORY)))
+
+    def log_likelihood(
+        self,
+        batch: Any,
+        of: Names = None,
+        given: Iterable[str] = (),
+        n: int = 1000,
+        *,
+        estimator: str = "importance",
+        proposal: str = "mixture",
+        empty: str = "error",
+        memory: int = estimates.MEMORY,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Log p(x_of | x_given) of each row in nats, (b,), by importance sampling.
+
+        Args:
+            batch: rows.
+            of: modalities to score; None: all that is observed and not given. A row with none of them gets 0.
+            given: modalities to condition on.
+            n: draws.
+            estimator: `importance`: joint(of ∪ given) - joint(given), each importance sampled; `predictive`:
+                log-mean-exp of p(x_of|z), z ~ q(z|x_given), which is no bound on either side.
+            proposal: see `log_weights`.
+            empty: rows with none of `given`: `error`, or no condition at all with `prior`.
+            memory: bytes that a block of decoded draws may take; n draws go block by block.
+            generator: source of randomness.
+
+        Reference: Burda, Grosse and Salakhutdinov, 2016, https://arxiv.org/abs/1509.00519; Wu and Goodman, 2018,
+        https://arxiv.org/abs/1802.05335 (conditionals).
+        """
+        names = tuple(given)
+        wanted = [k for k in self.names if k not in names] if of is None else list(of)
+        for name in (*wanted, *names):
+            self._modality(name)
+        overlap = [name for name in wanted if name in names]
+        if overlap:
+            raise RequestError(f"log_likelihood: {overlap[0]!r} is both in `of` and in `given`; take it out of one")
+        estimate = estimates.Query(self, tuple(wanted), names, n, estimator, proposal, empty, memory, generator)
+        return estimates.answer(self, estimate, batch)
+
+    def clusters(self, batch: Any, *, soft: bool = False, by_modality: bool = False) -> Any:
+        """Clusters of rows under a mixture prior, deterministic.
+
+        Each observed modality votes with p(c|z_m) at its own posterior mean.
+
+        Args:
+            batch: rows.
+            soft: mean responsibilities (b, c) instead of the majority (b,), whose ties go to the largest mean.
+            by_modality: {name: (b, c)} of each modality's own, NaN where unobserved.
+        """
+        self._clusters("clusters")
+
+        def assign(rows: Batch) -> Any:
+            refuse_empty(rows)
+            return self.assign(rows, soft=soft, by_modality=by_modality)
+
+        return estimates.answer(self, assign, batch)
+
+    def _clusters(self, what: str) -> int:
+        if not self.n_clusters:
+            raise RequestError(
+                f"{what}: prior {type(self.spec.prior).__name__!r} has no components to assign rows to; "
+                "make the model with a mixture prior, such as prior='mog'"
+            )
+        return self.n_clusters
