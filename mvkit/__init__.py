@@ -23,14 +23,16 @@ from mvkit.errors import (
 )
 from mvkit.families import Family
 from mvkit.likelihoods import Likelihood
+from mvkit.losses import Loss
 from mvkit.mixture import Mixture
 from mvkit.modality import Modality
 from mvkit.model import Model
 from mvkit.networks import Network
-from mvkit.objectives import Loss, Objective
+from mvkit.objectives import Objective
 from mvkit.plugins import available
 from mvkit.priors import Prior
 from mvkit.spec import field, spec
+from mvkit.stack import Stack
 from mvkit.stages import Stage
 from mvkit.train import History, fit
 
@@ -58,6 +60,7 @@ __all__ = [
     "RequestError",
     "ShapeError",
     "SpecError",
+    "Stack",
     "Stage",
     "UnknownComponent",
     "available",

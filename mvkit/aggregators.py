@@ -21,7 +21,7 @@ from mvkit.experts import Experts
 from mvkit.families import Family
 from mvkit.mixture import Mixture, equal_weights
 from mvkit.modality import Sizes
-from mvkit.spec import field, flag, integer, one_of, spec
+from mvkit.spec import field, flag, integer, names, one_of, spec
 
 
 @attrs.frozen
@@ -33,6 +33,7 @@ class Defaults:
         weighted_draw: how iwae and dreg draw.
         bound: which importance-weighted bound, `loose` or `tight`.
         private_from: rule of private latents, `evidence` or `observed`.
+        raw_experts: whether encoders emit experts of the family, which may be multiplied or used alone.
         own_trunks: whether it encodes the data itself, so that the unimodal encoders can be trained after it.
     """
 
@@ -40,6 +41,7 @@ class Defaults:
     weighted_draw: str = "stratified"
     bound: str = "tight"
     private_from: str = "observed"
+    raw_experts: bool = True
     own_trunks: bool = False
 
 
@@ -209,6 +211,11 @@ class MoEAggregator(nn.Module, Aggregator):
     unimodal = staticmethod(raw_experts)
 
 
+def _lists_of_names(value: object) -> str | None:
+    fine = isinstance(value, tuple) and value and all(isinstance(one, tuple) and names(one) is None for one in value)
+    return None if fine else "a list of lists of modalities"
+
+
 @spec
 class MoPoE:
     """Mixture of products: a component for each subset S of the observed, q_S ∝ ∏_{m∈S} q(z|x_m).
@@ -224,7 +231,7 @@ class MoPoE:
     Reference: Sutter, Daunhawer and Vogt, Generalized Multimodal ELBO, 2021, https://arxiv.org/abs/2105.02470.
     """
 
-    subsets: tuple[tuple[str, ...], ...] | None = None
+    subsets: tuple[tuple[str, ...], ...] | None = field(default=None, check=one_of(None, other=_lists_of_names))
     prior_expert: str = field(default="full", check=one_of("none", "full", "all"))
     max_subsets: int | None = field(default=None, check=one_of(None, other=integer(1)))
     inference: str = field(default="product", check=one_of("product", "mixture"))
@@ -236,6 +243,7 @@ class MoPoE:
 
 
 MOST_SUBSETS = 4096
+MOST_DRAWN = 40  # subsets are numbered in 64-bit integers, times how many are drawn
 
 
 class MoPoEAggregator(nn.Module, Aggregator):
@@ -290,7 +298,7 @@ class MoPoEAggregator(nn.Module, Aggregator):
 
     def _with_fallback(self, members: Tensor, usable: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         each = repeat(members, "k m -> k b m", b=len(mask))
-        lost = reduce(~usable, "k b -> 1 b", "min")
+        lost = reduce(~usable, "k b -> 1 b", "min") & mask.any(1)
         return torch.cat([each, rearrange(mask, "b m -> 1 b m")]), torch.cat([usable, lost])
 
     unimodal = staticmethod(raw_experts)
@@ -337,6 +345,8 @@ def random_subsets(experts: Experts, mask: Tensor, order: Tensor, n: int) -> tup
 def _subsets(spec: MoPoE, sizes: Sizes) -> list[tuple[int, ...]]:
     """Subsets as positions, in an order that does not depend on that of the modalities; [] if too many."""
     m = len(sizes.names)
+    if spec.max_subsets is not None and m > MOST_DRAWN:
+        raise SpecError(f"subsets of more than {MOST_DRAWN} modalities cannot be drawn; give a list", "subsets")
     if spec.subsets is None:
         if 2**m - 1 > MOST_SUBSETS and spec.max_subsets is None:
             raise SpecError(

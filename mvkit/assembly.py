@@ -63,7 +63,7 @@ def assemble(spec: ModelSpec) -> Parts:
     aggregator, prior, objective = (
         _built(kind, getattr(spec, kind), sizes) for kind in ("aggregator", "prior", "objective")
     )
-    if objective.needs_experts and aggregator.width(spec.latent_dim) != 2 * spec.latent_dim:
+    if objective.needs_experts and not aggregator.defaults.raw_experts:
         reason = f"looks at raw experts, which aggregator {type(spec.aggregator).__name__} has none of; take another"
         raise SpecError(reason, "objective")
     rule = spec.private_from or aggregator.defaults.private_from
@@ -72,7 +72,7 @@ def assemble(spec: ModelSpec) -> Parts:
         width, network = aggregator.width(spec.latent_dim) + 2 * modality.private_dim, modality.encoder
         try:
             encoders[name] = network if isinstance(network, nn.Module) else network.encoder(modality.shape, width)
-            decoders[name] = Decoder(modality, sizes)
+            decoders[name] = Decoder(name, modality, sizes)
         except SpecError as error:
             raise error.within(f"modalities.{name}") from None
         if modality.private_dim and modality.cross_prior == "learned" and rule == "evidence":
@@ -90,7 +90,7 @@ def _built(kind: str, part: Any, sizes: Sizes) -> Any:
 
 
 def _warn_of_idle_encoders(spec: ModelSpec, aggregator: Aggregator, objective: Objective) -> None:
-    if aggregator.defaults.own_trunks and not objective.trains_unimodal and spec.schedule == Single():
+    if aggregator.defaults.own_trunks and not objective.trains_unimodal and isinstance(spec.schedule, Single):
         warnings.warn(
             f"objective {type(spec.objective).__name__} trains the unimodal encoders of aggregator "
             f"{type(spec.aggregator).__name__} on incomplete rows only; take 'jmvae' or 'telbo', or "

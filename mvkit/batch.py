@@ -6,8 +6,9 @@ without looking at values again: unobserved places hold zeros, whatever they hel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from typing import Any
 
 import attrs
 import numpy as np
@@ -16,7 +17,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn import functional
 
-from mvkit.errors import DataError, ShapeError, suggest
+from mvkit.errors import DataError, NothingObserved, ShapeError, suggest
 from mvkit.likelihoods import Likelihood
 
 
@@ -24,7 +25,16 @@ def as_tensor(value: Any, where: str) -> Tensor:
     """A tensor from a tensor or an array; other things are refused with `where` in the message."""
     if isinstance(value, Tensor):
         return value
-    array = np.asarray(value)
+    if type(value).__module__.partition(".")[0] in ("pandas", "polars"):
+        raise ShapeError(
+            f"{where}: got a {type(value).__name__}, whose rows nobody aligned; align, then give .to_numpy()"
+        )
+    if isinstance(value, np.ma.MaskedArray):
+        value = np.where(np.ma.getmaskarray(value), np.nan, np.ma.getdata(value))
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ShapeError(f"{where}: {error}; expected an array of numbers") from None
     if array.dtype.kind not in "biuf":
         raise ShapeError(f"{where}: got values of type {array.dtype}; expected numbers; convert them first")
     # torch can neither hold a read-only array nor a byte order that is not the machine's
@@ -48,6 +58,10 @@ def _mask(value: Any) -> Tensor | None:
     return None if value is None else as_tensor(value, "batch.mask")
 
 
+def _in_order(shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, tuple[int, ...]]]:
+    return list(shapes.items())  # columns of masks follow the order
+
+
 def _likelihoods(live: dict[str, Likelihood]) -> list[str]:
     return [repr(one) for one in live.values()]
 
@@ -62,7 +76,7 @@ class Layout:
         dtype: the floating-point type of the model.
     """
 
-    shapes: dict[str, tuple[int, ...]]
+    shapes: dict[str, tuple[int, ...]] = attrs.field(eq=_in_order)
     likelihoods: dict[str, Likelihood] = attrs.field(eq=_likelihoods)
     dtype: torch.dtype
 
@@ -128,8 +142,10 @@ class Batch:
         """An index of no rows, on the batch's device."""
         return torch.empty(0, dtype=torch.long, device=self.observed.device)
 
-    def take(self, index: Tensor | slice) -> Batch:
+    def take(self, index: Tensor | slice | Sequence[int]) -> Batch:
         """The rows at `index` (n,), gathered in one go a tensor."""
+        index = index if isinstance(index, slice) else torch.as_tensor(index)
+        index = index.nonzero()[:, 0] if isinstance(index, Tensor) and index.dtype == torch.bool else index
 
         def pick(tensor: Tensor) -> Tensor:
             return tensor[index] if isinstance(index, slice) else tensor.index_select(0, index)
@@ -141,7 +157,7 @@ class Batch:
             mask=mask,
             elements=None if self.elements is None else {n: pick(v) for n, v in self.elements.items()},
             extra={name: _pick(value, index) for name, value in self.extra.items()},
-            **({} if self.layout is None or mask is None else _indices(mask)),
+            **({} if self.layout is None or mask is None else indices_of(mask)),
         )
 
     def hide(self, keep: Iterable[str]) -> Batch:
@@ -152,7 +168,10 @@ class Batch:
         flags = [name in kept for name in self.layout.names]
         if all(flags):
             return self
-        mask = self.observed & torch.tensor(flags, device=self.observed.device)
+        mask = self.observed.clone()
+        for i, flag in enumerate(flags):
+            if not flag:
+                mask[:, i] = False
         none = self.no_rows
         rows = tuple(index if flag else none for index, flag in zip(self.rows, flags, strict=True))
         hidden = self.hidden | {name for name, flag in zip(self.layout.names, flags, strict=True) if not flag}
@@ -201,24 +220,36 @@ def conform(batch: Batch, layout: Layout) -> Batch:
         return batch
     for name in batch.data:
         if name not in layout.shapes:
-            raise ShapeError(f"batch.data: unknown modality {name!r}; {suggest(name, layout.names)}")
+            raise ShapeError(f"batch.data: unknown modality {name!r}; {suggest(str(name), layout.names)}")
+    for name in batch.elements or {}:
+        if name not in batch.data:
+            raise ShapeError(f"batch.elements: no data for {name!r}; {suggest(str(name), batch.data)}")
     b = _length(batch)
-    mask = _checked_mask(batch.mask, b, layout.names)
+    for name, value in batch.extra.items():
+        if isinstance(value, Sized) and len(value) != b:
+            raise ShapeError(f"batch.extra[{name!r}]: {len(value)} values for {b} rows; expected one for each")
+    mask = batch.mask
+    if mask is not None and batch.layout is not None:  # columns in another model's order
+        old = batch.layout.names
+        lacking = torch.zeros_like(mask[:, 0])
+        mask = torch.stack([mask[:, old.index(n)] if n in old else lacking for n in layout.names], dim=1)
+    mask = _checked_mask(mask, b, layout.names)
     data: dict[str, Tensor] = {}
     elements: dict[str, Tensor] = {}
     columns = []
+    device = next(iter(batch.data.values())).device
     for i, name in enumerate(layout.names):
         given = None if batch.elements is None else batch.elements.get(name)
         column = None if mask is None else mask[:, i]
         data[name], observed, present = _conform_modality(layout, name, batch.data.get(name), column, given, b)
-        columns.append(observed)
+        columns.append(observed.to(device))
         if present is not None:
             elements[name] = present
     mask = torch.stack(columns, dim=1)
-    return Batch(data, mask, elements or None, batch.extra, layout=layout, **_indices(mask))
+    return Batch(data, mask, elements or None, batch.extra, layout=layout, **indices_of(mask))
 
 
-def _indices(mask: Tensor) -> dict[str, Any]:
+def indices_of(mask: Tensor) -> dict[str, Any]:
     """Which rows observe each modality and which all, and the first that observes nothing."""
     counts = mask.sum(0).tolist()
     b = len(mask)
@@ -277,10 +308,17 @@ def _conform_modality(
     present = _elements(missing, column, given, name, where)
     observed = reduce(present, "b ... -> b", "max") if column is None else column
     seen = present & _expand(observed, present)
+    bare = observed & ~reduce(seen, "b ... -> b", "max")
+    if bare.any():
+        raise DataError(f"{where}: the mask says row {_first(bare)} is observed, but none of its elements; correct one")
     full = rearrange(seen, "... -> ... 1") if likelihood.class_axis else seen
     _refuse(likelihood.outside(x) & full, None, x, where, "cannot be taken", likelihood.support)
     present = seen | ~_expand(observed, present)
-    return torch.where(full, x, 0.0), observed, None if bool(present.all()) else present
+    x = torch.where(full, x, 0.0)
+    odd = likelihood.suspicion(x)
+    if odd:
+        warnings.warn(f"{where}: {odd}", stacklevel=2)
+    return x, observed, None if bool(present.all()) else present
 
 
 def _elements(missing: Tensor, column: Tensor | None, given: Tensor | None, name: str, where: str) -> Tensor:
@@ -326,7 +364,7 @@ def _typed(x: Tensor, layout: Layout, name: str, where: str) -> Tensor:
         x = rearrange(x, "b -> b 1")
     if tuple(x.shape[1:]) != shape:
         hint = "; channels come first" if sorted(x.shape[1:]) == sorted(shape) and len(shape) > 1 else ""
-        raise ShapeError(f"{where}: rows of shape {tuple(x.shape[1:])}; expected {shape}{hint}")
+        raise ShapeError(f"{where}: rows of shape {tuple(x.shape[1:])}; expected {shape}{hint}; reshape them")
     return x.to(layout.dtype)
 
 
@@ -348,11 +386,6 @@ def _first(flags: Tensor) -> int:
 def refuse_empty(batch: Batch) -> None:
     """Raises DataError if a row of a conformed batch observes nothing."""
     if batch.nothing is not None:
-        nothing_observed(batch.nothing)
-
-
-def nothing_observed(row: int, given: str = "") -> NoReturn:
-    """Raises the DataError of a row that has none of what was asked for."""
-    what = f"none of the given modalities ({given})" if given else "nothing"
-    remedy = "give empty='prior' to answer from the prior, or leave the row out" if given else "leave the row out"
-    raise DataError(f"batch: row {row} observes {what}; expected one modality at least; {remedy}")
+        raise NothingObserved(batch.nothing)
+    if batch.hidden and not batch.observed.any(1).all():
+        raise NothingObserved(_first(~batch.observed.any(1)))

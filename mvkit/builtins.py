@@ -25,6 +25,7 @@ DECLARED = {
         "sum": ("mvkit.objectives:Sum", "weighted sum of objectives"),
         "telbo": ("mvkit.composed:TELBO", "joint and unimodal bounds"),
         "jmvae": ("mvkit.composed:JMVAE", "joint bound and alignment"),
+        "levels": ("mvkit.stack:Levels", "one objective a level of a stack"),
         "mvtcae": ("mvkit.composed:MVTCAE", "total correlation"),
         "crmvae": ("mvkit.composed:CRMVAE", "joint and unimodal reconstructions"),
     },

@@ -13,9 +13,10 @@ import os
 import re
 import secrets
 import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors
 import safetensors.torch
@@ -25,8 +26,10 @@ from torch import nn
 import mvkit
 from mvkit import plugins
 from mvkit.errors import CheckpointError, MvkitError
+from mvkit.generative import Generative
 from mvkit.model import Model
 from mvkit.spec import is_spec
+from mvkit.stack import Stack
 
 FORMAT = 1
 KEY = "mvkit"
@@ -34,7 +37,7 @@ _ZEROS = "0" * 64
 _DIGEST = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')
 
 
-def save(model: Model, path: str | os.PathLike[str]) -> None:
+def save(model: Generative, path: str | os.PathLike[str]) -> None:
     """Writes a model: specs with all defaults, weights, buffers.
 
     The file appears complete or not at all: a temporary file beside it is written, synced and renamed.
@@ -74,6 +77,8 @@ def _packages(value: Any) -> dict[str, str]:
 
 
 def _write(path: Path, blob: bytearray) -> None:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         # ordinary permissions: what the umask leaves of 0666
@@ -109,7 +114,7 @@ def load(
     decoders: Mapping[str, nn.Module] | None = None,
     modules: Mapping[str, nn.Module] | None = None,
     device: str | torch.device = "cpu",
-) -> Model:
+) -> Any:
     """Reads a model back, in evaluation mode.
 
     Args:
@@ -129,18 +134,31 @@ def load(
     for side, by_name in (("encoder", encoders), ("decoder", decoders)):
         given |= {f"modalities.{name}.{side}": module for name, module in (by_name or {}).items()}
     missing: list[str] = []
-    data = _with_modules(header["model"], given, "", missing)
+    used: set[str] = set()
+    data = _with_modules(header["model"], given, "", missing, used)
     _refuse_missing(missing, str(path))
-    data.pop("name", None)
-    data["modalities"] = {name: data["modalities"][name] for name in data.pop("order")}
+    spare = [at for at in given if at not in used]
+    if spare:
+        raise CheckpointError(f"{path}: {spare[0]} was no module of the user's when the model was saved; leave it out")
     _require_packages(header, str(path))
     try:
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
-            model = Model(**data).to(getattr(torch, header["dtype"]))
+            model = _built(data).to(getattr(torch, header["dtype"]))
         model.load_state_dict(safetensors.torch.load(blob))
     except (MvkitError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path}: the model cannot be built again: {error}") from error
     return model.to(device).eval()
+
+
+def _built(data: dict[str, Any]) -> Generative:
+    """The model that a header tells of, with fresh weights."""
+    name = data.pop("name")
+    if name == "stack":
+        return Stack([cast(Model, _built(level)) for level in data.pop("levels")], **data)
+    data["modalities"] = {name: data["modalities"][name] for name in data.pop("order")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what there was to say was said when the model was made
+        return Model(**data)
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -177,16 +195,17 @@ def _checked_header(blob: bytes, where: str) -> dict[str, Any]:
     return header  # type: ignore[no-any-return]
 
 
-def _with_modules(value: Any, given: dict[str, nn.Module], at: str, missing: list[str]) -> Any:
+def _with_modules(value: Any, given: dict[str, nn.Module], at: str, missing: list[str], used: set[str]) -> Any:
     """The header's data with the user's modules in their places; notes which were not given."""
-    if isinstance(value, dict) and set(value) == {"external"}:
+    if isinstance(value, dict) and set(value) == {"external"} and isinstance(value["external"], str):
         if at not in given:
             missing.append(f"{at} ({value['external']})")
+        used.add(at)
         return given.get(at)
     if isinstance(value, dict):
-        return {key: _with_modules(one, given, f"{at}.{key}".lstrip("."), missing) for key, one in value.items()}
+        return {key: _with_modules(one, given, f"{at}.{key}".lstrip("."), missing, used) for key, one in value.items()}
     if isinstance(value, list):
-        return [_with_modules(one, given, f"{at}.{i}", missing) for i, one in enumerate(value)]
+        return [_with_modules(one, given, f"{at}.{i}", missing, used) for i, one in enumerate(value)]
     return value
 
 
@@ -213,6 +232,10 @@ def _require_packages(header: dict[str, Any], where: str) -> None:
     plugins.registry().scan()
     offered = {entry.package for entry in plugins.registry().entries}
     for package, version in needed.items():
+        if package == "local" and package not in offered:
+            raise CheckpointError(
+                f"{where}: it has parts of a session; call mvkit.plugins.declare(…) for them, then load"
+            )
         if package not in offered:
             problems = "".join(f"; note that {problem}" for problem in plugins.problems())
             raise CheckpointError(

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
 import torch
 from torch import Tensor
 
 from mvkit import bounds
 from mvkit.batch import Batch
 from mvkit.experts import Experts
+from mvkit.losses import Loss, Metrics, finish, row_metrics
 from mvkit.mixture import Mixture
 from mvkit.modality import Sizes
-from mvkit.objectives import ELBO, Align, Loss, Objective, Sum, check_names, divergence, finish, row_metrics
-from mvkit.spec import factors, field, number, spec
+from mvkit.objectives import ELBO, Align, Objective, Sum, check_names, divergence, draw_or_none
+from mvkit.spec import factors, field, integer, number, spec
 from mvkit.terms import Terms
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class JMVAE(Objective):
         alpha: factor of the alignment.
         beta: factor of the joint KL.
         kl_weight: factor of both, for ramps.
+        samples, draw: as of `elbo`.
 
     Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep Generative Models, 2016,
     https://arxiv.org/abs/1611.01891, eq. 5.
@@ -39,10 +42,13 @@ class JMVAE(Objective):
     alpha: float = field(default=0.1, check=number(0.0))
     beta: float = field(default=1.0, check=number(0.0))
     kl_weight: float = field(default=1.0, check=number(0.0))
+    samples: int = field(default=1, check=integer(1))
+    draw: str | None = field(default=None, check=draw_or_none)
     trains_unimodal = True
 
     def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
-        terms = (ELBO(kl_weight=self.beta), Align(alpha=self.alpha))
+        joint = ELBO(kl_weight=self.beta, samples=self.samples, draw=self.draw)
+        terms = (joint, Align(alpha=self.alpha, samples=self.samples))
         return Sum(terms=terms, kl_weight=self.kl_weight).forward(model, batch, experts)
 
 
@@ -54,6 +60,7 @@ class TELBO(Objective):
         lambdas: factors λ of the joint bound's likelihoods, by modality.
         gammas: factors γ of the unimodal bounds' likelihoods, by modality.
         kl_weight: factor of every KL.
+        samples, draw: as of `elbo`.
 
     Reference: Vedantam et al., Generative Models of Visually Grounded Imagination, 2018,
     https://arxiv.org/abs/1705.10762, eq. 4.
@@ -62,6 +69,8 @@ class TELBO(Objective):
     lambdas: dict[str, float] = field(default={}, check=factors)
     gammas: dict[str, float] = field(default={}, check=factors)
     kl_weight: float = field(default=1.0, check=number(0.0))
+    samples: int = field(default=1, check=integer(1))
+    draw: str | None = field(default=None, check=draw_or_none)
     trains_unimodal = True
 
     def build(self, sizes: Sizes) -> TELBO:
@@ -70,8 +79,11 @@ class TELBO(Objective):
         return self
 
     def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
-        unimodal = ELBO(condition="unimodal", reduce="sum", reconstruct="own", weights=self.gammas)
-        terms = (ELBO(weights=self.lambdas), unimodal)
+        joint = ELBO(weights=self.lambdas, samples=self.samples, draw=self.draw)
+        unimodal = attrs.evolve(  # type: ignore[misc]
+            joint, condition="unimodal", reduce="sum", reconstruct="own", weights=self.gammas
+        )
+        terms = (joint, unimodal)
         return Sum(terms=terms, kl_weight=self.kl_weight).forward(model, batch, experts)
 
 
@@ -147,5 +159,6 @@ def _reported(model: Model, batch: Batch, posterior: Mixture, terms: Terms, valu
     """The loss of a row-wise objective, with the joint ELBO as its bound."""
     with torch.no_grad():
         bound, kl = bounds.elbo(terms), bounds.divergence(terms)
-        metrics = row_metrics(model, terms, kl, batch.observed) | {"align": apart.detach().mean()}
-    return finish(value, bound, posterior.active, metrics)
+        metrics = row_metrics(model, terms, kl, batch.observed, posterior.active)
+        mean = Metrics({"align": apart.detach().mean()}, {"align": torch.tensor(len(apart))})
+    return finish(model, value, bound, posterior.active, Metrics.pooled([metrics, mean]))

@@ -47,6 +47,21 @@ class DataError(MvkitError, ValueError):
     """Values, masks or rows that cannot be what they claim to be."""
 
 
+class NothingObserved(DataError):
+    """A row that has none of what was asked for.
+
+    Args:
+        row: its number.
+        given: the modalities that were asked for; empty: any.
+    """
+
+    def __init__(self, row: int, given: str = "") -> None:
+        what = f"none of the given modalities ({given})" if given else "nothing"
+        remedy = "give empty='prior' to answer from the prior, or leave the row out" if given else "leave the row out"
+        super().__init__(f"batch: row {row} observes {what}; expected one modality at least; {remedy}")
+        self.row, self.given = row, given
+
+
 class RequestError(MvkitError, ValueError):
     """A question that this model cannot answer."""
 
@@ -58,7 +73,8 @@ class CheckpointError(MvkitError, ValueError):
 def suggest(name: str, options: Iterable[str]) -> str:
     """What to say after an unknown name: the nearest valid one, or all of them."""
     options = sorted(options)
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    lower = {option.lower(): option for option in options}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
     if near:
-        return f"did you mean {near[0]!r}?"
+        return f"did you mean {lower[near[0]]!r}?"
     return f"known: {', '.join(map(repr, options))}" if options else "there are none"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import numbers
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 
 from mvkit import bounds, noise
 from mvkit.aggregators import product_of_observed
-from mvkit.batch import Batch, nothing_observed
-from mvkit.errors import RequestError, suggest
+from mvkit.batch import Batch, conform
+from mvkit.data.sources import as_batch
+from mvkit.errors import NothingObserved, RequestError, suggest
 from mvkit.experts import Experts
 from mvkit.mixture import Mixture
 from mvkit.terms import log_likelihoods
@@ -45,11 +47,16 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def by_rows(function: Callable[[Batch], T], batch: Batch, dim: int = 0) -> T:
-    """The function on blocks of rows, its tensors put together along `dim`."""
+def by_rows(function: Callable[[Batch], T], batch: Batch, device: torch.device, dim: int = 0) -> T:
+    """The function on blocks of rows, moved to a device one by one, its tensors put together along `dim`."""
     if len(batch) <= ROWS:
-        return function(batch)
-    pieces: list[Any] = [function(batch.take(slice(i, i + ROWS))) for i in range(0, len(batch), ROWS)]
+        return function(batch.to(device))
+    pieces: list[Any] = []
+    for start in range(0, len(batch), ROWS):
+        try:
+            pieces.append(function(batch.take(slice(start, start + ROWS)).to(device)))
+        except NothingObserved as error:
+            raise NothingObserved(error.row + start, error.given) from None
     if isinstance(pieces[0], dict):
         return {name: torch.cat([piece[name] for piece in pieces], dim) for name in pieces[0]}  # type: ignore[return-value]
     return torch.cat(pieces, dim)  # type: ignore[return-value]
@@ -58,7 +65,19 @@ def by_rows(function: Callable[[Batch], T], batch: Batch, dim: int = 0) -> T:
 def answer(model: Generative, function: Callable[[Batch], T], data: Any, dim: int = 0) -> T:
     """What a question that needs no gradient comes to: evaluation mode, block by block."""
     with evaluation(model), torch.no_grad():
-        return by_rows(function, model.conform(data), dim)
+        return by_rows(function, conform(as_batch(data), model.layout), model.like.device, dim)
+
+
+def draws(n: Any) -> int:
+    """A number of draws, checked."""
+    if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
+        raise RequestError(f"n: got {n!r}; expected a whole number of at least 1")
+    return int(n)
+
+
+def names_of(given: Iterable[str] | str | None, every: tuple[str, ...]) -> tuple[str, ...]:
+    """The modalities that `given`, `of` or `to` mean: a string is one name, None is all."""
+    return every if given is None else (given,) if isinstance(given, str) else tuple(given)
 
 
 @attrs.frozen(eq=False)
@@ -80,10 +99,10 @@ def condition(
     generator: torch.Generator | None = None,
 ) -> Condition:
     """The posterior given a set of modalities; `inference` asks for the one that `encode` and `translate` use."""
-    names = model.names if given is None else tuple(given)
+    names = names_of(given, model.names)
     for name in names:
         if name not in model.names:
-            raise RequestError(f"given: unknown modality {name!r}; {suggest(name, model.names)}")
+            raise RequestError(f"given: unknown modality {name!r}; {suggest(str(name), model.names)}")
     if empty not in ("error", "prior"):
         raise RequestError(f"empty: got {empty!r}; expected 'error' or 'prior'")
     batch = rows.hide(names)
@@ -95,7 +114,7 @@ def condition(
     posterior = fuse(experts, batch)
     if not known.all():
         if empty == "error":
-            nothing_observed(int((~known).nonzero()[0]), ", ".join(names))
+            raise NothingObserved(int((~known).nonzero()[0]), ", ".join(names))
         posterior = posterior.where(known, _prior_of(model, len(rows)))
     return Condition(batch, experts, posterior)
 
@@ -133,7 +152,7 @@ def numbers_per_row(model: Model) -> int:
     return most
 
 
-def _sizes(model: Model, n: int, b: int, memory: int) -> list[int]:
+def block_sizes(model: Model, n: int, b: int, memory: int) -> list[int]:
     """How many of n draws of b rows to decode at a time."""
     rows = memory // (numbers_per_row(model) * model.like.element_size())
     block = max(1, min(n, rows // b))
@@ -144,18 +163,19 @@ def weight_blocks(
     model: Model, batch: Batch, n: int, proposal: str, generator: torch.Generator | None, memory: int
 ) -> Iterator[Tensor]:
     """Log importance weights of n iid draws in blocks (n_i, b); 0 in rows that observe nothing."""
+    n = draws(n)
     experts = model.experts(batch, generator=generator)
     if proposal == "mixture":
         posterior = model.aggregator.forward(experts, batch)
     elif proposal == "product":
-        if not model.family.closed_product or model.width != 2 * model.latent_dim:
+        if not (model.family.closed_product and model.aggregator.defaults.raw_experts):
             raise RequestError("proposal='product' needs normal experts in every modality; take proposal='mixture'")
         posterior = product_of_observed(experts, batch.observed, 0.0)
     else:
         raise RequestError(f"proposal: got {proposal!r}; expected 'mixture' or 'product'")
     known = batch.observed.any(1)
-    for size in _sizes(model, n, len(batch), memory):
-        terms = model.terms(batch, size, experts=experts, posterior=posterior, want="mixture")
+    for size in block_sizes(model, n, len(batch), memory):
+        terms = model.terms(batch, size, experts=experts, posterior=posterior, want="mixture", private_from="observed")
         yield torch.where(known, rearrange(bounds.log_weights(terms), "n 1 b -> n b"), 0.0)
 
 
@@ -187,7 +207,7 @@ class Query:
         if self.given and self.empty != "prior":
             lost = scored & ~rows.hide(self.given).observed.any(1)
             if lost.any():
-                nothing_observed(int(lost.nonzero()[0]), ", ".join(self.given))
+                raise NothingObserved(int(lost.nonzero()[0]), ", ".join(self.given))
         if self.estimator == "predictive":
             value = log_mean_exp(self._predictive(rows))
         elif self.estimator == "importance":
@@ -205,7 +225,7 @@ class Query:
         model = self.model
         found = condition(model, rows, self.given, "prior", generator=self.generator)
         target = rows.hide(self.of)
-        for size in _sizes(model, self.n, len(rows), self.memory):
+        for size in block_sizes(model, self.n, len(rows), self.memory):
             z = rearrange(found.posterior.rsample(size, self.generator), "n b d -> n 1 b d")
             w = {}
             for name, modality in model.modalities.items():

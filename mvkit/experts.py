@@ -15,6 +15,7 @@ from mvkit.batch import Batch
 from mvkit.errors import ShapeError
 from mvkit.families import Family
 from mvkit.modality import Modality
+from mvkit.networks import on_rows
 
 
 class Experts:
@@ -59,10 +60,10 @@ class Experts:
     def _encode(self, i: int, name: str) -> Tensor:
         x, index = self.batch.data[name], self.batch.rows[i]
         total = self.width + 2 * self.modalities[name].private_dim
-        if index is not None and not len(index) and not torch.is_grad_enabled():
+        if index is not None and not len(index) and (name in self.batch.hidden or not torch.is_grad_enabled()):
             return torch.zeros(len(x), total, dtype=x.dtype, device=x.device)
         rows = x if index is None else x.index_select(0, index)
-        out: Tensor = self.encoders[name](rows)
+        out = on_rows(self.encoders[name], rows)
         if tuple(out.shape) != (len(rows), total):
             raise ShapeError(
                 f"encoders.{name}: emitted {tuple(out.shape)} for {tuple(rows.shape)}; expected {(len(rows), total)}: "

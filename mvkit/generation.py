@@ -93,6 +93,15 @@ def decode(
     return likelihood.sample(out, generator) if sample else likelihood.mean(out)  # type: ignore[union-attr, operator]
 
 
+def _sampled(prior: Any, n: int, generator: torch.Generator | None) -> Tensor:
+    """Draws (n, d) of a distribution of torch's kind, which knows no generator: the global one is seeded for it."""
+    with torch.random.fork_rng(enabled=generator is not None):
+        if generator is not None:
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+        drawn: Tensor = prior.sample((n,))
+    return drawn
+
+
 def from_prior(
     model: Model, n: int, cluster: int | None, *, sample: bool, generator: torch.Generator | None
 ) -> tuple[dict[str, Tensor], Latents]:
@@ -101,7 +110,7 @@ def from_prior(
     if isinstance(prior, Mixture):
         z, picked = prior.sample(n, cluster, generator)
     else:
-        z, picked = prior.sample((n,)), None
+        z, picked = _sampled(prior, n, generator), None
     private = {}
     for name, modality in model.modalities.items():
         if modality.private_dim:

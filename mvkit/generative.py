@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from mvkit import estimates
-from mvkit.batch import Batch, Layout, conform, refuse_empty
+from mvkit.batch import Batch, Layout, as_tensor, conform, refuse_empty
 from mvkit.data.sources import as_batch
 from mvkit.errors import RequestError, ShapeError, suggest
 from mvkit.estimates import Condition
 from mvkit.experts import Experts
 from mvkit.generation import Latents, Translation
+from mvkit.losses import Loss
 from mvkit.mixture import Mixture
 from mvkit.modality import Modality
-from mvkit.objectives import Loss, Objective
+from mvkit.objectives import Objective
 
 Names = Iterable[str] | None
 
@@ -39,6 +40,12 @@ class Generative(nn.Module, ABC):
     latent_dim: int
     n_clusters: int
     objective: Objective
+    prior: Any
+    aggregator: Any
+
+    @abstractmethod
+    def header(self) -> dict[str, Any]:
+        """The model as plain JSON data, all defaults written out."""
 
     @property
     @abstractmethod
@@ -145,9 +152,10 @@ class Generative(nn.Module, ABC):
         The aggregator says which posterior: mopoe takes the product of what is given, so that this need not equal
         `posterior().mean`.
         """
+        names = estimates.names_of(given, self.names)
 
         def means(rows: Batch) -> Tensor:
-            return self.condition(rows, given, empty, inference=True).posterior.mean
+            return self.condition(rows, names, empty, inference=True).posterior.mean
 
         return estimates.answer(self, means, batch)
 
@@ -164,20 +172,30 @@ class Generative(nn.Module, ABC):
     def decode(self, z: Tensor, private: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Decoder means {name: (..., *shape)} at latents z (..., d) and private latents {name: (..., p)}.
 
-        Private latents that are not given are 0, the mean of their prior. Gradients flow only to a z that asks for
-        them.
+        Private latents that are not given are 0, the mean of their prior. Gradients flow only to latents that ask
+        for them.
         """
-        for name in private or {}:
-            if not self._modality(name).private_dim:
-                raise RequestError(f"decode: modality {name!r} has no private latent; leave it out")
+        z = as_tensor(z, "decode: z")
         if z.shape[-1:] != (self.latent_dim,):
             raise ShapeError(f"decode: z has shape {tuple(z.shape)}; expected (..., {self.latent_dim})")
-        with estimates.evaluation(self), torch.set_grad_enabled(torch.is_grad_enabled() and z.requires_grad):
-            return {name: self.decode_one(name, z, (private or {}).get(name)) for name in self.names}
+        given = {name: self._private_given(name, w) for name, w in (private or {}).items()}
+        asked = any(tensor.requires_grad for tensor in (z, *given.values()))
+        z = z.to(self.like.dtype)
+        with estimates.evaluation(self), torch.set_grad_enabled(torch.is_grad_enabled() and asked):
+            return {name: self.decode_one(name, z, given.get(name)) for name in self.names}
+
+    def _private_given(self, name: str, w: Tensor) -> Tensor:
+        p = self._modality(name).private_dim
+        if not p:
+            raise RequestError(f"decode: modality {name!r} has no private latent; leave it out")
+        w = as_tensor(w, f"decode: private latent of {name!r}")
+        if w.shape[-1:] != (p,):
+            raise ShapeError(f"decode: private latent of {name!r} has shape {tuple(w.shape)}; expected (..., {p})")
+        return w.to(self.like.dtype)
 
     def _modality(self, name: str) -> Modality:
         if name not in self.modalities:
-            raise RequestError(f"unknown modality {name!r}; {suggest(name, self.names)}")
+            raise RequestError(f"unknown modality {name!r}; {suggest(str(name), self.names)}")
         return self.modalities[name]
 
     def translate(
@@ -206,13 +224,14 @@ class Generative(nn.Module, ABC):
             empty: rows with none of what is given: `error`, or generated from the `prior`.
             generator: source of randomness.
         """
-        names = self.names if to is None else tuple(to)
+        names = estimates.names_of(to, self.names)
         for name in names:
             self._modality(name)
-        plan = Translation(names, n, latent, sample, private_source, generator)
+        known = estimates.names_of(given, self.names)
+        plan = Translation(names, estimates.draws(n), latent, sample, private_source, generator)
 
         def generate(rows: Batch) -> dict[str, Tensor]:
-            found = self.condition(rows, given, empty, inference=True, generator=generator)
+            found = self.condition(rows, known, empty, inference=True, generator=generator)
             return self.generate(plan, found)
 
         return estimates.answer(self, generate, batch, dim=1)
@@ -235,6 +254,7 @@ class Generative(nn.Module, ABC):
             latents: return a pair (data, latents): z, private, cluster.
             generator: source of randomness.
         """
+        n = estimates.draws(n)
         if cluster is not None and not 0 <= cluster < self._clusters("sample(cluster=…)"):
             raise RequestError(f"sample: no cluster {cluster}; expected 0 to {self.n_clusters - 1}")
         with estimates.evaluation(self), torch.no_grad():
@@ -286,14 +306,14 @@ class Generative(nn.Module, ABC):
         Reference: Burda, Grosse and Salakhutdinov, 2016, https://arxiv.org/abs/1509.00519; Wu and Goodman, 2018,
         https://arxiv.org/abs/1802.05335 (conditionals).
         """
-        names = tuple(given)
-        wanted = [k for k in self.names if k not in names] if of is None else list(of)
+        names = estimates.names_of(given, self.names)
+        wanted = estimates.names_of(of, tuple(k for k in self.names if k not in names))
         for name in (*wanted, *names):
             self._modality(name)
         overlap = [name for name in wanted if name in names]
         if overlap:
             raise RequestError(f"log_likelihood: {overlap[0]!r} is both in `of` and in `given`; take it out of one")
-        estimate = estimates.Query(self, tuple(wanted), names, n, estimator, proposal, empty, memory, generator)
+        estimate = estimates.Query(self, wanted, names, n, estimator, proposal, empty, memory, generator)
         return estimates.answer(self, estimate, batch)
 
     def clusters(self, batch: Any, *, soft: bool = False, by_modality: bool = False) -> Any:

@@ -20,6 +20,7 @@ from mvkit.experts import Experts
 from mvkit.families import Family
 from mvkit.mixture import Mixture
 from mvkit.modality import Sizes
+from mvkit.networks import on_rows
 from mvkit.spec import field, flag, integer, number, one_of, part, parts, spec, to_dict
 
 
@@ -113,7 +114,7 @@ class JointAggregator(nn.Module, Aggregator):
     def _encode(self, batch: Batch, family: Family) -> tuple[Tensor, Tensor]:
         index = batch.whole
         data = [batch.data[name] if index is None else batch.data[name].index_select(0, index) for name in self.trunks]
-        features = [trunk(x) for trunk, x in zip(self.trunks.values(), data, strict=True)]
+        features = [on_rows(trunk, x) for trunk, x in zip(self.trunks.values(), data, strict=True)]
         loc, raw = self.head(torch.cat(features, dim=-1)).chunk(2, dim=-1)
         return rearrange(loc, "b d -> 1 b d"), rearrange(family.scale(raw), "b d -> 1 b d")
 
@@ -170,6 +171,8 @@ class MeanMessage:
 class MeanMessageAggregator(nn.Module, Aggregator):
     """One component, whatever is observed."""
 
+    defaults = Defaults(raw_experts=False)
+
     def __init__(self, spec: MeanMessage, sizes: Sizes) -> None:
         super().__init__()
         self.spec = spec
@@ -189,7 +192,7 @@ class MeanMessageAggregator(nn.Module, Aggregator):
 
     def _kept(self, experts: Experts, observed: Tensor) -> Tensor:
         """Messages left after dropout, (m, b) bool."""
-        if not experts.training or not self.spec.dropout_rate:
+        if not (experts.training and self.training and self.spec.dropout_rate):
             return observed
         m = len(observed)
         # one row a modality, then whether to drop, then how many to keep

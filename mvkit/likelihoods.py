@@ -28,9 +28,11 @@ class Context:
 
     Args:
         elements: which elements are observed, (n, *shape) bool; None: all.
+        weight: how much each draw of a row counts, (r, n); None: all alike.
     """
 
     elements: Tensor | None = None
+    weight: Tensor | None = None
 
 
 class Likelihood(ABC):
@@ -64,6 +66,10 @@ class Likelihood(ABC):
         """Elements that the likelihood gives no meaning, shaped like x, bool."""
         return ~torch.isfinite(x)
 
+    def suspicion(self, x: Tensor) -> str | None:
+        """What is odd about values that are allowed, and what to do; None if nothing."""
+        return None
+
 
 class _Trained(nn.Module):
     """A positive number: a constant, or exp of a parameter."""
@@ -92,16 +98,17 @@ class _OptimalScale(nn.Module):
         self.register_buffer("running", torch.tensor(1.0))
         self.register_buffer("updates", torch.tensor(0))
 
-    def forward(self, residual: Tensor, elements: Tensor | None) -> Tensor:
+    def forward(self, residual: Tensor, context: Context) -> Tensor:
         if not self.training:
             return self.running
         square = residual.detach().square()
-        if elements is not None:
-            square = torch.where(elements, square, 0.0)
-            count = elements.sum() * square.shape[0]
-        else:
-            count = torch.tensor(square.numel(), device=square.device)
-        rms = (square.sum() / count.clamp(min=1)).sqrt().clamp(min=OPTIMAL_FLOOR)
+        counted = torch.ones_like(square) if context.elements is None else context.elements.expand(square.shape)
+        if context.weight is not None:
+            counted = counted * context.weight.reshape(*context.weight.shape, *[1] * (square.ndim - 2))
+        count = counted.sum()
+        # fillers and draws without weight are dropped, not multiplied by zero
+        total = torch.where(counted > 0, square * counted, 0.0).sum()
+        rms = (total / torch.where(count > 0, count, 1.0)).sqrt().clamp(min=OPTIMAL_FLOOR)
         momentum = torch.where(self.updates > 0, OPTIMAL_MOMENTUM, 0.0)
         seen = count > 0
         moved = torch.lerp(rms, self.running, momentum.to(rms.dtype))
@@ -118,19 +125,26 @@ class LocationScale(nn.Module, Likelihood):
         self.density = density
         self.scale = _OptimalScale() if scale == "optimal" else _Trained(scale)
 
-    def _scale(self, residual: Tensor, elements: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
+    def _scale(self, residual: Tensor, context: Context) -> tuple[Tensor | float, Tensor | float]:
         if isinstance(self.scale, _OptimalScale):
-            scale = self.scale(residual, elements)
+            scale = self.scale(residual, context)
             return scale, scale.log()
         return self.scale(), self.scale.log_value()
 
     def log_prob(self, out: Tensor, x: Tensor, context: Context) -> Tensor:
         """See `Likelihood.log_prob`."""
         residual = x - out
-        scale, log_scale = self._scale(residual, context.elements)
+        scale, log_scale = self._scale(residual, context)
         if self.density == "laplace":
             return -(residual.abs() / scale + log_scale + math.log(2.0))
         return -(residual * residual * (0.5 / (scale * scale)) + (log_scale + 0.5 * math.log(2 * math.pi)))
+
+    def suspicion(self, x: Tensor) -> str | None:
+        """Whole numbers up to 255 look like pictures nobody scaled, where the scale is meant for [0, 1]."""
+        fixed = isinstance(self.scale, _Trained) and self.scale.value is not None and self.scale.value < 1
+        if not fixed or not 100 < float(x.max()) <= 255 or bool((x < 0).any() | (x != x.round()).any()):
+            return None
+        return "whole numbers up to 255 under a scale below 1; divide pictures of 0…255 by 255, or choose another scale"
 
     def mean(self, out: Tensor) -> Tensor:
         """See `Likelihood.mean`."""

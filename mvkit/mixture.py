@@ -116,8 +116,9 @@ class Mixture:
         """
         if self.components == 1:
             return self._log_density(z, self.loc[0], self.scale[0])
-        flat = z.reshape(-1, *z.shape[-2:])
-        rows = max(1, CHUNK // max(1, self.components * flat[0].numel()))
+        b, d = z.shape[-2:]
+        flat = z.reshape(math.prod(z.shape[:-2]), b, d)
+        rows = max(1, CHUNK // max(1, self.components * b * d))
         pieces = torch.split(flat, rows)
         if len(pieces) == 1 or not torch.is_grad_enabled():
             done = [self._mixed(piece, self.loc, self.scale, self.log_weight) for piece in pieces]
@@ -158,7 +159,11 @@ class Mixture:
         loc, scale = (torch.cat(pair) for pair in zip((self.loc, self.scale), theirs, strict=True))
         ours = self.log_weight.masked_fill(~rows, -math.inf)
         log_weight = torch.cat([ours, other.log_weight.expand(-1, b).masked_fill(rows, -math.inf)])
-        return Mixture(self.family, loc, scale, log_weight)
+        evidence = None
+        if self.evidence is not None:
+            nothing = torch.zeros(other.components, *self.evidence.shape[1:], dtype=torch.bool, device=loc.device)
+            evidence = torch.cat([self.evidence, nothing])
+        return Mixture(self.family, loc, scale, log_weight, evidence)
 
     def sample(
         self, n: int, component: int | None = None, generator: torch.Generator | None = None

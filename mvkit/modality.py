@@ -10,12 +10,13 @@ import attrs
 from torch import Tensor, nn
 
 from mvkit.errors import ShapeError, SpecError
+from mvkit.networks import on_rows
 from mvkit.spec import field, integer, number, one_of, part, positional_spec
 
 
 def _shape(value: Any) -> str | None:
-    fine = isinstance(value, tuple) and all(type(n) is int and n > 0 for n in value)
-    return None if fine else "a tuple of positive integers, such as (1, 28, 28)"
+    fine = isinstance(value, tuple) and value and all(type(n) is int and n > 0 for n in value)
+    return None if fine else "a tuple of positive integers, such as (1, 28, 28), or (1,) for single numbers"
 
 
 @positional_spec
@@ -85,8 +86,9 @@ class Sizes:
 class Decoder(nn.Module):
     """A modality's decoder network and its likelihood."""
 
-    def __init__(self, modality: Modality, sizes: Sizes) -> None:
+    def __init__(self, name: str, modality: Modality, sizes: Sizes) -> None:
         super().__init__()
+        self.name = name
         self.likelihood = modality.likelihood.build(sizes)
         params = (self.likelihood.params,) if self.likelihood.params > 1 else ()
         self.shape = (*modality.shape, *params)
@@ -96,24 +98,25 @@ class Decoder(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         """Outputs for latents of any leading shape, (..., d + p) -> (..., *shape)."""
         rows = latent.reshape(-1, latent.shape[-1])
-        out = self.network(rows)
+        out = on_rows(self.network, rows)
         if tuple(out.shape) != (len(rows), *self.shape):
             raise ShapeError(
-                f"decoder emitted {tuple(out.shape)} for latents {tuple(rows.shape)}; expected "
+                f"decoders.{self.name}: emitted {tuple(out.shape)} for latents {tuple(rows.shape)}; expected "
                 f"{(len(rows), *self.shape)}"
             )
-        return out.reshape(*latent.shape[:-1], *self.shape)  # type: ignore[no-any-return]
+        return out.reshape(*latent.shape[:-1], *self.shape)
 
 
 def as_modalities(value: Any) -> dict[str, Modality]:
     """A mapping from name to shape, dict or `Modality`, as checked modalities."""
     if not isinstance(value, Mapping) or not value:
         raise SpecError(f"got {value!r}; expected a mapping from name to shape or Modality, one at least", "modalities")
-    made = {}
+    made, taken = {}, nn.ModuleDict()
     for name, item in value.items():
         # names become module names, which may hold no dot and no name of torch's own
-        if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
-            raise SpecError(f"a modality cannot be called {name!r}; take another name, without dots", "modalities")
+        if not isinstance(name, str) or not name or "." in name or hasattr(taken, name):
+            reason = f"a modality cannot be called {name!r}: dots and attributes of torch modules are taken; rename it"
+            raise SpecError(reason, "modalities")
         try:
             made[name] = _as_modality(item)
         except SpecError as error:

@@ -78,7 +78,7 @@ class Model(Generative):
             spec = ModelSpec(modalities=modalities, latent_dim=latent_dim, **options)  # type: ignore[arg-type]
             with torch.random.fork_rng(devices=[], enabled=seed is not None):
                 if seed is not None:
-                    torch.manual_seed(seed)
+                    torch.default_generator.manual_seed(seed)  # modules are made on the CPU
                 parts = assemble(spec)
         except SpecError as error:
             raise error.within("model") from None
@@ -130,7 +130,8 @@ class Model(Generative):
         like = self.like
         key = (values, like.dtype, like.device)
         if key not in self._vectors:
-            self._vectors[key] = torch.tensor(values, dtype=like.dtype, device=like.device)
+            with torch.inference_mode(False):  # kept for training too
+                self._vectors[key] = torch.tensor(values, dtype=like.dtype, device=like.device)
         return self._vectors[key]
 
     def terms(
@@ -144,6 +145,7 @@ class Model(Generative):
         reconstruct: str = "all",
         want: str = "kl",
         stop_density: bool = False,
+        private_from: str | None = None,
     ) -> Terms:
         """Every log-density of a conformed batch at n draws of the posterior.
 
@@ -157,10 +159,12 @@ class Model(Generative):
             want: `kl`: closed-form KLs, or the components' densities without one; `mixture`: p(z) and the
                 mixture's density.
             stop_density: stop the gradient of log q's own parameters (DReG).
+            private_from: rule of the private latents; None: the model's.
         """
         experts = experts or self.experts(batch)
         posterior = posterior or self.aggregator.forward(experts, batch)
         options: Any = {"draw": draw, "reconstruct": reconstruct, "want": want, "stop_density": stop_density}
+        options["private_from"] = private_from
         return evaluate_terms(self, batch, n, experts, posterior, **options)
 
     def build_objective(self, objective: Any) -> Objective:

@@ -37,6 +37,12 @@ class Network(ABC):
         """A module from (n, width) to (n, *shape)."""
 
 
+def on_rows(module: nn.Module, rows: Tensor) -> Tensor:
+    """A module on rows (n, *shape), n = 0 too: it then sees a row of zeros, which is cut off and gives no gradient."""
+    out: Tensor = module(rows) if len(rows) else module(rows.new_zeros(1, *rows.shape[1:]))[:0]
+    return out
+
+
 def _layers(widths: list[int], activation: str) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):

@@ -6,7 +6,6 @@ Axes: b rows, m modalities. Losses are averaged over all rows of the batch, what
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -18,31 +17,17 @@ from mvkit.aggregators import random_subsets, raw_experts
 from mvkit.batch import Batch
 from mvkit.errors import SpecError, suggest
 from mvkit.experts import Experts
+from mvkit.losses import Loss, Metrics, finish, row_metrics, sum_of
 from mvkit.mixture import Mixture
 from mvkit.modality import Sizes
-from mvkit.spec import factors, field, integer, number, one_of, parts, spec
+from mvkit.spec import factors, field, integer, number, numbers, one_of, parts, spec
 from mvkit.terms import Terms
 
 if TYPE_CHECKING:
     from mvkit.model import Model
 
-_draw = one_of(None, "stratified", "iid", "balanced")
+draw_or_none = one_of(None, "stratified", "iid", "balanced")
 _bound = one_of(None, "loose", "tight")
-
-
-@attrs.frozen(eq=False)
-class Loss:
-    """What a step minimises, and what it reports.
-
-    Args:
-        loss: mean over the rows of the batch, (), in nats.
-        bound: the bound on log p(x) of each row with all weights at 1, (b,); NaN in rows that the objective skips.
-        metrics: 0-d tensors to watch; whoever shows them converts them.
-    """
-
-    loss: Tensor
-    bound: Tensor
-    metrics: dict[str, Tensor]
 
 
 class Objective(ABC):
@@ -67,17 +52,6 @@ class Objective(ABC):
         return self
 
 
-def finish(bound: Tensor, reported: Tensor, active: Tensor | None, metrics: dict[str, Tensor]) -> Loss:
-    """The loss of a row-wise bound: its mean, rows that are not active counting as 0 and reported as NaN."""
-    reported = reported.detach()
-    if active is not None:
-        bound = torch.where(active, bound, 0.0)
-        reported = torch.where(active, reported, torch.nan)
-    loss = -bound.mean()
-    mean = reported.mean() if active is None else reported.nanmean()
-    return Loss(loss, reported, {"loss": loss.detach(), "bound": mean, **metrics})
-
-
 def check_names(given: dict[str, float], sizes: Sizes, path: str) -> None:
     """Raises SpecError if a mapping by modality names one that the model lacks."""
     for name in given:
@@ -94,14 +68,6 @@ def divergence(
         draws = posterior.draw(samples or 1, "stratified", generator)
         kl = (draws.log_qk - other.log_prob(draws.z)).mean(0)
     return (posterior.log_weight.exp() * kl).sum(0)
-
-
-def row_metrics(model: Model, terms: Terms, kl: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Mean log-likelihood of each modality over the rows that observe it, and the mean KL."""
-    with torch.no_grad():
-        log_px = torch.einsum("jbm,jb->bm", terms.log_px.mean(0), terms.log_weight.exp()).sum(0)
-        means = (log_px / mask.sum(0).clamp(min=1)).unbind()
-        return {**{f"log_px/{n}": v for n, v in zip(model.names, means, strict=True)}, "kl": kl.detach().mean()}
 
 
 @spec
@@ -126,7 +92,7 @@ class ELBO(Objective):
 
     kl_weight: float = field(default=1.0, check=number(0.0))
     samples: int = field(default=1, check=integer(1))
-    draw: str | None = field(default=None, check=_draw)
+    draw: str | None = field(default=None, check=draw_or_none)
     density: str = field(default="component", check=one_of("component", "mixture"))
     condition: str = field(default="aggregator", check=one_of("aggregator", "unimodal", "expert", "subset"))
     reduce: str = field(default="mean", check=one_of("mean", "sum"))
@@ -146,28 +112,28 @@ class ELBO(Objective):
         return self
 
     def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
-        values, reports, metrics, actives = [], [], {}, []
+        values, reports, metrics, actives = [], [], [], []
         found = self._conditions(model, batch, experts)
         for name, posterior in found.items():
             alone = bool(name) and self.reconstruct == "own"
             value, reported, seen = self._bound(model, batch.hide([name]) if alone else batch, experts, posterior)
             if len(found) == 1:
-                return finish(value, reported, posterior.active, seen)
-            active = value.new_ones(len(value)).bool() if posterior.active is None else posterior.active
+                return finish(model, value, reported, posterior.active, seen)
+            active = torch.ones_like(value).bool() if posterior.active is None else posterior.active
             actives.append(active)
             values.append(torch.where(active, value, 0.0))
             reports.append(torch.where(active, reported, 0.0))
-            own = (f"log_px/{name}",) if alone else tuple(seen)
-            metrics.update({key: seen[key] for key in own} | {f"kl/{name}": seen["kl"]})
+            metrics.append(seen)
         count = torch.stack(actives).sum(0)
         divide = count.clamp(min=1) if self.reduce == "mean" else 1
-        value, reported = (reduce(torch.add, each) / divide for each in (values, reports))
-        return finish(value, reported, count > 0, metrics)
+        value, reported = (sum_of(each) / divide for each in (values, reports))
+        return finish(model, value, reported, count > 0, Metrics.pooled(metrics))
 
     def _conditions(self, model: Model, batch: Batch, experts: Experts) -> dict[str, Mixture]:
         """The posteriors in turn, by the one modality that they look at, if it is one."""
         if self.condition == "unimodal":
-            return model.aggregator.unimodal(experts, batch)
+            found: dict[str, Mixture] = model.aggregator.unimodal(experts, batch)
+            return found
         if self.condition == "expert":
             return raw_experts(experts, batch)
         if self.condition == "subset":
@@ -177,7 +143,7 @@ class ELBO(Objective):
 
     def _bound(
         self, model: Model, batch: Batch, experts: Experts, posterior: Mixture
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Tensor, Metrics]:
         """The bound (b,) under one posterior, the same with all weights at 1, and metrics."""
         terms = model.terms(
             batch,
@@ -193,7 +159,7 @@ class ELBO(Objective):
         with torch.no_grad():
             kl = bounds.divergence(terms, density=self.density)
             reported = bounds.average(terms.log_px.sum(-1), terms.log_weight) - kl
-        return value, reported, row_metrics(model, terms, kl, batch.observed)
+        return value, reported, row_metrics(model, terms, kl, batch.observed, posterior.active)
 
 
 @spec
@@ -202,7 +168,7 @@ class _Weighted(Objective):
 
     kl_weight: float = field(default=1.0, check=number(0.0))
     samples: int = field(default=5, check=integer(1))
-    draw: str | None = field(default=None, check=_draw)
+    draw: str | None = field(default=None, check=draw_or_none)
     bound: str | None = field(default=None, check=_bound)
     weights: dict[str, float] = field(default={}, check=factors)
 
@@ -234,7 +200,8 @@ class _Weighted(Objective):
         with torch.no_grad():
             reported = bounds.iwae(bounds.log_weights(terms), terms.log_weight, bound=form)
             kl = bounds.divergence(terms, density="mixture")
-        return finish(value, reported, posterior.active, row_metrics(model, terms, kl, batch.observed))
+        metrics = row_metrics(model, terms, kl, batch.observed, posterior.active)
+        return finish(model, value, reported, posterior.active, metrics)
 
     def _rescale(self, model: Model, terms: Terms, share: Tensor) -> None:
         """Gradients through draws carry (1-β) ŵ + β ŵ² in all: ŵ is in the surrogate, the rest is put in here."""
@@ -317,9 +284,11 @@ class Align(Objective):
             kl = divergence(posterior, surrogate, experts.generator, samples)
             total = total + torch.where(batch.observed[:, i], kl, 0.0)
         value = -self.alpha * self.kl_weight * total
-        found = finish(value, torch.full_like(total, torch.nan), posterior.active, {"align": total.detach().mean()})
-        del found.metrics["bound"]  # it bounds nothing
-        return found
+        active = torch.ones_like(batch.observed[:, 0]) if posterior.active is None else posterior.active
+        value = torch.where(active, value, 0.0)
+        mean = torch.where(active, total.detach(), 0.0).sum() / active.sum().clamp(min=1)
+        nothing = torch.full_like(value.detach(), torch.nan)  # it bounds nothing
+        return Loss(-value.mean(), nothing, {"loss": -value.detach().mean(), "align": mean}, {"align": active.sum()})
 
 
 @spec
@@ -335,7 +304,7 @@ class Sum(Objective):
     """
 
     terms: tuple[Any, ...] = parts("objective")
-    weights: tuple[float, ...] = ()
+    weights: tuple[float, ...] = field(default=(), check=numbers)
     kl_weight: float = field(default=1.0, check=number(0.0))
 
     @property
@@ -347,8 +316,10 @@ class Sum(Objective):
         return any(term.needs_experts for term in self.terms)
 
     def build(self, sizes: Sizes) -> Sum:
-        if not self.terms or (self.weights and len(self.weights) != len(self.terms)):
-            raise SpecError(f"{len(self.terms)} terms and {len(self.weights)} weights; expected as many, one at least")
+        if not isinstance(self.terms, tuple) or not self.terms or len(self.weights or self.terms) != len(self.terms):
+            raise SpecError(
+                f"{len(self.terms)} terms and {len(self.weights)} weights; expected lists, as long, not empty"
+            )
         for i, term in enumerate(self.terms):
             try:
                 term.build(sizes)
@@ -360,7 +331,9 @@ class Sum(Objective):
         terms = [attrs.evolve(term, kl_weight=term.kl_weight * self.kl_weight) for term in self.terms]
         losses = [term.forward(model, batch, experts) for term in terms]
         weights = self.weights or (1.0,) * len(losses)
-        total = reduce(torch.add, [weight * one.loss for weight, one in zip(weights, losses, strict=True)])
+        total = sum_of([weight * one.loss for weight, one in zip(weights, losses, strict=True)])
         metrics = {f"{i}/{key}": value for i, one in enumerate(losses) for key, value in one.metrics.items()}
+        counts = {f"{i}/{key}": value for i, one in enumerate(losses) for key, value in one.counts.items()}
         first = losses[0]
-        return Loss(total, first.bound, {**metrics, **first.metrics, "loss": total.detach()})
+        metrics |= {**first.metrics, "loss": total.detach()}
+        return Loss(total, first.bound, metrics, counts | first.counts)

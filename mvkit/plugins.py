@@ -218,9 +218,14 @@ def declare(*components: Component) -> None:
     """
     for component in components:
         reason = _refusal(component)
-        if reason:
-            raise SpecError(reason)
-        registry().entries.append(Entry(component, "local", ""))
+        own = [entry for entry in registry().find(component.kind, component.name) if entry.package == "mvkit"]
+        if reason or own:
+            raise SpecError(reason or f"{component.kind} {component.name!r} is built in; take another name")
+        entries = registry().entries
+        same = [e for e in entries if e.package == "local" and e.component.name == component.name]
+        for entry in same:  # a cell that runs again
+            entries.remove(entry)
+        entries.append(Entry(component, "local", ""))
 
 
 def lookup(kind: str, name: str) -> type:

@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from mvkit.errors import DataError
 from mvkit.families import Family
 from mvkit.mixture import Mixture
 from mvkit.modality import Sizes
@@ -130,12 +131,15 @@ class MoGPrior(nn.Module, Prior):
     """A trained mixture; `weights` are its π."""
 
     raw: Tensor | None
+    placed: Tensor
 
     def __init__(self, spec: MoG, sizes: Sizes) -> None:
         super().__init__()
         self.family: Family = sizes.family
         self.clusters = spec.components
         self.init = spec.init
+        kmeans = spec.init == "kmeans"
+        self.register_buffer("placed", torch.tensor(not kmeans), persistent=kmeans)
         shape = (spec.components, 1, sizes.latent)
         self.loc = nn.Parameter(2 * torch.rand(shape) - 1)
         self.logits = nn.Parameter(torch.zeros(spec.components))
@@ -148,12 +152,16 @@ class MoGPrior(nn.Module, Prior):
         return Mixture(self.family, self.loc, scale, log_weight)
 
     def start(self, encode: Callable[[], Tensor], seed: int) -> None:
-        """With init="kmeans", puts the means at the centres of the encoded rows."""
-        if self.init != "kmeans":
+        """With init="kmeans", puts the means at the centres of the encoded rows, once."""
+        if self.placed:
             return
         from sklearn.cluster import KMeans
 
-        centres = KMeans(self.clusters, n_init=3, random_state=seed).fit(encode().cpu().numpy()).cluster_centers_
+        codes = encode().cpu().numpy()
+        if len(codes) < self.clusters:
+            raise DataError(f"prior 'mog': init='kmeans' needs {self.clusters} rows at least; got {len(codes)}")
+        centres = KMeans(self.clusters, n_init=3, random_state=seed).fit(codes).cluster_centers_
+        self.placed.fill_(True)
         with torch.no_grad():
             self.loc.copy_(rearrange(torch.as_tensor(centres), "c d -> c 1 d"))
 

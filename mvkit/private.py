@@ -42,7 +42,9 @@ class Private:
     kl_w: Tensor | None = None
 
     @classmethod
-    def draw(cls, model: Model, experts: Experts, draws: Draws, used: Tensor, *, stop_density: bool) -> Private:
+    def draw(
+        cls, model: Model, experts: Experts, draws: Draws, used: Tensor, *, stop_density: bool, rule: str | None = None
+    ) -> Private:
         """Draws for every modality that has a private latent.
 
         Args:
@@ -51,11 +53,12 @@ class Private:
             draws: of the shared latent.
             used: what is reconstructed, (b, m) or (s or 1, j, b, m) bool.
             stop_density: stop the gradient of log q's own parameters.
+            rule: `evidence` or `observed`; None: the model's.
         """
         with_private = [name for name, m in model.modalities.items() if m.private_dim]
         if not with_private:
             return cls()
-        by_evidence = model.spec.private_from == "evidence"
+        by_evidence = (rule or model.spec.private_from) == "evidence"
         counted = draws.evidence & used if by_evidence else used
         share = _share(draws, experts.batch.observed, each=by_evidence or used.ndim == 4)
         w, drawn, ratios = {}, {}, []

@@ -12,11 +12,13 @@ import attrs
 
 from mvkit.aggregators import MoPoE
 from mvkit.composed import CRMVAE, JMVAE, MVTCAE, TELBO
-from mvkit.joint import Joint
-from mvkit.modality import as_modalities
+from mvkit.joint import Joint, MeanMessage
+from mvkit.likelihoods import Normal
+from mvkit.modality import Modality, as_modalities
 from mvkit.model import Model
 from mvkit.objectives import ELBO, IWAE, DReG, Sum
 from mvkit.priors import Learnable, MoG
+from mvkit.stack import Stack
 from mvkit.stages import JointThenUnimodal, Linear, Single
 
 Modalities = Mapping[str, Any]
@@ -216,3 +218,32 @@ def crmvae(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, *
     """
     fusion = {"name": "poe", "prior_expert": False}
     return Model(modalities, latent_dim=latent_dim, aggregator=fusion, objective=CRMVAE(kl_weight=beta), **options)
+
+
+def nexus(
+    modalities: Modalities,
+    latent_dim: int = 10,
+    *,
+    bottom_dim: int | Mapping[str, int] = 16,
+    message_dim: int = 64,
+    dropout_rate: float = 0.5,
+    bottom_beta: float = 1.0,
+    top_beta: float = 1.0,
+    gammas: Mapping[str, float] | None = None,
+    scale: float | str = "optimal",
+    warmup: int = 0,
+    **options: Any,
+) -> Stack:
+    """Nexus: a VAE a modality, and a mean-message model of their latents with forced perceptual dropout.
+
+    Reference: Vasco, Yin, Melo and Paiva, Leveraging Hierarchy in Multimodal Generative Models for Effective
+    Cross-Modality Inference, Neural Networks 146, 2022, https://doi.org/10.1016/j.neunet.2021.11.019.
+    """
+    made = as_modalities(modalities)
+    widths = {k: bottom_dim if isinstance(bottom_dim, int) else bottom_dim[k] for k in made}
+    low = {k: attrs.evolve(m, private_dim=widths[k], private_beta=bottom_beta) for k, m in made.items()}  # type: ignore[misc]
+    high = {k: Modality((w,), Normal(scale=scale), weight=(gammas or {}).get(k, 1.0)) for k, w in widths.items()}
+    fusion = MeanMessage(message_dim=message_dim, dropout_rate=dropout_rate)
+    bottom = Model(low, latent_dim=0, **options)
+    top = Model(high, latent_dim=latent_dim, aggregator=fusion, objective=ELBO(kl_weight=top_beta), **options)
+    return Stack([bottom, top], schedule=_warmup(warmup))

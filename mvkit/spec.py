@@ -10,6 +10,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from typing import Any, TypeVar, dataclass_transform
 
 import attrs
@@ -32,7 +33,10 @@ def field(*, default: Any = attrs.NOTHING, check: Check | None = None, kw_only: 
     """
 
     def convert(value: Any, attribute: attrs.Attribute[Any]) -> Any:
-        value = _frozen(value)
+        try:
+            value = _frozen(value)
+        except SpecError as error:
+            raise error.within(attribute.name) from None
         expected = check(value) if check else None
         if expected:
             raise SpecError(f"got {value!r}; expected {expected}", attribute.name)
@@ -84,6 +88,8 @@ def _field(convert: Callable[[Any, attrs.Attribute[Any]], Any], default: Any, kw
 
 def _frozen(value: Any) -> Any:
     """The value with lists as tuples, or an error if JSON could not hold it."""
+    if not isinstance(value, bool | int | float) and isinstance(value, Integral | Real):
+        value = int(value) if isinstance(value, Integral) else float(value)  # numpy's
     if isinstance(value, float) and not math.isfinite(value):
         raise SpecError(f"got {value!r}; expected a finite number")
     if value is None or isinstance(value, bool | int | float | str) or is_spec(value):
@@ -239,6 +245,12 @@ def factors(value: Any) -> str | None:
     positive = number(0.0)
     fine = isinstance(value, dict) and all(positive(v) is None for v in value.values())
     return None if fine else "a dict from modality to a number of at least 0"
+
+
+def numbers(value: Any) -> str | None:
+    """A check: a tuple of numbers."""
+    fine = isinstance(value, tuple) and all(number()(v) is None for v in value)
+    return None if fine else "a list of numbers"
 
 
 def names(value: Any) -> str | None:

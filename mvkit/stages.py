@@ -20,7 +20,7 @@ from mvkit.errors import SpecError, suggest
 from mvkit.spec import as_part, field, integer, names, number, one_of, part, parts, positional_spec, spec
 
 if TYPE_CHECKING:
-    from mvkit.model import Model
+    from mvkit.generative import Generative
 
 
 class Ramp(ABC):
@@ -100,7 +100,7 @@ class Adam:
 
     def optimizer(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
         """A fresh optimizer; its own `lr`, if any, goes before `fit`'s."""
-        return torch.optim.Adam(parameters, self.lr or lr, betas=self.betas, fused=True)
+        return torch.optim.Adam(parameters, lr if self.lr is None else self.lr, betas=self.betas, fused=True)
 
 
 @spec
@@ -114,7 +114,7 @@ class AdamW:
     def optimizer(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
         """A fresh optimizer; its own `lr`, if any, goes before `fit`'s."""
         return torch.optim.AdamW(
-            parameters, self.lr or lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
+            parameters, lr if self.lr is None else self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
         )
 
 
@@ -179,8 +179,9 @@ def trainable(model: nn.Module, globs: Iterable[str]) -> Iterator[list[nn.Parame
         if not any(fnmatch.fnmatchcase(name, glob) for name in groups):
             tops = sorted({group.partition(".")[0] for group in groups})
             raise SpecError(f"trainable={glob!r} matches no parameter; groups are {tops}", "trainable")
-    chosen = {n: p for n, p in model.named_parameters() if any(fnmatch.fnmatchcase(n, glob) for glob in globs)}
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    named = {n: p for n, p in model.named_parameters() if before[p]}  # what a user froze stays frozen
+    chosen = {n: p for n, p in named.items() if any(fnmatch.fnmatchcase(n, glob) for glob in globs)}
     modes = {module: module.training for module in model.modules()}
     picked = {id(parameter) for parameter in chosen.values()}
     try:
@@ -211,7 +212,7 @@ class Schedule(ABC):
     """Turns a number of epochs into stages. To implement one, write a spec with this method."""
 
     @abstractmethod
-    def stages(self, model: Model, epochs: int) -> list[Stage]:
+    def stages(self, model: Generative, epochs: int) -> list[Stage]:
         """The stages of a model, `epochs` long in all."""
 
 
@@ -221,7 +222,7 @@ class Single(Schedule):
 
     ramps: dict[str, Any] = parts("ramp", default={})
 
-    def stages(self, model: Model, epochs: int) -> list[Stage]:
+    def stages(self, model: Generative, epochs: int) -> list[Stage]:
         return [Stage(None, epochs, ramps=self.ramps)]
 
 
@@ -244,22 +245,31 @@ class JointThenUnimodal(Schedule):
         "objective", default={"name": "elbo", "condition": "unimodal", "reduce": "sum", "reconstruct": "own"}
     )
 
-    def stages(self, model: Model, epochs: int) -> list[Stage]:
+    def stages(self, model: Generative, epochs: int) -> list[Stage]:
         if not model.aggregator.defaults.own_trunks:
             raise SpecError(
                 f"schedule 'joint_then_unimodal' needs an aggregator with trunks of its own, and "
                 f"{type(model.spec.aggregator).__name__!r} has none; take aggregator='joint', or schedule='single'"
             )
+        if epochs < 2:
+            raise SpecError("schedule 'joint_then_unimodal' has two stages, and so needs 2 epochs at least")
         first = max(1, min(epochs - 1, round(epochs * self.share)))
-        rest = ("aggregator.*", "decoders.*", "prior.*", "cross.*")
-        return [Stage(self.joint, first, rest), Stage(self.unimodal, max(1, epochs - first), ("encoders.*",))]
+        rest: tuple[str, ...] = ("aggregator.*", "decoders.*", "prior.*", "cross.*")
+        if any(modality.private_dim for modality in model.modalities.values()):
+            rest = (*rest, "encoders.*")  # which emit the private latents that decoders learn to read
+        return [Stage(self.joint, first, rest), Stage(self.unimodal, epochs - first, ("encoders.*",))]
 
 
-def as_stages(stages: Any, model: Model, epochs: int) -> list[Stage]:
+def as_stages(stages: Any, model: Generative, epochs: int) -> list[Stage]:
     """What `fit(stages=…)` means: a schedule by name or spec, a list of stages, or None for the model's schedule."""
     if stages is None:
         stages = model.spec.schedule
+    if isinstance(stages, Stage):
+        stages = [stages]
     if isinstance(stages, list | tuple):
+        for stage in stages:
+            if not isinstance(stage, Stage | dict):
+                raise SpecError(f"got {stage!r}; expected a Stage, or a dict of its options", "stages")
         return [stage if isinstance(stage, Stage) else Stage(**stage) for stage in stages]
     made: Schedule = as_part("schedule", stages)
     return made.stages(model, epochs)

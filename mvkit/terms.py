@@ -6,14 +6,15 @@ Axes: s samples, j drawn components, k components, b rows, m modalities, d laten
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor
 
 from mvkit.batch import Batch
+from mvkit.errors import ShapeError
 from mvkit.experts import Experts
 from mvkit.likelihoods import Context
 from mvkit.mixture import Mixture
@@ -73,6 +74,7 @@ def evaluate_terms(
     reconstruct: str,
     want: str,
     stop_density: bool,
+    private_from: str | None,
 ) -> Terms:
     """See `Model.terms`, which says what the arguments are."""
     draws = posterior.draw(n, draw, experts.generator)
@@ -80,9 +82,12 @@ def evaluate_terms(
     kl = posterior.kl(prior) if want == "kl" else None
     density = posterior.detach() if stop_density else posterior
     used = draws.evidence & batch.observed if reconstruct == "own" else batch.observed
-    private = Private.draw(model, experts, draws, used, stop_density=stop_density)
+    private = Private.draw(model, experts, draws, used, stop_density=stop_density, rule=private_from)
+    weight = None
+    if posterior.active is not None or len(draws.log_weight) > 1:  # draws that count less, or not at all
+        weight = draws.log_weight.detach().exp() * (1.0 if posterior.active is None else posterior.active)
     return Terms(
-        log_px=log_likelihoods(model, batch, draws.z, private.w, used),
+        log_px=log_likelihoods(model, batch, draws.z, private.w, used, weight),
         log_weight=draws.log_weight,
         log_component=posterior.log_weight,
         log_pz=prior.log_prob(draws.z) if kl is None else None,
@@ -95,10 +100,13 @@ def evaluate_terms(
     )
 
 
-def log_likelihoods(model: Model, batch: Batch, z: Tensor, w: dict[str, Tensor], used: Tensor) -> Tensor:
+def log_likelihoods(
+    model: Model, batch: Batch, z: Tensor, w: dict[str, Tensor], used: Tensor, weight: Tensor | None = None
+) -> Tensor:
     """Log p(x_m|z, w_m) summed over observed elements, (s, j, b, m); zeros where not `used`, (b, m) or (s, j, b, m).
 
-    Only rows that observe a modality are decoded; one that no row observes keeps its decoder in the graph.
+    `weight` (j, b) says how much each draw counts, for likelihoods that look at the batch as a whole. Only rows that
+    observe a modality are decoded; one that no row observes keeps its decoder in the graph.
     """
     columns = []
     for i, name in enumerate(model.names):
@@ -107,24 +115,34 @@ def log_likelihoods(model: Model, batch: Batch, z: Tensor, w: dict[str, Tensor],
             columns.append(z.new_zeros(z.shape[:-1]))
             continue
         latent = torch.cat([z, w[name]], -1) if name in w else z
-        log_px = _decoded(model, name, batch, latent, index)
+        log_px = _decoded(model, name, batch, latent, index, weight)
         if index is not None:
             log_px = z.new_zeros(z.shape[:-1]).index_copy(2, index, log_px)
         columns.append(torch.where(used[..., i], log_px, 0.0) if used.ndim == 4 else log_px)
     return torch.stack(columns, dim=-1)
 
 
-def _decoded(model: Model, name: str, batch: Batch, latent: Tensor, index: Tensor | None) -> Tensor:
+def _decoded(
+    model: Model, name: str, batch: Batch, latent: Tensor, index: Tensor | None, weight: Tensor | None
+) -> Tensor:
     """Log p(x_m|z, w_m) of the rows at `index` (n,), (s, j, n)."""
     x = batch.data[name]
     elements = None if batch.elements is None else batch.elements.get(name)
     if index is not None:
         latent, x = latent.index_select(2, index), x.index_select(0, index)
         elements = None if elements is None else elements.index_select(0, index)
+        weight = None if weight is None else weight.index_select(1, index)
     decoder = model.decoders[name]
     s, j, n, _ = latent.shape
     out = decoder(rearrange(latent, "s j n d -> (s j) n d"))
-    log_px: Tensor = decoder.likelihood.log_prob(out, x, Context(elements))  # type: ignore[union-attr, operator]
+    each = None if weight is None else repeat(weight, "j n -> (s j) n", s=s)
+    log_px: Tensor = decoder.likelihood.log_prob(out, x, Context(elements, each))  # type: ignore[union-attr, operator]
+    likelihood: Any = decoder.likelihood
+    expected = (s * j, *(x.shape[:-1] if likelihood.class_axis else x.shape))
+    if tuple(log_px.shape) != expected:
+        raise ShapeError(
+            f"likelihood of {name!r}: log_prob gave {tuple(log_px.shape)}; expected {expected}, elementwise"
+        )
     if elements is not None:
         log_px = torch.where(elements, log_px, 0.0)
     # without rows there is nothing to reshape, but the decoder stays in the graph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,15 @@ from torch import Tensor
 from mvkit.batch import Batch, conform, refuse_empty
 from mvkit.data.pipeline import Pipeline
 from mvkit.data.sources import as_batch
-from mvkit.errors import DataError, SpecError
+from mvkit.errors import DataError, RequestError, SpecError
 from mvkit.estimates import evaluation
+from mvkit.losses import Loss
 from mvkit.objectives import Objective
 from mvkit.priors import Prior
 from mvkit.stages import Stage, as_stages, trainable
 
 if TYPE_CHECKING:
-    from mvkit.model import Model
+    from mvkit.generative import Generative
 
 
 @attrs.frozen(eq=False)
@@ -47,7 +49,7 @@ class History:
 
 
 def fit(
-    model: Model,
+    model: Generative,
     data: Any,
     *,
     epochs: int = 100,
@@ -80,13 +82,14 @@ def fit(
         DataError: no rows, a row with nothing observed, values that a likelihood cannot take.
         SpecError: a stage that names no parameters.
     """
+    _check_options(batch_size, lr, seed, epochs)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     if isinstance(model.prior, Prior):
-        rows = data.rows if isinstance(data, Pipeline) else data
-        model.prior.start(lambda: model.encode(rows), seed)
+        model.prior.start(lambda: _codes(model, data), seed)
     plan = as_stages(stages, model, epochs)
+    batch_size, seed = int(batch_size), int(seed)
     loader = _loader(model, data, batch_size, seed, shuffle=True)
     valid = None if validation is None else _loader(model, validation, batch_size, seed, shuffle=False)
     history = History()
@@ -101,7 +104,7 @@ def fit(
 class Run:
     """One stage on its way."""
 
-    model: Model
+    model: Generative
     stage: Stage
     index: int
     loader: Any
@@ -129,7 +132,9 @@ class Run:
                 if self.valid is not None:
                     row |= self._validate(self.stage.at(objective, None))
                 self.history.rows.append(row)
-                shown = {k.replace("valid/", "valid_"): v for k, v in row.items() if k in ("bound", "valid/loss")}
+                shown = {
+                    k.replace("valid/", "valid_"): v for k, v in row.items() if k.endswith("bound") or k == "valid/loss"
+                }
                 self.bar.set_postfix(shown)
                 self.bar.update()
         if self.weights is not None and self.stage.start_from == "best":
@@ -146,8 +151,18 @@ class Run:
             if found.loss.requires_grad:  # not if no row of the batch counts
                 found.loss.backward()
                 optimizer.step()
-            totals.add(found.metrics, len(batch))
-        return totals.means()
+            totals.add(found, len(batch))
+        return self._finite(totals.means(), epoch)
+
+    def _finite(self, means: dict[str, float], epoch: int) -> dict[str, float]:
+        """The means, if the loss among them is a number."""
+        if not math.isfinite(means["loss"]):
+            bad = [key for key, value in means.items() if not math.isfinite(value)]
+            raise DataError(
+                f"fit: stage {self.index}, epoch {epoch}: not finite: {', '.join(bad)}; expected numbers; scale the "
+                "data, or lower the learning rate"
+            )
+        return means
 
     def _validate(self, objective: Objective) -> dict[str, float]:
         """Means over the validation data, the same noise each time; notes the best weights."""
@@ -155,8 +170,8 @@ class Run:
         totals = Totals()
         with evaluation(self.model), torch.no_grad():
             for batch in self.valid:
-                totals.add(self.model(batch, objective=objective, generator=generator).metrics, len(batch))
-        means = totals.means()
+                totals.add(self.model(batch, objective=objective, generator=generator), len(batch))
+        means = self._finite(totals.means(), len(self.history) + 1)
         if means["loss"] < self.best:
             self.best = means["loss"]
             self.weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
@@ -164,42 +179,62 @@ class Run:
 
 
 class Totals:
-    """Means of metrics over rows, without waiting for the device before the end."""
+    """Means of metrics over the rows behind them, without waiting for the device before the end."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.rows = 0
+        self.counts: dict[str, Tensor] = {}
 
-    def add(self, metrics: dict[str, Tensor], rows: int) -> None:
-        """Metrics of a batch of so many rows."""
-        self.rows += rows
-        for key, value in metrics.items():
-            self.sums[key] = self.sums[key] + value * rows if key in self.sums else value * rows
+    def add(self, found: Loss, rows: int) -> None:
+        """What a batch of so many rows came to."""
+        for key, value in found.metrics.items():
+            count = found.counts.get(key, torch.full_like(value, rows)).to(value.dtype)
+            self.sums[key] = self.sums[key] + value * count if key in self.sums else value * count
+            self.counts[key] = self.counts[key] + count if key in self.counts else count
 
     def means(self) -> dict[str, float]:
-        """What was added, divided by the rows."""
-        if not self.rows:
+        """What was added, divided by the rows behind it."""
+        if not self.sums:
             raise DataError(
                 "fit: the loader gave no batch; expected one at least an epoch; check that it is not used up"
             )
-        keys = list(self.sums)
-        values = (torch.stack([self.sums[key].double() for key in keys]) / self.rows).tolist()
-        return dict(zip(keys, values, strict=True))
+        values = [self.sums[key].double() / self.counts[key].double() for key in self.sums]
+        return dict(zip(self.sums, torch.stack(values).tolist(), strict=True))
 
 
-def _generator(model: Model, seed: int, stage: int, epoch: int) -> torch.Generator:
+def _check_options(batch_size: Any, lr: Any, seed: Any, epochs: Any) -> None:
+    """Raises RequestError for options of `fit` that cannot be."""
+    whole = {"batch_size": (batch_size, 1), "epochs": (epochs, 1), "seed": (seed, None)}
+    for name, (value, low) in whole.items():
+        fine = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not fine or (low is not None and value < low):
+            raise RequestError(f"fit: {name}={value!r}; expected a whole number{f' of at least {low}' if low else ''}")
+    if isinstance(lr, bool) or not isinstance(lr, numbers.Real) or not 0 <= float(lr) < math.inf:
+        raise RequestError(f"fit: lr={lr!r}; expected a number of at least 0")
+
+
+def _codes(model: Generative, data: Any) -> Tensor:
+    """Encoded rows (b, d) of whatever `fit` takes."""
+    if isinstance(data, Pipeline):
+        return model.encode(data.rows)
+    if isinstance(data, Iterable) and not isinstance(data, Mapping):
+        return torch.cat([model.encode(batch) for batch in data])
+    return model.encode(data)
+
+
+def _generator(model: Generative, seed: int, stage: int, epoch: int) -> torch.Generator:
     """Noise that is a function of seed, stage and epoch."""
     generator = torch.Generator(model.like.device)
-    return generator.manual_seed((seed * 1_000_003 + stage) * 1_000_003 + epoch)
+    return generator.manual_seed(((seed * 1_000_003 + stage) * 1_000_003 + epoch) % 2**63)
 
 
-def _loader(model: Model, data: Any, batch_size: int, seed: int, *, shuffle: bool) -> Iterable[Batch]:
+def _loader(model: Generative, data: Any, batch_size: int, seed: int, *, shuffle: bool) -> Iterable[Batch]:
     """Batches on the model's device: a pipeline over data in memory, or the user's own loader."""
     if isinstance(data, Pipeline):
         return data
     if isinstance(data, Iterable) and not isinstance(data, Mapping):
         return _Conformed(model, data)
-    rows = conform(as_batch(data), model.layout)
+    rows = conform(as_batch(data).to("cpu"), model.layout)
     refuse_empty(rows)
     return Pipeline(rows, batch_size=batch_size, shuffle=shuffle, seed=seed, device=model.like.device)
 
@@ -208,7 +243,7 @@ def _loader(model: Model, data: Any, batch_size: int, seed: int, *, shuffle: boo
 class _Conformed:
     """A user's loader, its batches checked where they lie and then moved."""
 
-    model: Model
+    model: Generative
     loader: Iterable[Any]
 
     def __iter__(self) -> Iterator[Batch]:

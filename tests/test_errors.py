@@ -63,7 +63,12 @@ def test_bad_values_of_options():
     )
     message(SpecError, lambda: Model(SHAPES, prior=Modality((3,))), "which is no registered prior")
     message(SpecError, lambda: Model({}), "model.modalities: got {}; expected a mapping")
-    message(SpecError, lambda: Model({"a.b": (3,)}), "cannot be called 'a.b'", "without dots")
+    message(
+        SpecError,
+        lambda: Model({"a.b": (3,)}),
+        "cannot be called 'a.b'",
+        "dots and attributes of torch modules are taken",
+    )
     message(
         SpecError,
         lambda: Model({"a": (3, 0)}),
@@ -302,7 +307,7 @@ def test_modules_of_the_wrong_width():
         "expected (2, 8): 8 numbers for the aggregator",
     )
     wrong = Model({"a": Modality((3,), decoder=torch.nn.Linear(4, 5))}, latent_dim=4)
-    message(ShapeError, lambda: wrong.decode(torch.zeros(2, 4)), "decoder emitted (2, 5)", "(2, 3)")
+    message(ShapeError, lambda: wrong.decode(torch.zeros(2, 4)), "decoders.a: emitted (2, 5)", "(2, 3)")
 
 
 def test_joint_warns_that_nothing_trains_the_surrogates():

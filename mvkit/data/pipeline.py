@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from mvkit.batch import Batch
+from mvkit.data.sources import as_batch
 
 
 def order(rows: int, *, shuffle: bool, seed: int, epoch: int) -> Tensor:
     """Indices of the rows in an epoch, (b,): a pure function of its arguments."""
     if not shuffle:
         return torch.arange(rows)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(rows, generator=generator)
 
 
@@ -28,7 +29,8 @@ class Pipeline:
     """Batches of rows in memory, an epoch at a time.
 
     Args:
-        rows: all rows; conformed ones (see `mvkit.batch.conform`) need no further look.
+        rows: all rows, a batch, a dataset or a mapping of arrays; conformed rows (see
+            `mvkit.batch.conform`) need no further look.
         batch_size: rows a batch; the last may have fewer.
         shuffle: whether each epoch has an order of its own.
         seed: of the order.
@@ -43,14 +45,14 @@ class Pipeline:
 
     def __init__(
         self,
-        rows: Batch,
+        rows: Any,
         *,
         batch_size: int = 128,
         shuffle: bool = True,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.rows, self.batch_size, self.shuffle, self.seed = rows, batch_size, shuffle, seed
+        self.rows, self.batch_size, self.shuffle, self.seed = as_batch(rows), batch_size, shuffle, seed
         self.device = torch.device(device)
         self.epoch = 0
         self._loader: Any = None

@@ -1,0 +1,287 @@
+"""Edges that users and reviewers met: each was wrong once."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import model, rows
+from torch import nn
+
+import mvkit
+from mvkit import Batch, DataError, Modality, Model, ShapeError, SpecError
+from mvkit.likelihoods import Context
+from mvkit.plugins import Component
+
+PRIVATE = {"a": Modality((3,), private_dim=2), "b": Modality((2,), private_dim=1)}
+
+
+@pytest.mark.parametrize("aggregator", ["moe", "mopoe"])
+def test_stand_ins_for_private_latents_take_no_part_in_likelihoods(aggregator):
+    made = model(aggregator, private=1, private_from="evidence", names=("a", "b"))
+    other = model(aggregator, private=1, private_from="observed", names=("a", "b"))
+    other.load_state_dict({k: v for k, v in made.state_dict().items() if not k.startswith("cross")})
+    batch = rows(names=("a", "b"), missing=False)
+    with torch.no_grad():
+        for scale in made.cross.values():
+            scale.fill_(-4.0)
+    one, two = (m.log_likelihood(batch, n=50, generator=torch.Generator().manual_seed(0)) for m in (made, other))
+    torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("prior", ["standard", "mog"])
+@pytest.mark.parametrize("aggregator", ["poe", "moe", "mopoe", "joint", "mean_message"])
+def test_no_shared_latent_with_every_objective(aggregator, prior):
+    for objective in ("iwae", "dreg", "jmvae"):
+        made = (
+            Model(PRIVATE, latent_dim=0, aggregator=aggregator, prior=prior, objective=objective, seed=0)
+            if (aggregator != "joint" or objective == "jmvae")
+            else None
+        )
+        if made is not None:
+            batch = Batch({"a": torch.ones(2, 3), "b": torch.ones(2, 2)})
+            made.loss(batch).loss.backward()
+            assert torch.isfinite(made.log_likelihood(batch, n=3)).all()
+
+
+def test_listed_subsets_and_rows_with_nothing_given():
+    made = Model(dict.fromkeys("abc", (2,)), latent_dim=2, aggregator={"name": "mopoe", "subsets": [["a", "b"]]})
+    nothing = torch.full((1, 2), torch.nan)
+    posterior = made.posterior({"a": nothing, "b": nothing, "c": torch.ones(1, 2)}, given=["a", "b"], empty="prior")
+    assert torch.isfinite(posterior.mean).all()
+    assert posterior.evidence.shape == (posterior.components, 1, 3)
+
+
+def test_too_many_modalities_to_number_their_subsets():
+    with pytest.raises(SpecError, match="more than 40 modalities cannot be drawn"):
+        Model({f"m{i}": (1,) for i in range(41)}, aggregator={"name": "mopoe", "max_subsets": 4})
+
+
+def test_the_optimal_scale_counts_only_draws_that_count():
+    shapes = {k: Modality((2,), {"name": "normal", "scale": "optimal"}) for k in "ab"}
+    batch = Batch({"a": torch.ones(3, 2), "b": torch.full((3, 2), torch.nan)})
+    found = []
+    for fill in (0.0, 1e4):
+        made = Model(shapes, latent_dim=2, aggregator="moe", seed=0)
+
+        def noise(site, shape, dtype, device, fill=fill):
+            value = torch.zeros(shape, dtype=dtype)
+            if site == "z":
+                value[:, 1] = fill  # the component of b, which no row can use
+            return value
+
+        with mvkit.testing.noise(noise):
+            found.append(made.loss(batch).loss.item())
+        assert made.decoders["a"].likelihood.scale.running < 10
+    assert found[0] == found[1]
+
+
+def test_private_latents_train_in_the_stage_whose_decoders_read_them():
+    made = Model(PRIVATE, aggregator="joint", schedule="joint_then_unimodal", seed=0)
+    first, _ = mvkit.stages.as_stages(None, made, 2)
+    assert "encoders.*" in first.trainable
+    with pytest.raises(SpecError, match="needs 2 epochs"):
+        mvkit.fit(made, {"a": torch.ones(4, 3), "b": torch.ones(4, 2)}, epochs=1)
+
+
+def test_a_batch_conformed_to_another_order_is_conformed_again():
+    one, two = (Model(dict.fromkeys(names, (2,)), latent_dim=2) for names in ("ab", "ba"))
+    batch = one.conform({"a": torch.ones(1, 2)})
+    assert two.conform(batch).observed.tolist() == [[False, True]]
+
+
+def test_errors_name_the_row_of_the_whole_data():
+    made, a = Model({"a": (2,), "b": (2,)}, latent_dim=2), torch.ones(2000, 2)
+    a[1500] = torch.nan
+    data = {"a": a, "b": torch.ones(2000, 2)}
+    with pytest.raises(DataError, match="row 1500"):
+        made.encode(data, given=["a"])
+    with pytest.raises(DataError, match="row 1500"):
+        made.log_likelihood(data, ["b"], ["a"], n=1)
+
+
+def test_given_may_be_an_iterator_or_one_name():
+    made, data = model(), rows(2000, missing=False)
+    torch.testing.assert_close(made.encode(data, given=(k for k in ["a"])), made.encode(data, given=["a"]))
+    torch.testing.assert_close(made.encode(data, given="a"), made.encode(data, given=["a"]))
+
+
+def test_any_seed():
+    mvkit.fit(model(), rows(), epochs=1, seed=20_240_101)
+    mvkit.fit(model(), rows(), epochs=1, seed=-3)
+
+
+def test_history_counts_the_rows_behind_each_mean():
+    joint = {"name": "joint", "incomplete": "skip"}
+    made = model(joint)
+    mask = torch.tensor([[True, True, True]] + [[True, False, False]] * 5)
+    history = mvkit.fit(made, Batch(rows(6).data, mask), epochs=1, batch_size=2)
+    assert np.isfinite(history["bound"][0])
+    means = []
+    for batch_size in (1, 4):
+        made = model()
+        mask = torch.tensor([[True, True, True], *[[True, False, False]] * 3])
+        quiet = mvkit.Stage("elbo", 1, optimizer={"name": "adam", "lr": 0.0})
+        with mvkit.testing.noise(lambda site, shape, dtype, device: torch.zeros(shape, dtype=dtype)):
+            means.append(
+                mvkit.fit(made, Batch(rows(4).data, mask), stages=[quiet], batch_size=batch_size)["log_px/b"][0]
+            )
+    assert means[0] == pytest.approx(means[1])
+
+
+def test_an_objective_that_bounds_nothing_says_so():
+    data = {"a": torch.ones(2, 3), "b": torch.ones(2, 2)}
+    assert "surrogate_bound" in Model(PRIVATE, aggregator="moe").loss(data).metrics
+    assert "bound" in Model(PRIVATE, aggregator="poe").loss(data).metrics
+
+
+def test_samples_and_draw_of_composed_objectives():
+    for name in ("jmvae", "telbo"):
+        model("mopoe", objective={"name": name, "samples": 3, "draw": "iid"}).loss(rows()).loss.backward()
+
+
+def test_kmeans_places_once_and_takes_any_loader():
+    prior = {"name": "mog", "components": 2, "init": "kmeans"}
+    made = Model({"a": (2,)}, latent_dim=2, prior=prior, seed=0)
+    mvkit.fit(made, [{"a": torch.randn(8, 2)}], epochs=1)
+    before = made.prior.loc.detach().clone()
+    mvkit.fit(made, [{"a": torch.randn(8, 2)}], epochs=1, lr=0)
+    assert torch.equal(before, made.prior.loc)
+    with pytest.raises(DataError, match="needs 2 rows"):
+        mvkit.fit(Model({"a": (2,)}, prior=prior), {"a": torch.ones(1, 2)}, epochs=1)
+
+
+class Viewed(nn.Module):
+    """A module that cannot take zero rows."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.layer = nn.Linear(inputs, outputs)
+
+    def forward(self, x):
+        return self.layer(x.view(len(x), -1))
+
+
+def test_modules_that_take_no_empty_rows():
+    nets = {k: Modality((3,), encoder=Viewed(3, 4), decoder=Viewed(2, 3)) for k in "ab"}
+    for aggregator in ("poe", "moe", "joint"):
+        made = Model(nets, latent_dim=2, aggregator=aggregator, objective="jmvae")
+        made.loss({"a": torch.ones(2, 3)}).loss.backward()
+        assert (made.encoders["b"].layer.weight.grad == 0).all()
+        made.zero_grad()
+        made.posterior({"a": torch.ones(2, 3), "b": torch.ones(2, 3)}, given=["b"])
+
+
+def test_nothing_observed_after_hiding():
+    made = Model({"a": (2,), "b": (2,)}, latent_dim=2)
+    batch = made.conform({"a": torch.tensor([[1.0, 1], [torch.nan] * 2]), "b": torch.ones(2, 2)})
+    with pytest.raises(DataError, match="row 1 observes nothing"):
+        made.loss(batch.hide(["a"]))
+
+
+def test_what_was_frozen_stays_frozen():
+    made = model()
+    made.encoders["a"].requires_grad_(False)
+    before = made.encoders["a"][0].weight.clone()
+    mvkit.fit(made, rows(), epochs=1)
+    assert torch.equal(before, made.encoders["a"][0].weight)
+    assert not made.encoders["a"][0].weight.requires_grad
+
+
+def test_training_that_leaves_the_numbers_says_so():
+    with pytest.raises(DataError, match=r"stage 0, epoch \d: not finite: .*loss.*lower the learning rate"):
+        mvkit.fit(Model({"a": (2,)}, seed=0), {"a": 1e25 * torch.ones(4, 2)}, epochs=2)
+
+
+def test_pictures_that_nobody_scaled():
+    made = Model({"a": Modality((1, 8, 8), {"name": "normal", "scale": 0.25})})
+    with pytest.warns(UserWarning, match="divide pictures of 0…255 by 255"):
+        made.conform({"a": torch.randint(0, 256, (50, 1, 8, 8)).float()})
+
+
+def test_things_that_are_no_plain_arrays():
+    made = Model({"a": (2,)})
+    masked = np.ma.masked_array([[1.0, 999.0]], mask=[[False, True]])
+    assert made.conform({"a": masked}).elements["a"].tolist() == [[True, False]]
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(ShapeError, match=r"DataFrame, whose rows nobody aligned.*\.to_numpy"):
+        Batch({"a": pandas.DataFrame([[1.0, 2.0]])})
+    with pytest.raises(ShapeError, match="expected an array of numbers"):
+        Batch({"a": [[1.0], [1.0, 2.0]]})
+
+
+def test_elements_and_extra_are_checked():
+    made = Model({"a": (2,), "b": (2,)})
+    with pytest.raises(ShapeError, match="no data for 'A'; did you mean 'a'"):
+        made.conform(Batch({"a": torch.ones(2, 2)}, elements={"A": torch.ones(2, 2).bool()}))
+    with pytest.raises(ShapeError, match="3 values for 2 rows"):
+        made.conform(Batch({"a": torch.ones(2, 2)}, extra={"label": [1, 2, 3]}))
+    elements = {"a": torch.tensor([[True, True], [False, False]])}
+    with pytest.raises(DataError, match="none of its elements"):
+        made.conform(Batch({"a": torch.ones(2, 2)}, torch.tensor([[True, False]] * 2), elements))
+
+
+def test_a_likelihood_that_sums_by_itself():
+    class Summing(nn.Module):
+        params, class_axis = 1, False
+
+        def log_prob(self, out, x, context: Context):
+            return -(out - x).square().sum(-1)
+
+    made = Model({"a": (3,)})
+    made.decoders["a"].likelihood = Summing()
+    batch = Model({"a": (3,)}).conform({"a": torch.ones(3, 3)})
+    with pytest.raises(ShapeError, match=r"log_prob gave \(1, 3\); expected \(1, 3, 3\)"):
+        made.terms(batch)
+
+
+def test_options_of_fit_and_numbers_of_draws():
+    made = model()
+    for options in ({"batch_size": 0}, {"lr": -1.0}, {"seed": 1.5}, {"epochs": 0}, {"batch_size": "4"}):
+        name = next(iter(options))
+        with pytest.raises(mvkit.RequestError, match=f"fit: {name}="):
+            mvkit.fit(made, rows(), **options)
+    for ask in (
+        lambda: made.log_likelihood(rows(), n=0),
+        lambda: made.translate(rows(), n=2.0),
+        lambda: made.sample(-1),
+    ):
+        with pytest.raises(mvkit.RequestError, match="expected a whole number of at least 1"):
+            ask()
+    mvkit.fit(made, rows(), epochs=1, batch_size=np.int64(4), seed=np.int64(3))
+
+
+def test_numbers_of_numpy_in_specs():
+    made = Model({"a": (np.int64(3),)}, latent_dim=np.int64(4), prior={"name": "mog", "components": np.int64(3)})
+    assert made.encode({"a": np.ones((2, 3))}).shape == (2, 4)
+    with pytest.raises(SpecError, match="model.latent_dim: got"):
+        Model({"a": (3,)}, latent_dim="4")
+
+
+def test_parts_of_a_session_may_be_declared_again_but_not_shadow():
+    for _ in range(2):
+        mvkit.plugins.declare(Component("prior", "mine", "mvkit.priors:Standard"))
+    Model({"a": (2,)}, prior="mine")
+    with pytest.raises(SpecError, match="is built in; take another name"):
+        mvkit.plugins.declare(Component("prior", "mog", "mvkit.priors:Standard"))
+
+
+def test_a_modality_called_external(tmp_path):
+    mvkit.save(Model({"external": (3,)}, rescale={"external": 2.0}), tmp_path / "m")
+    assert mvkit.load(tmp_path / "m").names == ("external",)
+    with pytest.raises(mvkit.CheckpointError, match="was no module of the user's"):
+        mvkit.load(tmp_path / "m", encoders={"external": nn.Linear(3, 20)})
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        mvkit.save(Model({"a": (2,)}), tmp_path / "no" / "m")
+
+
+def test_a_prior_of_torchs_kind_follows_the_generator():
+    class Flow(nn.Module):
+        def forward(self, posterior=None):
+            return torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), torch.ones(2)), 1)
+
+    made = Model({"a": (3,)}, latent_dim=2)
+    made.prior = Flow()
+    one, two = (made.sample(3, generator=torch.Generator().manual_seed(0))["a"] for _ in range(2))
+    assert torch.equal(one, two)
+    made.loss({"a": torch.ones(2, 3)}).loss.backward()
+    with pytest.raises(mvkit.RequestError, match="is no mixture"):
+        made.posterior({"a": torch.ones(2, 3)}, given=())
