@@ -35,15 +35,15 @@ def judges(data: mvkit.data.datasets.Splits) -> list[MLPClassifier]:
         ]
 
 
-def coherence(model: mvkit.Model, data: object, judge: list[MLPClassifier], count: int) -> float:
-    """Share of generated pictures that show the row's digit, given `count` of the other modalities."""
+def coherence(model: mvkit.Model, data: object, judge: list[MLPClassifier], count: int, latent: str) -> float:
+    """Share of generated pictures that show the row's digit, given `count` of the others, by draws or means of z."""
     test = data.test.batch
     label, right = test.extra["label"].numpy(), []
     generator = torch.Generator().manual_seed(0)
     for target, classify in enumerate(judge):
         for shift in range(4 if count == 1 else 1):
             given = [model.names[(target + 1 + shift + i) % 5] for i in range(count)]
-            made = model.translate(test, to=[model.names[target]], given=given, generator=generator)
+            made = model.translate(test, to=[model.names[target]], given=given, latent=latent, generator=generator)
             right.append(np.mean(classify.predict(made[model.names[target]][0].flatten(1).numpy()) == label))
     return float(np.mean(right))
 
@@ -63,14 +63,15 @@ def main() -> None:
             model = getattr(recipes, name)(data.modalities, latent_dim=16, seed=seed, **SETTINGS.get(name, {}))
             mvkit.fit(model, data.train, validation=data.valid, epochs=options.epochs, seed=seed, progress=False)
             row = {"recipe": name, "seed": seed, "seconds": round(time.perf_counter() - start)}
-            row |= {f"coherence {n}": coherence(model, data, judge, n) for n in (1, 4)}
+            for latent in ("draw", "mean"):
+                row |= {f"coherence {n}, {latent}": coherence(model, data, judge, n, latent) for n in (1, 4)}
             samples = model.sample(2000, generator=torch.Generator().manual_seed(0))
             seen = [j.predict(x.flatten(1).numpy()) for j, x in zip(judge, samples.values(), strict=True)]
             row["unconditional"] = float((np.stack(seen) == seen[0]).all(0).mean())
             row["log-likelihood"] = float(model.log_likelihood(data.test.batch.take(slice(0, 500)), n=200).mean())
             if name == "telbo":
-                experts = model.experts(model.conform(data.test))
-                row["mean log-variance"] = float(2 * experts.scale.log().mean())
+                scale = model.experts(model.conform(data.test)).scale.detach()
+                row["mean log-variance"] = float(2 * scale.log().mean())
             if getattr(model, "n_clusters", 0):
                 found = model.clusters(data.test).numpy()
                 from scipy.optimize import linear_sum_assignment

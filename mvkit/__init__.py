@@ -8,6 +8,7 @@ from mvkit import plugins, recipes, testing
 from mvkit.aggregators import Aggregator
 from mvkit.batch import Batch
 from mvkit.checkpoint import describe, load, save
+from mvkit.clusters import prune_clusters
 from mvkit.data.datasets import load_dataset
 from mvkit.data.pipeline import Pipeline
 from mvkit.data.sources import MultimodalDataset
@@ -70,6 +71,7 @@ __all__ = [
     "load",
     "load_dataset",
     "plugins",
+    "prune_clusters",
     "recipes",
     "save",
     "spec",

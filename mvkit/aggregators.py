@@ -33,6 +33,7 @@ class Defaults:
         weighted_draw: how iwae and dreg draw.
         bound: which importance-weighted bound, `loose` or `tight`.
         private_from: rule of private latents, `evidence` or `observed`.
+        mixture: whether posteriors have several components.
         raw_experts: whether encoders emit experts of the family, which may be multiplied or used alone.
         own_trunks: whether it encodes the data itself, so that the unimodal encoders can be trained after it.
     """
@@ -41,6 +42,7 @@ class Defaults:
     weighted_draw: str = "stratified"
     bound: str = "tight"
     private_from: str = "observed"
+    mixture: bool = False
     raw_experts: bool = True
     own_trunks: bool = False
 
@@ -195,7 +197,7 @@ class MoEAggregator(nn.Module, Aggregator):
     """Component m is expert m."""
 
     order: Tensor
-    defaults = Defaults(bound="loose", private_from="evidence")
+    defaults = Defaults(bound="loose", private_from="evidence", mixture=True)
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -251,7 +253,7 @@ class MoPoEAggregator(nn.Module, Aggregator):
 
     members: Tensor
     order: Tensor
-    defaults = Defaults(draw="balanced", weighted_draw="iid")
+    defaults = Defaults(draw="balanced", weighted_draw="iid", mixture=True)
 
     def __init__(self, spec: MoPoE, sizes: Sizes) -> None:
         super().__init__()

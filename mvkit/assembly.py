@@ -66,6 +66,9 @@ def assemble(spec: ModelSpec) -> Parts:
     if objective.needs_experts and not aggregator.defaults.raw_experts:
         reason = f"looks at raw experts, which aggregator {type(spec.aggregator).__name__} has none of; take another"
         raise SpecError(reason, "objective")
+    refusal = prior.refusal(aggregator, objective) if isinstance(prior, Prior) else None
+    if refusal:
+        raise SpecError(refusal, "prior")
     rule = spec.private_from or aggregator.defaults.private_from
     encoders, decoders, cross = nn.ModuleDict(), nn.ModuleDict(), nn.ParameterDict()
     for name, modality in spec.modalities.items():

@@ -10,11 +10,16 @@ DECLARED = {
         "moe": ("mvkit.aggregators:MoE", "mixture of experts"),
         "mopoe": ("mvkit.aggregators:MoPoE", "mixture of products over subsets"),
         "joint": ("mvkit.joint:Joint", "joint encoder with unimodal surrogates"),
+        "wasserstein": ("mvkit.fusion:Wasserstein", "Wasserstein barycentre"),
+        "gpoe": ("mvkit.fusion:GPoE", "product with trained weights per dimension"),
+        "set": ("mvkit.fusion:Set", "learned, permutation-invariant"),
         "mean_message": ("mvkit.joint:MeanMessage", "mean of messages and a head"),
     },
     "prior": {
         "standard": ("mvkit.priors:Standard", "standard of the family"),
         "learnable": ("mvkit.priors:Learnable", "diagonal, trained"),
+        "vamp": ("mvkit.priors:Vamp", "posterior of trained pseudo-inputs"),
+        "posterior_mixture": ("mvkit.priors:PosteriorMixture", "mixture of the row's unimodal posteriors"),
         "mog": ("mvkit.priors:MoG", "mixture of the family, trained"),
     },
     "objective": {

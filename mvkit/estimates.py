@@ -120,7 +120,7 @@ def condition(
 
 
 def _prior_of(model: Model, b: int) -> Mixture:
-    prior = model.prior.forward()
+    prior = model.prior_at()
     if not isinstance(prior, Mixture):
         raise RequestError(
             f"prior {type(model.spec.prior).__name__!r} is no mixture, so it cannot stand in for a posterior; "
@@ -247,7 +247,13 @@ def clusters(model: Model, rows: Batch, *, soft: bool, by_modality: bool) -> Any
     mean = torch.where(observed, each, 0.0).sum(0) / observed.sum(0)
     if soft:
         return mean
+    return majority(each, observed)
+
+
+def majority(each: Tensor, observed: Tensor) -> Tensor:
+    """The cluster with most votes, responsibilities (m, b, c) and observed (m, b, 1) -> (b,); ties by the mean."""
     votes = nn.functional.one_hot(each.argmax(-1), each.shape[-1])
+    mean = torch.where(observed, each, 0.0).sum(0) / observed.sum(0)
     # a mean below 1 settles ties and nothing else
     return (torch.where(observed, votes, 0).sum(0) + mean / 2).argmax(-1)
 

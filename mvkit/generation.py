@@ -106,7 +106,7 @@ def from_prior(
     model: Model, n: int, cluster: int | None, *, sample: bool, generator: torch.Generator | None
 ) -> tuple[dict[str, Tensor], Latents]:
     """Rows {name: (n, *shape)} from the prior, and their latents."""
-    prior: Any = model.prior.forward()
+    prior = model.prior_at()
     if isinstance(prior, Mixture):
         z, picked = prior.sample(n, cluster, generator)
     else:

@@ -135,10 +135,10 @@ class Mixture:
         densities = self.family.log_density((z - loc) / scale)
         return densities.sum(-1) - scale.log().sum(-1)
 
-    def responsibilities(self, z: Tensor) -> Tensor:
-        """p(k|z), (..., b, d) -> (..., b, k), for a prior whose rows are all alike (b = 1 in loc)."""
+    def joint(self, z: Tensor) -> Tensor:
+        """Log w_k + log q_k(z), (..., b, d) -> (..., b, k)."""
         densities = self._log_density(rearrange(z, "... b d -> ... 1 b d"), self.loc, self.scale)
-        return torch.softmax(rearrange(densities + self.log_weight, "... k b -> ... b k"), dim=-1)
+        return rearrange(densities + self.log_weight, "... k b -> ... b k")
 
     def kl(self, prior: object) -> Tensor | None:
         """KL(q_k ‖ p) of every component, (k, b), in nats; None where there is no closed form."""

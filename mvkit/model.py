@@ -5,15 +5,17 @@ Axes: b rows, m modalities, d latent, p private latent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from mvkit import estimates, generation
 from mvkit.assembly import ModelSpec, assemble
-from mvkit.batch import Batch, Layout
+from mvkit.batch import Batch, Layout, indices_of
 from mvkit.errors import SpecError
 from mvkit.estimates import Condition
 from mvkit.experts import Experts
@@ -114,6 +116,26 @@ class Model(Generative):
             training=training,
             generator=generator,
         )
+
+    def prior_at(self, experts: Experts | None = None, posterior: Mixture | None = None) -> Any:
+        """p(z): of rows whose experts and posterior are given, if it depends on them."""
+        prior = self.prior
+        if not isinstance(prior, Prior):
+            return prior(posterior)
+        if prior.pseudo_inputs is not None:
+            posterior = self._folded(prior.pseudo_inputs)
+        elif prior.conditional and experts is not None:
+            posterior = self.aggregator.forward(experts, experts.batch)
+        return prior.forward(posterior)
+
+    def _folded(self, inputs: dict[str, Tensor]) -> Mixture:
+        """The posteriors of rows as one mixture, each row with the same weight."""
+        c = len(next(iter(inputs.values())))
+        mask = torch.ones(c, len(self.names), dtype=torch.bool, device=self.like.device)
+        rows = Batch(inputs, mask, layout=self.layout, **indices_of(mask))
+        each = self.aggregator.forward(self.experts(rows), rows)
+        loc, scale = (rearrange(t, "k c d -> (k c) 1 d") for t in (each.loc, each.scale))
+        return Mixture(self.family, loc, scale, rearrange(each.log_weight - math.log(c), "k c -> (k c) 1"))
 
     def weights(self, extra: Mapping[str, float] | None = None) -> Tensor | None:
         """Factors λ of the log-likelihoods, times `extra`, (m,); None if all are 1."""

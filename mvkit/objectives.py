@@ -41,6 +41,7 @@ class Objective(ABC):
     kl_weight: float
 
     trains_unimodal = False  # whether it trains each unimodal posterior, whatever a row observes
+    whole_density = False  # whether it takes the density of the whole mixture, not of its components
     needs_experts = False  # whether it looks at raw experts, which not every aggregator has
 
     @abstractmethod
@@ -107,6 +108,10 @@ class ELBO(Objective):
     def needs_experts(self) -> bool:  # type: ignore[override]
         return self.condition == "expert"
 
+    @property
+    def whole_density(self) -> bool:  # type: ignore[override]
+        return self.density == "mixture"
+
     def build(self, sizes: Sizes) -> ELBO:
         check_names(self.weights, sizes, "weights")
         return self
@@ -171,6 +176,7 @@ class _Weighted(Objective):
     draw: str | None = field(default=None, check=draw_or_none)
     bound: str | None = field(default=None, check=_bound)
     weights: dict[str, float] = field(default={}, check=factors)
+    whole_density = True
 
     def build(self, sizes: Sizes) -> Objective:
         check_names(self.weights, sizes, "weights")
@@ -314,6 +320,10 @@ class Sum(Objective):
     @property
     def needs_experts(self) -> bool:  # type: ignore[override]
         return any(term.needs_experts for term in self.terms)
+
+    @property
+    def whole_density(self) -> bool:  # type: ignore[override]
+        return any(term.whole_density for term in self.terms)
 
     def build(self, sizes: Sizes) -> Sum:
         if not isinstance(self.terms, tuple) or not self.terms or len(self.weights or self.terms) != len(self.terms):

@@ -275,7 +275,7 @@ def available(kind: str, pattern: str = "*") -> list[str]:
     Example:
         >>> import mvkit
         >>> mvkit.available("aggregator", "*poe")
-        ['mopoe', 'poe']
+        ['gpoe', 'mopoe', 'poe']
     """
     if kind not in KINDS:
         raise UnknownComponent(f"unknown kind {kind!r}; {suggest(kind, KINDS)}")

@@ -8,16 +8,22 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+import attrs
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mvkit.errors import DataError
+from mvkit.errors import DataError, RequestError
 from mvkit.families import Family
 from mvkit.mixture import Mixture
 from mvkit.modality import Sizes
-from mvkit.spec import field, flag, integer, one_of, spec
+from mvkit.spec import field, flag, integer, number, one_of, spec
+
+if TYPE_CHECKING:
+    from mvkit.aggregators import Aggregator
+    from mvkit.objectives import Objective
 
 
 class Prior(ABC):
@@ -30,6 +36,16 @@ class Prior(ABC):
     """
 
     clusters: int = 0
+    conditional: bool = False  # whether it depends on the rows: `forward` is then given their whole posterior
+
+    @property
+    def pseudo_inputs(self) -> dict[str, Tensor] | None:
+        """Rows {name: (c, *shape)} whose posterior `forward` is to be given, as one mixture; None for most."""
+        return None
+
+    def refusal(self, aggregator: Aggregator, objective: Objective) -> str | None:
+        """Why it does not go with an aggregator or an objective; None if it does."""
+        return None
 
     @abstractmethod
     def forward(self, posterior: Mixture | None = None) -> Mixture:
@@ -172,4 +188,100 @@ class MoGPrior(nn.Module, Prior):
 
     def assign(self, z: Tensor) -> Tensor:
         """Responsibilities p(c|z), (..., b, d) -> (..., b, c)."""
-        return self.forward().responsibilities(z)
+        return torch.softmax(self.forward().joint(z), dim=-1)
+
+    def keep(self, clusters: tuple[int, ...]) -> None:
+        """Drops all other components; weights are normalised anew."""
+        index = torch.tensor(clusters, device=self.loc.device)
+        self.loc = nn.Parameter(self.loc.detach()[index])
+        self.logits = nn.Parameter(self.logits.detach()[index])
+        self.raw = None if self.raw is None else nn.Parameter(self.raw.detach()[index])
+        self.clusters = len(clusters)
+
+
+@spec
+class Vamp:
+    """VampPrior p(z) = 1/C Σ_c q(z|u_c): the aggregator's posterior of trained pseudo-inputs.
+
+    Args:
+        components: number of pseudo-inputs C.
+
+    Reference: Tomczak and Welling, VAE with a VampPrior, AISTATS 2018, https://arxiv.org/abs/1705.07120.
+    """
+
+    components: int = field(default=20, check=integer(1))
+
+    def build(self, sizes: Sizes) -> VampPrior:
+        """The live part."""
+        return VampPrior(self, sizes)
+
+
+class VampPrior(nn.Module, Prior):
+    """Holds the pseudo-inputs; the model encodes them."""
+
+    def __init__(self, spec: Vamp, sizes: Sizes) -> None:
+        super().__init__()
+        shapes = {name: (spec.components, *m.shape) for name, m in sizes.modalities.items()}
+        self.inputs = nn.ParameterDict({name: torch.rand(shape) for name, shape in shapes.items()})
+
+    @property
+    def pseudo_inputs(self) -> dict[str, Tensor]:
+        """See `Prior.pseudo_inputs`."""
+        return dict(self.inputs.items())
+
+    def forward(self, posterior: Mixture | None = None) -> Mixture:
+        """See `Prior.forward`."""
+        if posterior is None:
+            raise RequestError("prior 'vamp': needs a model that encodes its pseudo-inputs; ask the model")
+        return posterior
+
+
+@spec
+class PosteriorMixture:
+    """Data-dependent prior of each latent: 1/|O| Σ_m q(z|x_m), optionally with a share of N(0, I).
+
+    Args:
+        standard: weight of the standard component, from 0 to below 1.
+
+    Reference: Sutter, Meng, Agostini, Chopard, Fortin, Vogt, Shahbaba and Mandt, Unity by Diversity: Improved
+    Representation Learning for Multimodal VAEs (MMVM), NeurIPS 2024, https://arxiv.org/abs/2403.05300.
+    """
+
+    standard: float = field(default=0.0, check=number(0.0, 0.999))
+
+    def build(self, sizes: Sizes) -> PosteriorMixturePrior:
+        """The live part."""
+        return PosteriorMixturePrior(self)
+
+
+class PosteriorMixturePrior(nn.Module, Prior):
+    """The posterior of a row is the prior of its latents."""
+
+    conditional = True
+
+    def __init__(self, spec: PosteriorMixture) -> None:
+        super().__init__()
+        self.standard = spec.standard
+
+    def refusal(self, aggregator: Aggregator, objective: Objective) -> str | None:
+        """It must not be the very posterior whose KL from it is taken."""
+        if not aggregator.defaults.mixture:
+            return (
+                "is the posterior itself where that has one component: no KL is left; take aggregator='moe' or 'mopoe'"
+            )
+        if self.standard == 0 and objective.whole_density:
+            return "cancels against the mixture's own density; take objective 'elbo' with density='component'"
+        return None
+
+    def forward(self, posterior: Mixture | None = None) -> Mixture:
+        """See `Prior.forward`."""
+        if posterior is None:
+            raise RequestError("prior 'posterior_mixture' depends on rows, so there is nothing to draw without any")
+        plain = attrs.evolve(posterior, evidence=None, active=None, order=None)
+        if not self.standard:
+            return plain
+        loc = torch.cat([plain.loc, torch.zeros_like(plain.loc[:1])])
+        scale = torch.cat([plain.scale, torch.ones_like(plain.scale[:1])])
+        own = plain.log_weight + math.log(1 - self.standard)
+        log_weight = torch.cat([own, torch.full_like(own[:1], math.log(self.standard))])
+        return Mixture(plain.family, loc, scale, log_weight)

@@ -17,7 +17,7 @@ from mvkit.likelihoods import Normal
 from mvkit.modality import Modality, as_modalities
 from mvkit.model import Model
 from mvkit.objectives import ELBO, IWAE, DReG, Sum
-from mvkit.priors import Learnable, MoG
+from mvkit.priors import Learnable, MoG, PosteriorMixture
 from mvkit.stack import Stack
 from mvkit.stages import JointThenUnimodal, Linear, Single
 
@@ -218,6 +218,19 @@ def crmvae(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, *
     """
     fusion = {"name": "poe", "prior_expert": False}
     return Model(modalities, latent_dim=latent_dim, aggregator=fusion, objective=CRMVAE(kl_weight=beta), **options)
+
+
+def mmvm(
+    modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, standard: float = 0.0, **options: Any
+) -> Model:
+    """MMVM: a latent a modality, whose prior is the mixture of all its row's posteriors.
+
+    Reference: Sutter et al., Unity by Diversity: Improved Representation Learning for Multimodal VAEs, NeurIPS 2024,
+    https://arxiv.org/abs/2403.05300.
+    """
+    objective = ELBO(condition="unimodal", reduce="sum", reconstruct="own", kl_weight=beta)
+    prior = PosteriorMixture(standard=standard)
+    return Model(modalities, latent_dim=latent_dim, aggregator="moe", prior=prior, objective=objective, **options)
 
 
 def nexus(

@@ -78,7 +78,7 @@ def evaluate_terms(
 ) -> Terms:
     """See `Model.terms`, which says what the arguments are."""
     draws = posterior.draw(n, draw, experts.generator)
-    prior = model.prior.forward(posterior)
+    prior = model.prior_at(experts, posterior)
     kl = posterior.kl(prior) if want == "kl" else None
     density = posterior.detach() if stop_density else posterior
     used = draws.evidence & batch.observed if reconstruct == "own" else batch.observed

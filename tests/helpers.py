@@ -9,8 +9,8 @@ import mvkit
 from mvkit import Batch, Modality, Model, SpecError
 from mvkit.testing import bound_noise
 
-AGGREGATORS = ("poe", "moe", "mopoe", "joint", "mean_message")
-PRIORS = ("standard", "learnable", "mog")
+AGGREGATORS = ("poe", "moe", "mopoe", "joint", "mean_message", "gpoe", "wasserstein", "set")
+PRIORS = ("standard", "learnable", "mog", "vamp")
 OBJECTIVES = ("elbo", "telbo", "jmvae", "iwae", "dreg")
 FAMILIES = ("normal", "normal_softplus", "laplace_softmax")
 TABLE = list(itertools.product(AGGREGATORS, PRIORS, OBJECTIVES, FAMILIES))

@@ -18,7 +18,7 @@ def test_trains_or_is_refused(aggregator, prior, objective, family, missing):
     made = refused(aggregator, prior, objective, family)
     if made is None:
         assert family == "laplace_softmax"
-        assert aggregator in ("poe", "mopoe", "joint")
+        assert aggregator in ("poe", "mopoe", "joint", "gpoe")
         return
     batch = rows(missing=missing)
     found, gradients = loss_and_gradients(made, batch)

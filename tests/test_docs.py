@@ -56,7 +56,7 @@ def test_demo(tmp_path, capsys):
 
 def test_commands(tmp_path, capsys):
     assert cli.main(["list", "prior"]) == 0
-    assert "learnable mog standard" in capsys.readouterr().out
+    assert "learnable mog posterior_mixture standard" in capsys.readouterr().out
     mvkit.save(mvkit.Model({"a": (2,)}), tmp_path / "m")
     assert cli.main(["show", str(tmp_path / "m")]) == 0
     assert '"latent_dim": 10' in capsys.readouterr().out

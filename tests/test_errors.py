@@ -26,7 +26,11 @@ def test_unknown_part():
         "model.aggregator: unknown aggregator 'mopeo'",
         "did you mean 'mopoe'?",
     )
-    message(LookupError, lambda: Model(SHAPES, prior="zzz"), "known: 'learnable', 'mog', 'standard'")
+    message(
+        LookupError,
+        lambda: Model(SHAPES, prior="zzz"),
+        "known: 'learnable', 'mog', 'posterior_mixture', 'standard', 'vamp'",
+    )
     message(
         UnknownComponent, lambda: Model({"a": Modality((3,), "gausian")}), "likelihood: unknown likelihood 'gausian'"
     )

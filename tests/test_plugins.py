@@ -70,7 +70,16 @@ def test_every_part_is_documented_and_round_trips_through_json(kind, name):
 
 
 def test_available():
-    assert mvkit.available("aggregator") == ["joint", "mean_message", "moe", "mopoe", "poe"]
+    assert mvkit.available("aggregator") == [
+        "gpoe",
+        "joint",
+        "mean_message",
+        "moe",
+        "mopoe",
+        "poe",
+        "set",
+        "wasserstein",
+    ]
     assert mvkit.available("aggregator", "mo*") == ["moe", "mopoe"]
     with pytest.raises(UnknownComponent, match="unknown kind 'aggregators'; did you mean 'aggregator'"):
         mvkit.available("aggregators")
