@@ -29,7 +29,7 @@ from mvkit.mixture import Mixture
 from mvkit.modality import Modality
 from mvkit.model import Model
 from mvkit.networks import Network
-from mvkit.objectives import Objective
+from mvkit.objectives import ELBO, Objective
 from mvkit.plugins import available
 from mvkit.priors import Prior
 from mvkit.spec import field, spec
@@ -40,6 +40,7 @@ from mvkit.train import History, fit
 __version__ = "0.1.0"
 
 __all__ = [
+    "ELBO",
     "Aggregator",
     "AmbiguousComponent",
     "Batch",

@@ -30,8 +30,8 @@ def test_readme_snippets_run(tmp_path, monkeypatch):
 
 
 def small(source):
-    """A tutorial's or README's settings, cut down: one epoch, few rows."""
-    source = re.sub(r"epochs=\d+", "epochs=1", source)
+    """A tutorial's or README's settings, cut down: two epochs, few rows."""
+    source = re.sub(r"epochs=\d+", "epochs=2", source)
     source = re.sub(r"data\.train\b(?!\.)", "data.train.batch.take(slice(0, 256))", source)
     return re.sub(r"\bn=\d{3,}", "n=5", source)
 
