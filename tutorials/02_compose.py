@@ -10,8 +10,8 @@
 # # Compose your own model
 #
 # A model is an aggregator, a prior, an objective, a family, and a likelihood and networks a modality. Any part goes
-# with any other; what cannot work is refused when the model is made, with the reason. Here: two models that no paper has,
-# trained on half-missing rows, and what they impute.
+# with any other; what cannot work is refused when the model is made, with the reason. Here: two models that no
+# paper has, trained on half-missing rows, and what they impute.
 
 # %%
 import torch
