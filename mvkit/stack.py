@@ -172,10 +172,11 @@ class Stack(Generative):
         generator: torch.Generator | None = None,
     ) -> Condition:
         """The top's posterior, reached by the means of the bottom's; see `Generative.condition`."""
-        hidden = rows if given is None else rows.hide(given)
+        names = estimates.names_of(given, self.names)
+        hidden = rows.hide(names)
         experts = self.bottom.experts(hidden, generator=generator)
         upper = self.up(hidden, experts, drawn=False)
-        found = estimates.condition(self.top, upper, given, empty, inference=inference, generator=generator)
+        found = estimates.condition(self.top, upper, names, empty, inference=inference, generator=generator)
         return Condition(hidden, experts, found.posterior)
 
     def decode_one(

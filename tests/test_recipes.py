@@ -536,6 +536,35 @@ def test_stacks_that_do_not_fit():
         mvkit.Stack([mvkit.Model(low, latent_dim=0), mvkit.Model({"a": (2,), "b": (3,)})])
 
 
+def test_a_stack_answers_like_a_model():
+    low = {k: Modality((3,), private_dim=2) for k in "ab"}
+    high = {k: Modality((2,), {"name": "normal", "scale": "optimal"}) for k in "ab"}
+    top = mvkit.Model(high, latent_dim=3, aggregator="moe", prior={"name": "mog", "components": 4}, seed=0)
+    stack = mvkit.Stack([mvkit.Model(low, latent_dim=0, seed=0), top])
+    x = {"a": torch.randn(5, 3), "b": torch.randn(5, 3)}
+    assert stack.encode(x, given="a").shape == (5, 3)
+    assert stack.posterior(x, given=()).log_prob(torch.zeros(5, 3)).shape == (5,)
+    assert stack.private(x)["a"].shape == (5, 2)
+    assert stack.decode(torch.zeros(4, 3))["b"].shape == (4, 3)
+    assert stack.clusters(x, soft=True).shape == (5, 4)
+    data, latents = stack.sample(6, cluster=1, latents=True)
+    assert data["a"].shape == (6, 3)
+    assert latents.private["a"].shape == (6, 2)
+    one, two = (stack.translate(x, ["a"], ["a"], latent="mean")["a"][0] for _ in range(2))
+    assert torch.equal(one, two)
+    own = stack.decode(torch.zeros(5, 3), {"a": stack.private(x)["a"]})["a"]
+    torch.testing.assert_close(one, own)  # what was given comes from its own latent
+    through = mvkit.Stack(list(stack.levels), through_top=True)
+    down = through.translate(x, ["a"], ["a"], latent="mean")["a"][0]
+    torch.testing.assert_close(down, stack.decode(stack.encode(x, given="a"))["a"])
+    assert stack.log_likelihood(x, ["a"], ["b"], n=5).shape == (5,)
+    with pytest.raises(mvkit.RequestError, match="take proposal='mixture'"):
+        stack.log_likelihood(x, n=5, proposal="product")
+    with pytest.raises(mvkit.SpecError, match="a stack takes objective 'levels'"):
+        stack.loss(x, objective="elbo")
+    assert "Stack(" in repr(stack)
+
+
 def test_nexus_ramps_reach_a_level():
     model = made("nexus", bottom_dim=2)
     stage = mvkit.Stage(None, 2, ramps={"levels.1.kl_weight": "linear"})
