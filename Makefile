@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format benchmark clean
+.PHONY: demo test test-plugins lint format benchmark clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "mvkit needs Python 3.11 or newer; set PYTHON="'
@@ -15,6 +15,12 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 tests mvkit
+
+test-plugins: .venv/ready
+	for package in plugins/*/; do \
+	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable $$package && \
+	  $(BIN)/python -m pytest -c pyproject.toml --rootdir $$package $$package/tests || exit 1; \
+	done
 
 lint: .venv/ready
 	$(BIN)/ruff check .

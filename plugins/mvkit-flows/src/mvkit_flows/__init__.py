@@ -1,0 +1,12 @@
+"""Normalizing-flow parts for mvkit. Imported at discovery, so it stays light."""
+
+from mvkit.plugins import Component, hookimpl
+
+
+@hookimpl
+def mvkit_components() -> list[Component]:
+    """The parts of this package."""
+    return [
+        Component("prior", "nsf", "mvkit_flows.priors:NSF", "neural spline flow"),
+        Component("prior", "maf", "mvkit_flows.priors:MAF", "masked autoregressive flow"),
+    ]

@@ -1,0 +1,67 @@
+"""Flow priors p(z). Axes: b rows, d latent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import zuko
+from torch import nn
+
+from mvkit import spec
+from mvkit.spec import field, integer
+
+
+@spec
+class NSF:
+    """Neural spline flow prior p(z).
+
+    Args:
+        transforms: autoregressive transforms.
+        bins: bins of the splines.
+        hidden: widths of the hidden layers of each transform.
+
+    Reference: Durkan, Bekasov, Murray and Papamakarios, Neural Spline Flows, NeurIPS 2019, https://arxiv.org/abs/1906.04032.
+    """
+
+    transforms: int = field(default=3, check=integer(1))
+    bins: int = field(default=8, check=integer(2))
+    hidden: tuple[int, ...] = (64, 64)
+
+    def build(self, sizes: Any) -> FlowPrior:
+        """The live part."""
+        flow = zuko.flows.NSF(
+            sizes.latent, transforms=self.transforms, bins=self.bins, hidden_features=list(self.hidden)
+        )
+        return FlowPrior(flow)
+
+
+@spec
+class MAF:
+    """Masked autoregressive flow prior p(z).
+
+    Args:
+        transforms: autoregressive transforms.
+        hidden: widths of the hidden layers of each transform.
+
+    Reference: Papamakarios, Pavlakou and Murray, Masked Autoregressive Flow for Density Estimation, NeurIPS 2017,
+    https://arxiv.org/abs/1705.07057.
+    """
+
+    transforms: int = field(default=3, check=integer(1))
+    hidden: tuple[int, ...] = (64, 64)
+
+    def build(self, sizes: Any) -> FlowPrior:
+        """The live part."""
+        return FlowPrior(zuko.flows.MAF(sizes.latent, transforms=self.transforms, hidden_features=list(self.hidden)))
+
+
+class FlowPrior(nn.Module):
+    """Gives zuko's distribution: log_prob (..., b, d) -> (..., b), sample((n,)) -> (n, d)."""
+
+    def __init__(self, flow: nn.Module) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, posterior: Any = None) -> Any:
+        """p(z), whatever the rows."""
+        return self.flow()
