@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from sklearn.neural_network import MLPClassifier
 
 import mvkit
@@ -48,6 +49,13 @@ def coherence(model: mvkit.Model, data: object, judge: list[MLPClassifier], coun
     return float(np.mean(right))
 
 
+def accuracy(model: mvkit.Model, data: object) -> float:
+    """Share of test rows in the cluster matched to their label, by the best matching."""
+    counts = np.zeros((model.n_clusters, 10))
+    np.add.at(counts, (model.clusters(data.test).numpy(), data.test.labels.numpy()), 1)
+    return float(counts[linear_sum_assignment(-counts)].sum() / len(data.test))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", nargs="+")
@@ -56,7 +64,6 @@ def main() -> None:
     options = parser.parse_args()
     data = mvkit.load_dataset("polydigits")
     judge = judges(data)
-    label = data.test.labels.numpy()
     for name in options.recipes:
         for seed in options.seeds:
             start = time.perf_counter()
@@ -72,13 +79,10 @@ def main() -> None:
             if name == "telbo":
                 scale = model.experts(model.conform(data.test)).scale.detach()
                 row["mean log-variance"] = float(2 * scale.log().mean())
-            if getattr(model, "n_clusters", 0):
-                found = model.clusters(data.test).numpy()
-                from scipy.optimize import linear_sum_assignment
-
-                counts = np.zeros((model.n_clusters, 10))
-                np.add.at(counts, (found, label), 1)
-                row["cluster accuracy"] = float(counts[linear_sum_assignment(-counts)].sum() / len(label))
+            if model.n_clusters:
+                row["cluster accuracy"] = accuracy(model, data)
+                pruned, _ = mvkit.prune_clusters(model, data.train)
+                row |= {"clusters kept": pruned.n_clusters, "cluster accuracy, pruned": accuracy(pruned, data)}
             print(json.dumps(row), flush=True)
             with Path(__file__).with_name("learning.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
