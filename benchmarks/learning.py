@@ -22,7 +22,10 @@ from sklearn.neural_network import MLPClassifier
 import mvkit
 from mvkit import recipes
 
-SETTINGS: dict[str, dict[str, object]] = {"cmvae": {"samples": 1, "clusters": 20}}
+SETTINGS: dict[str, dict[str, object]] = {
+    "cmvae": {"samples": 1, "clusters": 20},
+    "nexus": {"bottom_dim": 8, "dropout_rate": 0.7, "top_beta": 0.5},
+}
 
 
 def judges(data: mvkit.data.datasets.Splits) -> list[MLPClassifier]:
