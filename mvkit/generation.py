@@ -47,15 +47,25 @@ class Translation:
             if value not in known:
                 raise RequestError(f"translate: got {value!r}; expected one of {known}")
 
+    @property
+    def drawn(self) -> bool:
+        """Whether latents are drawn, not their means."""
+        return self.latent == "draw"
+
+    def latents(self, found: Condition) -> Tensor:
+        """Draws or copies of the mean of a condition's posterior, (n, b, d)."""
+        if self.drawn:
+            return found.posterior.rsample(self.n, self.generator)
+        mean = found.posterior.mean
+        return mean.expand(self.n, *mean.shape)
+
 
 def translate(model: Model, plan: Translation, found: Condition) -> dict[str, Tensor]:
     """Modalities {name: (n, b, *shape)} of the rows of a condition."""
-    drawn = plan.latent == "draw"
-    mean = found.posterior.mean
-    z = found.posterior.rsample(plan.n, plan.generator) if drawn else mean.expand(plan.n, *mean.shape)
+    z = plan.latents(found)
     made = {}
     for name in plan.to:
-        w = private_latent(model, name, found, z, source=plan.private_source, drawn=drawn)
+        w = private_latent(model, name, found, z, source=plan.private_source, drawn=plan.drawn)
         made[name] = decode(model, name, z, w, sample=plan.sample, generator=plan.generator)
     return made
 

@@ -21,7 +21,7 @@ import os
 import re
 import traceback
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import attrs
 import pluggy
@@ -290,8 +290,3 @@ def problems() -> list[Problem]:
     """What went wrong while asking installed packages for their parts."""
     registry().scan()
     return list(registry().problems)
-
-
-def build(part: Any, sizes: Any) -> Any:
-    """The live part of a spec; a spec of a part without parameters is its own live part."""
-    return cast(Any, part).build(sizes)

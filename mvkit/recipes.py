@@ -16,7 +16,7 @@ from mvkit.joint import Joint, MeanMessage
 from mvkit.likelihoods import Normal
 from mvkit.modality import Modality, as_modalities
 from mvkit.model import Model
-from mvkit.objectives import ELBO, IWAE, DReG, Sum
+from mvkit.objectives import ELBO, Sum
 from mvkit.priors import Learnable, MoG, PosteriorMixture
 from mvkit.stack import Stack
 from mvkit.stages import JointThenUnimodal, Linear, Single
@@ -126,13 +126,12 @@ def cmvae(
     Reference: Palumbo, Manduchi, Laguna, Chopard and Vogt, Deep Generative Clustering with Multimodal Diffusion
     Variational Autoencoders, ICLR 2024, https://openreview.net/forum?id=k5THrhXDV3.
     """
-    estimator = {"dreg": DReG, "iwae": IWAE}[gradient]
     return Model(
         _private(modalities, private_dim, cross_prior=cross_prior),
         latent_dim=latent_dim,
         aggregator="moe",
         prior=MoG(components=clusters),
-        objective=estimator(kl_weight=beta, samples=samples, bound=bound),
+        objective={"name": gradient, "kl_weight": beta, "samples": samples, "bound": bound},
         **options,
     )
 
@@ -157,7 +156,7 @@ def mmvae(
     Generative Models, NeurIPS 2019, https://arxiv.org/abs/1911.03393.
     """
     options = {"family": "laplace_softmax", "prior": Learnable(learn_loc=False), **options}
-    estimator = {"dreg": DReG, "iwae": IWAE}[gradient](samples=samples)
+    estimator = {"name": gradient, "samples": samples}
     return Model(modalities, latent_dim=latent_dim, aggregator="moe", objective=estimator, **options)
 
 
@@ -178,7 +177,7 @@ def mmvaeplus(
     Compromises, ICLR 2023, https://openreview.net/forum?id=sdQGxouELX.
     """
     options = {"family": "laplace_softmax", "prior": Learnable(learn_loc=False), **options}
-    estimator = {"dreg": DReG, "iwae": IWAE}[gradient](samples=samples, kl_weight=beta)
+    estimator = {"name": gradient, "samples": samples, "kl_weight": beta}
     made = _private(modalities, private_dim, cross_prior=cross_prior)
     return Model(made, latent_dim=latent_dim, aggregator="moe", objective=estimator, **options)
 

@@ -189,9 +189,7 @@ class Stack(Generative):
 
     def generate(self, plan: Translation, found: Condition) -> dict[str, Tensor]:
         """Down to every modality; what was given comes from its own latent unless `through_top`."""
-        drawn = plan.latent == "draw"
-        mean = found.posterior.mean
-        z = found.posterior.rsample(plan.n, plan.generator) if drawn else mean.expand(plan.n, *mean.shape)
+        z = plan.latents(found)
         made = {}
         for name in plan.to:
             w = self.top.decode_one(name, z, None)
@@ -201,7 +199,7 @@ class Stack(Generative):
                     f"w/{name}", tuple(w.shape), loc, generator=plan.generator, sampler=self.bottom.family.noise
                 )
                 given = rearrange(found.batch.observed[:, self.names.index(name)], "b -> b 1")
-                w = torch.where(given, own if drawn else loc, w)
+                w = torch.where(given, own if plan.drawn else loc, w)
             made[name] = self.decode_one(name, z, w, sample=plan.sample, generator=plan.generator)
         return made
 

@@ -59,10 +59,6 @@ def test_the_best_weights_of_a_stage_are_kept():
     made = model()
     seen = []
 
-    def loader():
-        for _ in range(2):
-            yield rows()
-
     class Spy(mvkit.train.Run):
         def _validate(self, objective):
             seen.append(weights(self.model))
