@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 import numbers
 import sys
-from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 from torch import Tensor
 
-from mvkit.batch import Batch, conform, refuse_empty
-from mvkit.data.pipeline import Pipeline
-from mvkit.data.sources import as_batch
+from mvkit.data.pipeline import Pipeline, as_pipeline
 from mvkit.errors import DataError, RequestError, SpecError
 from mvkit.estimates import evaluation
 from mvkit.losses import Loss
@@ -65,7 +62,8 @@ def fit(
 
     Args:
         model: what to train; moved to `device`.
-        data: a batch, a mapping of arrays, a dataset, a `Pipeline`, or any iterable of batches (once an epoch).
+        data: a batch, a mapping of arrays, a dataset in memory, in shards or of items (`mvkit.Pipeline`), a stream of
+            items, a `Pipeline`, or any other iterable of batches (once an epoch).
         epochs: in all; the schedule shares them out.
         batch_size: rows a step.
         lr: learning rate, where the stage's optimizer has none of its own.
@@ -107,7 +105,7 @@ class Run:
     model: Generative
     stage: Stage
     index: int
-    loader: Any
+    loader: Pipeline
     valid: Any
     seed: int
     lr: float
@@ -142,8 +140,7 @@ class Run:
 
     def _epoch(self, objective: Objective, epoch: int, optimizer: torch.optim.Optimizer) -> dict[str, float]:
         generator = _generator(self.model, self.seed, self.index, epoch)
-        if isinstance(self.loader, Pipeline):
-            self.loader.set_epoch(len(self.history))
+        self.loader.set_epoch(len(self.history))
         totals = Totals()
         for batch in self.loader:
             optimizer.zero_grad(set_to_none=True)
@@ -215,11 +212,7 @@ def _check_options(batch_size: Any, lr: Any, seed: Any, epochs: Any) -> None:
 
 def _codes(model: Generative, data: Any) -> Tensor:
     """Encoded rows (b, d) of whatever `fit` takes."""
-    if isinstance(data, Pipeline):
-        return model.encode(data.rows)
-    if isinstance(data, Iterable) and not isinstance(data, Mapping):
-        return torch.cat([model.encode(batch) for batch in data])
-    return model.encode(data)
+    return torch.cat([model.encode(batch) for batch in as_pipeline(data, model.layout, shuffle=False)])
 
 
 def _generator(model: Generative, seed: int, stage: int, epoch: int) -> torch.Generator:
@@ -228,27 +221,10 @@ def _generator(model: Generative, seed: int, stage: int, epoch: int) -> torch.Ge
     return generator.manual_seed(((seed * 1_000_003 + stage) * 1_000_003 + epoch) % 2**63)
 
 
-def _loader(model: Generative, data: Any, batch_size: int, seed: int, *, shuffle: bool) -> Iterable[Batch]:
-    """Batches on the model's device: a pipeline over data in memory, or the user's own loader."""
-    if isinstance(data, Pipeline):
-        return data
-    if isinstance(data, Iterable) and not isinstance(data, Mapping):
-        return _Conformed(model, data)
-    rows = conform(as_batch(data).to("cpu"), model.layout)
-    refuse_empty(rows)
-    return Pipeline(rows, batch_size=batch_size, shuffle=shuffle, seed=seed, device=model.like.device)
-
-
-@attrs.frozen(eq=False)
-class _Conformed:
-    """A user's loader, its batches checked where they lie and then moved."""
-
-    model: Generative
-    loader: Iterable[Any]
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self.loader:
-            yield self.model.conform(batch)
+def _loader(model: Generative, data: Any, batch_size: int, seed: int, *, shuffle: bool) -> Pipeline:
+    """Batches on the model's device."""
+    device = model.like.device
+    return as_pipeline(data, model.layout, batch_size=batch_size, shuffle=shuffle, seed=seed, device=device)
 
 
 def _bar(total: int, progress: bool | None) -> Any:

@@ -1,0 +1,249 @@
+"""What a pipeline can draw from when the rows are not one batch in memory: rows by index, rows in a stream, batches.
+
+An item is a mapping: keys that name a modality are data, where an absent key, None or all NaN means unobserved; all
+other keys go to `Batch.extra`, where numbers and arrays of one shape become a tensor and anything else a list with None
+for rows that lack it. Items are copied when they are read, so that a dataset may use its buffers again.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import numbers
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvkit.batch import Batch, as_tensor
+from mvkit.errors import NothingObserved, ShapeError
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Rows that are gathered by index, a batch at a time: all that a pipeline asks for.
+
+    `__getitems__` gives a `Batch` of the rows at the indices, in their order, or a list of items (see the module's
+    docstring). It must be a pure function of the indices: workers call it at the same time, for any batch.
+
+    Example:
+        >>> import torch
+        >>> from mvkit import Batch, Pipeline
+        >>> class Squares:
+        ...     def __len__(self): return 10
+        ...     def __getitems__(self, indices): return Batch({"a": torch.tensor(indices)[:, None] ** 2.0})
+        >>> [batch.data["a"].flatten().tolist() for batch in Pipeline(Squares(), batch_size=4, shuffle=False)]
+        [[0.0, 1.0, 4.0, 9.0], [16.0, 25.0, 36.0, 49.0], [64.0, 81.0]]
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: list[int], /) -> Any: ...
+
+
+@runtime_checkable
+class Ordered(Protocol):
+    """A source with an order of its own, which `shuffle` then asks for."""
+
+    def order(self, *, seed: int, epoch: int) -> Tensor:
+        """Indices of the rows in an epoch, (b,): a pure function of its arguments."""
+        ...
+
+
+@runtime_checkable
+class Described(Protocol):
+    """Rows of which masks (b, m) and `extra` are known before they are read: what grouped batches need."""
+
+    @property
+    def mask(self) -> Tensor | None: ...
+
+    @property
+    def extra(self) -> dict[str, Any]: ...
+
+
+@attrs.frozen(eq=False)
+class Items:
+    """A source from anything with a length and items by index, such as a `torch.utils.data.Dataset` of dicts.
+
+    Args:
+        dataset: gives an item for each index.
+        names: the modalities, in the model's order; other keys go to `extra`.
+
+    Example:
+        >>> from mvkit.data.feeds import Items
+        >>> rows = [{"a": [1.0, 2.0], "label": 0}, {"b": [3.0], "label": 1}]
+        >>> Items(rows, ("a", "b")).__getitems__([0, 1]).mask.tolist()
+        [[True, False], [False, True]]
+    """
+
+    dataset: Any
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        items = []
+        for i in indices:
+            try:
+                items.append(read(self.dataset[i], self.names))
+            except Exception as error:
+                error.add_note(f"at row {i} of the data")
+                raise
+        return collate(items, self.names)
+
+
+@attrs.frozen(eq=False)
+class Stream:
+    """Rows one after another, from an iterable or an `IterableDataset`; an epoch is one pass.
+
+    Resuming at batch k reads and drops the rows before it. Every rank reads all rows and keeps its share of each batch,
+    so that the batches are the same on any number of ranks.
+
+    Args:
+        items: an iterable of items (see the module's docstring), the same at each pass.
+        names: the modalities, in the model's order; other keys go to `extra`.
+    """
+
+    items: Iterable[Any]
+    names: tuple[str, ...]
+
+    def batches(self, size: int, start: int) -> Iterator[list[dict[str, Any]]]:
+        """Lists of so many items, from batch `start` on."""
+        rows = enumerate(self.items)
+        for _ in itertools.islice(rows, start * size):
+            pass
+        while batch := [self._read(i, item) for i, item in itertools.islice(rows, size)]:
+            yield batch
+
+    def _read(self, i: int, item: Any) -> dict[str, Any]:
+        try:
+            return read(item, self.names)
+        except Exception as error:
+            error.add_note(f"at row {i} of the stream")
+            raise
+
+
+@attrs.frozen(eq=False)
+class Loaded:
+    """Batches that somebody else made, an epoch a pass: batches or mappings of arrays, such as a `DataLoader` gives.
+
+    Args:
+        batches: an iterable of them. Resuming at batch k makes and drops those before it.
+    """
+
+    batches: Iterable[Any]
+
+
+def read(item: Any, names: Sequence[str]) -> dict[str, Any]:
+    """A copy of an item without what it lacks; values of modalities as tensors."""
+    if not isinstance(item, Mapping):
+        raise ShapeError(f"an item is a {type(item).__name__}; expected a dict from modality to values")
+    return {
+        name: as_tensor(value, repr(name)).reshape(np.shape(value)).clone() if name in names else copy.deepcopy(value)
+        for name, value in item.items()
+        if value is not None
+    }
+
+
+def gather(source: Source, index: list[int], names: Sequence[str] | None) -> Batch:
+    """The rows of a source at some indices, as a batch."""
+    found = source.__getitems__(index)
+    if isinstance(found, Batch):
+        return found
+    if not isinstance(found, list) or names is None:
+        raise ShapeError(
+            f"{type(source).__name__}.__getitems__ gave a {type(found).__name__}; expected a Batch, or a list of items "
+            "and layout=model.layout, which says what are modalities"
+        )
+    return collate([read(item, names) for item in found], names)
+
+
+def collate(items: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Batch:
+    """Items that were read, as a batch with a mask (b, m)."""
+    data: dict[str, Tensor] = {}
+    mask = torch.zeros(len(items), len(names), dtype=torch.bool)
+    for i, name in enumerate(names):
+        present = [name in item for item in items]
+        if not any(present):
+            continue
+        first = items[present.index(True)][name]
+        values = [item.get(name, torch.zeros_like(first)) for item in items]
+        odd = next((r for r, value in enumerate(values) if value.shape != first.shape), None)
+        if odd is not None:
+            raise ShapeError(
+                f"{name!r}: row {odd} of the batch has shape {tuple(values[odd].shape)}, row {present.index(True)} "
+                f"{tuple(first.shape)}; expected one shape in all rows; pad or crop them"
+            )
+        data[name] = torch.stack(values)
+        flat = data[name].reshape(len(items), -1)
+        mask[:, i] = torch.tensor(present) & ~torch.isnan(flat).all(1)
+    if not data:
+        raise NothingObserved(0)
+    keys = dict.fromkeys(key for item in items for key in item if key not in names)
+    return Batch(data, mask, extra={key: _column([item.get(key) for item in items]) for key in keys})
+
+
+def split(rows: Batch, index: Tensor, sizes: list[int]) -> list[Batch]:
+    """The rows at `index` (n,) as batches of so many rows each: gathered in one go a tensor, then cut into views.
+
+    Args:
+        rows: in memory, conformed or not.
+        index: which rows, in order.
+        sizes: rows of each batch, Σ = n; some may be 0.
+    """
+    layout = rows.layout
+    batch = attrs.evolve(rows, layout=None, rows=(), whole=None, nothing=None).take(index)
+
+    def cut(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        parts = {name: _cut(value, sizes) for name, value in values.items()}
+        return [dict(zip(parts, one, strict=True)) for one in zip(*parts.values(), strict=True)] or [{} for _ in sizes]
+
+    masks = [None] * len(sizes) if batch.mask is None else batch.mask.split(sizes)
+    elements = [None] * len(sizes) if batch.elements is None else cut(batch.elements)
+    known = [{}] * len(sizes) if layout is None or batch.mask is None else _indices(batch.mask, sizes)
+    parts = zip(cut(batch.data), masks, elements, cut(batch.extra), known, strict=True)
+    return [
+        Batch(data, mask, e, extra, layout=layout, hidden=rows.hidden, **more) for data, mask, e, extra, more in parts
+    ]
+
+
+def _cut(value: Any, sizes: list[int]) -> Sequence[Any]:
+    if isinstance(value, Tensor):
+        views: Sequence[Tensor] = value.split(sizes)
+        return views
+    ends = list(itertools.accumulate(sizes))
+    return [value[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+def _indices(mask: Tensor, sizes: list[int]) -> list[dict[str, Any]]:
+    """What `mvkit.batch.indices_of` says of each part of a mask (n, m), in a few steps for all parts together."""
+    flags, parts = mask.numpy(), len(sizes)
+    part = np.repeat(np.arange(parts), sizes)
+    local = np.arange(len(flags)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+    def where(chosen: Any) -> Sequence[Tensor]:
+        at = np.flatnonzero(chosen)
+        found: Sequence[Tensor] = torch.from_numpy(local[at]).split(np.bincount(part[at], minlength=parts).tolist())
+        return found
+
+    def unless_all(chosen: Any) -> list[Tensor | None]:
+        return [None if len(index) == size else index for index, size in zip(where(chosen), sizes, strict=True)]
+
+    some = flags.any(1)
+    nothing = [None] * parts if some.all() else [int(i[0]) if len(i) else None for i in where(~some)]
+    rows = zip(*(unless_all(column) for column in flags.T), strict=True)
+    return [
+        {"rows": r, "whole": w, "nothing": n} for r, w, n in zip(rows, unless_all(flags.all(1)), nothing, strict=True)
+    ]
+
+
+def _column(values: list[Any]) -> Any:
+    """A tensor from numbers or arrays of one shape; anything else as it is."""
+    if not all(isinstance(value, numbers.Number | np.ndarray | np.generic | Tensor) for value in values):
+        return values
+    tensors = [value if isinstance(value, Tensor) else torch.as_tensor(value) for value in values]
+    return torch.stack(tensors) if len({tensor.shape for tensor in tensors}) == 1 else values
