@@ -187,6 +187,26 @@ def collate(items: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Batch:
     return Batch(data, mask, extra={key: _column([item.get(key) for item in items]) for key in keys})
 
 
+def observed(batch: Batch, names: Sequence[str]) -> Tensor:
+    """What each row of a batch observes, (b, m): its mask, or what elements and NaN say."""
+    if batch.mask is not None:
+        if batch.mask.shape[1] != len(names):
+            raise ShapeError(
+                f"batch.mask: shape {tuple(batch.mask.shape)}; expected {(len(batch), len(names))}, columns "
+                f"{', '.join(names)}"
+            )
+        return batch.mask
+    given, columns = batch.elements or {}, []
+    for name in names:
+        value = batch.data.get(name)
+        if value is None:
+            columns.append(torch.zeros(len(batch), dtype=torch.bool))
+        else:
+            present = given[name] if name in given else ~torch.isnan(value)
+            columns.append(present.reshape(len(value), -1).any(1))
+    return torch.stack(columns, dim=1)
+
+
 def split(rows: Batch, index: Tensor, sizes: list[int]) -> list[Batch]:
     """The rows at `index` (n,) as batches of so many rows each: gathered in one go a tensor, then cut into views.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from mvkit.batch import Batch, Layout, conform, refuse_empty
-from mvkit.data.feeds import Described, Items, Loaded, Ordered, Source, Stream, collate, gather, split
+from mvkit.data.feeds import Described, Items, Loaded, Ordered, Source, Stream, collate, gather, observed, split
 from mvkit.data.orders import balanced, by_pattern, generator, order
 from mvkit.data.sources import MultimodalDataset, as_batch
 from mvkit.errors import DataError, RequestError, ShapeError, suggest
@@ -151,8 +151,9 @@ class Pipeline:
             if self.label not in rows.extra:
                 raise RequestError(f"Pipeline: no labels extra[{self.label!r}]; {suggest(self.label, rows.extra)}")
             return balanced(chosen, rows.extra[self.label], self.batch_size)
+        mask = rows.mask if rows.mask is not None else observed(cast(Batch, rows), tuple(cast(Batch, rows).data))
         random = generator(self.seed, self.epoch) if self.shuffle else None
-        return by_pattern(chosen, _mask(rows), self.batch_size, random)
+        return by_pattern(chosen, mask, self.batch_size, random)
 
     def __iter__(self) -> Iterator[Batch]:
         start, self._start = self._start, 0
@@ -303,14 +304,6 @@ def _as_rows(rows: Any, layout: Layout | None) -> Batch | Source | Stream | Load
 
 def _share(index: Tensor, rank: int, ranks: int) -> Tensor:
     return torch.tensor_split(index, ranks)[rank]
-
-
-def _mask(rows: Described) -> Tensor:
-    """What each row observes, (b, m)."""
-    if rows.mask is not None:
-        return rows.mask
-    values = cast(Batch, rows).data.values()  # not conformed: NaN says what is missing
-    return torch.stack([~torch.isnan(value.reshape(len(value), -1)).all(1) for value in values], dim=1)
 
 
 def _block(rows: Batch, size: int) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 from mvkit.batch import Batch
 from mvkit.errors import DataError
 from mvkit.modality import Modality
+
+if TYPE_CHECKING:
+    from mvkit.data.shards import Shards
 
 
 @attrs.frozen(eq=False)
@@ -34,6 +38,19 @@ class MultimodalDataset:
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         return self.batch.take(torch.as_tensor(indices))
+
+    def save(self, folder: str | os.PathLike[str], *, rows_per_shard: int | None = None) -> None:
+        """Writes a folder of safetensors shards; see `mvkit.data.shards.save_shards`."""
+        from mvkit.data.shards import save_shards
+
+        save_shards(self.batch, folder, self.modalities, rows_per_shard=rows_per_shard)
+
+    @staticmethod
+    def open(folder: str | os.PathLike[str], **options: Any) -> Shards:
+        """Rows of a folder that `save` wrote, memory-mapped; options as of `mvkit.data.shards.Shards`."""
+        from mvkit.data.shards import Shards
+
+        return Shards(folder, **options)
 
     @property
     def labels(self) -> Tensor | None:
