@@ -64,15 +64,20 @@ def main() -> None:
     parser.add_argument("recipes", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--set", type=json.loads, default={}, help="options of the recipe, as JSON")
+    parser.add_argument("--save", type=Path, help="folder for the trained models")
     options = parser.parse_args()
     data = mvkit.load_dataset("polydigits")
     judge = judges(data)
     for name in options.recipes:
         for seed in options.seeds:
             start = time.perf_counter()
-            model = getattr(recipes, name)(data.modalities, latent_dim=16, seed=seed, **SETTINGS.get(name, {}))
+            settings = SETTINGS.get(name, {}) | options.set
+            model = getattr(recipes, name)(data.modalities, latent_dim=16, seed=seed, **settings)
             mvkit.fit(model, data.train, validation=data.valid, epochs=options.epochs, seed=seed, progress=False)
-            row = {"recipe": name, "seed": seed, "seconds": round(time.perf_counter() - start)}
+            row = {"recipe": name, "seed": seed, "seconds": round(time.perf_counter() - start), **options.set}
+            if options.save:
+                mvkit.save(model, options.save / f"{name}-{seed}.safetensors")
             for latent in ("draw", "mean"):
                 row |= {f"coherence {n}, {latent}": coherence(model, data, judge, n, latent) for n in (1, 4)}
             samples = model.sample(2000, generator=torch.Generator().manual_seed(0))

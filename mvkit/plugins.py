@@ -21,12 +21,15 @@ import os
 import re
 import traceback
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pluggy
 
 from mvkit.errors import AmbiguousComponent, SpecError, UnknownComponent, suggest
+
+if TYPE_CHECKING:
+    from mvkit.events import Event
 
 API = 1
 KINDS = [
@@ -107,6 +110,10 @@ class Hooks:
     def mvkit_components(self) -> Iterable[Component]:
         """Declare components. Called at discovery, so import nothing heavy."""
         raise NotImplementedError
+
+    @hookspec
+    def mvkit_event(self, event: Event) -> None:
+        """Hear of a run: `mvkit.events` has the kinds. What it raises is reported once, then it hears no more."""
 
 
 class Registry:

@@ -1,0 +1,58 @@
+"""Events: told to packages and callables; a package that raises cannot end a run."""
+
+import pytest
+
+from mvkit import plugins
+from mvkit.events import Event, Listeners, RunFinished
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    plugins.registry.cache_clear()
+    yield
+    plugins.registry.cache_clear()
+
+
+class Loud:
+    def __init__(self):
+        self.heard = []
+
+    @plugins.hookimpl
+    def mvkit_event(self, event):
+        self.heard.append(event)
+
+
+class Broken(Loud):
+    @plugins.hookimpl
+    def mvkit_event(self, event):
+        super().mvkit_event(event)
+        raise OSError("no disk")
+
+
+def test_packages_and_callables_hear_events():
+    loud, own = Loud(), []
+    plugins.registry().manager.register(loud, "loud")
+    events = [Event(), RunFinished(None)]
+    listeners = Listeners([own.append])
+    for event in events:
+        listeners.tell(event)
+    assert loud.heard == own == events
+
+
+def test_a_package_that_raises_is_reported_once_and_left_out():
+    broken, loud = Broken(), Loud()
+    plugins.registry().manager.register(broken, "broken")
+    plugins.registry().manager.register(loud, "loud")
+    listeners = Listeners()
+    with pytest.warns(UserWarning, match="broken: its mvkit_event raised OSError: no disk"):
+        listeners.tell(Event())
+    listeners.tell(Event())
+    assert (len(broken.heard), len(loud.heard)) == (1, 2)
+
+
+def test_what_a_callable_raises_ends_the_run():
+    def stop(event):
+        raise KeyError("enough")
+
+    with pytest.raises(KeyError, match="enough"):
+        Listeners([stop]).tell(Event())
