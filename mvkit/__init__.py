@@ -17,12 +17,14 @@ from mvkit.errors import (
     CheckpointError,
     DataError,
     MvkitError,
+    NonFiniteError,
     RequestError,
     ShapeError,
     SpecError,
     UnknownComponent,
 )
 from mvkit.families import Family
+from mvkit.history import History
 from mvkit.likelihoods import Likelihood
 from mvkit.losses import Loss
 from mvkit.mixture import Mixture
@@ -35,7 +37,7 @@ from mvkit.priors import Prior
 from mvkit.spec import field, spec
 from mvkit.stack import Stack
 from mvkit.stages import Stage
-from mvkit.train import History, fit
+from mvkit.train import fit
 
 __version__ = "0.1.0"
 
@@ -56,6 +58,7 @@ __all__ = [
     "MultimodalDataset",
     "MvkitError",
     "Network",
+    "NonFiniteError",
     "Objective",
     "Pipeline",
     "Prior",

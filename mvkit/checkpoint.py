@@ -1,40 +1,22 @@
-"""save and load: one safetensors file, weights and a JSON header, never pickle.
-
-The header is one JSON text under one key. A SHA-256 covers the whole file, header and tensors, with its own 64 digits
-read as zeros, so that no flipped bit goes unseen.
-"""
+"""save and load: one sealed file (see `mvkit.sealed`), weights and a JSON header, never pickle."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import os
-import re
-import secrets
-import struct
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import nn
 
 import mvkit
-from mvkit import plugins
+from mvkit import plugins, sealed
 from mvkit.errors import CheckpointError, MvkitError
 from mvkit.generative import Generative
 from mvkit.model import Model
 from mvkit.spec import is_spec
 from mvkit.stack import Stack
-
-FORMAT = 1
-KEY = "mvkit"
-_ZEROS = "0" * 64
-_DIGEST = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')
 
 
 def save(model: Generative, path: str | os.PathLike[str]) -> None:
@@ -45,21 +27,17 @@ def save(model: Generative, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: when the folder cannot be written; nothing is left behind.
     """
-    header = {
-        "format": FORMAT,
+    sealed.write(path, header_of(model), model.state_dict())
+
+
+def header_of(model: Generative) -> dict[str, Any]:
+    """What a file says of its model, beside the weights: plain JSON data."""
+    return {
         "model": model.header(),
         "dtype": str(model.like.dtype).removeprefix("torch."),
         "mvkit": mvkit.__version__,
         "packages": _packages(model.spec),
-        "sha256": _ZEROS,
     }
-    # a copy each: parameters that two modules share are stored twice, which safetensors asks for
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    text = json.dumps(header, sort_keys=True, allow_nan=False)
-    blob = bytearray(safetensors.torch.save(tensors, metadata={KEY: text}))
-    start, stop = _digest_at(blob, "save")
-    blob[start:stop] = hashlib.sha256(blob).hexdigest().encode()
-    _write(Path(path), blob)
 
 
 def _packages(value: Any) -> dict[str, str]:
@@ -74,37 +52,6 @@ def _packages(value: Any) -> dict[str, str]:
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else ():
         found |= _packages(inner)
     return found
-
-
-def _write(path: Path, blob: bytearray) -> None:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        # ordinary permissions: what the umask leaves of 0666
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-            file.write(blob)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _digest_at(blob: bytes | bytearray, where: str) -> tuple[int, int]:
-    """Where the digits of the checksum stand, which must be one place in the header."""
-    size = struct.unpack("<Q", blob[:8])[0]
-    found = list(_DIGEST.finditer(bytes(blob[: 8 + size])))
-    if len(found) != 1:
-        raise CheckpointError(f"{where}: no checksum where it should be; the file was altered; take another copy")
-    return found[0].span(1)
 
 
 def load(
@@ -128,8 +75,12 @@ def load(
         CheckpointError: truncated, altered, of an unknown format, no checkpoint of mvkit at all, needing a package that
             is not installed, or a module that was not given.
     """
-    blob = Path(path).read_bytes()
-    header = _checked_header(blob, str(path))
+    header, weights = sealed.read(path)
+    if "training" in header:
+        raise CheckpointError(
+            f"{path}: the state of a training run; load the run's best.safetensors or model.safetensors, or go on with "
+            "mvkit.fit(…, checkpoint=…, resume='auto')"
+        )
     given = dict(modules or {})
     for side, by_name in (("encoder", encoders), ("decoder", decoders)):
         given |= {f"modalities.{name}.{side}": module for name, module in (by_name or {}).items()}
@@ -144,7 +95,7 @@ def load(
     try:
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
             model = _built(data).to(getattr(torch, header["dtype"]))
-        model.load_state_dict(safetensors.torch.load(blob))
+        model.load_state_dict(weights)
     except (MvkitError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path}: the model cannot be built again: {error}") from error
     return model.to(device).eval()
@@ -163,36 +114,7 @@ def _built(data: dict[str, Any]) -> Generative:
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The checked header of a file: format, versions, packages, and the model's specs."""
-    return _checked_header(Path(path).read_bytes(), str(path))
-
-
-def _checked_header(blob: bytes, where: str) -> dict[str, Any]:
-    size = struct.unpack("<Q", blob[:8])[0] if len(blob) >= 8 else 0
-    if len(blob) < 8 + size or not size:
-        raise CheckpointError(f"{where}: truncated, or no checkpoint; {len(blob)} bytes; take another copy")
-    try:
-        outer = json.loads(blob[8 : 8 + size])
-        text = outer.pop("__metadata__")[KEY]
-        header = json.loads(text)
-        end = 8 + size + max((one["data_offsets"][1] for one in outer.values()), default=0)
-        found = header["format"]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-        raise CheckpointError(
-            f"{where}: no checkpoint of mvkit, or its header was altered; take another copy"
-        ) from None
-    if found != FORMAT:
-        raise CheckpointError(
-            f"{where}: format {found!r}, this mvkit reads {FORMAT}; upgrade mvkit, or take another copy"
-        )
-    if len(blob) != end:
-        raise CheckpointError(f"{where}: truncated: {len(blob)} bytes of {end}; take another copy")
-    start, stop = _digest_at(blob, where)
-    digest = hashlib.sha256(blob[:start])
-    digest.update(_ZEROS.encode())
-    digest.update(memoryview(blob)[stop:])
-    if digest.hexdigest().encode() != blob[start:stop]:
-        raise CheckpointError(f"{where}: altered since it was saved: its checksum does not fit; take another copy")
-    return header  # type: ignore[no-any-return]
+    return sealed.read_header(path)
 
 
 def _with_modules(value: Any, given: dict[str, nn.Module], at: str, missing: list[str], used: set[str]) -> Any:

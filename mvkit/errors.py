@@ -62,6 +62,10 @@ class NothingObserved(DataError):
         self.row, self.given = row, given
 
 
+class NonFiniteError(DataError):
+    """Training met a loss or a gradient that is no number."""
+
+
 class RequestError(MvkitError, ValueError):
     """A question that this model cannot answer."""
 

@@ -98,6 +98,13 @@ class Listeners:
             if hook.get_hookimpls():
                 self.hooks[known.manager.get_name(plugin) or repr(plugin)] = hook
 
+    @classmethod
+    def nobody(cls) -> Listeners:
+        """For processes other than the first."""
+        made = cls.__new__(cls)
+        made.own, made.hooks = (), {}
+        return made
+
     def tell(self, event: Event) -> None:
         """Tells an event to the packages first, then to the user's callables."""
         for package, hook in tuple(self.hooks.items()):

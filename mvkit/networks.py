@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextvars import ContextVar
 from itertools import pairwise
 
 import torch
@@ -37,10 +40,30 @@ class Network(ABC):
         """A module from (n, width) to (n, *shape)."""
 
 
+_low: ContextVar[torch.dtype | None] = ContextVar("low", default=None)
+
+
+@contextlib.contextmanager
+def low_precision(dtype: torch.dtype | None) -> Iterator[None]:
+    """Inside, networks compute in `dtype` under autocast; what they emit is cast back, so densities keep theirs."""
+    token = _low.set(dtype)
+    try:
+        yield
+    finally:
+        _low.reset(token)
+
+
 def on_rows(module: nn.Module, rows: Tensor) -> Tensor:
     """A module on rows (n, *shape), n = 0 too: it then sees a row of zeros, which is cut off and gives no gradient."""
-    out: Tensor = module(rows) if len(rows) else module(rows.new_zeros(1, *rows.shape[1:]))[:0]
-    return out
+    shown = rows if len(rows) else rows.new_zeros(1, *rows.shape[1:])
+    low = _low.get()
+    if low is None:
+        out: Tensor = module(shown)
+    else:
+        with torch.autocast(rows.device.type, low):
+            out = module(shown)
+        out = out.to(rows.dtype)
+    return out if len(rows) else out[:0]
 
 
 def _layers(widths: list[int], activation: str) -> list[nn.Module]:

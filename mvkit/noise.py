@@ -46,3 +46,14 @@ def draw(
     if source is not None:
         return source(site, shape, like.dtype, like.device)
     return sampler(shape, dtype=like.dtype, device=like.device, generator=generator)
+
+
+def seed_of(*keys: int) -> int:
+    """A seed that is a function of whole numbers, such as (seed, stage, epoch, step): their splitmix64 hash."""
+    state = 0
+    for key in keys:
+        state = (state ^ key % 2**64) + 0x9E3779B97F4A7C15
+        state = (state ^ (state % 2**64) >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        state = (state ^ state >> 27) * 0x94D049BB133111EB % 2**64
+        state ^= state >> 31
+    return state % 2**63

@@ -294,7 +294,8 @@ class Align(Objective):
         value = torch.where(active, value, 0.0)
         mean = torch.where(active, total.detach(), 0.0).sum() / active.sum().clamp(min=1)
         nothing = torch.full_like(value.detach(), torch.nan)  # it bounds nothing
-        return Loss(-value.mean(), nothing, {"loss": -value.detach().mean(), "align": mean}, {"align": active.sum()})
+        loss = -value.sum() / max(len(batch), 1)
+        return Loss(loss, nothing, {"loss": loss.detach(), "align": mean}, {"align": active.sum()})
 
 
 @spec

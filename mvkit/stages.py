@@ -118,6 +118,29 @@ class AdamW:
         )
 
 
+def _named(schedule: Any) -> tuple[str, dict[str, Any]]:
+    options = {"name": schedule} if isinstance(schedule, str) else dict(schedule)
+    options.pop("every", None)
+    return str(options.pop("name", "")), options
+
+
+def _lr_schedule(value: Any) -> str | None:
+    """A check: a learning-rate schedule of torch by name, whose arguments are plain data."""
+    if value is None:
+        return None
+    classes = {name: cls for name, cls in vars(torch.optim.lr_scheduler).items() if isinstance(cls, type)}
+    known = {name for name, cls in classes.items() if issubclass(cls, torch.optim.lr_scheduler.LRScheduler)}
+    known -= {"LRScheduler", "_LRScheduler"}
+    expected = "None, or a class of torch.optim.lr_scheduler by name, alone or in a dict with its options"
+    if not isinstance(value, str | dict) or (isinstance(value, dict) and value.get("every", "epoch") not in EVERY):
+        return f"{expected}; 'every' is 'epoch' or 'step'"
+    name = _named(value)[0]
+    return None if name in known else f"{expected}; {suggest(name, known)}"
+
+
+EVERY = ("epoch", "step")
+
+
 @positional_spec
 class Stage:
     """A stretch of training with one objective, one set of trained parameters and a fresh optimizer.
@@ -131,6 +154,13 @@ class Stage:
         ramps: factors over the stage's epochs, by the path of the objective's field: `{"kl_weight": "linear"}`.
         start_from: what the next stage starts from: this one's `best` weights (validation loss with every ramp at its
             end value) or its `last`.
+        steps: steps of the optimizer after which the stage ends, if its epochs have not ended it before.
+        patience: epochs without a better validation loss after which it ends; None: it goes on.
+        lr_schedule: a class of `torch.optim.lr_scheduler` by name, or a dict of its name and options; it steps every
+            epoch, with `"every": "step"` every step.
+        clip: largest norm of all gradients together; larger ones are scaled down to it.
+        accumulate: batches whose gradients make one step, as one batch of all their rows would.
+        ema: decay of an average of the weights over steps, which is validated, kept and carried on instead of them.
     """
 
     objective: Any = part("objective", default=None, optional=True)
@@ -139,6 +169,27 @@ class Stage:
     optimizer: Any = part("optimizer", default="adam", kw_only=True)
     ramps: dict[str, Any] = parts("ramp", default={}, kw_only=True)
     start_from: str = field(default="best", check=one_of("best", "last"), kw_only=True)
+    steps: int | None = field(default=None, check=one_of(None, other=integer(1)), kw_only=True)
+    patience: int | None = field(default=None, check=one_of(None, other=integer(1)), kw_only=True)
+    lr_schedule: Any = field(default=None, check=_lr_schedule, kw_only=True)
+    clip: float | None = field(default=None, check=one_of(None, other=number(above=0.0)), kw_only=True)
+    accumulate: int = field(default=1, check=integer(1), kw_only=True)
+    ema: float | None = field(default=None, check=one_of(None, other=number(0.0, 1.0)), kw_only=True)
+
+    def scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
+        """The learning-rate schedule of an optimizer, None without one."""
+        if self.lr_schedule is None:
+            return None
+        name, options = _named(self.lr_schedule)
+        try:
+            return getattr(torch.optim.lr_scheduler, name)(optimizer, **options)
+        except (TypeError, ValueError) as error:
+            raise SpecError(f"{name}: {error}", "lr_schedule") from None
+
+    @property
+    def schedules_steps(self) -> bool:
+        """Whether the learning rate changes every step, not every epoch."""
+        return isinstance(self.lr_schedule, dict) and self.lr_schedule.get("every") == "step"
 
     def at(self, objective: Any, epoch: int | None) -> Any:
         """The objective with its ramped fields in an epoch counted from 1; None: at their end values."""

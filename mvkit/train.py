@@ -1,48 +1,51 @@
-"""fit: the training loop, in one place. A run is a list of stages; each has a fresh optimizer and a best epoch."""
+"""fit: a run is a list of stages; each has a fresh optimizer and a best epoch (see `mvkit.loop`)."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
+import os
+import re
 import sys
+import time
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 from torch import Tensor
 
+from mvkit.batch import Batch
 from mvkit.data.pipeline import Pipeline, as_pipeline
-from mvkit.errors import DataError, RequestError, SpecError
-from mvkit.estimates import evaluation
-from mvkit.losses import Loss
-from mvkit.objectives import Objective
+from mvkit.errors import RequestError
+from mvkit.events import Listener, Listeners, RunFinished, RunStarted
+from mvkit.history import History
+from mvkit.loop import StageRun
+from mvkit.networks import low_precision
 from mvkit.priors import Prior
-from mvkit.stages import Stage, as_stages, trainable
+from mvkit.ranks import Ranks
+from mvkit.runs import Folder, State
+from mvkit.spec import to_dict
+from mvkit.stages import Stage, as_stages
 
 if TYPE_CHECKING:
     from mvkit.generative import Generative
 
+_NETWORK = re.compile(r"(^|\.)(encoders\.[^.]+|decoders\.[^.]+\.network)$")
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
 
-@attrs.frozen(eq=False)
-class History:
-    """What happened, a row an epoch: stage, epoch, metrics, `valid/…` metrics.
 
-    Example:
-        >>> History([{"stage": 0, "epoch": 1, "loss": 2.0}])["loss"]
-        [2.0]
-    """
+@attrs.frozen
+class Options:
+    """How a run goes, beside its stages; `fit` says what each means."""
 
-    rows: list[dict[str, float]] = attrs.field(factory=list)
-
-    def __getitem__(self, key: str) -> list[float]:
-        return [row.get(key, math.nan) for row in self.rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __repr__(self) -> str:
-        lines = [", ".join(f"{key} {value:.4g}" for key, value in row.items() if "/" not in key) for row in self.rows]
-        return "\n".join([f"History({len(self)} epochs)", *lines[-5:]])
+    batch_size: int
+    lr: float
+    seed: int
+    on_nonfinite: str
+    precision: str
+    save_every: float
 
 
 def fit(
@@ -57,157 +60,239 @@ def fit(
     seed: int = 0,
     device: str | torch.device = "auto",
     progress: bool | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: str = "auto",
+    keep: int = 3,
+    save_every: float = 300.0,
+    on_nonfinite: str = "stop",
+    precision: str = "float32",
+    compile: bool = False,
+    workers: int = 0,
+    listeners: Iterable[Listener] = (),
 ) -> History:
     """Trains a model, stage by stage; leaves it in evaluation mode.
 
+    Started by `torchrun`, every process takes its share of each batch, and all end with the same weights.
+
     Args:
         model: what to train; moved to `device`.
-        data: a batch, a mapping of arrays, a dataset in memory, in shards or of items (`mvkit.Pipeline`), a stream of
-            items, a `Pipeline`, or any other iterable of batches (once an epoch).
+        data: a batch, a mapping of arrays, a dataset, a `Pipeline`, or any iterable of batches (once an epoch).
         epochs: in all; the schedule shares them out.
-        batch_size: rows a step.
+        batch_size: rows a step, of all processes together.
         lr: learning rate, where the stage's optimizer has none of its own.
         validation: data as above; the best weights of each stage (lowest loss with ramps at their end) are then kept.
         stages: a list of stages, or a schedule; None: the model's own schedule.
         seed: of the order of rows and of all noise; not of the initial weights.
         device: `auto` (an accelerator if there is one) or a torch device.
         progress: show a bar; None: on a terminal only.
+        checkpoint: folder of the run (see `mvkit.runs`); None: nothing is written.
+        resume: `auto`: go on from the newest good checkpoint in the folder, if there is one; `must`: refuse to begin
+            anew; `never`: refuse a folder that has one.
+        keep: newest checkpoints kept.
+        save_every: seconds after which a checkpoint is written inside an epoch too; one is written at its end always.
+        on_nonfinite: a loss or gradient that is no number is left out; `stop` then ends the run with a report, `skip`
+            counts it.
+        precision: `bf16`: networks compute in bfloat16 where autocast does; log-densities stay as they are.
+        compile: compile encoders and decoders by `torch.compile`.
+        workers: threads that fetch rows of data that do not lie in memory.
+        listeners: callables that are told each `mvkit.events.Event`.
 
     Returns:
-        The history, a row an epoch.
+        The history, a row an epoch; of the whole run, if it went on.
 
     Raises:
         DataError: no rows, a row with nothing observed, values that a likelihood cannot take.
+        NonFiniteError: a loss or gradient is no number: stage, epoch, batch, terms and rows.
         SpecError: a stage that names no parameters.
+        RequestError: options that cannot be, or others than those that the run in the folder was begun with.
+        OSError: the folder cannot be written; no checkpoint is claimed then.
     """
-    _check_options(batch_size, lr, seed, epochs)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
+    _check_options(batch_size, lr, seed, epochs, on_nonfinite, precision, resume, keep, save_every)
+    options = Options(int(batch_size), float(lr), int(seed), on_nonfinite, precision, float(save_every))
+    ranks = Ranks.current()
+    model.to(ranks.device(device))
+    ranks.synchronise(model)
     if isinstance(model.prior, Prior):
-        model.prior.start(lambda: _codes(model, data), seed)
+        model.prior.start(lambda: _codes(model, data), options.seed)
     plan = as_stages(stages, model, epochs)
-    batch_size, seed = int(batch_size), int(seed)
-    loader = _loader(model, data, batch_size, seed, shuffle=True)
-    valid = None if validation is None else _loader(model, validation, batch_size, seed, shuffle=False)
-    history = History()
-    with _bar(sum(stage.epochs for stage in plan), progress) as bar:
-        for index, stage in enumerate(plan):
-            Run(model, stage, index, loader, valid, seed, lr, history, bar).stage_through()
+    _check_stages(plan, validation)
+    loader = _loader(model, data, options, ranks, workers, shuffle=True)
+    valid = None if validation is None else _loader(model, validation, options, ranks, workers, shuffle=False)
+    folder = None if checkpoint is None else Folder(checkpoint, keep)
+    told = Listeners(listeners) if ranks.first else Listeners.nobody()
+    with contextlib.ExitStack() as inside:
+        if folder is not None and ranks.first:
+            inside.enter_context(folder.alone())
+        bar = inside.enter_context(_bar(sum(stage.epochs for stage in plan), progress if ranks.first else False))
+        run = Run(model, plan, loader, valid, options, ranks, folder, told, bar)
+        inside.enter_context(torch.random.fork_rng(devices=_accelerators(model)))
+        inside.enter_context(low_precision(PRECISIONS[precision]))
+        inside.enter_context(_compiled(model, compile))
+        run.through(resume)
     model.eval()
-    return history
+    return run.history
 
 
 @attrs.define(eq=False)
 class Run:
-    """One stage on its way."""
+    """A run on its way: what its stages share."""
 
     model: Generative
-    stage: Stage
-    index: int
+    plan: list[Stage]
     loader: Pipeline
-    valid: Any
-    seed: int
-    lr: float
-    history: History
+    valid: Pipeline | None
+    options: Options
+    ranks: Ranks
+    folder: Folder | None
+    listeners: Listeners
     bar: Any
-    best: float = math.inf
-    weights: dict[str, Tensor] | None = None
+    history: History = attrs.field(factory=History)
+    step: int = 0
+    saved: float = attrs.field(factory=time.monotonic)
 
-    def stage_through(self) -> None:
-        """All epochs of the stage; afterwards the model holds its best or last weights."""
-        objective = self.stage.objective or self.model.spec.objective
-        self.model.train()
-        with trainable(self.model, self.stage.trainable) as parameters:
-            if not parameters:
-                raise SpecError(
-                    f"stage {self.index} trains {self.stage.trainable}, which has no parameters", "trainable"
+    def through(self, resume: str) -> None:
+        """All stages that are left."""
+        state = self._found(resume)
+        first = 0
+        if state is not None:
+            first, self.step = state.numbers["stage"], state.numbers["step"]
+            self.history.rows.extend(dict(row) for row in state.numbers["history"])
+            self.model.load_state_dict(state.part("model/"))
+            self.bar.update(len(self.history))
+        path = None if self.folder is None else self.folder.path
+        self.listeners.tell(RunStarted(path, self.model.header(), self._begun_with(), self.step))
+        try:
+            for index in range(first, len(self.plan)):
+                StageRun(self, index, self.plan[index]).through(state if index == first else None)
+            if first < len(self.plan):
+                self._finish()
+        except BaseException as error:
+            self.listeners.tell(RunFinished(self.history, f"{type(error).__name__}: {error}"))
+            raise
+        self.listeners.tell(RunFinished(self.history))
+
+    def _finish(self) -> None:
+        if self.folder is not None and self.ranks.first:
+            self.folder.save(self.model, self.state(len(self.plan), {}, {}), self.step)
+            self.folder.finish(self.model)
+
+    def _found(self, resume: str) -> State | None:
+        """The state to go on from, checked against this run."""
+        if self.folder is None:
+            return None
+        state = self.ranks.agreed(self.folder.newest() if self.ranks.first else None)
+        where = self.folder.path
+        if state is None and resume == "must":
+            raise RequestError(f"fit: no good checkpoint in {where}; expected one to go on from; take resume='auto'")
+        if state is None:
+            return None
+        if resume == "never":
+            raise RequestError(f"fit: {where} holds a run already; take another folder, or resume='auto' to go on")
+        now = self._begun_with()
+        for key, value in state.numbers["begun_with"].items():
+            if value != now[key]:
+                raise RequestError(
+                    f"fit: the run in {where} was begun with another {key}: {_difference(value, now[key])}"
                 )
-            optimizer = self.stage.optimizer.optimizer(parameters, self.lr)
-            for epoch in range(1, self.stage.epochs + 1):
-                row: dict[str, float] = {"stage": self.index, "epoch": epoch}
-                row |= self._epoch(self.stage.at(objective, epoch), epoch, optimizer)
-                if self.valid is not None:
-                    row |= self._validate(self.stage.at(objective, None))
-                self.history.rows.append(row)
-                shown = {
-                    k.replace("valid/", "valid_"): v for k, v in row.items() if k.endswith("bound") or k == "valid/loss"
-                }
-                self.bar.set_postfix(shown)
-                self.bar.update()
-        if self.weights is not None and self.stage.start_from == "best":
-            self.model.load_state_dict(self.weights)
+        return state
 
-    def _epoch(self, objective: Objective, epoch: int, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-        generator = _generator(self.model, self.seed, self.index, epoch)
-        self.loader.set_epoch(len(self.history))
-        totals = Totals()
-        for batch in self.loader:
-            optimizer.zero_grad(set_to_none=True)
-            found = self.model(batch, objective=objective, generator=generator)
-            if found.loss.requires_grad:  # not if no row of the batch counts
-                found.loss.backward()
-                optimizer.step()
-            totals.add(found, len(batch))
-        return self._finite(totals.means(), epoch)
+    def _begun_with(self) -> dict[str, Any]:
+        """What must be the same for a run to go on, as plain JSON data."""
+        options = {name: getattr(self.options, name) for name in ("batch_size", "lr", "seed", "precision")}
+        return {**options, "model": self.model.header(), "stages": [to_dict(stage) for stage in self.plan]}
 
-    def _finite(self, means: dict[str, float], epoch: int) -> dict[str, float]:
-        """The means, if the loss among them is a number."""
-        if not math.isfinite(means["loss"]):
-            bad = [key for key, value in means.items() if not math.isfinite(value)]
-            raise DataError(
-                f"fit: stage {self.index}, epoch {epoch}: not finite: {', '.join(bad)}; expected numbers; scale the "
-                "data, or lower the learning rate"
+    def state(self, stage: int, place: dict[str, Any], tensors: dict[str, Tensor]) -> State:
+        """The state of the run, with what a stage adds."""
+        rows = [list(row.items()) for row in self.history.rows]  # the file sorts keys, and columns have an order
+        numbers = {"stage": stage, "step": self.step, "history": rows, "place": place}
+        return State({**numbers, "begun_with": self._begun_with()}, tensors)
+
+    def batches(self, loader: Pipeline, epoch: int, start: int) -> Iterator[Any]:
+        """The batches of an epoch (counted over all stages) from one of them on."""
+        loader.load_state_dict({"epoch": epoch, "batch": start})
+        return iter(loader)
+
+    def rows_of(self, place: int) -> Tensor | None:
+        """The rows in the data of a batch of this epoch, if they lie in memory and in this process."""
+        if self.ranks.count > 1 or not isinstance(self.loader.rows, Batch):
+            return None
+        return self.loader.indices()[place]
+
+    def due(self) -> bool:
+        """Whether the first process's clock asks for a checkpoint."""
+        late = time.monotonic() - self.saved >= self.options.save_every
+        return self.folder is not None and self.ranks.first and late
+
+
+def _difference(then: Any, now: Any) -> str:
+    """Where two plain values differ first."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in {**then, **now}:
+            if then.get(key) != now.get(key):
+                return f"{key}: {_difference(then.get(key), now.get(key))}"
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        for i, (one, other) in enumerate(zip(then, now, strict=True)):
+            if one != other:
+                return f"{i}: {_difference(one, other)}"
+    return f"{then!r}, got {now!r}; take the same, or another folder"
+
+
+def _accelerators(model: Generative) -> list[torch.device]:
+    device = model.like.device
+    return [device] if device.type == "cuda" else []
+
+
+@contextlib.contextmanager
+def _compiled(model: Generative, wanted: bool) -> Iterator[None]:
+    """Encoders and decoders compiled, inside."""
+    networks = [
+        m for n, m in model.named_modules() if wanted and n.rpartition(".")[0].endswith(("encoders", "decoders"))
+    ]
+    for network in networks:
+        network.compile(dynamic=True)  # as many rows as a batch observes
+    try:
+        yield
+    finally:
+        for network in networks:
+            network._compiled_call_impl = None
+
+
+def _check_stages(plan: list[Stage], validation: Any) -> None:
+    for index, stage in enumerate(plan):
+        if stage.patience is not None and validation is None:
+            raise RequestError(
+                f"fit: stage {index} has patience={stage.patience}, but nothing to judge by; give validation="
             )
-        return means
-
-    def _validate(self, objective: Objective) -> dict[str, float]:
-        """Means over the validation data, the same noise each time; notes the best weights."""
-        generator = _generator(self.model, self.seed, self.index, 0)
-        totals = Totals()
-        with evaluation(self.model), torch.no_grad():
-            for batch in self.valid:
-                totals.add(self.model(batch, objective=objective, generator=generator), len(batch))
-        means = self._finite(totals.means(), len(self.history) + 1)
-        if means["loss"] < self.best:
-            self.best = means["loss"]
-            self.weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        return {f"valid/{key}": value for key, value in means.items()}
 
 
-class Totals:
-    """Means of metrics over the rows behind them, without waiting for the device before the end."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, Tensor] = {}
-
-    def add(self, found: Loss, rows: int) -> None:
-        """What a batch of so many rows came to."""
-        for key, value in found.metrics.items():
-            count = found.counts.get(key, torch.full_like(value, rows)).to(value.dtype)
-            self.sums[key] = self.sums[key] + value * count if key in self.sums else value * count
-            self.counts[key] = self.counts[key] + count if key in self.counts else count
-
-    def means(self) -> dict[str, float]:
-        """What was added, divided by the rows behind it."""
-        if not self.sums:
-            raise DataError(
-                "fit: the loader gave no batch; expected one at least an epoch; check that it is not used up"
-            )
-        values = [self.sums[key].double() / self.counts[key].double() for key in self.sums]
-        return dict(zip(self.sums, torch.stack(values).tolist(), strict=True))
-
-
-def _check_options(batch_size: Any, lr: Any, seed: Any, epochs: Any) -> None:
+def _check_options(
+    batch_size: Any,
+    lr: Any,
+    seed: Any,
+    epochs: Any,
+    on_nonfinite: Any,
+    precision: Any,
+    resume: Any,
+    keep: Any,
+    save_every: Any,
+) -> None:
     """Raises RequestError for options of `fit` that cannot be."""
-    whole = {"batch_size": (batch_size, 1), "epochs": (epochs, 1), "seed": (seed, None)}
+    whole = {"batch_size": (batch_size, 1), "epochs": (epochs, 1), "seed": (seed, None), "keep": (keep, 1)}
     for name, (value, low) in whole.items():
         fine = isinstance(value, numbers.Integral) and not isinstance(value, bool)
         if not fine or (low is not None and value < low):
             raise RequestError(f"fit: {name}={value!r}; expected a whole number{f' of at least {low}' if low else ''}")
-    if isinstance(lr, bool) or not isinstance(lr, numbers.Real) or not 0 <= float(lr) < math.inf:
-        raise RequestError(f"fit: lr={lr!r}; expected a number of at least 0")
+    for name, value in {"lr": lr, "save_every": save_every}.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) < math.inf:
+            raise RequestError(f"fit: {name}={value!r}; expected a number of at least 0")
+    choices = {
+        "on_nonfinite": (on_nonfinite, ("stop", "skip")),
+        "precision": (precision, tuple(PRECISIONS)),
+        "resume": (resume, ("auto", "must", "never")),
+    }
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise RequestError(f"fit: {name}={value!r}; expected {' or '.join(map(repr, known))}")
 
 
 def _codes(model: Generative, data: Any) -> Tensor:
@@ -215,16 +300,19 @@ def _codes(model: Generative, data: Any) -> Tensor:
     return torch.cat([model.encode(batch) for batch in as_pipeline(data, model.layout, shuffle=False)])
 
 
-def _generator(model: Generative, seed: int, stage: int, epoch: int) -> torch.Generator:
-    """Noise that is a function of seed, stage and epoch."""
-    generator = torch.Generator(model.like.device)
-    return generator.manual_seed(((seed * 1_000_003 + stage) * 1_000_003 + epoch) % 2**63)
-
-
-def _loader(model: Generative, data: Any, batch_size: int, seed: int, *, shuffle: bool) -> Pipeline:
-    """Batches on the model's device."""
-    device = model.like.device
-    return as_pipeline(data, model.layout, batch_size=batch_size, shuffle=shuffle, seed=seed, device=device)
+def _loader(model: Generative, data: Any, options: Options, ranks: Ranks, workers: int, *, shuffle: bool) -> Pipeline:
+    """Batches on the model's device, of which this process takes its share."""
+    return as_pipeline(
+        data,
+        model.layout,
+        batch_size=options.batch_size,
+        shuffle=shuffle,
+        seed=options.seed,
+        device=model.like.device,
+        workers=workers,
+        rank=ranks.rank,
+        ranks=ranks.count,
+    )
 
 
 def _bar(total: int, progress: bool | None) -> Any:

@@ -10,7 +10,7 @@ from helpers import TABLE, model, refused, rows
 from torch import nn
 
 import mvkit
-from mvkit import CheckpointError, Modality, Model, checkpoint
+from mvkit import CheckpointError, Modality, Model, sealed
 
 SHAPES = {"a": (3,), "b": (2, 2)}
 
@@ -95,7 +95,7 @@ def test_any_flipped_bit(tmp_path):
         for bit in range(8):
             blob[position] ^= 1 << bit
             with pytest.raises(CheckpointError):
-                checkpoint._checked_header(bytes(blob), "file")
+                sealed._checked_header(bytes(blob), "file")
             blob[position] ^= 1 << bit
     path.write_bytes(blob)
     mvkit.load(path)
@@ -110,7 +110,7 @@ def test_altered(saved):
 
 
 def test_of_an_unknown_format(saved, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(sealed, "FORMAT", 2)
     mvkit.save(saved[0], saved[1])
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="format 2, this mvkit reads 1; upgrade mvkit"):
@@ -130,7 +130,7 @@ def test_no_checkpoint_at_all(tmp_path):
 
 
 def test_needing_an_absent_plugin(saved, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_packages", lambda spec: {"mvkit-flowprior": "0.1.0"})
+    monkeypatch.setattr("mvkit.checkpoint._packages", lambda spec: {"mvkit-flowprior": "0.1.0"})
     mvkit.save(saved[0], saved[1])
     with pytest.raises(CheckpointError, match=r"needs mvkit-flowprior 0\.1\.0.*pip install mvkit-flowprior==0\.1\.0"):
         mvkit.load(saved[1])

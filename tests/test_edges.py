@@ -7,7 +7,7 @@ from helpers import model, rows
 from torch import nn
 
 import mvkit
-from mvkit import Batch, DataError, Modality, Model, ShapeError, SpecError
+from mvkit import Batch, DataError, Modality, Model, NonFiniteError, ShapeError, SpecError
 from mvkit.likelihoods import Context
 from mvkit.plugins import Component
 
@@ -187,7 +187,10 @@ def test_what_was_frozen_stays_frozen():
 
 
 def test_training_that_leaves_the_numbers_says_so():
-    with pytest.raises(DataError, match=r"stage 0, epoch \d: not finite: .*loss.*lower the learning rate"):
+    with pytest.raises(
+        DataError,
+        match=r"stage 0, epoch \d, batch 1: not finite: loss, .*rows 0, 1, 2, 3 of the data.*lower the learning rate",
+    ):
         mvkit.fit(Model({"a": (2,)}, seed=0), {"a": 1e25 * torch.ones(4, 2)}, epochs=2)
 
 
