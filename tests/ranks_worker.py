@@ -1,0 +1,67 @@
+"""What test_ranks.py runs, alone and by torchrun: trains several models and writes what came of them.
+
+Without noise, every number of processes does the same sums over the same batches.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from helpers import model, rows
+
+import mvkit
+from mvkit import Stage
+from mvkit.events import CheckpointSaved
+from mvkit.ranks import Ranks
+
+FROZEN = [Stage("elbo", 1, ["aggregator.*", "decoders.*"]), Stage("elbo", 1, ["encoders.*"], accumulate=2, ema=0.5)]
+CASES = {
+    "unequal last batches, incomplete rows": (lambda: model(), {"data": rows(9)}),
+    "frozen parts": (lambda: model("joint", objective="telbo"), {"data": rows(9), "stages": FROZEN}),
+    "rows that do not count": (lambda: model({"name": "joint", "incomplete": "skip"}), {"data": rows(9), "batch_size": 2}),
+    "validation": (lambda: model("mopoe", "mog", "dreg"), {"data": rows(9), "validation": rows(3, seed=1)}),
+    "a loader of one's own": (lambda: model(), {"data": [rows(4), rows(1), rows(2)]}),
+}  # fmt: skip
+
+
+def quiet(site, shape, dtype, device):
+    return torch.full(shape, 0.5 if site.startswith("choice") else 0.0, dtype=dtype, device=device)
+
+
+def main(folder):
+    torch.set_num_threads(1)
+    ranks, out = Ranks.current(), {}
+
+    def run(name, keep_copy_at=None, resume_from=None, noise=quiet):
+        make, options = CASES[name]
+        made, saves = make(), 0
+        if ranks.rank:
+            with torch.no_grad():  # processes may begin with other weights: the first one's count
+                next(made.parameters()).add_(1.0)
+        at = folder / (resume_from or f"{ranks.count}-{name}")
+
+        def listen(event):
+            nonlocal saves
+            saves += isinstance(event, CheckpointSaved)
+            if saves == keep_copy_at and isinstance(event, CheckpointSaved):
+                shutil.copytree(at, folder / f"stopped-{ranks.count}")
+
+        settings = {"batch_size": 4, "epochs": 2, "save_every": 0, "checkpoint": at, "listeners": [listen], **options}
+        with mvkit.testing.noise(noise):
+            history = mvkit.fit(made, settings.pop("data"), **settings)
+        return {"history": history.rows, "weights": made.state_dict()}
+
+    for name in CASES:
+        out[name] = run(name, keep_copy_at=4 if name == "validation" else None)
+    other = folder / "stopped-2"  # of a run by two processes: taken up by two, or by one
+    if other.exists():
+        shutil.copytree(other, folder / f"again-{ranks.count}", dirs_exist_ok=True) if ranks.first else None
+        ranks.agreed(None)
+        out["again"] = run("validation", resume_from=f"again-{ranks.count}")
+    torch.save(out, folder / f"{ranks.count}-{ranks.rank}.pt")
+
+
+main(Path(sys.argv[1]))
