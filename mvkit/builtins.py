@@ -68,6 +68,13 @@ DECLARED = {
     "dataset": {
         "polydigits": ("mvkit.data.datasets:PolyDigits", "five pictures of a digit, real images"),
         "linear_gaussian": ("mvkit.data.datasets:LinearGaussian", "known truth, for proofs"),
+        "mnist": ("mvkit.data.real:MNIST", "handwritten digits and their labels"),
+        "fsdd": ("mvkit.data.real:FSDD", "spoken digits as log-mel pictures"),
+        "sign_digits": ("mvkit.data.real:SignDigits", "photographs of signed digits"),
+        "mfeat": ("mvkit.data.real:MFeat", "six descriptions of a digit"),
+        "rosmap": ("mvkit.data.real:ROSMAP", "three omics, Alzheimer's disease"),
+        "polymnist": ("mvkit.data.paired:PolyMNIST", "five pictures of a digit over photographs"),
+        "spoken_digits": ("mvkit.data.paired:SpokenDigits", "a digit written, spoken and signed"),
     },
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import os
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, TypeVar, dataclass_transform
@@ -87,7 +88,9 @@ def _field(convert: Callable[[Any, attrs.Attribute[Any]], Any], default: Any, kw
 
 
 def _frozen(value: Any) -> Any:
-    """The value with lists as tuples, or an error if JSON could not hold it."""
+    """The value with lists as tuples and paths as strings, or an error if JSON could not hold it."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if not isinstance(value, bool | int | float) and isinstance(value, Integral | Real):
         value = int(value) if isinstance(value, Integral) else float(value)  # numpy's
     if isinstance(value, float) and not math.isfinite(value):

@@ -24,13 +24,14 @@ _rate = number(0.0, 1.0)
 
 @attrs.frozen(eq=False)
 class Splits:
-    """A dataset's modalities and its splits; `truth` where it is known."""
+    """A dataset's modalities and its splits; `truth` where it is known; `notes`: names of features, scales and such."""
 
     modalities: dict[str, Modality]
     train: MultimodalDataset
     valid: MultimodalDataset
     test: MultimodalDataset
     truth: Any = None
+    notes: Any = attrs.field(factory=dict)
 
 
 def load_dataset(name: str, **options: Any) -> Splits:
