@@ -133,7 +133,7 @@ def stratified(label: NDArray[np.int64], shares: Mapping[str, float]) -> dict[st
 
     Example:
         >>> parts = stratified(np.repeat([0, 1], 10), {"train": 0.8, "test": 0.2})
-        >>> len(parts["train"]), sorted(parts["test"] // 10)
+        >>> len(parts["train"]), sorted((parts["test"] // 10).tolist())
         (16, [0, 0, 1, 1])
     """
     # one column says which split, another in which order; by the same one, small classes would come first
