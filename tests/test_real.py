@@ -326,6 +326,7 @@ def test_a_tone_lands_in_its_band_and_comes_back(band):
     loudest = torch.fft.rfft(samples[0]).abs().argmax().item() * rate / 4960
     assert centres()[band] < loudest < centres()[band + 2]
     assert torch.equal(real.to_sound(picture[0])[0], samples[0])
+    assert torch.equal(real.to_sound(picture.expand(2, 3, 1, 1, 32, 32))[0], samples.expand(2, 3, 1, 4960))
 
 
 def test_cut_keeps_the_loud_part():

@@ -56,11 +56,11 @@ def to_sound(picture: Tensor, *, iterations: int = 30) -> tuple[Tensor, int]:
     """Clips that look like log-mel pictures, to be heard: bands spread over frequencies, phases by Griffin and Lim.
 
     Args:
-        picture: (b, 1, k, t) or (1, k, t), values in [0, 1]; what lies outside is clamped.
+        picture: (…, 1, k, t), values in [0, 1]; what lies outside is clamped.
         iterations: rounds of the search for phases.
 
     Returns:
-        Samples (b, 4960) or (4960,), the loudest of each at 0.9, and how many make a second.
+        Samples (…, 4960), the loudest of each clip at 0.9, and how many make a second.
 
     Example:
         >>> import torch
@@ -72,7 +72,7 @@ def to_sound(picture: Tensor, *, iterations: int = 30) -> tuple[Tensor, int]:
     https://doi.org/10.1109/TASSP.1984.1164317.
     """
     level = rearrange(picture.detach().float().clamp(0, 1), "... 1 k t -> ... k t")
-    single, level = level.ndim == 2, level.reshape(-1, BANDS, FRAMES)
+    lead, level = level.shape[:-2], level.reshape(-1, BANDS, FRAMES)
     power = torch.where(level > 0, 10 ** (FLOOR * (1 - level) / 10), 0.0)
     size = einsum(torch.linalg.pinv(mel_filters()), power, "f k, b k t -> b f t").clamp(min=0).sqrt()
     phase = torch.from_numpy(2 * np.pi * uniforms(0, *size.shape[1:])).float()
@@ -80,8 +80,7 @@ def to_sound(picture: Tensor, *, iterations: int = 30) -> tuple[Tensor, int]:
         phase = _spectrum(_samples(torch.polar(size, phase.expand_as(size)))).angle()
     samples = _samples(torch.polar(size, phase.expand_as(size)))
     loudest = reduce(samples.abs(), "b n -> b 1", "max").clamp(min=1e-12)
-    samples = 0.9 * samples / loudest
-    return (samples[0] if single else samples), RATE
+    return (0.9 * samples / loudest).reshape(*lead, SAMPLES), RATE
 
 
 def cut(samples: NDArray[np.int16], length: NDArray[np.integer]) -> Tensor:
