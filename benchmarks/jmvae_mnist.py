@@ -11,27 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import mvkit
-from mvkit import Batch, recipes
-from mvkit.data.pipeline import Pipeline
-
-
-class Watched(Pipeline):
-    """A pipeline that calls `look(epochs done)` before every epoch: training goes on as if nobody had looked."""
-
-    def __init__(self, rows: Any, look: Callable[[int], None], **options: Any) -> None:
-        super().__init__(rows, **options)
-        self.look = look
-
-    def __iter__(self) -> Iterator[Batch]:
-        self.look(self.epoch)
-        yield from super().__iter__()
+from mvkit import recipes
+from mvkit.events import EpochFinished, Event
 
 
 def main() -> None:
@@ -57,8 +43,11 @@ def main() -> None:
     chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))[: options.test_rows]
     test, start = data.test.batch.take(chosen), time.perf_counter()
 
-    def look(epoch: int) -> None:
-        if epoch == 0 or (epoch % options.every and epoch != options.epochs):
+    def look(event: Event) -> None:
+        if not isinstance(event, EpochFinished):
+            return
+        epoch = event.row["epoch"]
+        if epoch % options.every and epoch != options.epochs:
             return
         generator = torch.Generator(model.like.device).manual_seed(0)
         found = {
@@ -73,9 +62,8 @@ def main() -> None:
             file.write(json.dumps(row) + "\n")
 
     rows = model.conform(data.train.batch.take(slice(0, options.rows)))
-    loader = Watched(rows, look, batch_size=options.batch_size, seed=options.seed)
-    mvkit.fit(model, loader, epochs=options.epochs, lr=options.lr, seed=options.seed, device="cpu")
-    look(options.epochs)
+    settings = {"epochs": options.epochs, "batch_size": options.batch_size, "lr": options.lr, "seed": options.seed}
+    mvkit.fit(model, rows, **settings, device="cpu", listeners=[look])
 
 
 if __name__ == "__main__":

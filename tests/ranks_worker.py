@@ -18,12 +18,13 @@ from mvkit.events import CheckpointSaved
 from mvkit.ranks import Ranks
 
 FROZEN = [Stage("elbo", 1, ["aggregator.*", "decoders.*"]), Stage("elbo", 1, ["encoders.*"], accumulate=2, ema=0.5)]
+SKIP = {"name": "joint", "incomplete": "skip"}
 CASES = {
-    "unequal last batches, incomplete rows": (lambda: model(), {"data": rows(9)}),
+    "unequal last batches, incomplete rows": (model, {"data": rows(9)}),
     "frozen parts": (lambda: model("joint", objective="telbo"), {"data": rows(9), "stages": FROZEN}),
-    "rows that do not count": (lambda: model({"name": "joint", "incomplete": "skip"}), {"data": rows(9), "batch_size": 2}),
+    "rows that do not count": (lambda: model(SKIP), {"data": rows(9), "batch_size": 2}),
     "validation": (lambda: model("mopoe", "mog", "dreg"), {"data": rows(9), "validation": rows(3, seed=1)}),
-    "a loader of one's own": (lambda: model(), {"data": [rows(4), rows(1), rows(2)]}),
+    "a loader of one's own": (model, {"data": [rows(4), rows(1), rows(2)]}),
 }  # fmt: skip
 
 
