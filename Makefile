@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-plugins lint format benchmark clean
+.PHONY: demo test test-plugins chaos fuzz lint format benchmark clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "mvkit needs Python 3.11 or newer; set PYTHON="'
@@ -15,6 +15,12 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 tests mvkit
+
+chaos: .venv/ready
+	MVKIT_CHAOS=200 $(BIN)/python -m pytest tests/test_chaos.py -k killed
+
+fuzz: .venv/ready
+	MVKIT_FUZZ=10000 $(BIN)/python -m pytest tests/test_chaos.py -k altered
 
 test-plugins: .venv/ready
 	for package in plugins/*/; do \

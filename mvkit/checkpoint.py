@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import mvkit
 from mvkit import plugins, sealed
@@ -76,6 +76,23 @@ def load(
             is not installed, or a module that was not given.
     """
     header, weights = sealed.read(path)
+    try:
+        return _loaded(header, weights, path, encoders, decoders, modules).to(device).eval()
+    except CheckpointError:
+        raise
+    except (MvkitError, RuntimeError, TypeError, LookupError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{path}: the model cannot be built again: {type(error).__name__}: {error}") from error
+
+
+def _loaded(
+    header: dict[str, Any],
+    weights: dict[str, Tensor],
+    path: str | os.PathLike[str],
+    encoders: Mapping[str, nn.Module] | None,
+    decoders: Mapping[str, nn.Module] | None,
+    modules: Mapping[str, nn.Module] | None,
+) -> Generative:
+    """The model of a header and its weights."""
     if "training" in header:
         raise CheckpointError(
             f"{path}: the state of a training run; load the run's best.safetensors or model.safetensors, or go on with "
@@ -92,13 +109,10 @@ def load(
     if spare:
         raise CheckpointError(f"{path}: {spare[0]} was no module of the user's when the model was saved; leave it out")
     _require_packages(header, str(path))
-    try:
-        with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
-            model = _built(data).to(getattr(torch, header["dtype"]))
-        model.load_state_dict(weights)
-    except (MvkitError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{path}: the model cannot be built again: {error}") from error
-    return model.to(device).eval()
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
+        model = _built(data).to(getattr(torch, header["dtype"]))
+    model.load_state_dict(weights)
+    return model
 
 
 def _built(data: dict[str, Any]) -> Generative:

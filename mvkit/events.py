@@ -25,7 +25,7 @@ class RunStarted(Event):
         folder: where it keeps its files; None if it keeps none.
         model: the model's header, plain JSON data.
         options: `fit`'s options and stages, plain JSON data.
-        step: steps done before.
+        step: batches done before.
     """
 
     folder: Path | None
@@ -44,7 +44,7 @@ class StageStarted(Event):
 
 @attrs.frozen(eq=False)
 class EpochFinished(Event):
-    """A row of the history: stage, epoch, metrics, `valid/…` metrics; `step` steps were done by then."""
+    """A row of the history: stage, epoch, metrics, `valid/…` metrics; `step` batches were done by then."""
 
     row: dict[str, float]
     step: int
@@ -52,7 +52,7 @@ class EpochFinished(Event):
 
 @attrs.frozen(eq=False)
 class CheckpointSaved(Event):
-    """The state of the run after `step` steps is safe at `path`."""
+    """The state of the run after `step` batches is safe at `path`."""
 
     path: Path
     step: int
