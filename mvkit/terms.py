@@ -14,7 +14,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from mvkit.batch import Batch
-from mvkit.errors import ShapeError
+from mvkit.errors import ShapeError, SpecError
 from mvkit.experts import Experts
 from mvkit.likelihoods import Context
 from mvkit.mixture import Mixture
@@ -77,6 +77,13 @@ def evaluate_terms(
     private_from: str | None,
 ) -> Terms:
     """See `Model.terms`, which says what the arguments are."""
+    if draw != "stratified" and posterior.components > 1 and posterior.log_weight.requires_grad:
+        name = type(model.spec.aggregator).__name__
+        reason = (
+            f"got {draw!r}, which leaves trained component weights, as aggregator {name!r} has, without gradient; "
+            "take draw='stratified', or torch.no_grad() where none is wanted"
+        )
+        raise SpecError(reason, "draw")
     draws = posterior.draw(n, draw, experts.generator)
     prior = model.prior_at(experts, posterior)
     kl = posterior.kl(prior) if want == "kl" else None

@@ -2,12 +2,13 @@
 
 import math
 
+import attrs
 import pytest
 import torch
 from helpers import loss_and_gradients, model, rows
 
 import mvkit
-from mvkit import bounds
+from mvkit import SpecError, bounds
 from mvkit.bounds import Terms
 from mvkit.likelihoods import Context
 from mvkit.testing import bound_noise
@@ -326,6 +327,20 @@ def test_listed_subsets_fall_back_to_what_a_row_has():
     posterior = made.posterior(rows())
     assert posterior.components == 3
     torch.testing.assert_close(posterior.log_weight.exp().sum(0), torch.ones(8).double())
+
+
+@pytest.mark.parametrize("draw", ["iid", "balanced"])
+def test_trained_component_weights_need_stratified_draws(draw):
+    made = model("moe")
+    batch = made.conform(rows())
+    logits = torch.zeros(3, 1, dtype=torch.float64, requires_grad=True)
+    plain = made.aggregator.forward(made.experts(batch), batch)
+    posterior = attrs.evolve(plain, log_weight=torch.log_softmax(plain.log_weight + logits, dim=0))
+    with pytest.raises(SpecError, match=f"draw: got '{draw}', which leaves trained component weights.*'stratified'"):
+        made.terms(batch, posterior=posterior, draw=draw)
+    made.terms(batch, posterior=posterior.detach(), draw=draw)  # no weight asks for a gradient
+    bounds.elbo(made.terms(batch, posterior=posterior, draw="stratified")).sum().backward()
+    assert logits.grad.abs().min() > 0
 
 
 def test_optimal_scale_is_the_rms_of_the_residuals():
