@@ -59,6 +59,20 @@ def accuracy(model: mvkit.Model, data: object) -> float:
     return float(counts[linear_sum_assignment(-counts)].sum() / len(data.test))
 
 
+def scores(model: mvkit.Model, data: object, judge: list[MLPClassifier], *, rows: int = 500, n: int = 200) -> dict:
+    """Coherence given one and four others, by draws and by means of z; unconditional; log-likelihood of `rows` rows."""
+    found = {
+        f"coherence {count}, {latent}": coherence(model, data, judge, count, latent)
+        for latent in ("draw", "mean")
+        for count in (1, 4)
+    }
+    samples = model.sample(2000, generator=torch.Generator().manual_seed(0))
+    seen = [j.predict(x.flatten(1).numpy()) for j, x in zip(judge, samples.values(), strict=True)]
+    found["unconditional"] = float((np.stack(seen) == seen[0]).all(0).mean())
+    found["log-likelihood"] = float(model.log_likelihood(data.test.batch.take(slice(0, rows)), n=n).mean())
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", nargs="+")
@@ -78,12 +92,7 @@ def main() -> None:
             row = {"recipe": name, "seed": seed, "seconds": round(time.perf_counter() - start), **options.set}
             if options.save:
                 mvkit.save(model, options.save / f"{name}-{seed}.safetensors")
-            for latent in ("draw", "mean"):
-                row |= {f"coherence {n}, {latent}": coherence(model, data, judge, n, latent) for n in (1, 4)}
-            samples = model.sample(2000, generator=torch.Generator().manual_seed(0))
-            seen = [j.predict(x.flatten(1).numpy()) for j, x in zip(judge, samples.values(), strict=True)]
-            row["unconditional"] = float((np.stack(seen) == seen[0]).all(0).mean())
-            row["log-likelihood"] = float(model.log_likelihood(data.test.batch.take(slice(0, 500)), n=200).mean())
+            row |= scores(model, data, judge)
             if name == "telbo":
                 scale = model.experts(model.conform(data.test)).scale.detach()
                 row["mean log-variance"] = float(2 * scale.log().mean())

@@ -164,13 +164,13 @@ class CoDEAggregator(SubsetAggregator):
         m = len(sizes.names)
         self.register_buffer("pairs", torch.triu_indices(m, m, 1), persistent=False)
         self.logits = nn.Parameter(torch.zeros(2**m - 1))
-        self.fixed = spec.rho
         self.raw = nn.Parameter(torch.zeros(())) if spec.rho is None else None
+        self.fixed = spec.rho or 0.0
 
     @property
     def rho(self) -> Tensor | float:
         """ρ, ()."""
-        return MOST_RHO * torch.sigmoid(self.raw) if self.fixed is None else self.fixed
+        return self.fixed if self.raw is None else MOST_RHO * torch.sigmoid(self.raw)
 
     def fuse(self, experts: Experts, members: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
         """Sherman and Morrison's inverse of R(ρ), its differences of sums written as sums over pairs.
