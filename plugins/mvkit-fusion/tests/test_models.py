@@ -21,8 +21,8 @@ NAMES = ("a", "b", "c")
 CODE = {"name": "sum", "terms": ["elbo", "entropy"]}
 
 
-def model(aggregator, names=NAMES, **options):
-    nets = {"encoder": {"name": "mlp", "hidden": [4]}, "decoder": "linear"}
+def model(aggregator, names=NAMES, private=0, **options):
+    nets = {"encoder": {"name": "mlp", "hidden": [4]}, "decoder": "linear", "private_dim": private}
     modalities = {name: Modality((2 + NAMES.index(name),), **nets) for name in names}
     return Model(modalities, latent_dim=2, aggregator=aggregator, **{"seed": 0, **options}).double()
 
@@ -107,10 +107,12 @@ def test_permuting_rows(options):
     same(gradients, others)
 
 
+@pytest.mark.parametrize(("private", "rule"), [(0, None), (1, "observed"), (1, "evidence")])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_fillers_change_nothing(options):
-    made, plain = model(options, objective="dreg"), rows()
+def test_fillers_change_nothing(options, private, rule):
+    made, plain = model(options, objective="dreg", private=private, private_from=rule), rows()
     found, gradients = fixed(made, plain)
+    assert torch.isfinite(found.bound).all()
     for value in (torch.nan, torch.inf, 1e6):
         data = {k: x.masked_fill(~plain.mask[:, [i]], value) for i, (k, x) in enumerate(plain.data.items())}
         other, others = fixed(made, Batch(data, plain.mask))
