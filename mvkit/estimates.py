@@ -271,7 +271,8 @@ def describe(model: Model) -> str:
     lines.append(f"  {'objective':<11}{spec.objective!r}")
     for name, modality in model.modalities.items():
         private = f", private_dim={modality.private_dim} from {spec.private_from}" if modality.private_dim else ""
-        lines.append(f"  {name}: {modality.shape}, {modality.likelihood!r}{private}")
+        steps = "".join(f", {step!r}" for step in modality.transform)
+        lines.append(f"  {name}: {modality.shape}, {modality.likelihood!r}{steps}{private}")
         for side, network in (("encoder", modality.encoder), ("decoder", modality.decoder)):
             shown = f"external {type(network).__name__}" if isinstance(network, nn.Module) else repr(network)
             lines.append(f"    {side} {shown}: {count(getattr(model, side + 's')[name])}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mvkit import estimates
-from mvkit.batch import Batch, Layout, as_tensor, conform, refuse_empty
+from mvkit.batch import Batch, conform, refuse_empty
 from mvkit.data.sources import as_batch
 from mvkit.errors import RequestError, ShapeError, suggest
 from mvkit.estimates import Condition
@@ -23,6 +23,7 @@ from mvkit.losses import Loss
 from mvkit.mixture import Mixture
 from mvkit.modality import Modality
 from mvkit.objectives import Objective
+from mvkit.values import Layout, as_tensor
 
 Names = Iterable[str] | None
 
