@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mvkit.batch import Batch
 from mvkit.data import tables
+from mvkit.data.missing import Simulation
 from mvkit.data.tables import Table, is_table
 from mvkit.data.transforms import OneHot
 from mvkit.errors import DataError, ShapeError, suggest
@@ -162,6 +163,28 @@ class MultimodalDataset:
     def take(self, index: Tensor | slice | Sequence[int]) -> MultimodalDataset:
         """The rows at `index` (n,)."""
         return attrs.evolve(self, batch=self.batch.take(index))
+
+    def with_missing(
+        self, rate: Any, *, of: str = "modalities", by: str | None = None, block: int = 1, seed: int = 0
+    ) -> MultimodalDataset:
+        """The dataset with more missing, by simulation: a function of (seed, row), so of no batch and no worker.
+
+        What was missing stays so, and a row keeps one observed modality at least.
+
+        Args:
+            rate: the share of places to hide, or a mapping from modality to share; with `by="label"`, or from label.
+            of: hide whole `modalities`, or single `elements` (features, pixels).
+            by: None: at random. Not at random: `label`: more in later labels, or each label at its rate; `value`: more
+                where values are larger (of a modality: its mean), by rank over the dataset.
+            block: rows in a row that lack the same, such as those of a day or a site.
+            seed: of the missingness.
+        """
+        simulation = Simulation(rate, of, by, block, seed)
+        if isinstance(rate, Mapping) and by != "label":
+            for name in rate:
+                if name not in self.modalities:
+                    raise DataError(f"with_missing: no modality {name!r}; {suggest(str(name), self.modalities)}")
+        return attrs.evolve(self, batch=simulation.apply(self.batch, self.modalities))
 
     def split(self, *shares: float, seed: int = 0) -> tuple[MultimodalDataset, ...]:
         """Parts of rows drawn at random, such as `split(0.8, 0.1, 0.1)`; a function of the seed."""
