@@ -157,6 +157,21 @@ def _seen(batch: Batch, modality: Modality, name: str, i: int) -> Bools:
     return seen.numpy()
 
 
+def raw_values(batch: Batch, name: str, modalities: Mapping[str, Modality]) -> Tensor:
+    """A modality's values (b, *shape) as floats, NaN where missing.
+
+    Raises:
+        DataError: there are none.
+    """
+    x, seen = batch.data.get(name), _seen(batch, modalities[name], name, list(modalities).index(name))
+    if x is None or not seen.any():
+        raise DataError(f"data[{name!r}]: nothing is observed; expected one row at least; leave the modality out")
+    wide = torch.from_numpy(seen).reshape(len(x), *_element_shape(modalities[name]))
+    x = x.reshape(-1, 1) if x.ndim < wide.ndim else x
+    wide = wide.reshape(*wide.shape, *[1] * (x.ndim - wide.ndim))
+    return torch.where(wide, x if x.is_floating_point() else x.double(), torch.nan)
+
+
 def _flat(batch: Batch, name: str, seen: Bools) -> Array:
     """Values (b, n), NaN where missing; the number of its class where there are classes."""
     x: Tensor | None = batch.data.get(name)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from mvkit.batch import Batch
 from mvkit.data import tables
-from mvkit.data.missing import Simulation
+from mvkit.data.missing import Simulation, raw_values
 from mvkit.data.tables import Table, is_table
-from mvkit.data.transforms import OneHot
+from mvkit.data.transforms import OneHot, fitted
 from mvkit.errors import DataError, ShapeError, suggest
 from mvkit.likelihoods import Bernoulli, Categorical, Normal
 from mvkit.modality import Modality
@@ -186,6 +186,27 @@ class MultimodalDataset:
                     raise DataError(f"with_missing: no modality {name!r}; {suggest(str(name), self.modalities)}")
         return attrs.evolve(self, batch=simulation.apply(self.batch, self.modalities))
 
+    def fit_transforms(self, transforms: Mapping[str, Any]) -> MultimodalDataset:
+        """The dataset with transforms fitted to its observed values, on `modalities`; values themselves stay raw.
+
+        Fit on the training rows only; a model made with these modalities applies the same numbers to any other data,
+        and gives values back in the user's units. Likelihoods are then densities in the model's units.
+
+        Args:
+            transforms: a transform or a list of them by modality (`mvkit.available("transform")`), first to last.
+
+        Example:
+            >>> data = MultimodalDataset.from_arrays({"rna": np.array([[0.0, 9.0], [4.0, 2.0]])})
+            >>> data.fit_transforms({"rna": ["log1p", "standardise"]}).modalities["rna"].transform
+            (Log1p(), Standardise(over='feature', fitted))
+        """
+        made = dict(self.modalities)
+        for name, wanted in transforms.items():
+            if name not in made:
+                raise DataError(f"fit_transforms: no modality {name!r}; {suggest(str(name), made)}")
+            made[name] = fitted(name, made[name], raw_values(self.batch, name, made), wanted)
+        return attrs.evolve(self, modalities=made)
+
     def split(self, *shares: float, seed: int = 0) -> tuple[MultimodalDataset, ...]:
         """Parts of rows drawn at random, such as `split(0.8, 0.1, 0.1)`; a function of the seed."""
         if not shares or min(shares) <= 0 or sum(shares) > 1 + 1e-9:
@@ -305,7 +326,12 @@ def _inferred(name: str, table: Table, given: Any) -> tuple[Modality, Tensor]:
         options["likelihood"] = Bernoulli() if bits else Normal(scale="trained")
     plain = Modality(**options)
     whole = plain.likelihood.build(None).integers  # only some likelihoods take integers, tables are full of them
-    return plain, x if whole or x.is_floating_point() else x.to(torch.get_default_dtype())
+    return plain, x if whole or x.is_floating_point() else _exact(x)
+
+
+def _exact(x: Tensor) -> Tensor:
+    """Whole numbers as floats that hold them all: large ones, such as dates, need float64."""
+    return x.float() if x.element_size() <= 2 else x.double()
 
 
 def _categories(x: Tensor, columns: Columns | None, options: dict[str, Any]) -> tuple[Modality, Tensor]:

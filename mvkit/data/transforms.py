@@ -17,8 +17,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mvkit.errors import DataError
-from mvkit.spec import field, flag, number, numbers, one_of, spec
+from mvkit.errors import DataError, SpecError
+from mvkit.modality import Modality
+from mvkit.spec import as_part, field, flag, number, numbers, one_of, spec
 
 MOST = 200_000  # numbers that a JSON header can well hold
 
@@ -34,6 +35,7 @@ class Transform(ABC):
 
     likelihood: str | None = None
     classes: bool = False
+    drawn: bool = False
     support: str = "finite numbers"
 
     @abstractmethod
@@ -60,11 +62,6 @@ class Transform(ABC):
     def ready(self) -> bool:
         """Whether it was fitted, or needs no fitting."""
         return True
-
-    @property
-    def drawn(self) -> bool:
-        """Whether bits are drawn anew at each access in training."""
-        return False
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -241,3 +238,41 @@ class Binarise(Transform):
 
     def outside(self, x: Tensor) -> Tensor:
         return ~((x >= 0) & (x <= 1)) if self.drawn else ~torch.isfinite(x)
+
+
+def fitted(name: str, modality: Modality, x: Tensor, wanted: Any) -> Modality:
+    """A modality that sees its raw values x (b, *shape), NaN where missing, through transforms fitted to them.
+
+    Its likelihood becomes that of the transforms where they need one, and normal where it cannot take their values.
+
+    Raises:
+        DataError: a value that a transform cannot take, with row and column.
+    """
+    if any(step.words for step in modality.transform):
+        raise SpecError("its values number words, which one_hot takes already; leave it out", f"fit_transforms.{name}")
+    where, seen = f"data[{name!r}]", ~torch.isnan(x)
+    steps: list[Any] = []
+    for one in wanted if isinstance(wanted, list | tuple) else [wanted]:
+        try:
+            step: Any = as_part("transform", one)
+        except SpecError as error:
+            raise error.within(f"fit_transforms.{name}") from None
+        if steps and steps[-1].classes:
+            raise SpecError("one_hot comes last; put the others before it", f"fit_transforms.{name}")
+        step = step.fit(x, modality.features, where)
+        bad = step.outside(x) & seen
+        if bad.any():
+            row, *place = bad.nonzero()[0].tolist()
+            at = f"column {modality.features[place[0]]!r}" if modality.features else f"element {tuple(place)}"
+            value = x[(row, *place)].item()
+            raise DataError(f"{where}: row {row}, {at}: {value} cannot be taken by {step!r}; expected {step.support}")
+        x = step.forward(torch.where(seen, x, 0.0))
+        x = x if step.classes else torch.where(seen, x, torch.nan)
+        steps.append(step)
+    likelihood = next((step.likelihood for step in reversed(steps) if step.likelihood), modality.likelihood)
+    if likelihood is modality.likelihood:
+        live = as_part("likelihood", likelihood).build(None)
+        taken = not live.class_axis and not bool((live.outside(x) & seen).any())
+        likelihood = likelihood if taken else "normal"
+    shape = tuple(x.shape[1:])
+    return attrs.evolve(modality, shape=shape, likelihood=likelihood, transform=tuple(steps))  # type: ignore[misc]
