@@ -23,6 +23,7 @@ from mvkit.errors import (
     UnknownComponent,
 )
 from mvkit.families import Family
+from mvkit.imputation import Imputation, embed, impute
 from mvkit.likelihoods import Likelihood
 from mvkit.losses import Loss
 from mvkit.mixture import Mixture
@@ -48,6 +49,7 @@ __all__ = [
     "DataError",
     "Family",
     "History",
+    "Imputation",
     "Likelihood",
     "Loss",
     "Mixture",
@@ -67,8 +69,10 @@ __all__ = [
     "UnknownComponent",
     "available",
     "describe",
+    "embed",
     "field",
     "fit",
+    "impute",
     "load",
     "load_dataset",
     "plugins",

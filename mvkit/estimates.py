@@ -47,14 +47,14 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def by_rows(function: Callable[[Batch], T], batch: Batch, device: torch.device, dim: int = 0) -> T:
+def by_rows(function: Callable[[Batch], T], batch: Batch, device: torch.device, dim: int = 0, rows: int = ROWS) -> T:
     """The function on blocks of rows, moved to a device one by one, its tensors put together along `dim`."""
-    if len(batch) <= ROWS:
+    if len(batch) <= rows:
         return function(batch.to(device))
     pieces: list[Any] = []
-    for start in range(0, len(batch), ROWS):
+    for start in range(0, len(batch), rows):
         try:
-            pieces.append(function(batch.take(slice(start, start + ROWS)).to(device)))
+            pieces.append(function(batch.take(slice(start, start + rows)).to(device)))
         except NothingObserved as error:
             raise NothingObserved(error.row + start, error.given) from None
     if isinstance(pieces[0], dict):
@@ -62,10 +62,10 @@ def by_rows(function: Callable[[Batch], T], batch: Batch, device: torch.device, 
     return torch.cat(pieces, dim)  # type: ignore[return-value]
 
 
-def answer(model: Generative, function: Callable[[Batch], T], data: Any, dim: int = 0) -> T:
+def answer(model: Generative, function: Callable[[Batch], T], data: Any, dim: int = 0, rows: int = ROWS) -> T:
     """What a question that needs no gradient comes to: evaluation mode, block by block."""
     with evaluation(model), torch.no_grad():
-        return by_rows(function, conform(as_batch(data), model.layout), model.like.device, dim)
+        return by_rows(function, conform(as_batch(data), model.layout), model.like.device, dim, rows)
 
 
 def draws(n: Any) -> int:

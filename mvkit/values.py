@@ -91,7 +91,7 @@ class Columns:
         Raises:
             DataError: text that the modality does not expect, or a word that training did not have.
         """
-        if self.words is None:
+        if not self.words:  # numbers, or text of which nothing is there
             return x
         known = steps[0].words if steps else ()
         number = {word: i for i, word in enumerate(known)}
