@@ -214,7 +214,7 @@ def conform(batch: Batch, layout: Layout) -> Batch:
     for i, name in enumerate(layout.names):
         given = None if batch.elements is None else batch.elements.get(name)
         column = None if mask is None else mask[:, i]
-        source = Source(name, batch.data.get(name), column, given, batch.columns.get(name))
+        source = Source(name, batch.data.get(name), column, given, batch.columns.get(name), batch.extra.get("id"))
         data[name], observed, present = conform_values(layout, source, b)
         columns.append(observed.to(device))
         if present is not None:

@@ -21,7 +21,7 @@ from mvkit.data.sources import MultimodalDataset, as_batch
 from mvkit.errors import RequestError, suggest
 from mvkit.generative import Generative
 from mvkit.modality import Modality
-from mvkit.values import Columns
+from mvkit.values import Columns, Source
 
 MEMORY = 2**27  # bytes that the draws of a block of rows may take
 HIDDEN = 1024  # numbers a row that networks are taken to hold beside their output
@@ -153,7 +153,9 @@ def _as_in_training(raw: Batch, model: Generative) -> Batch:
     for name, own in raw.columns.items():
         steps = model.modalities[name].transform
         if own.words is not None:
-            data[name] = own.renumbered(data[name], steps, tables.presence(data[name]), own.names, name)
+            x = data[name]
+            source = Source(name, x, None, None, own)
+            data[name] = own.renumbered(x, steps, tables.presence(x), own.names, source)
             columns[name] = Columns(own.names, steps[0].words)
     return attrs.evolve(raw, data=data, columns=columns)
 

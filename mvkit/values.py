@@ -85,7 +85,9 @@ class Columns:
         place = {name: i for i, name in enumerate(self.names)}
         return x.index_select(1, torch.tensor([place[name] for name in wanted], device=x.device))
 
-    def renumbered(self, x: Tensor, steps: tuple[Any, ...], seen: Tensor, names: tuple[str, ...], where: str) -> Tensor:
+    def renumbered(
+        self, x: Tensor, steps: tuple[Any, ...], seen: Tensor, names: tuple[str, ...], source: Source
+    ) -> Tensor:
         """Words, in columns called `names`, numbered as in training; NaN where not seen.
 
         Raises:
@@ -104,7 +106,8 @@ class Columns:
                 f"one of the categories of training, {_few(known)}; relabel it" if known else "numbers; convert it"
             )
             word = self.words[int(x[row, column])]
-            raise DataError(f"{where}: row {row}, column {names[column]!r}: {word!r} is text; expected {expected}")
+            at = f"{source.where}: {source.row(strange)}, column {names[column]!r}"
+            raise DataError(f"{at}: {word!r} is text; expected {expected}")
         return torch.where(seen, found.to(x.dtype), torch.nan)
 
 
@@ -146,6 +149,12 @@ class Source:
     column: Tensor | None
     elements: Tensor | None
     columns: Columns | None
+    ids: Any = None
+
+    def row(self, flags: Tensor) -> str:
+        """How messages call the first row where `flags` (b, ...) hold."""
+        number = int(flags.nonzero()[0, 0])
+        return f"row {number}" if self.ids is None else f"row {number} (id {self.ids[number]!r})"
 
     @property
     def where(self) -> str:
@@ -159,30 +168,30 @@ def conform_values(layout: Layout, source: Source, b: int) -> tuple[Tensor, Tens
     shape, likelihood, steps = layout.shapes[name], layout.likelihoods[name], layout.transforms.get(name, ())
     if x is None:
         if column is not None and column.any():
-            raise DataError(f"{where}: the mask says row {_first(column)} is observed, but there are no data; add them")
+            raise DataError(f"{where}: the mask says {source.row(column)} is observed, but there are no data; add them")
         observed = torch.zeros(b, dtype=torch.bool, device=column.device if column is not None else None)
         return torch.zeros((), dtype=layout.dtype, device=observed.device).expand(b, *shape), observed, None
     x, given = _arranged(layout, source, x)
     x = _raw(x, shape, steps, where) if steps else _typed(x, layout, name, where)
     missing = torch.isnan(x)
     if likelihood.class_axis and not steps:
-        _refuse(missing.any(-1) & ~missing.all(-1), column, x, where, "is NaN for some classes only", "all or none")
+        _refuse(missing.any(-1) & ~missing.all(-1), column, x, source, "is NaN for some classes only", "all or none")
         missing = missing.all(-1)
     column = None if column is None else column.to(x.device)
-    present = _elements(missing, column, given, name, where)
+    present = _elements(missing, column, given, source)
     observed = reduce(present, "b ... -> b", "max") if column is None else column
     seen = present & _expand(observed, present)
     bare = observed & ~reduce(seen, "b ... -> b", "max")
     if bare.any():
-        raise DataError(f"{where}: the mask says row {_first(bare)} is observed, but none of its elements; correct one")
+        raise DataError(f"{where}: the mask says {source.row(bare)} is observed, but none of its elements; correct one")
     names = layout.features.get(name) or (source.columns.names if source.columns else ())
-    x = source.columns.renumbered(x, steps, seen, names, where) if source.columns else x
+    x = source.columns.renumbered(x, steps, seen, names, source) if source.columns else x
     for step in steps:
-        _refuse(step.outside(x) & seen, None, x, where, f"cannot be taken by {step!r}", step.support, names)
+        _refuse(step.outside(x) & seen, None, x, source, f"cannot be taken by {step!r}", step.support, names)
         x = step.forward(torch.where(seen, x, 0.0))
     x = x.to(layout.dtype)
     full = rearrange(seen, "... -> ... 1") if likelihood.class_axis else seen
-    _refuse(likelihood.outside(x) & full, None, x, where, "cannot be taken", likelihood.support, names)
+    _refuse(likelihood.outside(x) & full, None, x, source, "cannot be taken", likelihood.support, names)
     present = seen | ~_expand(observed, present)
     x = torch.where(full, x, 0.0)
     odd = likelihood.suspicion(x)
@@ -211,13 +220,14 @@ def _raw(x: Tensor, shape: tuple[int, ...], steps: tuple[Any, ...], where: str) 
     return _shaped(x if x.dtype == torch.float32 else x.double(), shape, where)
 
 
-def _elements(missing: Tensor, column: Tensor | None, given: Tensor | None, name: str, where: str) -> Tensor:
+def _elements(missing: Tensor, column: Tensor | None, given: Tensor | None, source: Source) -> Tensor:
     """Which elements are present, shaped like `missing`."""
+    name, where = source.name, source.where
     if column is not None:
         lost = column & reduce(missing, "b ... -> b", "min")
         if lost.any():
             raise DataError(
-                f"{where}: the mask says row {_first(lost)} is observed, but it is all NaN; correct the mask, or leave "
+                f"{where}: the mask says {source.row(lost)} is observed, but it is all NaN; correct the mask, or leave "
                 "it out and let NaN say what is missing"
             )
     if given is None:
@@ -230,8 +240,8 @@ def _elements(missing: Tensor, column: Tensor | None, given: Tensor | None, name
     given = given.to(missing.device)
     contradicted = given & missing & (_expand(column, missing) if column is not None else given)
     if contradicted.any():
-        row = _first(reduce(contradicted, "b ... -> b", "max"))
-        raise DataError(f"batch.elements[{name!r}]: row {row} is NaN where elements say observed; correct one of them")
+        row = source.row(contradicted)
+        raise DataError(f"batch.elements[{name!r}]: {row} is NaN where elements say observed; correct one of them")
     return given
 
 
@@ -263,7 +273,7 @@ def _shaped(x: Tensor, shape: tuple[int, ...], where: str) -> Tensor:
 
 
 def _refuse(
-    bad: Tensor, column: Tensor | None, x: Tensor, where: str, what: str, support: str, names: tuple[str, ...] = ()
+    bad: Tensor, column: Tensor | None, x: Tensor, source: Source, what: str, support: str, names: tuple[str, ...] = ()
 ) -> None:
     if column is not None:
         bad = bad & _expand(column.to(bad.device), bad)
@@ -273,8 +283,4 @@ def _refuse(
         if support.startswith("classes") and value == torch.inf:
             value, support = "a class index out of range", f"indices from 0 to {x.shape[-1] - 1}"
         at = f"column {names[place[1]]!r}" if names else f"element {tuple(place[1:])}"
-        raise DataError(f"{where}: row {place[0]}, {at}: {value} {what}; expected {support}")
-
-
-def _first(flags: Tensor) -> int:
-    return int(flags.nonzero()[0])
+        raise DataError(f"{source.where}: {source.row(bad)}, {at}: {value} {what}; expected {support}")

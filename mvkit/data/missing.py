@@ -154,7 +154,7 @@ def _seen(batch: Batch, modality: Modality, name: str, i: int) -> Bools:
     if batch.mask is not None:
         column = i if batch.order is None else batch.order.index(name)
         seen = seen & batch.mask[:, [column]]
-    return seen.numpy()
+    return seen.cpu().numpy()
 
 
 def raw_values(batch: Batch, name: str, modalities: Mapping[str, Modality]) -> Tensor:
@@ -179,7 +179,7 @@ def _flat(batch: Batch, name: str, seen: Bools) -> Array:
         return np.full(seen.shape, np.nan)
     wide = x.double().reshape(*seen.shape, -1)
     values = wide.argmax(-1).double() if wide.shape[-1] > 1 else wide[..., 0]
-    return np.where(seen, values.numpy(), np.nan)
+    return np.where(seen, values.cpu().numpy(), np.nan)
 
 
 def _means(batch: Batch, name: str, seen: Bools) -> Array:

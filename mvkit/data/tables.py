@@ -94,7 +94,8 @@ def read_table(name: str, frame: Any, *, text: bool) -> Table:
     import pandas
 
     names, ids = tuple(map(str, frame.columns)), frame.index.tolist()
-    odd = [c for c in frame.columns if not pandas.api.types.is_numeric_dtype(frame[c].dtype)]
+    kinds = {c: frame[c].dtype for c in frame.columns}
+    odd = [c for c, kind in kinds.items() if not pandas.api.types.is_numeric_dtype(kind) or kind.kind == "c"]
     declared = [c for c in odd if isinstance(frame[c].dtype, pandas.CategoricalDtype)]
     if odd and len(odd) == frame.shape[1] and (text or len(declared) == len(odd)):
         flat = pandas.Series(frame.to_numpy(dtype=object).ravel())
@@ -111,13 +112,26 @@ def read_table(name: str, frame: Any, *, text: bool) -> Table:
 
 def _refuse_text(name: str, column: Any, values: Any) -> None:
     """Raises DataError for the first value of a column that is no number."""
-    for row, value in zip(values.index, values, strict=True):
-        if not isinstance(value, numbers.Real | Decimal | np.bool_) and not _null(value):
-            raise DataError(
-                f"tables[{name!r}]: column {column!r}, row {row!r}: {value!r} is no number; expected numbers; "
-                f"convert the column (pandas.to_numeric), drop it, or, if it holds categories, give text columns a "
-                "table of their own and modalities={name: 'categorical'}"
-            )
+    strange = [
+        (row, value)
+        for row, value in zip(values.index, values, strict=True)
+        if not isinstance(value, numbers.Real | Decimal | np.bool_) and not _null(value)
+    ]
+    # "n/a" says more than the "1.5" before it
+    for row, value in sorted(strange, key=lambda pair: isinstance(pair[1], str) and _reads_as_number(pair[1])):
+        raise DataError(
+            f"tables[{name!r}]: column {column!r}, row {row!r}: {value!r} is no number; expected numbers; convert the "
+            "column (pandas.to_numeric), drop it, or, if it holds categories, give text columns a table of their own "
+            "and modalities={name: 'categorical'}"
+        )
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _null(value: Any) -> bool:

@@ -252,6 +252,7 @@ def fitted(name: str, modality: Modality, x: Tensor, wanted: Any) -> Modality:
         raise SpecError("its values number words, which one_hot takes already; leave it out", f"fit_transforms.{name}")
     where, seen = f"data[{name!r}]", ~torch.isnan(x)
     steps: list[Any] = []
+    _refuse(torch.isinf(x), x, modality, where, "is not finite; expected finite numbers; correct it, or make it NaN")
     for one in wanted if isinstance(wanted, list | tuple) else [wanted]:
         try:
             step: Any = as_part("transform", one)
@@ -260,12 +261,7 @@ def fitted(name: str, modality: Modality, x: Tensor, wanted: Any) -> Modality:
         if steps and steps[-1].classes:
             raise SpecError("one_hot comes last; put the others before it", f"fit_transforms.{name}")
         step = step.fit(x, modality.features, where)
-        bad = step.outside(x) & seen
-        if bad.any():
-            row, *place = bad.nonzero()[0].tolist()
-            at = f"column {modality.features[place[0]]!r}" if modality.features else f"element {tuple(place)}"
-            value = x[(row, *place)].item()
-            raise DataError(f"{where}: row {row}, {at}: {value} cannot be taken by {step!r}; expected {step.support}")
+        _refuse(step.outside(x) & seen, x, modality, where, f"cannot be taken by {step!r}; expected {step.support}")
         x = step.forward(torch.where(seen, x, 0.0))
         x = x if step.classes else torch.where(seen, x, torch.nan)
         steps.append(step)
@@ -276,3 +272,10 @@ def fitted(name: str, modality: Modality, x: Tensor, wanted: Any) -> Modality:
         likelihood = likelihood if taken else "normal"
     shape = tuple(x.shape[1:])
     return attrs.evolve(modality, shape=shape, likelihood=likelihood, transform=tuple(steps))  # type: ignore[misc]
+
+
+def _refuse(bad: Tensor, x: Tensor, modality: Modality, where: str, what: str) -> None:
+    if bad.any():
+        row, *place = bad.nonzero()[0].tolist()
+        at = f"column {modality.features[place[0]]!r}" if modality.features else f"element {tuple(place)}"
+        raise DataError(f"{where}: row {row}, {at}: {x[(row, *place)].item()} {what}")
