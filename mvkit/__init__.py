@@ -25,6 +25,7 @@ from mvkit.errors import (
 )
 from mvkit.families import Family
 from mvkit.history import History
+from mvkit.imputation import Imputation, embed, impute
 from mvkit.likelihoods import Likelihood
 from mvkit.losses import Loss
 from mvkit.mixture import Mixture
@@ -50,6 +51,7 @@ __all__ = [
     "DataError",
     "Family",
     "History",
+    "Imputation",
     "Likelihood",
     "Loss",
     "Mixture",
@@ -70,8 +72,10 @@ __all__ = [
     "UnknownComponent",
     "available",
     "describe",
+    "embed",
     "field",
     "fit",
+    "impute",
     "load",
     "load_dataset",
     "plugins",

@@ -74,7 +74,8 @@ def assemble(spec: ModelSpec) -> Parts:
     for name, modality in spec.modalities.items():
         width, network = aggregator.width(spec.latent_dim) + 2 * modality.private_dim, modality.encoder
         try:
-            encoders[name] = network if isinstance(network, nn.Module) else network.encoder(modality.shape, width)
+            _refuse_transforms(modality)
+            encoders[name] = network if isinstance(network, nn.Module) else network.encoder(modality.input_shape, width)
             decoders[name] = Decoder(name, modality, sizes)
         except SpecError as error:
             raise error.within(f"modalities.{name}") from None
@@ -83,6 +84,17 @@ def assemble(spec: ModelSpec) -> Parts:
     _warn_of_idle_encoders(spec, aggregator, objective)
     spec = attrs.evolve(spec, private_from=rule)  # type: ignore[misc]
     return Parts(spec, family, aggregator, prior, objective, encoders, decoders, cross, _lambdas(spec), sizes.canonical)
+
+
+def _refuse_transforms(modality: Modality) -> None:
+    """Raises SpecError for transforms that were not fitted, or that end in other values than the likelihood takes."""
+    for step in modality.transform:
+        if not step.ready:
+            raise SpecError(f"{step!r} is not fitted; use dataset.fit_transforms(…) and its modalities", "transform")
+    classes = [step.classes for step in modality.transform]
+    if classes and (any(classes[:-1]) or classes[-1] != getattr(modality.likelihood, "class_axis", False)):
+        reason = "one_hot comes last and goes with a categorical likelihood, others do not; change one of them"
+        raise SpecError(reason, "transform")
 
 
 def _built(kind: str, part: Any, sizes: Sizes) -> Any:

@@ -6,40 +6,16 @@ without looking at values again: unobserved places hold zeros, whatever they hel
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 import attrs
 import numpy as np
 import torch
-from einops import rearrange, reduce
 from torch import Tensor
-from torch.nn import functional
 
 from mvkit.errors import DataError, NothingObserved, ShapeError, suggest
-from mvkit.likelihoods import Likelihood
-
-
-def as_tensor(value: Any, where: str) -> Tensor:
-    """A tensor from a tensor or an array; other things are refused with `where` in the message."""
-    if isinstance(value, Tensor):
-        return value
-    if type(value).__module__.partition(".")[0] in ("pandas", "polars"):
-        raise ShapeError(
-            f"{where}: got a {type(value).__name__}, whose rows nobody aligned; align, then give .to_numpy()"
-        )
-    if isinstance(value, np.ma.MaskedArray):
-        value = np.where(np.ma.getmaskarray(value), np.nan, np.ma.getdata(value))
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ShapeError(f"{where}: {error}; expected an array of numbers") from None
-    if array.dtype.kind not in "biuf":
-        raise ShapeError(f"{where}: got values of type {array.dtype}; expected numbers; convert them first")
-    # torch can neither hold a read-only array nor a byte order that is not the machine's
-    array = np.array(array, dtype=array.dtype.newbyteorder("="), copy=not array.flags.writeable or None)
-    return torch.from_numpy(np.ascontiguousarray(array))
+from mvkit.values import Columns, Layout, Source, as_tensor, conform_values
 
 
 def _tensors(value: Mapping[str, Any] | None) -> dict[str, Tensor] | None:
@@ -58,34 +34,6 @@ def _mask(value: Any) -> Tensor | None:
     return None if value is None else as_tensor(value, "batch.mask")
 
 
-def _in_order(shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, tuple[int, ...]]]:
-    return list(shapes.items())  # columns of masks follow the order
-
-
-def _likelihoods(live: dict[str, Likelihood]) -> list[str]:
-    return [repr(one) for one in live.values()]
-
-
-@attrs.frozen
-class Layout:
-    """What a model expects of a batch.
-
-    Args:
-        shapes: shape of a row of each modality, in the model's order.
-        likelihoods: the live likelihoods, likewise.
-        dtype: the floating-point type of the model.
-    """
-
-    shapes: dict[str, tuple[int, ...]] = attrs.field(eq=_in_order)
-    likelihoods: dict[str, Likelihood] = attrs.field(eq=_likelihoods)
-    dtype: torch.dtype
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the modalities in order."""
-        return tuple(self.shapes)
-
-
 @attrs.frozen(eq=False)
 class Batch:
     """Rows of data with gaps.
@@ -98,6 +46,9 @@ class Batch:
         elements: which single values are observed, {name: (b, *shape) bool}; for `categorical` without the
             class axis.
         extra: anything else about the rows (labels, ids): length b each, never modelled.
+        order: names of the columns of `mask`; None: the model's.
+        columns: what the columns of modalities that came from tables are called: the model puts them in the order that
+            it was trained on.
         layout, rows, whole, nothing: set by `conform`: what the batch was conformed to, indices of the rows that
             observe each modality, of those that observe all (None: every row), the first that observes nothing; by
             `hide`: what it hid, for which nothing is decoded.
@@ -114,6 +65,8 @@ class Batch:
     mask: Tensor | None = attrs.field(default=None, converter=_mask)
     elements: dict[str, Tensor] | None = attrs.field(default=None, converter=_tensors)
     extra: dict[str, Any] = attrs.field(factory=dict)
+    order: tuple[str, ...] | None = attrs.field(default=None, kw_only=True, repr=False)
+    columns: dict[str, Columns] = attrs.field(factory=dict, kw_only=True, repr=False)
     layout: Layout | None = attrs.field(default=None, kw_only=True, repr=False)
     rows: tuple[Tensor | None, ...] = attrs.field(default=(), kw_only=True, repr=False)
     whole: Tensor | None = attrs.field(default=None, kw_only=True, repr=False)
@@ -141,6 +94,22 @@ class Batch:
     def no_rows(self) -> Tensor:
         """An index of no rows, on the batch's device."""
         return torch.empty(0, dtype=torch.long, device=self.observed.device)
+
+    def inputs(self, name: str, index: Tensor | None = None, *, indicator: bool = False) -> Tensor:
+        """What an encoder sees of a modality at rows `index`, (n, *shape): zeros where elements are missing.
+
+        With `indicator`, (n, 2 C, ...): first the values, then ones where they are observed.
+        """
+        x = self.data[name]
+        rows = x if index is None else x.index_select(0, index)
+        if not indicator:
+            return rows
+        seen = (self.elements or {}).get(name)
+        if seen is None:
+            return torch.cat([rows, torch.ones_like(rows)], 1)
+        seen = seen if index is None else seen.index_select(0, index)
+        seen = seen.reshape(*seen.shape, *[1] * (rows.ndim - seen.ndim))  # classes are observed together
+        return torch.cat([rows, seen.expand_as(rows).to(rows.dtype)], 1)
 
     def take(self, index: Tensor | slice | Sequence[int]) -> Batch:
         """The rows at `index` (n,), gathered in one go a tensor."""
@@ -231,11 +200,13 @@ def conform(batch: Batch, layout: Layout) -> Batch:
         if isinstance(value, Sized) and len(value) != b:
             raise ShapeError(f"batch.extra[{name!r}]: {len(value)} values for {b} rows; expected one for each")
     mask = batch.mask
-    if mask is not None and batch.layout is not None:  # columns in another model's order
-        old = batch.layout.names
+    old = batch.order if batch.layout is None else batch.layout.names
+    if mask is not None and old is not None:  # columns in an order of its own
+        _check_mask(mask, b, old)
         lacking = torch.zeros_like(mask[:, 0])
         mask = torch.stack([mask[:, old.index(n)] if n in old else lacking for n in layout.names], dim=1)
-    mask = _checked_mask(mask, b, layout.names)
+    if mask is not None:
+        _check_mask(mask, b, layout.names)
     data: dict[str, Tensor] = {}
     elements: dict[str, Tensor] = {}
     columns = []
@@ -243,7 +214,8 @@ def conform(batch: Batch, layout: Layout) -> Batch:
     for i, name in enumerate(layout.names):
         given = None if batch.elements is None else batch.elements.get(name)
         column = None if mask is None else mask[:, i]
-        data[name], observed, present = _conform_modality(layout, name, batch.data.get(name), column, given, b)
+        source = Source(name, batch.data.get(name), column, given, batch.columns.get(name), batch.extra.get("id"))
+        data[name], observed, present = conform_values(layout, source, b)
         columns.append(observed.to(device))
         if present is not None:
             elements[name] = present
@@ -281,111 +253,13 @@ def _length(batch: Batch) -> int:
     return b
 
 
-def _checked_mask(mask: Tensor | None, b: int, names: tuple[str, ...]) -> Tensor | None:
-    if mask is None:
-        return None
+def _check_mask(mask: Tensor, b: int, names: tuple[str, ...]) -> None:
     if mask.dtype != torch.bool:
         raise ShapeError(f"batch.mask: dtype {mask.dtype}; expected torch.bool, True where observed; use mask.bool()")
     if mask.shape != (b, len(names)):
         raise ShapeError(
             f"batch.mask: shape {tuple(mask.shape)}; expected {(b, len(names))}, columns {', '.join(names)}"
         )
-    return mask
-
-
-def _conform_modality(
-    layout: Layout, name: str, x: Tensor | None, column: Tensor | None, given: Tensor | None, b: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Values without fillers, observed rows (b,), and observed elements or None where all are."""
-    shape, likelihood = layout.shapes[name], layout.likelihoods[name]
-    where = f"batch.data[{name!r}]"
-    if x is None:
-        if column is not None and column.any():
-            raise DataError(f"{where}: the mask says row {_first(column)} is observed, but there are no data; add them")
-        observed = torch.zeros(b, dtype=torch.bool, device=column.device if column is not None else None)
-        return torch.zeros((), dtype=layout.dtype, device=observed.device).expand(b, *shape), observed, None
-    x = _typed(x, layout, name, where)
-    missing = torch.isnan(x)
-    if likelihood.class_axis:
-        _refuse(missing.any(-1) & ~missing.all(-1), column, x, where, "is NaN for some classes only", "all or none")
-        missing = missing.all(-1)
-    column = None if column is None else column.to(x.device)
-    present = _elements(missing, column, given, name, where)
-    observed = reduce(present, "b ... -> b", "max") if column is None else column
-    seen = present & _expand(observed, present)
-    bare = observed & ~reduce(seen, "b ... -> b", "max")
-    if bare.any():
-        raise DataError(f"{where}: the mask says row {_first(bare)} is observed, but none of its elements; correct one")
-    full = rearrange(seen, "... -> ... 1") if likelihood.class_axis else seen
-    _refuse(likelihood.outside(x) & full, None, x, where, "cannot be taken", likelihood.support)
-    present = seen | ~_expand(observed, present)
-    x = torch.where(full, x, 0.0)
-    odd = likelihood.suspicion(x)
-    if odd:
-        warnings.warn(f"{where}: {odd}", stacklevel=2)
-    return x, observed, None if bool(present.all()) else present
-
-
-def _elements(missing: Tensor, column: Tensor | None, given: Tensor | None, name: str, where: str) -> Tensor:
-    """Which elements are present, shaped like `missing`."""
-    if column is not None:
-        lost = column & reduce(missing, "b ... -> b", "min")
-        if lost.any():
-            raise DataError(
-                f"{where}: the mask says row {_first(lost)} is observed, but it is all NaN; correct the mask, or leave "
-                "it out and let NaN say what is missing"
-            )
-    if given is None:
-        return ~missing
-    if given.dtype != torch.bool or given.shape != missing.shape:
-        raise ShapeError(
-            f"batch.elements[{name!r}]: {given.dtype} of shape {tuple(given.shape)}; expected torch.bool of shape "
-            f"{tuple(missing.shape)}"
-        )
-    given = given.to(missing.device)
-    contradicted = given & missing & (_expand(column, missing) if column is not None else given)
-    if contradicted.any():
-        row = _first(reduce(contradicted, "b ... -> b", "max"))
-        raise DataError(f"batch.elements[{name!r}]: row {row} is NaN where elements say observed; correct one of them")
-    return given
-
-
-def _expand(rows: Tensor, like: Tensor) -> Tensor:
-    return rows.reshape(-1, *[1] * (like.ndim - 1)).expand(like.shape)
-
-
-def _typed(x: Tensor, layout: Layout, name: str, where: str) -> Tensor:
-    """Values of the model's dtype and the modality's shape."""
-    shape, likelihood = layout.shapes[name], layout.likelihoods[name]
-    if x.dtype.is_complex or not (x.dtype.is_floating_point or likelihood.integers):
-        advice = "give floats" if not x.dtype.is_complex else "give real numbers"
-        raise ShapeError(f"{where}: dtype {x.dtype}; expected floats for this likelihood; {advice}, such as x.float()")
-    if likelihood.class_axis and not x.dtype.is_floating_point and x.shape[1:] == shape[:-1]:
-        wrong = (x < 0) | (x >= shape[-1])
-        # fillers may be anything: out of range becomes NaN, and is refused later where it is observed
-        hot = functional.one_hot(torch.where(wrong, 0, x).long(), shape[-1]).to(layout.dtype)
-        return torch.where(rearrange(wrong, "... -> ... 1"), torch.inf, hot)
-    if x.ndim == 1 and shape == (1,):
-        x = rearrange(x, "b -> b 1")
-    if tuple(x.shape[1:]) != shape:
-        hint = "; channels come first" if sorted(x.shape[1:]) == sorted(shape) and len(shape) > 1 else ""
-        raise ShapeError(f"{where}: rows of shape {tuple(x.shape[1:])}; expected {shape}{hint}; reshape them")
-    return x.to(layout.dtype)
-
-
-def _refuse(bad: Tensor, column: Tensor | None, x: Tensor, where: str, what: str, support: str) -> None:
-    if column is not None:
-        bad = bad & _expand(column.to(bad.device), bad)
-    if bad.any():
-        place = bad.nonzero()[0].tolist()
-        value: Any = x[tuple(place)].tolist()
-        if support.startswith("classes") and value == torch.inf:
-            value, support = "a class index out of range", f"indices from 0 to {x.shape[-1] - 1}"
-        raise DataError(f"{where}: row {place[0]}, element {tuple(place[1:])}: {value} {what}; expected {support}")
-
-
-def _first(flags: Tensor) -> int:
-    return int(flags.nonzero()[0])
 
 
 def refuse_empty(batch: Batch) -> None:
@@ -393,4 +267,4 @@ def refuse_empty(batch: Batch) -> None:
     if batch.nothing is not None:
         raise NothingObserved(batch.nothing)
     if batch.hidden and not batch.observed.any(1).all():
-        raise NothingObserved(_first(~batch.observed.any(1)))
+        raise NothingObserved(int((~batch.observed.any(1)).nonzero()[0]))

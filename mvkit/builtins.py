@@ -65,6 +65,12 @@ DECLARED = {
         "adam": ("mvkit.stages:Adam", "fused Adam"),
         "adamw": ("mvkit.stages:AdamW", "fused Adam, decoupled decay"),
     },
+    "transform": {
+        "standardise": ("mvkit.data.transforms:Standardise", "mean 0 and standard deviation 1"),
+        "log1p": ("mvkit.data.transforms:Log1p", "log(1 + x)"),
+        "one_hot": ("mvkit.data.transforms:OneHot", "categories to classes"),
+        "binarise": ("mvkit.data.transforms:Binarise", "bits, by a threshold or drawn"),
+    },
     "dataset": {
         "polydigits": ("mvkit.data.datasets:PolyDigits", "five pictures of a digit, real images"),
         "linear_gaussian": ("mvkit.data.datasets:LinearGaussian", "known truth, for proofs"),

@@ -47,14 +47,14 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def by_rows(function: Callable[[Batch], T], batch: Batch, device: torch.device, dim: int = 0) -> T:
+def by_rows(function: Callable[[Batch], T], batch: Batch, device: torch.device, dim: int = 0, rows: int = ROWS) -> T:
     """The function on blocks of rows, moved to a device one by one, its tensors put together along `dim`."""
-    if len(batch) <= ROWS:
+    if len(batch) <= rows:
         return function(batch.to(device))
     pieces: list[Any] = []
-    for start in range(0, len(batch), ROWS):
+    for start in range(0, len(batch), rows):
         try:
-            pieces.append(function(batch.take(slice(start, start + ROWS)).to(device)))
+            pieces.append(function(batch.take(slice(start, start + rows)).to(device)))
         except NothingObserved as error:
             raise NothingObserved(error.row + start, error.given) from None
     if isinstance(pieces[0], dict):
@@ -62,10 +62,10 @@ def by_rows(function: Callable[[Batch], T], batch: Batch, device: torch.device, 
     return torch.cat(pieces, dim)  # type: ignore[return-value]
 
 
-def answer(model: Generative, function: Callable[[Batch], T], data: Any, dim: int = 0) -> T:
+def answer(model: Generative, function: Callable[[Batch], T], data: Any, dim: int = 0, rows: int = ROWS) -> T:
     """What a question that needs no gradient comes to: evaluation mode, block by block."""
     with evaluation(model), torch.no_grad():
-        return by_rows(function, conform(as_batch(data), model.layout), model.like.device, dim)
+        return by_rows(function, conform(as_batch(data), model.layout), model.like.device, dim, rows)
 
 
 def draws(n: Any) -> int:
@@ -271,7 +271,8 @@ def describe(model: Model) -> str:
     lines.append(f"  {'objective':<11}{spec.objective!r}")
     for name, modality in model.modalities.items():
         private = f", private_dim={modality.private_dim} from {spec.private_from}" if modality.private_dim else ""
-        lines.append(f"  {name}: {modality.shape}, {modality.likelihood!r}{private}")
+        steps = "".join(f", {step!r}" for step in modality.transform)
+        lines.append(f"  {name}: {modality.shape}, {modality.likelihood!r}{steps}{private}")
         for side, network in (("encoder", modality.encoder), ("decoder", modality.decoder)):
             shown = f"external {type(network).__name__}" if isinstance(network, nn.Module) else repr(network)
             lines.append(f"    {side} {shown}: {count(getattr(model, side + 's')[name])}")

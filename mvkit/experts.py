@@ -62,7 +62,7 @@ class Experts:
         total = self.width + 2 * self.modalities[name].private_dim
         if index is not None and not len(index) and (name in self.batch.hidden or not torch.is_grad_enabled()):
             return torch.zeros(len(x), total, dtype=x.dtype, device=x.device)
-        rows = x if index is None else x.index_select(0, index)
+        rows = self.batch.inputs(name, index, indicator=self.modalities[name].indicator)
         out = on_rows(self.encoders[name], rows)
         if tuple(out.shape) != (len(rows), total):
             raise ShapeError(

@@ -9,11 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import attrs
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from mvkit import estimates
-from mvkit.batch import Batch, Layout, as_tensor, conform, refuse_empty
+from mvkit import estimates, noise
+from mvkit.batch import Batch, conform, refuse_empty
 from mvkit.data.sources import as_batch
 from mvkit.errors import RequestError, ShapeError, suggest
 from mvkit.estimates import Condition
@@ -23,6 +25,7 @@ from mvkit.losses import Loss
 from mvkit.mixture import Mixture
 from mvkit.modality import Modality
 from mvkit.objectives import Objective
+from mvkit.values import Layout, as_tensor
 
 Names = Iterable[str] | None
 
@@ -124,9 +127,28 @@ class Generative(nn.Module, ABC):
         """
         batch = self.conform(batch)
         refuse_empty(batch)
+        batch = self._drawn(batch, generator) if self.training else batch
         made: Any = self.objective if objective is None else self.build_objective(objective)
         found: Loss = made.forward(self, batch, self.experts(batch, training=self.training, generator=generator))
         return found
+
+    def _drawn(self, batch: Batch, generator: torch.Generator | None) -> Batch:
+        """The batch with bits drawn where a transform asks for it."""
+        drawn = [name for name, m in self.modalities.items() if any(step.drawn for step in m.transform)]
+        if not drawn:
+            return batch
+        data = dict(batch.data)
+        for name in drawn:
+            p = data[name]
+            uniform = noise.draw(f"choice/binarise/{name}", (1, *p.shape), p, generator=generator)
+            data[name] = (rearrange(uniform, "1 ... -> ...") < p).to(p.dtype)
+        return attrs.evolve(batch, data=data)
+
+    def in_units(self, made: dict[str, Tensor], units: str) -> dict[str, Tensor]:
+        """Values {name: (..., *shape)} of the model in the units asked for."""
+        if units not in ("data", "model"):
+            raise RequestError(f"units: got {units!r}; expected 'data' or 'model'")
+        return {k: self.modalities[k].restore(x) for k, x in made.items()} if units == "data" else made
 
     def forward(self, batch: Batch, **options: Any) -> Loss:
         """`loss`, so that wrappers such as DistributedDataParallel see it."""
@@ -169,11 +191,13 @@ class Generative(nn.Module, ABC):
 
         return estimates.answer(self, means, batch)
 
-    def decode(self, z: Tensor, private: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def decode(
+        self, z: Tensor, private: Mapping[str, Tensor] | None = None, *, units: str = "data"
+    ) -> dict[str, Tensor]:
         """Decoder means {name: (..., *shape)} at latents z (..., d) and private latents {name: (..., p)}.
 
         Private latents that are not given are 0, the mean of their prior. Gradients flow only to latents that ask
-        for them.
+        for them. `units`: `data`, undoing the modalities' transforms, in the shape of the user's data; or `model`.
         """
         z = as_tensor(z, "decode: z")
         if z.shape[-1:] != (self.latent_dim,):
@@ -182,7 +206,7 @@ class Generative(nn.Module, ABC):
         asked = any(tensor.requires_grad for tensor in (z, *given.values()))
         z = z.to(self.like.dtype)
         with estimates.evaluation(self), torch.set_grad_enabled(torch.is_grad_enabled() and asked):
-            return {name: self.decode_one(name, z, given.get(name)) for name in self.names}
+            return self.in_units({name: self.decode_one(name, z, given.get(name)) for name in self.names}, units)
 
     def _private_given(self, name: str, w: Tensor) -> Tensor:
         p = self._modality(name).private_dim
@@ -209,6 +233,7 @@ class Generative(nn.Module, ABC):
         sample: bool = False,
         private_source: str = "prior",
         empty: str = "error",
+        units: str = "data",
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """Modalities `to` generated from those `given`, {name: (n, b, *shape)}: imputation.
@@ -222,6 +247,7 @@ class Generative(nn.Module, ABC):
             sample: draw from the likelihood as well, instead of taking its mean.
             private_source: private latents of what was not given: from the `prior` p(w), or `cross`, from r_m.
             empty: rows with none of what is given: `error`, or generated from the `prior`.
+            units: see `decode`.
             generator: source of randomness.
         """
         names = estimates.names_of(to, self.names)
@@ -232,7 +258,7 @@ class Generative(nn.Module, ABC):
 
         def generate(rows: Batch) -> dict[str, Tensor]:
             found = self.condition(rows, known, empty, inference=True, generator=generator)
-            return self.generate(plan, found)
+            return self.in_units(self.generate(plan, found), units)
 
         return estimates.answer(self, generate, batch, dim=1)
 
@@ -243,6 +269,7 @@ class Generative(nn.Module, ABC):
         cluster: int | None = None,
         sample: bool = False,
         latents: bool = False,
+        units: str = "data",
         generator: torch.Generator | None = None,
     ) -> Any:
         """Rows from the prior, {name: (n, *shape)}: decoder means, or draws with `sample`.
@@ -252,14 +279,16 @@ class Generative(nn.Module, ABC):
             cluster: draw z from this component of a mixture prior.
             sample: draw from the likelihood as well.
             latents: return a pair (data, latents): z, private, cluster.
+            units: see `decode`.
             generator: source of randomness.
         """
         n = estimates.draws(n)
         if cluster is not None and not 0 <= cluster < self._clusters("sample(cluster=…)"):
             raise RequestError(f"sample: no cluster {cluster}; expected 0 to {self.n_clusters - 1}")
         with estimates.evaluation(self), torch.no_grad():
-            made = self.from_prior(n, cluster, sample=sample, generator=generator)
-        return made if latents else made[0]
+            made, found = self.from_prior(n, cluster, sample=sample, generator=generator)
+            made = self.in_units(made, units)
+        return (made, found) if latents else made
 
     def log_weights(
         self, batch: Batch, n: int, *, proposal: str = "mixture", generator: torch.Generator | None = None

@@ -98,6 +98,7 @@ class JointAggregator(nn.Module, Aggregator):
         super().__init__()
         self.spec = spec
         self.trunks = nn.ModuleDict()
+        self.indicator = {name: modality.indicator for name, modality in sizes.modalities.items()}
         features = 0
         for name, modality in sizes.modalities.items():
             network: Any = spec.trunks.get(name) or modality.encoder
@@ -105,15 +106,15 @@ class JointAggregator(nn.Module, Aggregator):
                 network = _fresh_copy(network)
             if isinstance(network, nn.Module):
                 self.trunks[name] = network
-                features += _module_width(network, modality.shape)
+                features += _module_width(network, modality.input_shape)
             else:
-                self.trunks[name] = network.encoder(modality.shape, spec.features)
+                self.trunks[name] = network.encoder(modality.input_shape, spec.features)
                 features += spec.features
         self.head = head_of(spec.network, features, 2 * sizes.latent)
 
     def _encode(self, batch: Batch, family: Family) -> tuple[Tensor, Tensor]:
         index = batch.whole
-        data = [batch.data[name] if index is None else batch.data[name].index_select(0, index) for name in self.trunks]
+        data = [batch.inputs(name, index, indicator=self.indicator[name]) for name in self.trunks]
         features = [on_rows(trunk, x) for trunk, x in zip(self.trunks.values(), data, strict=True)]
         loc, raw = self.head(torch.cat(features, dim=-1)).chunk(2, dim=-1)
         return rearrange(loc, "b d -> 1 b d"), rearrange(family.scale(raw), "b d -> 1 b d")

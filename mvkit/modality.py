@@ -11,12 +11,16 @@ from torch import Tensor, nn
 
 from mvkit.errors import ShapeError, SpecError
 from mvkit.networks import on_rows
-from mvkit.spec import field, integer, number, one_of, part, positional_spec
+from mvkit.spec import field, flag, integer, names, number, one_of, part, parts, positional_spec
 
 
 def _shape(value: Any) -> str | None:
     fine = isinstance(value, tuple) and value and all(type(n) is int and n > 0 for n in value)
     return None if fine else "a tuple of positive integers, such as (1, 28, 28), or (1,) for single numbers"
+
+
+def _features(value: Any) -> str | None:
+    return names(value) or (None if len(set(value)) == len(value) else "names that differ")
 
 
 @positional_spec
@@ -34,6 +38,10 @@ class Modality:
         private_beta: factor of its private KL.
         cross_prior: scale of the prior that stands in for its private latent where it is generated from other
             modalities: `learned`, or `fixed` at 1.
+        features: names of the features, (k,) values in the user's units; tables are then matched by name.
+        transform: fitted transforms from the user's units to the model's, first to last: see `fit_transforms` of a
+            dataset. `shape` is what they end in. Likelihoods and bounds are densities in the model's units.
+        indicator: give the encoder, along the first axis, also which elements are observed: ones and zeros.
 
     Example:
         >>> import mvkit
@@ -49,11 +57,38 @@ class Modality:
     private_dim: int = field(default=0, check=integer(), kw_only=True)
     private_beta: float = field(default=1.0, check=number(0.0), kw_only=True)
     cross_prior: str = field(default="learned", check=one_of("learned", "fixed"), kw_only=True)
+    features: tuple[str, ...] = field(default=(), check=_features, kw_only=True)
+    transform: tuple[Any, ...] = parts("transform", default=(), kw_only=True)
+    indicator: bool = field(default=False, check=flag, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if self.features and self.raw_shape != (len(self.features),):
+            reason = f"{len(self.features)} names for values of shape {self.raw_shape}; expected one for each"
+            raise SpecError(reason, "features")
 
     @property
     def numbers(self) -> int:
         """How many numbers a row holds, d_m."""
         return math.prod(self.shape)
+
+    @property
+    def raw_shape(self) -> tuple[int, ...]:
+        """Shape of a row in the user's units."""
+        shape = self.shape
+        for step in reversed(self.transform):
+            shape = step.before(shape)
+        return shape
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of what the encoder sees of a row."""
+        return (2 * self.shape[0], *self.shape[1:]) if self.indicator else self.shape
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Values in the user's units, (..., *shape) -> (..., *raw_shape)."""
+        for step in reversed(self.transform):
+            x = step.inverse(x)
+        return x
 
 
 @attrs.frozen

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mvkit import estimates, generation
 from mvkit.assembly import ModelSpec, assemble
-from mvkit.batch import Batch, Layout, indices_of
+from mvkit.batch import Batch, indices_of
 from mvkit.errors import SpecError
 from mvkit.estimates import Condition
 from mvkit.experts import Experts
@@ -27,6 +27,7 @@ from mvkit.objectives import Objective
 from mvkit.priors import Prior
 from mvkit.spec import as_part, to_dict
 from mvkit.terms import Terms, evaluate_terms
+from mvkit.values import Layout
 
 
 class Model(Generative):
@@ -102,7 +103,9 @@ class Model(Generative):
         if dtype not in self._layouts:
             shapes = {name: m.shape for name, m in self.modalities.items()}
             likelihoods = {name: decoder.likelihood for name, decoder in self.decoders.items()}
-            self._layouts[dtype] = Layout(shapes, likelihoods, dtype)  # type: ignore[arg-type]
+            features = {name: m.features for name, m in self.modalities.items()}
+            steps = {name: m.transform for name, m in self.modalities.items()}
+            self._layouts[dtype] = Layout(shapes, likelihoods, dtype, features, steps)  # type: ignore[arg-type]
         return self._layouts[dtype]
 
     def experts(self, batch: Batch, *, training: bool = False, generator: torch.Generator | None = None) -> Experts:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mvkit import bounds, estimates, noise
 from mvkit.assembly import ModelSpec
-from mvkit.batch import Batch, Layout, indices_of
+from mvkit.batch import Batch, indices_of
 from mvkit.errors import RequestError, SpecError
 from mvkit.estimates import Condition
 from mvkit.experts import Experts
@@ -27,6 +27,7 @@ from mvkit.model import Model
 from mvkit.objectives import Objective
 from mvkit.spec import as_part, field, flag, number, part, parts, spec, to_dict
 from mvkit.terms import log_likelihoods
+from mvkit.values import Layout
 
 
 @spec

@@ -228,7 +228,7 @@ def test_rows_of_the_data_are_named_when_a_batch_does_not_fit():
     bad = numbered(6)
     bad.data["b"][4] = 7.0
     bad.mask[4, 1] = True
-    with pytest.raises(DataError, match=r"batch.data\['b'\]: row 1, element .* 7.0 cannot be taken") as caught:
+    with pytest.raises(DataError, match=r"batch.data\['b'\]: row 1 \(id 4\), element .* 7.0 cannot be taken") as caught:
         list(Pipeline(Gathered(bad), batch_size=3, shuffle=False, layout=LAYOUT))
     assert "[3, 4, 5]" in caught.value.__notes__[0]
 

@@ -12,7 +12,6 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from mvkit.batch import Batch
-from mvkit.data.missing import at_random
 from mvkit.data.sources import MultimodalDataset
 from mvkit.errors import DataError
 from mvkit.likelihoods import Normal
@@ -54,9 +53,8 @@ def load_dataset(name: str, **options: Any) -> Splits:
 def _masked(
     data: dict[str, Tensor], modalities: dict[str, Modality], rate: float, seed: int, **extra: Tensor
 ) -> MultimodalDataset:
-    rows = len(next(iter(data.values())))
-    mask = torch.from_numpy(at_random(rows, len(modalities), rate, seed)) if rate else None
-    return MultimodalDataset(Batch(data, mask, extra=dict(extra)), modalities)
+    made = MultimodalDataset(Batch(data, extra=dict(extra)), modalities)
+    return made.with_missing(rate, seed=seed) if rate else made
 
 
 @spec

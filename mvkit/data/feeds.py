@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvkit.batch import Batch, as_tensor
+from mvkit.batch import Batch
 from mvkit.errors import NothingObserved, ShapeError
+from mvkit.values import as_tensor
 
 
 @runtime_checkable
@@ -48,7 +49,7 @@ class Source(Protocol):
 class Ordered(Protocol):
     """A source with an order of its own, which `shuffle` then asks for."""
 
-    def order(self, *, seed: int, epoch: int) -> Tensor:
+    def epoch_order(self, *, seed: int, epoch: int) -> Tensor:
         """Indices of the rows in an epoch, (b,): a pure function of its arguments."""
         ...
 

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from mvkit.batch import Batch, Layout, conform, refuse_empty
+from mvkit.batch import Batch, conform, refuse_empty
 from mvkit.data.feeds import Described, Items, Loaded, Ordered, Source, Stream, collate, gather, observed, split
 from mvkit.data.orders import balanced, by_pattern, generator, order
 from mvkit.data.sources import MultimodalDataset, as_batch
 from mvkit.errors import DataError, RequestError, ShapeError, suggest
+from mvkit.values import Layout
 
 _BLOCK = 2**21  # bytes: rows in memory are gathered so many at a time, which is cheaper than batch by batch
 
@@ -137,7 +138,7 @@ class Pipeline:
         """The rows of each batch of this epoch, over all ranks."""
         rows = cast(Source, self.rows)
         if self.shuffle and isinstance(rows, Ordered):
-            chosen = rows.order(seed=self.seed, epoch=self.epoch)
+            chosen = rows.epoch_order(seed=self.seed, epoch=self.epoch)
         else:
             chosen = order(len(rows), shuffle=self.shuffle, seed=self.seed, epoch=self.epoch)
         if self.group is None:

@@ -224,7 +224,7 @@ class Shards:
         """`extra["label"]`, if there is one."""
         return self.extra.get("label")
 
-    def order(self, *, seed: int, epoch: int) -> Tensor:
+    def epoch_order(self, *, seed: int, epoch: int) -> Tensor:
         """Indices of the rows in an epoch, (b,): window-shuffled, or fully random."""
         if self.window is None:
             return order(len(self), shuffle=True, seed=seed, epoch=epoch)
