@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -21,6 +22,7 @@ from mvkit.experts import Experts
 from mvkit.families import Family
 from mvkit.mixture import Mixture, equal_weights
 from mvkit.modality import Sizes
+from mvkit.posterior import Posterior
 from mvkit.spec import field, flag, integer, names, one_of, spec
 
 
@@ -53,7 +55,7 @@ class Aggregator(ABC):
     To implement one, write a spec whose `build(sizes)` returns an object with `forward` (the spec itself if it
     has no parameters, else an `nn.Module`). Invariants: unobserved experts (see `batch.observed`) change
     nothing; rows are independent; log-weights of a row sum to one; nothing is NaN, also in rows where nothing
-    is observed. `unimodal` and `inference` have defaults in terms of `forward`.
+    is observed. `posterior`, `unimodal` and `inference` have defaults in terms of `forward`.
     """
 
     defaults = Defaults()
@@ -63,20 +65,24 @@ class Aggregator(ABC):
         return 2 * latent_dim
 
     @abstractmethod
-    def forward(self, experts: Experts, batch: Batch) -> Mixture:
-        """The posterior given what `batch` observes."""
+    def forward(self, experts: Experts, batch: Batch) -> Posterior:
+        """The posterior given what `batch` observes, in the rows that objectives count (`active`)."""
 
-    def unimodal(self, experts: Experts, batch: Batch) -> dict[str, Mixture]:
+    def posterior(self, experts: Experts, batch: Batch) -> Posterior:
+        """The posterior in every row, for `posterior()` and importance sampling: its density integrates to one."""
+        return self.forward(experts, batch)
+
+    def unimodal(self, experts: Experts, batch: Batch) -> Mapping[str, Posterior]:
         """q_m(z|x_m): this aggregator's posterior given each modality alone, active where it is observed."""
         found = {}
         for i, name in enumerate(experts.modalities):
-            alone = self.forward(experts, batch.hide([name]))
+            alone: Any = self.forward(experts, batch.hide([name]))
             found[name] = attrs.evolve(alone, active=batch.observed[:, i])
         return found
 
-    def inference(self, experts: Experts, batch: Batch) -> Mixture:
+    def inference(self, experts: Experts, batch: Batch) -> Posterior:
         """What `encode` and `translate` use: the posterior, unless the aggregator's paper says otherwise."""
-        return self.forward(experts, batch)
+        return self.posterior(experts, batch)
 
 
 def product(

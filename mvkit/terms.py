@@ -17,7 +17,7 @@ from mvkit.batch import Batch
 from mvkit.errors import ShapeError
 from mvkit.experts import Experts
 from mvkit.likelihoods import Context
-from mvkit.mixture import Mixture
+from mvkit.posterior import Posterior
 from mvkit.private import Private
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def evaluate_terms(
     batch: Batch,
     n: int,
     experts: Experts,
-    posterior: Mixture,
+    posterior: Posterior,
     *,
     draw: str,
     reconstruct: str,
@@ -79,7 +79,7 @@ def evaluate_terms(
     """See `Model.terms`, which says what the arguments are."""
     draws = posterior.draw(n, draw, experts.generator)
     prior = model.prior_at(experts, posterior)
-    kl = posterior.kl(prior) if want == "kl" else None
+    kl = draws.kl(prior) if want == "kl" else None
     density = posterior.detach() if stop_density else posterior
     used = draws.evidence & batch.observed if reconstruct == "own" else batch.observed
     private = Private.draw(model, experts, draws, used, stop_density=stop_density, rule=private_from)
