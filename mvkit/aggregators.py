@@ -38,6 +38,7 @@ class Defaults:
         mixture: whether posteriors have several components.
         raw_experts: whether encoders emit experts of the family, which may be multiplied or used alone.
         own_trunks: whether it encodes the data itself, so that the unimodal encoders can be trained after it.
+        unimodal: what is trained then, as globs over parameter names.
     """
 
     draw: str = "stratified"
@@ -47,6 +48,7 @@ class Defaults:
     mixture: bool = False
     raw_experts: bool = True
     own_trunks: bool = False
+    unimodal: tuple[str, ...] = ("encoders.*",)
 
 
 class Aggregator(ABC):

@@ -71,6 +71,9 @@ DECLARED = {
     },
 }
 
+# parts of packages that are installed apart, for the message that says which
+ELSEWHERE = {"mvkit-flows": {"prior": ("maf", "nsf"), "aggregator": ("joint_flow",)}}
+
 
 @hookimpl
 def mvkit_components() -> list[Component]:

@@ -46,7 +46,7 @@ class Posterior(ABC):
 
     @abstractmethod
     def draw(self, n: int, how: str, generator: torch.Generator | None = None, site: str = "z") -> Draws:
-        """n reparametrised draws; see `Mixture.draw`."""
+        """N reparametrised draws; see `Mixture.draw`."""
 
     @abstractmethod
     def log_prob(self, z: Tensor) -> Tensor:
@@ -135,9 +135,11 @@ class Either(Posterior):
 
     @property
     def evidence(self) -> Tensor | None:
-        seen = [one.evidence for one in (self.first, self.second)]
-        first, second = (None if each is None else each.any(0, keepdim=True) for each in seen)
-        return None if first is None or second is None else torch.where(self.rows[:, None], first, second)
+        first, second = self.first.evidence, self.second.evidence
+        if first is None or second is None:
+            return None
+        rows = rearrange(self.rows, "b -> 1 b 1")
+        return torch.where(rows, first.any(0, keepdim=True), second.any(0, keepdim=True))
 
     def draw(self, n: int, how: str, generator: torch.Generator | None = None, site: str = "z") -> Draws:
         first, second = (one.draw(n, "iid", generator, site).z for one in (self.first, self.second))

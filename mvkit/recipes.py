@@ -16,7 +16,7 @@ from mvkit.joint import Joint, MeanMessage
 from mvkit.likelihoods import Normal
 from mvkit.modality import Modality, as_modalities
 from mvkit.model import Model
-from mvkit.objectives import ELBO, Sum
+from mvkit.objectives import ELBO, Align, Sum
 from mvkit.priors import Learnable, MoG, PosteriorMixture
 from mvkit.stack import Stack
 from mvkit.stages import JointThenUnimodal, Linear, Single
@@ -230,6 +230,34 @@ def mmvm(
     objective = ELBO(condition="unimodal", reduce="sum", reconstruct="own", kl_weight=beta)
     prior = PosteriorMixture(standard=standard)
     return Model(modalities, latent_dim=latent_dim, aggregator="moe", prior=prior, objective=objective, **options)
+
+
+def jnf(
+    modalities: Modalities,
+    latent_dim: int = 10,
+    *,
+    beta: float = 1.0,
+    samples: int = 1,
+    share: float = 0.5,
+    flow: Any = "mvkit-flows/maf",
+    conditional: bool = True,
+    steps: int = 20,
+    **options: Any,
+) -> Model:
+    """JNF: joint ELBO; then unimodal flows, fitted to draws of the frozen joint posterior. Needs mvkit-flows.
+
+    Reference: Senellart, Chadebec and Allassonnière, Improving Multimodal Joint Variational Autoencoders through
+    Normalizing Flows and Correlation Analysis, 2023, https://arxiv.org/abs/2305.11832.
+    """
+    joint, align = ELBO(kl_weight=beta), Align(estimate="samples", samples=samples)
+    return Model(
+        modalities,
+        latent_dim=latent_dim,
+        aggregator={"name": "mvkit-flows/joint_flow", "flow": flow, "conditional": conditional, "steps": steps},
+        objective=joint,
+        schedule=JointThenUnimodal(share=share, joint=joint, unimodal=align),
+        **options,
+    )
 
 
 def nexus(
