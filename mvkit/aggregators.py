@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import torch
@@ -87,14 +87,24 @@ class Aggregator(ABC):
         return self.posterior(experts, batch)
 
 
+class Located(Protocol):
+    """Experts: locations and scales, (m, b, d) each."""
+
+    @property
+    def loc(self) -> Tensor: ...
+
+    @property
+    def scale(self) -> Tensor: ...
+
+
 def product(
-    experts: Experts, mask: Tensor, members: Tensor, usable: Tensor, prior: Tensor | float
+    experts: Located, mask: Tensor, members: Tensor, usable: Tensor, prior: Tensor | float
 ) -> tuple[Tensor, Tensor]:
     """Products of normal experts, one for each subset, each with an optional standard normal expert.
 
     Args:
-        experts: the unimodal experts.
-        mask: observed modalities, (b, m) bool.
+        experts: normal experts.
+        mask: those that each row has, (b, m) bool.
         members: experts of each subset, (k, m) for all rows alike or (k, b, m) bool.
         usable: rows that observe all members, (k, b) bool; what the others get is proper, but means nothing.
         prior: precision added to each product, broadcastable to (k, b, 1).

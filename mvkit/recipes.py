@@ -12,6 +12,7 @@ import attrs
 
 from mvkit.aggregators import MoPoE
 from mvkit.composed import CRMVAE, JMVAE, MVTCAE, TELBO
+from mvkit.hierarchy import TopDown
 from mvkit.joint import Joint, MeanMessage
 from mvkit.likelihoods import Normal
 from mvkit.modality import Modality, as_modalities
@@ -256,6 +257,34 @@ def jnf(
         aggregator={"name": "mvkit-flows/joint_flow", "flow": flow, "conditional": conditional, "steps": steps},
         objective=joint,
         schedule=JointThenUnimodal(share=share, joint=joint, unimodal=align),
+        **options,
+    )
+
+
+def mhvae(
+    modalities: Modalities,
+    latent_dim: int = 10,
+    *,
+    levels: Any = 2,
+    beta: float = 1.0,
+    condition: str = "aggregator",
+    warmup: int = 0,
+    **options: Any,
+) -> Model:
+    """MHVAE: levels of latents, at each a product of its prior and an expert a modality; one ELBO.
+
+    `condition="subset"` takes the posterior given a random subset of what each row has, and reconstructs all of it.
+
+    Reference: Dorent et al., Unified Brain MR-Ultrasound Synthesis using Multi-Modal Hierarchical Representations,
+    MICCAI 2023, https://arxiv.org/abs/2309.08747.
+    """
+    return Model(
+        modalities,
+        latent_dim=latent_dim,
+        aggregator="top_down_poe",
+        prior=TopDown(levels=levels),
+        objective=ELBO(kl_weight=beta, condition=condition),
+        schedule=_warmup(warmup),
         **options,
     )
 

@@ -78,6 +78,7 @@ def test_available():
         "mopoe",
         "poe",
         "set",
+        "top_down_poe",
         "wasserstein",
     ]
     assert mvkit.available("aggregator", "mo*") == ["moe", "mopoe"]
