@@ -107,7 +107,7 @@ class TopDownPrior(nn.Module, Prior):
         loc, raw = _on_last(self.networks[i - 1], above, 2 * self.widths[i]).chunk(2, dim=-1)
         return loc, self.family.scale(raw)
 
-    def forward(self, posterior: Any = None) -> TopDownPosterior:  # type: ignore[override]
+    def forward(self, posterior: Any = None) -> TopDownPosterior:
         """See `Prior.forward`; as a posterior that has looked at nothing."""
         return TopDownPosterior(self, None, None, {})
 

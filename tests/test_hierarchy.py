@@ -1,5 +1,6 @@
 """Levels of latents: the bound against a loop from the paper, one level against `poe`, densities, a model's life."""
 
+import copy
 import itertools
 import math
 
@@ -252,6 +253,21 @@ def test_life(tmp_path):
     own = Model(private, latent_dim=5, aggregator=FUSION, prior=PRIOR, seed=0).double()
     own.loss(rows()).loss.backward()
     assert torch.isfinite(own.log_likelihood(rows(), n=5)).all()
+
+
+def test_the_order_of_modalities_and_copies_change_nothing():
+    model, batch = made(), rows()
+    turned = dict(reversed(modalities().items()))
+    other = Model(turned, latent_dim=5, aggregator=FUSION, prior=PRIOR).double()
+    other.load_state_dict(model.state_dict())
+    flipped = Batch(batch.data, batch.mask.flip(1))
+    one, two, three = (
+        loss_and_gradients(m, x)[0].loss for m, x in ((model, batch), (other, flipped), (copy.deepcopy(model), batch))
+    )
+    torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+    assert torch.equal(one, three)
+    twin = copy.deepcopy(model)
+    assert twin.aggregator._prior[0] is twin.prior
 
 
 def test_modules_of_the_user(tmp_path):

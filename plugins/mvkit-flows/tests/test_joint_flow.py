@@ -234,7 +234,7 @@ def test_likelihoods_of_incomplete_rows_are_exact():
 @pytest.mark.parametrize("correct_prior", [True, False])
 def test_chains_reach_a_product_that_is_not_normal(correct_prior):
     shapes, flow = dict.fromkeys(NAMES, (2,)), {"name": "nsf", "hidden": [8]}
-    fusion = {"name": "joint_flow", "flow": flow, "correct_prior": correct_prior, "points": 32, "steps": 60}
+    fusion = {"name": "joint_flow", "flow": flow, "correct_prior": correct_prior, "chains": 32, "steps": 60}
     model = Model(shapes, latent_dim=1, aggregator=fusion, schedule="joint_then_unimodal", seed=1).double()
     x = {k: 2 * torch.randn(3, 2, generator=torch.Generator().manual_seed(2)).double() for k in "ab"}
     batch = model.conform(x)

@@ -36,7 +36,8 @@ class JointFlow:
         correct_prior: divide products by p(z)^(|S|-1).
         steps: transitions of a Hamiltonian chain.
         leapfrog: leapfrog steps of a transition.
-        points: pairs of chains behind means of products; other means take four times as many points.
+        chains: pairs of chains behind the means of products.
+        points: pairs of points behind the means of flows.
 
     Reference: Senellart, Chadebec and Allassonnière, Improving Multimodal Joint Variational Autoencoders through
     Normalizing Flows and Correlation Analysis, 2023, https://arxiv.org/abs/2305.11832.
@@ -48,7 +49,8 @@ class JointFlow:
     correct_prior: bool = field(default=True, check=flag)
     steps: int = field(default=20, check=integer(1))
     leapfrog: int = field(default=8, check=integer(1))
-    points: int = field(default=16, check=integer(1))
+    chains: int = field(default=4, check=integer(1))
+    points: int = field(default=64, check=integer(1))
 
     def build(self, sizes: Sizes) -> JointFlowAggregator:
         """The live part."""
@@ -106,7 +108,7 @@ class JointFlowAggregator(nn.Module, Aggregator):
         found = {}
         for i, (name, base) in enumerate(raw_experts(experts, batch).items()):
             context = experts.stats[i : i + 1] if self.spec.conditional else None
-            found[name] = Transported(base, (self.flows[name],), context, 4 * self.spec.points)
+            found[name] = Transported(base, (self.flows[name],), context, self.spec.points)
         return found
 
     def _flows(self, experts: Experts, batch: Batch) -> Transported:
@@ -115,11 +117,11 @@ class JointFlowAggregator(nn.Module, Aggregator):
         seen = [index is None or len(index) > 0 for index in batch.rows]
         flows = tuple(flow if any_row else None for flow, any_row in zip(self.flows.values(), seen, strict=True))
         context = experts.stats if self.spec.conditional else None
-        return Transported(self.mixture.forward(experts, batch), flows, context, 4 * self.spec.points)
+        return Transported(self.mixture.forward(experts, batch), flows, context, self.spec.points)
 
     def _product(self, experts: Experts, batch: Batch) -> Product:
         spec, prior = self.spec, self._prior[0]
         members = rearrange(batch.observed, "b m -> m b")
         density = (lambda z: prior().log_prob(z)) if spec.correct_prior else None
-        chains = {"steps": spec.steps, "leapfrog": spec.leapfrog, "chains": spec.points}
+        chains = {"steps": spec.steps, "leapfrog": spec.leapfrog, "chains": spec.chains}
         return Product(self._flows(experts, batch), members, density, **chains)

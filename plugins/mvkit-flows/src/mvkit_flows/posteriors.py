@@ -19,6 +19,7 @@ from mvkit.mixture import Mixture
 from mvkit.posterior import Draws, Posterior
 
 ACCEPTANCE = 0.8  # what chains adapt their steps to
+START = 16  # pairs of points behind the moments that chains start from
 
 
 def nodes(n: int, like: Tensor, sampler: noise.Sampler) -> Tensor:
@@ -86,9 +87,9 @@ class Transported(Posterior):
     def log_prob(self, z: Tensor) -> Tensor:
         return torch.logsumexp(self.each(z) + self.base.log_weight, -2)
 
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance of each component, (k, b, d), from the same points for all rows."""
-        points = nodes(self.points, self.base.loc, self.base.family.noise)
+    def moments(self, pairs: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each component, (k, b, d), from the same pairs of points for all rows."""
+        points = nodes(pairs, self.base.loc, self.base.family.noise)
         found = []
         for k, flow in enumerate(self.flows):
             z = self.base.loc[k] + self.base.scale[k] * points
@@ -99,7 +100,9 @@ class Transported(Posterior):
 
     @property
     def mean(self) -> Tensor:
-        return reduce(rearrange(self.log_weight.exp(), "k b -> k b 1") * self.moments()[0], "k b d -> b d", "sum")
+        return reduce(
+            rearrange(self.log_weight.exp(), "k b -> k b 1") * self.moments(self.points)[0], "k b d -> b d", "sum"
+        )
 
     def detach(self) -> Transported:
         flows = tuple(None if one is None else copy.deepcopy(one).requires_grad_(False) for one in self.flows)
@@ -154,7 +157,7 @@ class Product(Posterior):
 
     def start(self) -> tuple[Tensor, Tensor]:
         """Mean and scale of the product of normals with the components' moments over N(0, I)^(n-1), (b, d) each."""
-        mean, variance = self.parts.moments()
+        mean, variance = self.parts.moments(START)
         precision = torch.where(rearrange(self.members, "k b -> k b 1"), variance.reciprocal(), 0.0)
         # exact posteriors are no broader together than apart; learnt ones might leave nothing
         total = torch.maximum(precision.sum(0) - rearrange(self.excess, "b -> b 1"), precision.amax(0))
@@ -194,7 +197,8 @@ class Product(Posterior):
         # also inside inference_mode, whose tensors autograd refuses
         with torch.inference_mode(False), torch.enable_grad():
             fixed = attrs.evolve(self, parts=_ordinary(self.parts), members=self.members.clone())
-            loc, scale = (t.detach().clone() for t in fixed.start())
+            with torch.no_grad():
+                loc, scale = fixed.start()
             z = loc + scale * normals(site).clone()
             return hamiltonian(fixed.target, z, scale, normals, uniforms, steps=self.steps, leapfrog=self.leapfrog)
 
