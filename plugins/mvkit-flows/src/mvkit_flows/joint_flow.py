@@ -98,10 +98,11 @@ class JointFlowAggregator(nn.Module, Aggregator):
         complete, several = mask.all(1), mask.sum(1) > 1
         if batch.whole is None:
             return joint
-        flows: Posterior = self._flows(experts, batch)
-        if (several & ~complete).any():
-            flows = flows.where(~several, self._product(experts, batch))
-        return joint.where(complete, flows)
+        flows = self._flows(experts, batch)
+        if not (several & ~complete).any():
+            return joint.where(complete, flows)
+        product = self._product(experts, batch)
+        return joint.where(complete, product if several.all() else flows.where(~several, product))
 
     def unimodal(self, experts: Experts, batch: Batch) -> Mapping[str, Posterior]:
         """The flow of each modality."""

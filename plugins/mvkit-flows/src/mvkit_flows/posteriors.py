@@ -100,9 +100,8 @@ class Transported(Posterior):
 
     @property
     def mean(self) -> Tensor:
-        return reduce(
-            rearrange(self.log_weight.exp(), "k b -> k b 1") * self.moments(self.points)[0], "k b d -> b d", "sum"
-        )
+        weight = rearrange(self.log_weight.exp(), "k b -> k b 1")
+        return reduce(weight * self.moments(self.points)[0], "k b d -> b d", "sum")
 
     def detach(self) -> Transported:
         flows = tuple(None if one is None else copy.deepcopy(one).requires_grad_(False) for one in self.flows)
