@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import attrs
 import torch
@@ -21,6 +22,7 @@ from mvkit.experts import Experts
 from mvkit.families import Family
 from mvkit.mixture import Mixture, equal_weights
 from mvkit.modality import Sizes
+from mvkit.posterior import Posterior
 from mvkit.spec import field, flag, integer, names, one_of, spec
 
 
@@ -36,6 +38,7 @@ class Defaults:
         mixture: whether posteriors have several components.
         raw_experts: whether encoders emit experts of the family, which may be multiplied or used alone.
         own_trunks: whether it encodes the data itself, so that the unimodal encoders can be trained after it.
+        unimodal: what is trained then, as globs over parameter names.
     """
 
     draw: str = "stratified"
@@ -45,6 +48,7 @@ class Defaults:
     mixture: bool = False
     raw_experts: bool = True
     own_trunks: bool = False
+    unimodal: tuple[str, ...] = ("encoders.*",)
 
 
 class Aggregator(ABC):
@@ -53,7 +57,7 @@ class Aggregator(ABC):
     To implement one, write a spec whose `build(sizes)` returns an object with `forward` (the spec itself if it
     has no parameters, else an `nn.Module`). Invariants: unobserved experts (see `batch.observed`) change
     nothing; rows are independent; log-weights of a row sum to one; nothing is NaN, also in rows where nothing
-    is observed. `unimodal` and `inference` have defaults in terms of `forward`.
+    is observed. `posterior`, `unimodal` and `inference` have defaults in terms of `forward`.
     """
 
     defaults = Defaults()
@@ -63,30 +67,44 @@ class Aggregator(ABC):
         return 2 * latent_dim
 
     @abstractmethod
-    def forward(self, experts: Experts, batch: Batch) -> Mixture:
-        """The posterior given what `batch` observes."""
+    def forward(self, experts: Experts, batch: Batch) -> Posterior:
+        """The posterior given what `batch` observes, in the rows that objectives count (`active`)."""
 
-    def unimodal(self, experts: Experts, batch: Batch) -> dict[str, Mixture]:
+    def posterior(self, experts: Experts, batch: Batch) -> Posterior:
+        """The posterior in every row, for `posterior()` and importance sampling: its density integrates to one."""
+        return self.forward(experts, batch)
+
+    def unimodal(self, experts: Experts, batch: Batch) -> Mapping[str, Posterior]:
         """q_m(z|x_m): this aggregator's posterior given each modality alone, active where it is observed."""
         found = {}
         for i, name in enumerate(experts.modalities):
-            alone = self.forward(experts, batch.hide([name]))
+            alone: Any = self.forward(experts, batch.hide([name]))
             found[name] = attrs.evolve(alone, active=batch.observed[:, i])
         return found
 
-    def inference(self, experts: Experts, batch: Batch) -> Mixture:
+    def inference(self, experts: Experts, batch: Batch) -> Posterior:
         """What `encode` and `translate` use: the posterior, unless the aggregator's paper says otherwise."""
-        return self.forward(experts, batch)
+        return self.posterior(experts, batch)
+
+
+class Located(Protocol):
+    """Experts: locations and scales, (m, b, d) each."""
+
+    @property
+    def loc(self) -> Tensor: ...
+
+    @property
+    def scale(self) -> Tensor: ...
 
 
 def product(
-    experts: Experts, mask: Tensor, members: Tensor, usable: Tensor, prior: Tensor | float
+    experts: Located, mask: Tensor, members: Tensor, usable: Tensor, prior: Tensor | float
 ) -> tuple[Tensor, Tensor]:
     """Products of normal experts, one for each subset, each with an optional standard normal expert.
 
     Args:
-        experts: the unimodal experts.
-        mask: observed modalities, (b, m) bool.
+        experts: normal experts.
+        mask: those that each row has, (b, m) bool.
         members: experts of each subset, (k, m) for all rows alike or (k, b, m) bool.
         usable: rows that observe all members, (k, b) bool; what the others get is proper, but means nothing.
         prior: precision added to each product, broadcastable to (k, b, 1).

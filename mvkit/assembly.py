@@ -60,9 +60,9 @@ def assemble(spec: ModelSpec) -> Parts:
         raise SpecError(reason, "latent_dim")
     family = spec.family.build(None)
     sizes = Sizes(spec.latent_dim, family, spec.modalities, spec.prior)
-    aggregator, prior, objective = (
-        _built(kind, getattr(spec, kind), sizes) for kind in ("aggregator", "prior", "objective")
-    )
+    prior = _built("prior", spec.prior, sizes)
+    sizes = attrs.evolve(sizes, live_prior=prior)
+    aggregator, objective = (_built(kind, getattr(spec, kind), sizes) for kind in ("aggregator", "objective"))
     if objective.needs_experts and not aggregator.defaults.raw_experts:
         reason = f"looks at raw experts, which aggregator {type(spec.aggregator).__name__} has none of; take another"
         raise SpecError(reason, "objective")

@@ -13,6 +13,7 @@ DECLARED = {
         "wasserstein": ("mvkit.fusion:Wasserstein", "Wasserstein barycentre"),
         "gpoe": ("mvkit.fusion:GPoE", "product with trained weights per dimension"),
         "set": ("mvkit.fusion:Set", "learned, permutation-invariant"),
+        "top_down_poe": ("mvkit.hierarchy:TopDownPoE", "a product of experts at each level"),
         "mean_message": ("mvkit.joint:MeanMessage", "mean of messages and a head"),
     },
     "prior": {
@@ -20,6 +21,7 @@ DECLARED = {
         "learnable": ("mvkit.priors:Learnable", "diagonal, trained"),
         "vamp": ("mvkit.priors:Vamp", "posterior of trained pseudo-inputs"),
         "posterior_mixture": ("mvkit.priors:PosteriorMixture", "mixture of the row's unimodal posteriors"),
+        "top_down": ("mvkit.hierarchy:TopDown", "levels of latents, each given those above"),
         "mog": ("mvkit.priors:MoG", "mixture of the family, trained"),
     },
     "objective": {
@@ -83,6 +85,9 @@ DECLARED = {
         "spoken_digits": ("mvkit.data.paired:SpokenDigits", "a digit written, spoken and signed"),
     },
 }
+
+# parts of packages that are installed apart, for the message that says which
+ELSEWHERE = {"mvkit-flows": {"prior": ("maf", "nsf"), "aggregator": ("joint_flow",)}}
 
 
 @hookimpl

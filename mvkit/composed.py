@@ -15,9 +15,9 @@ from mvkit import bounds
 from mvkit.batch import Batch
 from mvkit.experts import Experts
 from mvkit.losses import Loss, Metrics, finish, row_metrics
-from mvkit.mixture import Mixture
 from mvkit.modality import Sizes
 from mvkit.objectives import ELBO, Align, Objective, Sum, check_names, divergence, draw_or_none
+from mvkit.posterior import Posterior
 from mvkit.spec import factors, field, integer, number, spec
 from mvkit.terms import Terms
 
@@ -87,12 +87,12 @@ class TELBO(Objective):
         return Sum(terms=terms, kl_weight=self.kl_weight).forward(model, batch, experts)
 
 
-def _joint_terms(model: Model, batch: Batch, experts: Experts) -> tuple[Mixture, Terms, Tensor]:
+def _joint_terms(model: Model, batch: Batch, experts: Experts) -> tuple[Posterior, Terms, Tensor]:
     """The posterior, its terms, and the sum of KL(q ‖ q_m) over the observed modalities, (b,)."""
     posterior = model.aggregator.forward(experts, batch)
     draw = model.aggregator.defaults.draw
     terms = model.terms(batch, experts=experts, posterior=posterior, draw=draw)
-    total = posterior.loc.new_zeros(len(batch))
+    total = posterior.log_weight.new_zeros(len(batch))
     for i, other in enumerate(model.aggregator.unimodal(experts, batch).values()):
         kl = divergence(posterior, other, experts.generator)
         total = total + torch.where(batch.observed[:, i], kl, 0.0)
@@ -155,7 +155,7 @@ class CRMVAE(Objective):
         return _reported(model, batch, posterior, terms, value, apart)
 
 
-def _reported(model: Model, batch: Batch, posterior: Mixture, terms: Terms, value: Tensor, apart: Tensor) -> Loss:
+def _reported(model: Model, batch: Batch, posterior: Posterior, terms: Terms, value: Tensor, apart: Tensor) -> Loss:
     """The loss of a row-wise objective, with the joint ELBO as its bound."""
     with torch.no_grad():
         bound, kl = bounds.elbo(terms), bounds.divergence(terms)

@@ -22,7 +22,7 @@ from mvkit.batch import Batch, conform
 from mvkit.data.sources import as_batch
 from mvkit.errors import NothingObserved, RequestError, suggest
 from mvkit.experts import Experts
-from mvkit.mixture import Mixture
+from mvkit.posterior import Posterior
 from mvkit.terms import log_likelihoods
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Condition:
 
     batch: Batch
     experts: Experts
-    posterior: Mixture
+    posterior: Posterior
 
 
 def condition(
@@ -110,7 +110,7 @@ def condition(
     if not names:
         return Condition(batch, experts, _prior_of(model, len(rows)))
     known = batch.observed.any(1)
-    fuse = model.aggregator.inference if inference else model.aggregator.forward
+    fuse = model.aggregator.inference if inference else model.aggregator.posterior
     posterior = fuse(experts, batch)
     if not known.all():
         if empty == "error":
@@ -119,17 +119,14 @@ def condition(
     return Condition(batch, experts, posterior)
 
 
-def _prior_of(model: Model, b: int) -> Mixture:
+def _prior_of(model: Model, b: int) -> Posterior:
     prior = model.prior_at()
-    if not isinstance(prior, Mixture):
+    if not isinstance(prior, Posterior):
         raise RequestError(
             f"prior {type(model.spec.prior).__name__!r} is no mixture, so it cannot stand in for a posterior; "
             "give modalities to condition on, or use sample()"
         )
-    d = prior.loc.shape[-1]
-    loc, scale = prior.loc.expand(-1, b, d), prior.scale.expand(-1, b, d)
-    nothing = torch.zeros(len(loc), b, len(model.names), dtype=torch.bool, device=loc.device)
-    return Mixture(prior.family, loc, scale, prior.log_weight.expand(-1, b), nothing)
+    return prior.expand(b, len(model.names))
 
 
 def numbers_per_row(model: Model) -> int:
@@ -166,7 +163,7 @@ def weight_blocks(
     n = draws(n)
     experts = model.experts(batch, generator=generator)
     if proposal == "mixture":
-        posterior = model.aggregator.forward(experts, batch)
+        posterior = model.aggregator.posterior(experts, batch)
     elif proposal == "product":
         if not (model.family.closed_product and model.aggregator.defaults.raw_experts):
             raise RequestError("proposal='product' needs normal experts in every modality; take proposal='mixture'")

@@ -16,6 +16,7 @@ from mvkit import noise
 from mvkit.errors import RequestError
 from mvkit.estimates import Condition
 from mvkit.mixture import Mixture
+from mvkit.posterior import Posterior
 from mvkit.private import Private
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ def from_prior(
     prior = model.prior_at()
     if isinstance(prior, Mixture):
         z, picked = prior.sample(n, cluster, generator)
+    elif isinstance(prior, Posterior):
+        z, picked = rearrange(prior.draw(n, "iid", generator, "prior").z, "n 1 1 d -> n d"), None
     else:
         z, picked = _sampled(prior, n, generator), None
     private = {}

@@ -22,9 +22,9 @@ from mvkit.estimates import Condition
 from mvkit.experts import Experts
 from mvkit.generation import Latents, Translation
 from mvkit.losses import Loss
-from mvkit.mixture import Mixture
 from mvkit.modality import Modality
 from mvkit.objectives import Objective
+from mvkit.posterior import Posterior
 from mvkit.values import Layout, as_tensor
 
 Names = Iterable[str] | None
@@ -154,7 +154,7 @@ class Generative(nn.Module, ABC):
         """`loss`, so that wrappers such as DistributedDataParallel see it."""
         return self.loss(batch, **options)
 
-    def posterior(self, batch: Any, given: Names = None, *, empty: str = "error") -> Mixture:
+    def posterior(self, batch: Any, given: Names = None, *, empty: str = "error") -> Posterior:
         """q(z|x_given), the mixture that bounds and likelihoods use.
 
         Args:
@@ -163,7 +163,7 @@ class Generative(nn.Module, ABC):
             empty: rows with none of them: `error`, or the `prior`.
 
         Returns:
-            A mixture: rsample(n) (n, b, d), log_prob, mean, loc, scale, log_weight, evidence.
+            rsample(n) (n, b, d), log_prob, mean, log_weight, evidence; mostly a `Mixture`, with loc and scale too.
         """
         with estimates.evaluation(self):
             return self.condition(self.conform(batch), given, empty).posterior

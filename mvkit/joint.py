@@ -120,21 +120,27 @@ class JointAggregator(nn.Module, Aggregator):
         return rearrange(loc, "b d -> 1 b d"), rearrange(family.scale(raw), "b d -> 1 b d")
 
     def forward(self, experts: Experts, batch: Batch) -> Mixture:
+        return self._joined(experts, batch, skip=self.spec.incomplete == "skip")
+
+    def posterior(self, experts: Experts, batch: Batch) -> Mixture:
+        """The joint encoder's where complete, elsewhere the product of the unimodal experts."""
+        return self._joined(experts, batch, skip=False)
+
+    def _joined(self, experts: Experts, batch: Batch, *, skip: bool) -> Mixture:
+        """The joint encoder's in complete rows; in others surrogates, or with `skip` N(0, I), not active."""
         mask = batch.observed
         loc, scale = self._encode(batch, experts.family)
         evidence = rearrange(mask, "b m -> 1 b m")
-        active = mask.all(1) if self.spec.incomplete == "skip" else None
         if batch.whole is not None:
-            base = self._surrogate(experts, mask, loc)
+            one = loc.new_ones(1, len(mask), loc.shape[-1])
+            base = (torch.zeros_like(one), one) if skip else self._surrogate(experts, mask)
             loc = base[0].index_copy(1, batch.whole, loc)
             scale = base[1].index_copy(1, batch.whole, scale)
+        active = mask.all(1) if skip else None
         return Mixture(experts.family, loc, scale, loc.new_zeros(loc.shape[:2]), evidence, active)
 
-    def _surrogate(self, experts: Experts, mask: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _surrogate(self, experts: Experts, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The product of the unimodal experts, (1, b, d) each."""
-        if experts.training and self.spec.incomplete == "skip":
-            one = like.new_ones(1, len(mask), like.shape[-1])
-            return torch.zeros_like(one), one
         plain = product_of_observed(experts, mask, 0.0)
         if not self.spec.correct_prior:
             return plain.loc, plain.scale

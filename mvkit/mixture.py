@@ -1,4 +1,4 @@
-"""The one type of latent distribution: a finite mixture of diagonal components with per-row weights.
+"""The latent distribution with closed forms: a finite mixture of diagonal components with per-row weights.
 
 Axes: s samples, j drawn components, k components, b rows, m modalities, d latent.
 """
@@ -15,12 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from mvkit import noise
 from mvkit.families import Family
+from mvkit.posterior import Draws, Posterior
 
 CHUNK = 2**22  # numbers in one (n, k, b, d) block of a density; keeps blocks near the cache
 
 
 @attrs.frozen(eq=False)
-class Mixture:
+class Mixture(Posterior):
     """Finite mixture q(z) = sum_k w_k q_k(z), one for each row; posteriors and most priors are one.
 
     Args:
@@ -61,10 +62,6 @@ class Mixture:
             return rearrange(self.loc, "1 b d -> b d")
         return einsum(self.log_weight.exp(), self.loc, "k b, k b d -> b d")
 
-    def rsample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Reparametrised iid draws of the mixture, (n, b, d); the pick of a component carries no gradient."""
-        return rearrange(self.draw(n, "iid", generator).z, "n 1 b d -> n b d")
-
     def draw(self, n: int, how: str, generator: torch.Generator | None = None, site: str = "z") -> Draws:
         """Draws that keep track of their components.
 
@@ -86,7 +83,11 @@ class Mixture:
             loc, scale = (rearrange(torch.gather(t, 0, index), "s b d -> s 1 b d") for t in (self.loc, self.scale))
             component = rearrange(component, "s b 1 -> s 1 b")
             log_weight = self.loc.new_zeros(1, b)
-        return Draws(self, torch.addcmul(loc, scale, eps), eps, scale, component, log_weight)
+
+        def density() -> Tensor:
+            return self.family.log_density(eps).sum(-1) - scale.log().sum(-1)
+
+        return Draws(self, torch.addcmul(loc, scale, eps), component, log_weight, density, self.kl)
 
     def _pick(self, n: int, how: str, generator: torch.Generator | None) -> Tensor:
         """Components drawn from the rows' weights, (s, b, 1); balanced ones have s = 1."""
@@ -152,8 +153,14 @@ class Mixture:
         stopped = (self.loc.detach(), self.scale.detach(), self.log_weight.detach())
         return attrs.evolve(self, loc=stopped[0], scale=stopped[1], log_weight=stopped[2])
 
-    def where(self, rows: Tensor, other: Mixture) -> Mixture:
-        """This mixture in `rows` (b,) bool, `other` in the rest."""
+    def expand(self, b: int, m: int) -> Mixture:
+        loc, scale = (t.expand(-1, b, -1) for t in (self.loc, self.scale))
+        nothing = torch.zeros(self.components, b, m, dtype=torch.bool, device=loc.device)
+        return Mixture(self.family, loc, scale, self.log_weight.expand(-1, b), nothing)
+
+    def where(self, rows: Tensor, other: Posterior) -> Posterior:
+        if not isinstance(other, Mixture):
+            return super().where(rows, other)
         b, d = self.loc.shape[1:]
         theirs = (t.expand(-1, b, d) for t in (other.loc, other.scale))
         loc, scale = (torch.cat(pair) for pair in zip((self.loc, self.scale), theirs, strict=True))
@@ -178,44 +185,6 @@ class Mixture:
             picked = torch.full((n,), component, device=weight.device)
         eps = noise.draw("prior", (n, self.loc.shape[-1]), self.loc, generator=generator, sampler=self.family.noise)
         return self.loc[picked, 0] + self.scale[picked, 0] * eps, picked
-
-
-@attrs.frozen(eq=False)
-class Draws:
-    """Samples of a mixture, with the components they came from.
-
-    Args:
-        posterior: the whole mixture.
-        z: samples, (s, j, b, d).
-        eps: their standard noise, (s, j, b, d).
-        scale: the scales of their components, broadcastable to z.
-        component: their components, (s or 1, 1, b); None: j is k, in order.
-        log_weight: log-weights of the drawn components, (j, b); they sum to one over j.
-    """
-
-    posterior: Mixture
-    z: Tensor
-    eps: Tensor
-    scale: Tensor
-    component: Tensor | None
-    log_weight: Tensor
-
-    @property
-    def evidence(self) -> Tensor:
-        """What the component of each draw looked at, (s or 1, j, b, m) bool."""
-        evidence = self.posterior.evidence
-        if evidence is None:
-            raise ValueError("this mixture has no evidence")
-        if self.component is None:
-            return rearrange(evidence, "j b m -> 1 j b m")
-        picked = rearrange(self.component, "s 1 b -> s b 1").expand(-1, -1, evidence.shape[-1])
-        return rearrange(torch.gather(evidence, 0, picked), "s b m -> s 1 b m")
-
-    @property
-    def log_qk(self) -> Tensor:
-        """Log-density of each draw under its own component, (s, j, b)."""
-        densities = self.posterior.family.log_density(self.eps)
-        return densities.sum(-1) - self.scale.log().sum(-1)
 
 
 def equal_weights(usable: Tensor, like: Tensor) -> Tensor:

@@ -100,12 +100,14 @@ class Sizes:
         family: the location-scale family of the experts.
         modalities: the modalities in the model's order.
         prior: the spec of the prior.
+        live_prior: the prior itself, for the parts that are built after it.
     """
 
     latent: int
     family: Any
     modalities: dict[str, Modality]
     prior: Any
+    live_prior: Any = None
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from mvkit.generative import Generative, Names
 from mvkit.mixture import Mixture
 from mvkit.modality import Sizes
 from mvkit.objectives import Objective
+from mvkit.posterior import Posterior
 from mvkit.priors import Prior
 from mvkit.spec import as_part, to_dict
 from mvkit.terms import Terms, evaluate_terms
@@ -120,7 +121,7 @@ class Model(Generative):
             generator=generator,
         )
 
-    def prior_at(self, experts: Experts | None = None, posterior: Mixture | None = None) -> Any:
+    def prior_at(self, experts: Experts | None = None, posterior: Any = None) -> Any:
         """p(z): of rows whose experts and posterior are given, if it depends on them."""
         prior = self.prior
         if not isinstance(prior, Prior):
@@ -165,7 +166,7 @@ class Model(Generative):
         n: int = 1,
         *,
         experts: Experts | None = None,
-        posterior: Mixture | None = None,
+        posterior: Posterior | None = None,
         draw: str = "iid",
         reconstruct: str = "all",
         want: str = "kl",

@@ -6,6 +6,7 @@ Axes: b rows, m modalities. Losses are averaged over all rows of the batch, what
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -18,8 +19,8 @@ from mvkit.batch import Batch
 from mvkit.errors import SpecError, suggest
 from mvkit.experts import Experts
 from mvkit.losses import Loss, Metrics, finish, row_metrics, sum_of
-from mvkit.mixture import Mixture
 from mvkit.modality import Sizes
+from mvkit.posterior import Posterior
 from mvkit.spec import factors, field, integer, number, numbers, one_of, parts, spec
 from mvkit.terms import Terms
 
@@ -61,7 +62,7 @@ def check_names(given: dict[str, float], sizes: Sizes, path: str) -> None:
 
 
 def divergence(
-    posterior: Mixture, other: Mixture, generator: torch.Generator | None, samples: int | None = None
+    posterior: Posterior, other: Posterior, generator: torch.Generator | None, samples: int | None = None
 ) -> Tensor:
     """Σ_k w_k KL(q_k ‖ other), (b,): in closed form where there is one, else (or with `samples`) from draws."""
     kl = posterior.kl(other) if samples is None else None
@@ -134,10 +135,10 @@ class ELBO(Objective):
         value, reported = (sum_of(each) / divide for each in (values, reports))
         return finish(model, value, reported, count > 0, Metrics.pooled(metrics))
 
-    def _conditions(self, model: Model, batch: Batch, experts: Experts) -> dict[str, Mixture]:
+    def _conditions(self, model: Model, batch: Batch, experts: Experts) -> Mapping[str, Posterior]:
         """The posteriors in turn, by the one modality that they look at, if it is one."""
         if self.condition == "unimodal":
-            found: dict[str, Mixture] = model.aggregator.unimodal(experts, batch)
+            found: Mapping[str, Posterior] = model.aggregator.unimodal(experts, batch)
             return found
         if self.condition == "expert":
             return raw_experts(experts, batch)
@@ -147,7 +148,7 @@ class ELBO(Objective):
         return {"": model.aggregator.forward(experts, batch)}
 
     def _bound(
-        self, model: Model, batch: Batch, experts: Experts, posterior: Mixture
+        self, model: Model, batch: Batch, experts: Experts, posterior: Posterior
     ) -> tuple[Tensor, Tensor, Metrics]:
         """The bound (b,) under one posterior, the same with all weights at 1, and metrics."""
         terms = model.terms(
@@ -284,7 +285,7 @@ class Align(Objective):
 
     def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
         posterior = model.aggregator.forward(experts, batch)
-        total = posterior.loc.new_zeros(len(batch))
+        total = posterior.log_weight.new_zeros(len(batch))
         samples = self.samples if self.estimate == "samples" else None
         for i, surrogate in enumerate(model.aggregator.unimodal(experts, batch).values()):
             kl = divergence(posterior, surrogate, experts.generator, samples)

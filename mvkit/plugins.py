@@ -249,7 +249,19 @@ def lookup(kind: str, name: str) -> type:
         offers = ", ".join(repr(entry.qualified) for entry in found)
         raise AmbiguousComponent(f"several packages offer {kind} {name!r}; name one of {offers}")
     problems = "".join(f"; note that {problem}" for problem in registry().problems)
-    raise UnknownComponent(f"unknown {kind} {name!r}; {suggest(name, available(kind))}{problems}")
+    package = _package_of(kind, name)
+    remedy = f"it comes with another package: pip install {package}" if package else suggest(name, available(kind))
+    raise UnknownComponent(f"unknown {kind} {name!r}; {remedy}{problems}")
+
+
+def _package_of(kind: str, name: str) -> str | None:
+    """The package that offers a part which no installed one does, if mvkit knows it."""
+    from mvkit.builtins import ELSEWHERE
+
+    for package, parts in ELSEWHERE.items():
+        if name in (offer for bare in parts.get(kind, ()) for offer in (bare, f"{package}/{bare}")):
+            return package
+    return None
 
 
 def entry_of(cls: type) -> Entry | None:

@@ -19,6 +19,7 @@ from mvkit.errors import DataError, RequestError
 from mvkit.families import Family
 from mvkit.mixture import Mixture
 from mvkit.modality import Sizes
+from mvkit.posterior import Posterior
 from mvkit.spec import field, flag, integer, number, one_of, spec
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class Prior(ABC):
 
     To implement one, write a spec whose `build(sizes)` returns an `nn.Module` with this `forward`. What it
     returns needs `log_prob(z)` from (..., b, d) to (..., b), and `sample((n,))` to (n, d): any
-    `torch.distributions.Distribution` will do. A `Mixture` of one component gives closed-form KLs.
+    `torch.distributions.Distribution` will do; a `Posterior` answers `given=()` too, and a `Mixture` of one
+    component gives closed-form KLs.
     `clusters` is the number of components that `Model.clusters` may assign rows to, 0 if that means nothing.
     """
 
@@ -48,7 +50,7 @@ class Prior(ABC):
         return None
 
     @abstractmethod
-    def forward(self, posterior: Mixture | None = None) -> Mixture:
+    def forward(self, posterior: Mixture | None = None) -> Posterior:
         """The prior, for the rows of `posterior` if it depends on them."""
 
     def start(self, encode: Callable[[], Tensor], seed: int) -> None:  # noqa: B027

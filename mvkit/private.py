@@ -19,7 +19,7 @@ from torch import Tensor
 from mvkit import noise
 from mvkit.experts import Experts
 from mvkit.families import Family
-from mvkit.mixture import Draws
+from mvkit.posterior import Draws
 
 if TYPE_CHECKING:
     from mvkit.model import Model
@@ -109,8 +109,8 @@ def _share(draws: Draws, observed: Tensor, *, each: bool) -> Tensor:
     """How much of the posterior counts each modality, (b, m)."""
     posterior = draws.posterior
     if not each:
-        return observed.to(posterior.loc.dtype)
+        return observed.to(posterior.log_weight.dtype)
     if posterior.evidence is None:
         raise ValueError("this posterior has no evidence")
-    counted = (posterior.evidence & observed).to(posterior.loc.dtype)
+    counted = (posterior.evidence & observed).to(posterior.log_weight.dtype)
     return einsum(posterior.log_weight.exp(), counted, "k b, k b m -> b m")

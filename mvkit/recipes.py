@@ -12,11 +12,12 @@ import attrs
 
 from mvkit.aggregators import MoPoE
 from mvkit.composed import CRMVAE, JMVAE, MVTCAE, TELBO
+from mvkit.hierarchy import TopDown
 from mvkit.joint import Joint, MeanMessage
 from mvkit.likelihoods import Normal
 from mvkit.modality import Modality, as_modalities
 from mvkit.model import Model
-from mvkit.objectives import ELBO, Sum
+from mvkit.objectives import ELBO, Align, Sum
 from mvkit.priors import Learnable, MoG, PosteriorMixture
 from mvkit.stack import Stack
 from mvkit.stages import JointThenUnimodal, Linear, Single
@@ -230,6 +231,62 @@ def mmvm(
     objective = ELBO(condition="unimodal", reduce="sum", reconstruct="own", kl_weight=beta)
     prior = PosteriorMixture(standard=standard)
     return Model(modalities, latent_dim=latent_dim, aggregator="moe", prior=prior, objective=objective, **options)
+
+
+def jnf(
+    modalities: Modalities,
+    latent_dim: int = 10,
+    *,
+    beta: float = 1.0,
+    samples: int = 1,
+    share: float = 0.5,
+    flow: Any = "mvkit-flows/maf",
+    conditional: bool = True,
+    steps: int = 20,
+    **options: Any,
+) -> Model:
+    """JNF: joint ELBO; then unimodal flows, fitted to draws of the frozen joint posterior. Needs mvkit-flows.
+
+    Reference: Senellart, Chadebec and Allassonnière, Improving Multimodal Joint Variational Autoencoders through
+    Normalizing Flows and Correlation Analysis, 2023, https://arxiv.org/abs/2305.11832.
+    """
+    joint, align = ELBO(kl_weight=beta), Align(estimate="samples", samples=samples)
+    return Model(
+        modalities,
+        latent_dim=latent_dim,
+        aggregator={"name": "mvkit-flows/joint_flow", "flow": flow, "conditional": conditional, "steps": steps},
+        objective=joint,
+        schedule=JointThenUnimodal(share=share, joint=joint, unimodal=align),
+        **options,
+    )
+
+
+def mhvae(
+    modalities: Modalities,
+    latent_dim: int = 10,
+    *,
+    levels: Any = 2,
+    beta: float = 1.0,
+    condition: str = "aggregator",
+    warmup: int = 0,
+    **options: Any,
+) -> Model:
+    """MHVAE: levels of latents, at each a product of its prior and an expert a modality; one ELBO.
+
+    `condition="subset"` takes the posterior given a random subset of what each row has, and reconstructs all of it.
+
+    Reference: Dorent et al., Unified Brain MR-Ultrasound Synthesis using Multi-Modal Hierarchical Representations,
+    MICCAI 2023, https://arxiv.org/abs/2309.08747.
+    """
+    return Model(
+        modalities,
+        latent_dim=latent_dim,
+        aggregator="top_down_poe",
+        prior=TopDown(levels=levels),
+        objective=ELBO(kl_weight=beta, condition=condition),
+        schedule=_warmup(warmup),
+        **options,
+    )
 
 
 def nexus(

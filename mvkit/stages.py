@@ -279,7 +279,7 @@ class Single(Schedule):
 
 @spec
 class JointThenUnimodal(Schedule):
-    """The joint encoder and the decoders first; then the unimodal encoders, the rest frozen.
+    """The joint encoder and the decoders first; then the unimodal posteriors, the rest frozen.
 
     Args:
         share: share of the epochs that the first stage gets.
@@ -308,7 +308,10 @@ class JointThenUnimodal(Schedule):
         rest: tuple[str, ...] = ("aggregator.*", "decoders.*", "prior.*", "cross.*")
         if any(modality.private_dim for modality in model.modalities.values()):
             rest = (*rest, "encoders.*")  # which emit the private latents that decoders learn to read
-        return [Stage(self.joint, first, rest), Stage(self.unimodal, epochs - first, ("encoders.*",))]
+        return [
+            Stage(self.joint, first, rest),
+            Stage(self.unimodal, epochs - first, model.aggregator.defaults.unimodal),
+        ]
 
 
 def as_stages(stages: Any, model: Generative, epochs: int) -> list[Stage]:

@@ -17,7 +17,7 @@ from mvkit.batch import Batch
 from mvkit.errors import ShapeError, SpecError
 from mvkit.experts import Experts
 from mvkit.likelihoods import Context
-from mvkit.mixture import Mixture
+from mvkit.posterior import Posterior
 from mvkit.private import Private
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def evaluate_terms(
     batch: Batch,
     n: int,
     experts: Experts,
-    posterior: Mixture,
+    posterior: Posterior,
     *,
     draw: str,
     reconstruct: str,
@@ -77,7 +77,7 @@ def evaluate_terms(
     private_from: str | None,
 ) -> Terms:
     """See `Model.terms`, which says what the arguments are."""
-    if draw != "stratified" and posterior.components > 1 and posterior.log_weight.requires_grad:
+    if draw != "stratified" and len(posterior.log_weight) > 1 and posterior.log_weight.requires_grad:
         name = type(model.spec.aggregator).__name__
         reason = (
             f"got {draw!r}, which leaves trained component weights, as aggregator {name!r} has, without gradient; "
@@ -86,7 +86,7 @@ def evaluate_terms(
         raise SpecError(reason, "draw")
     draws = posterior.draw(n, draw, experts.generator)
     prior = model.prior_at(experts, posterior)
-    kl = posterior.kl(prior) if want == "kl" else None
+    kl = draws.kl(prior) if want == "kl" else None
     density = posterior.detach() if stop_density else posterior
     used = draws.evidence & batch.observed if reconstruct == "own" else batch.observed
     private = Private.draw(model, experts, draws, used, stop_density=stop_density, rule=private_from)

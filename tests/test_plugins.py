@@ -78,6 +78,7 @@ def test_available():
         "mopoe",
         "poe",
         "set",
+        "top_down_poe",
         "wasserstein",
     ]
     assert mvkit.available("aggregator", "mo*") == ["moe", "mopoe"]
@@ -191,3 +192,10 @@ def test_importing_mvkit_imports_no_extra_and_no_plugin():
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
+
+
+def test_parts_of_known_packages_say_what_to_install():
+    with pytest.raises(UnknownComponent, match=r"model\.aggregator: unknown aggregator .*: pip install mvkit-flows"):
+        mvkit.recipes.jnf({"a": (2,), "b": (2,)})
+    with pytest.raises(UnknownComponent, match=r"unknown prior 'nsf'; .*: pip install mvkit-flows"):
+        mvkit.Model({"a": (2,)}, prior="nsf")

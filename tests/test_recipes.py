@@ -30,6 +30,7 @@ RECIPES = (
     "crmvae",
     "mmvm",
     "nexus",
+    "mhvae",
 )
 
 

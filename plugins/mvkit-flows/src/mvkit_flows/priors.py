@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import zuko
@@ -11,8 +12,23 @@ from mvkit import spec
 from mvkit.spec import field, integer
 
 
+class Flow(ABC):
+    """A normalizing flow: a prior p(z), or with a context what turns a modality's expert into its posterior.
+
+    To implement one, decorate a subclass with `@spec` and write `flow`.
+    """
+
+    @abstractmethod
+    def flow(self, features: int, context: int = 0) -> zuko.lazy.Flow:
+        """Zuko's flow of so many features, given so many numbers."""
+
+    def build(self, sizes: Any) -> FlowPrior:
+        """The live part."""
+        return FlowPrior(self.flow(sizes.latent))
+
+
 @spec
-class NSF:
+class NSF(Flow):
     """Neural spline flow prior p(z).
 
     Args:
@@ -27,16 +43,13 @@ class NSF:
     bins: int = field(default=8, check=integer(2))
     hidden: tuple[int, ...] = (64, 64)
 
-    def build(self, sizes: Any) -> FlowPrior:
-        """The live part."""
-        flow = zuko.flows.NSF(
-            sizes.latent, transforms=self.transforms, bins=self.bins, hidden_features=list(self.hidden)
-        )
-        return FlowPrior(flow)
+    def flow(self, features: int, context: int = 0) -> zuko.lazy.Flow:
+        options = {"transforms": self.transforms, "hidden_features": list(self.hidden)}
+        return zuko.flows.NSF(features, context, bins=self.bins, **options)
 
 
 @spec
-class MAF:
+class MAF(Flow):
     """Masked autoregressive flow prior p(z).
 
     Args:
@@ -50,9 +63,8 @@ class MAF:
     transforms: int = field(default=3, check=integer(1))
     hidden: tuple[int, ...] = (64, 64)
 
-    def build(self, sizes: Any) -> FlowPrior:
-        """The live part."""
-        return FlowPrior(zuko.flows.MAF(sizes.latent, transforms=self.transforms, hidden_features=list(self.hidden)))
+    def flow(self, features: int, context: int = 0) -> zuko.lazy.Flow:
+        return zuko.flows.MAF(features, context, transforms=self.transforms, hidden_features=list(self.hidden))
 
 
 class FlowPrior(nn.Module):
