@@ -6,6 +6,7 @@ import sys
 import textwrap
 
 import pytest
+from installs import PART, declares, install
 
 import mvkit
 from mvkit import AmbiguousComponent, SpecError, UnknownComponent, plugins
@@ -13,46 +14,6 @@ from mvkit.plugins import Component
 from mvkit.spec import as_part, to_dict
 
 EVERY = [(kind, name) for kind, parts in __import__("mvkit.builtins").builtins.DECLARED.items() for name in parts]
-PART = """
-    from mvkit import spec
-
-    @spec
-    class Sharp:
-        \"\"\"A prior.\"\"\"
-        power: float = 2.0
-
-        def build(self, sizes):
-            raise NotImplementedError
-"""
-
-
-def install(root, package, module, code, parts="", version="1.0"):
-    """A distribution in a folder: metadata with an entry point, a module, and a module of parts."""
-    info = root / f"{package.replace('-', '_')}-{version}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
-    (info / "entry_points.txt").write_text(f"[mvkit]\n{module} = {module}\n")
-    (root / f"{module}.py").write_text(textwrap.dedent(code))
-    if parts:
-        (root / f"{module}_parts.py").write_text(textwrap.dedent(parts))
-
-
-def declares(*components):
-    listed = ", ".join(f"Component({', '.join(map(repr, c))})" for c in components)
-    return (
-        f"from mvkit.plugins import Component, hookimpl\n\n@hookimpl\ndef mvkit_components():\n    return [{listed}]\n"
-    )
-
-
-@pytest.fixture
-def packages(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delenv("MVKIT_PLUGINS", raising=False)
-    plugins.registry.cache_clear()
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
@@ -122,49 +83,6 @@ def test_built_ins_cannot_be_shadowed(packages):
     install(packages, "mvkit-evil", "evil", declares(("prior", "mog", "evil_parts:Sharp")), PART)
     assert type(as_part("prior", "mog")).__module__ == "mvkit.priors"
     assert type(as_part("prior", "mvkit-evil/mog")).__name__ == "Sharp"
-
-
-@pytest.mark.parametrize(
-    ("code", "reason"),
-    [
-        ("import nothing_of_this_name", "ModuleNotFoundError"),
-        ("def broken(:", "SyntaxError"),
-        ("raise SystemExit(3)", "SystemExit"),
-        (
-            "from mvkit.plugins import hookimpl\n@hookimpl\ndef mvkit_components():\n    raise RuntimeError('boom')",
-            "boom",
-        ),
-        ("from mvkit.plugins import hookimpl\n@hookimpl\ndef mvkit_componnets():\n    return []", "mvkit_componnets"),
-        (declares(("priors", "x", "y:Z")), "unknown kind 'priors'"),
-        (declares(("prior", "Bad-Name", "y:Z")), "a name is made of"),
-        (declares(("prior", "x", "y:Z", "", 9)), "needs component API 9, not 1; upgrade mvkit"),
-        (
-            "from mvkit.plugins import hookimpl\n@hookimpl\ndef mvkit_components():\n    return ['mog']",
-            "expected a Component",
-        ),
-    ],
-    ids=["import", "syntax", "exit", "raises", "misspelt", "kind", "name", "api", "type"],
-)
-def test_a_broken_package_is_a_problem_and_never_a_crash(packages, code, reason):
-    install(packages, "mvkit-broken", "broken_plugin", code)
-    install(packages, "mvkit-sharp", "sharp", declares(("prior", "sharp", "sharp_parts:Sharp")), PART)
-    assert "sharp" in mvkit.available("prior")  # the others are not touched
-    problem = next(p for p in plugins.problems() if p.package.startswith("mvkit-broken"))
-    assert reason in str(problem)
-    with pytest.raises(UnknownComponent, match="note that mvkit-broken"):
-        as_part("prior", "nosuch")
-
-
-def test_a_part_that_cannot_be_imported_names_its_package(packages):
-    install(packages, "mvkit-late", "late", declares(("prior", "late", "late_parts:Missing")), PART)
-    with pytest.raises(
-        SpecError, match=r"prior 'mvkit-late/late' could not be imported.*mvkit-late 1\.0.*AttributeError"
-    ):
-        as_part("prior", "late")
-    install(packages, "mvkit-plain", "plain", declares(("prior", "plain", "plain_parts:Sharp")), "class Sharp: pass")
-    plugins.registry.cache_clear()
-    with pytest.raises(SpecError, match="is no class made by @mvkit.spec"):
-        as_part("prior", "plain")
 
 
 @pytest.mark.parametrize(
