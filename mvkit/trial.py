@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mvkit import plugins
 from mvkit.aggregators import Aggregator
@@ -206,7 +207,7 @@ def likelihood(part: Likelihood, shape: tuple[int, ...]) -> None:
     full = (*shape, part.params) if part.params > 1 else shape
     dtype = next((p.dtype for p in _module(part).parameters()), torch.get_default_dtype())
     out = torch.linspace(-1, 1, 2, dtype=dtype).reshape(2, *[1] * (1 + len(full))).expand(2, ROWS, *full).clone()
-    x = next(support(part, (ROWS, *shape), dtype), None)
+    x = next(support(part, (ROWS, *shape), dtype, torch.Generator().manual_seed(0)), None)
     valid = x is not None
     x = out.new_zeros(ROWS, *shape) if x is None else x
     watched = _Watched(out=out, x=x)
@@ -219,11 +220,14 @@ def likelihood(part: Likelihood, shape: tuple[int, ...]) -> None:
     watched.check("log_prob, mean or sample")
 
 
-def support(part: Likelihood, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
-    """Constant and one-hot values of that shape that a likelihood takes."""
-    hot = torch.zeros(shape, dtype=dtype)
-    hot[..., 0] = 1.0
-    for x in (hot, *(torch.full(shape, value, dtype=dtype) for value in (0.5, 1.0, 0.0, 2.0, -0.5))):
+def support(
+    part: Likelihood, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Normal, uniform, count and one-hot values of that shape, those that a likelihood takes."""
+    normal, uniform = (make(shape, dtype=dtype, generator=generator) for make in (torch.randn, torch.rand))
+    classes = torch.randint(shape[-1], shape[:-1], generator=generator)
+    counts = torch.randint(5, shape, generator=generator).to(dtype)
+    for x in (normal, uniform, counts, functional.one_hot(classes, shape[-1]).to(dtype)):
         if not bool(part.outside(x).any()):
             yield x
 
