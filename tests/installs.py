@@ -1,6 +1,8 @@
 """Installed distributions as pip leaves them: METADATA, RECORD, INSTALLER, entry_points.txt and modules in a folder."""
 
+import re
 import textwrap
+from pathlib import Path
 
 PART = """
     from mvkit import spec
@@ -38,3 +40,13 @@ def declares(*components):
     return (
         f"from mvkit.plugins import Component, hookimpl\n\n@hookimpl\ndef mvkit_components():\n    return [{listed}]\n"
     )
+
+
+def guide_package(root):
+    """The package whose files docs/plugins.md lists, written to a folder."""
+    text = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text()
+    listings = re.findall(r"```(?:python|toml)\n# (\S+\.(?:py|toml))\n(.*?)```", text, re.DOTALL)
+    for name, listing in listings:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(listing)
+    return root

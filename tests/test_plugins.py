@@ -1,16 +1,24 @@
 """Discovery: lazy, isolated, selectable; clashes ask for the qualified name."""
 
+import inspect
+import re
+import shutil
 import subprocess
 import sys
 import textwrap
+import tomllib
+from pathlib import Path
 
 import pytest
-from installs import PART, declares, install
+from installs import PART, declares, guide_package, install
 
 import mvkit
-from mvkit import AmbiguousComponent, SpecError, UnknownComponent, plugins
+from mvkit import AmbiguousComponent, SpecError, UnknownComponent, plugins, scaffold
 from mvkit.plugins import Component
 from mvkit.spec import as_part, to_dict
+from mvkit.testing import check_component
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_available():
@@ -92,3 +100,36 @@ def test_importing_mvkit_imports_no_extra_and_no_plugin():
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
+
+
+def hooks():
+    return [name for name in vars(plugins.Hooks) if name.startswith("mvkit_")]
+
+
+@pytest.mark.parametrize("hook", hooks())
+def test_every_hook_is_documented_and_tested(hook):
+    guide = (ROOT / "docs" / "plugins.md").read_text()
+    section = guide.partition(f"\n### `{hook}`\n")[2].partition("\n### ")[0]
+    assert len(section.split()) > 30, f"docs/plugins.md has no section '### `{hook}`'"
+    arguments = list(inspect.signature(getattr(plugins.Hooks, hook)).parameters)[1:]
+    assert re.search(rf"    {hook}\({''.join(f'{name}[^)]*' for name in arguments)}\) -> ", section)
+    tests = [path for path in (ROOT / "tests").glob("test_*.py") if f"def {hook}(" in path.read_text()]
+    assert tests, f"no test implements {hook}"
+
+
+@pytest.mark.parametrize("kind", scaffold.kinds())
+def test_every_kind_is_documented(kind):
+    assert f"\n### {kind}\n" in (ROOT / "docs" / "plugins.md").read_text()
+
+
+def test_the_package_of_the_guide(packages):
+    """The listings of docs/plugins.md, installed; test_packaging does it with pip and a fresh process."""
+    root = guide_package(packages / "out")
+    points = tomllib.loads((root / "pyproject.toml").read_text())["project"]["entry-points"]["mvkit"]
+    install(packages, "mvkit-sharp", "unused", "", version="0.1.0")
+    text = "[mvkit]\n" + "".join(f"{name} = {module}\n" for name, module in points.items())
+    (packages / "mvkit_sharp-0.1.0.dist-info" / "entry_points.txt").write_text(text)
+    shutil.move(root / "src" / "mvkit_sharp", packages)
+    for kind, name in (("aggregator", "geometric"), ("prior", "heavy"), ("likelihood", "counts")):
+        assert name in mvkit.available(kind)
+        check_component(kind, f"mvkit-sharp/{name}")
