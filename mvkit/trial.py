@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from mvkit import plugins
 from mvkit.aggregators import Aggregator
-from mvkit.batch import Batch, Layout, indices_of
+from mvkit.batch import Batch, indices_of
 from mvkit.errors import MvkitError, SpecError
 from mvkit.estimates import evaluation
 from mvkit.experts import Experts
@@ -28,6 +28,7 @@ from mvkit.mixture import Mixture
 from mvkit.modality import Sizes
 from mvkit.networks import Network, on_rows
 from mvkit.priors import Prior
+from mvkit.values import Layout
 
 if TYPE_CHECKING:
     from mvkit.assembly import Parts
@@ -66,7 +67,7 @@ def refuse_faulty(parts: Parts) -> None:
         for side in ("encoder", "decoder"):
             made = getattr(modality, side)
             if not isinstance(made, nn.Module):
-                trials.append((f"{where}.{side}", made, lambda m=made, s=modality.shape: network(m, s)))  # type: ignore[misc]
+                trials.append((f"{where}.{side}", made, lambda m=made, s=modality: network(m, s.input_shape, s.shape)))  # type: ignore[misc]
     if torch.get_default_device().type != "cpu":
         return  # such as meta: there are no numbers to look at
     for path, part, trial in trials:
@@ -233,11 +234,11 @@ def support(
 
 
 @torch.no_grad()
-def network(part: Network, shape: tuple[int, ...]) -> None:
-    """Raises Fault unless encoder and decoder map rows to rows of the right shape."""
-    for what, before, after in (("encoder", shape, (5,)), ("decoder", (5,), shape)):
+def network(part: Network, seen: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Raises Fault unless encoder (from rows of shape `seen`) and decoder (to `shape`) give the right shape."""
+    for what, before, after in (("encoder", seen, (5,)), ("decoder", (5,), shape)):
         with torch.random.fork_rng(devices=[]):
-            made = part.encoder(shape, 5) if what == "encoder" else part.decoder(5, shape)
+            made = part.encoder(seen, 5) if what == "encoder" else part.decoder(5, shape)
         rows = torch.linspace(-1, 1, ROWS).reshape(-1, *[1] * len(before)).expand(-1, *before).clone()
         watched = _Watched(rows=rows)
         with evaluation(made):

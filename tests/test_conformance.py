@@ -11,6 +11,7 @@ import mvkit
 from mvkit import SpecError, plugins, spec
 from mvkit.aggregators import PoE, product_of_observed
 from mvkit.builtins import DECLARED
+from mvkit.data.transforms import Log1p
 from mvkit.families import Normal
 from mvkit.likelihoods import Normal as NormalLikelihood
 from mvkit.networks import MLP
@@ -297,6 +298,13 @@ WRONG = {
         "nearer",
     ),
     "optimizer, other": ("optimizer", "contract", broken(Adam, optimizer=lambda self, ps, lr: ps), "Optimizer"),
+    "transform, one way": (
+        "transform",
+        "contract",
+        broken(Log1p, inverse=lambda self, x: x),
+        "other values for forward",
+    ),
+    "transform, batch": ("transform", "contract", broken(Log1p, forward=lambda self, x: x - x.mean()), "other values"),
     "dataset, other": ("dataset", "contract", broken(object, load=lambda self: {}), "expected mvkit.data"),
 }
 

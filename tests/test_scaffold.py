@@ -19,6 +19,7 @@ KINDS = {
     "ramp",
     "optimizer",
     "dataset",
+    "transform",
 }
 
 

@@ -1,4 +1,4 @@
-"""Checks of parts that stand outside models: ramps, schedules, optimizers, datasets."""
+"""Checks of parts that stand outside models: ramps, schedules, optimizers, datasets, transforms."""
 
 from __future__ import annotations
 
@@ -96,7 +96,38 @@ def dataset(kind: str, part: Any) -> None:
             raise Fault("contract", f"masked other places in {split} the second time; expected a function of its seed")
 
 
+def transform(kind: str, part: Any) -> None:
+    """Fitted by what is observed, then a pure step whose inverse takes its results back to values that give them."""
+    generator = torch.Generator().manual_seed(0)
+    normal, uniform = (make(40, 3, generator=generator, dtype=torch.float64) for make in (torch.randn, torch.rand))
+    counts = torch.randint(5, (40, 3), generator=generator).double()
+    for x in (normal, uniform, counts):
+        gaps = x.clone()
+        gaps[::7] = torch.nan
+        made = part.fit(gaps, (), "x")
+        if not made.ready or part.fit(gaps, (), "x") != made:
+            raise Fault("contract", f"is {made!r} after `fit`; expected it ready, and the same the second time")
+        if not bool(made.outside(x).any()):
+            break
+    else:
+        raise Fault("contract", "takes none of normal, uniform and count values; expected one of them")
+    before = x.clone()
+    y = made.forward(x)
+    if y.dtype != x.dtype or tuple(made.before(tuple(y.shape[1:]))) != tuple(x.shape[1:]):
+        given = f"{y.dtype} of shape {tuple(y.shape)}, whose `before` is {made.before(tuple(y.shape[1:]))}"
+        raise Fault(
+            "contract", f"gave {given} for {x.dtype} of shape {tuple(x.shape)}; expected the same dtype and shape"
+        )
+    if not bool(torch.isfinite(y).all()) or not torch.equal(x, before):
+        raise Fault("contract", "gave values that are not finite, or changed its input; expected neither")
+    if not torch.allclose(made.forward(made.inverse(y)), y, rtol=1e-9, atol=1e-9):
+        raise Fault("contract", "gives other values for forward(inverse(y)); expected y")
+    if not torch.equal(made.forward(x[3:5]), y[3:5]):
+        raise Fault("contract", "gave rows other values alone than in a batch; expected rows to be independent")
+
+
 CHECKS = {
+    "transform": {"contract": transform},
     "ramp": {"contract": ramp},
     "schedule": {"contract": schedule},
     "optimizer": {"contract": optimizer},

@@ -129,7 +129,7 @@ def shapes(kind: str, part: Any) -> None:
     if kind == "family":
         trial.family(part)
     elif kind == "network":
-        trial.network(part, every["a"].shape)
+        trial.network(part, every["a"].shape, every["a"].shape)
     elif kind == "likelihood":
         trial.likelihood(part.build(sizes), every["a"].shape)
     elif kind in ("aggregator", "prior"):
