@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 from torch import nn
 
+from mvkit import plugins, trial
 from mvkit.aggregators import Aggregator
 from mvkit.errors import SpecError, suggest
 from mvkit.families import Family
@@ -16,6 +17,13 @@ from mvkit.objectives import Objective
 from mvkit.priors import Prior, raw_of_one
 from mvkit.spec import factors, field, integer, one_of, part, spec
 from mvkit.stages import Single
+
+LIVE: dict[str, tuple[type, ...]] = {
+    "family": (Family,),
+    "aggregator": (Aggregator,),
+    "objective": (Objective,),
+    "prior": (Prior, nn.Module),
+}
 
 
 @spec
@@ -58,7 +66,7 @@ def assemble(spec: ModelSpec) -> Parts:
     if not spec.latent_dim and not all(m.private_dim for m in spec.modalities.values()):
         reason = "0 leaves modalities without any latent; give each a private_dim, or take 1 or more"
         raise SpecError(reason, "latent_dim")
-    family = spec.family.build(None)
+    family = _built("family", spec.family, None)
     sizes = Sizes(spec.latent_dim, family, spec.modalities, spec.prior)
     prior = _built("prior", spec.prior, sizes)
     sizes = attrs.evolve(sizes, live_prior=prior)
@@ -75,7 +83,9 @@ def assemble(spec: ModelSpec) -> Parts:
         width, network = aggregator.width(spec.latent_dim) + 2 * modality.private_dim, modality.encoder
         try:
             _refuse_transforms(modality)
-            encoders[name] = network if isinstance(network, nn.Module) else network.encoder(modality.input_shape, width)
+            with plugins.blaming(type(network), "when its encoder was built"):
+                made = network if isinstance(network, nn.Module) else network.encoder(modality.input_shape, width)
+            encoders[name] = made
             decoders[name] = Decoder(name, modality, sizes)
         except SpecError as error:
             raise error.within(f"modalities.{name}") from None
@@ -83,7 +93,10 @@ def assemble(spec: ModelSpec) -> Parts:
             cross[name] = nn.Parameter(raw_of_one(family, (modality.private_dim,)))
     _warn_of_idle_encoders(spec, aggregator, objective)
     spec = attrs.evolve(spec, private_from=rule)  # type: ignore[misc]
-    return Parts(spec, family, aggregator, prior, objective, encoders, decoders, cross, _lambdas(spec), sizes.canonical)
+    live = (family, aggregator, prior, objective, encoders, decoders, cross)
+    parts = Parts(spec, *live, _lambdas(spec), sizes.canonical)
+    trial.refuse_faulty(parts)
+    return parts
 
 
 def _refuse_transforms(modality: Modality) -> None:
@@ -97,9 +110,14 @@ def _refuse_transforms(modality: Modality) -> None:
         raise SpecError(reason, "transform")
 
 
-def _built(kind: str, part: Any, sizes: Sizes) -> Any:
+def _built(kind: str, part: Any, sizes: Any) -> Any:
     try:
-        return part.build(sizes)
+        with plugins.blaming(type(part), "when it was built"):
+            made = part.build(sizes)
+            if not isinstance(made, LIVE[kind]):
+                names = " or ".join(one.__name__ for one in LIVE[kind])
+                raise TypeError(f"build gave {made!r}; expected a {names}")
+            return made
     except SpecError as error:
         raise error.within(kind) from None
 

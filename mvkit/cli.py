@@ -1,4 +1,4 @@
-"""The command line: `mvkit demo`, `mvkit list`, `mvkit show`, `mvkit plugins`."""
+"""The command line: `mvkit demo`, `mvkit list`, `mvkit show`, `mvkit plugins`, `mvkit new-plugin`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     show = commands.add_parser("show", help="the header of a saved model")
     show.add_argument("file", type=Path)
     commands.add_parser("plugins", help="what went wrong while looking for packages")
+    scaffold = commands.add_parser("new-plugin", help="write a package with a part of your own, and its tests")
+    scaffold.add_argument("name", help="of the package, such as mvkit-sharp")
+    scaffold.add_argument("--kind", default="aggregator", help="of the part (default: aggregator)")
+    scaffold.add_argument("--folder", type=Path, default=Path(), help="where the package's folder goes")
     options = parser.parse_args(arguments)
     try:
         return _run(options)
@@ -43,6 +47,11 @@ def _run(options: argparse.Namespace) -> int:
             print(f"{kind + ':':<12}{' '.join(available(kind))}")
     elif options.command == "show":
         print(json.dumps(describe(options.file), indent=2))
+    elif options.command == "new-plugin":
+        from mvkit.scaffold import new_plugin
+
+        print(f"wrote {(root := new_plugin(options.name, options.kind, options.folder))}; next:")
+        print(f"  pip install --editable '{root}[dev]' && pytest {root}")
     else:
         for problem in plugins.problems():
             print(problem)

@@ -74,6 +74,10 @@ class CheckpointError(MvkitError, ValueError):
     """A file that cannot be loaded, or a model that cannot be saved."""
 
 
+class PluginError(MvkitError, RuntimeError):
+    """What is wrong with installed packages, where `MVKIT_PLUGINS_STRICT=1` asks to hear of it."""
+
+
 def suggest(name: str, options: Iterable[str]) -> str:
     """What to say after an unknown name: the nearest valid one, or all of them."""
     options = sorted(options)

@@ -110,7 +110,7 @@ class Listeners:
         for package, hook in tuple(self.hooks.items()):
             try:
                 hook(event=event)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 del self.hooks[package]
                 warnings.warn(
                     f"{package}: its mvkit_event raised {type(error).__name__}: {error}; it hears no more of this run",

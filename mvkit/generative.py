@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mvkit import estimates, noise
+from mvkit import estimates, noise, plugins
 from mvkit.batch import Batch, conform, refuse_empty
 from mvkit.data.sources import as_batch
 from mvkit.errors import RequestError, ShapeError, suggest
@@ -130,6 +130,11 @@ class Generative(nn.Module, ABC):
         batch = self._drawn(batch, generator) if self.training else batch
         made: Any = self.objective if objective is None else self.build_objective(objective)
         found: Loss = made.forward(self, batch, self.experts(batch, training=self.training, generator=generator))
+        if found.loss.ndim or found.bound.shape != (len(batch),):
+            raise ShapeError(
+                f"{plugins.entry_of(type(made)) or type(made).__name__}: gave loss {tuple(found.loss.shape)} and bound "
+                f"{tuple(found.bound.shape)}; expected () and {(len(batch),)}"
+            )
         return found
 
     def _drawn(self, batch: Batch, generator: torch.Generator | None) -> Batch:

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 from torch import Tensor, nn
 
+from mvkit import plugins
 from mvkit.errors import ShapeError, SpecError
 from mvkit.networks import on_rows
 from mvkit.spec import field, flag, integer, names, number, one_of, part, parts, positional_spec
@@ -126,11 +127,14 @@ class Decoder(nn.Module):
     def __init__(self, name: str, modality: Modality, sizes: Sizes) -> None:
         super().__init__()
         self.name = name
-        self.likelihood = modality.likelihood.build(sizes)
-        params = (self.likelihood.params,) if self.likelihood.params > 1 else ()
+        with plugins.blaming(type(modality.likelihood), "when it was built"):
+            self.likelihood = modality.likelihood.build(sizes)
+            params = (self.likelihood.params,) if self.likelihood.params > 1 else ()
         self.shape = (*modality.shape, *params)
         network, width = modality.decoder, sizes.latent + modality.private_dim
-        self.network: nn.Module = network if isinstance(network, nn.Module) else network.decoder(width, self.shape)
+        with plugins.blaming(type(network), "when its decoder was built"):
+            made = network if isinstance(network, nn.Module) else network.decoder(width, self.shape)
+        self.network: nn.Module = made
 
     def forward(self, latent: Tensor) -> Tensor:
         """Outputs for latents of any leading shape, (..., d + p) -> (..., *shape)."""

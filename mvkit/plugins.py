@@ -8,25 +8,28 @@ A package declares its parts in a module named by an entry point of the group `m
 
 Built-ins come through the same hook. Other packages are asked only when a name is not built in, or when
 names are listed; a broken one becomes a `Problem`, never a crash. `MVKIT_PLUGINS` unset means all packages,
-empty none, `a,b` only these.
+empty none, `a,b` only these; with `MVKIT_PLUGINS_STRICT=1` problems are raised. Guide: docs/plugins.md.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import importlib
-import importlib.metadata
-import os
 import re
+import time
 import traceback
 from collections.abc import Iterable, Iterator
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import pluggy
 
-from mvkit.errors import AmbiguousComponent, SpecError, UnknownComponent, suggest
+from mvkit import discovery
+from mvkit.discovery import Problem, origin
+from mvkit.errors import AmbiguousComponent, MvkitError, SpecError, UnknownComponent, suggest
 
 if TYPE_CHECKING:
     from mvkit.events import Event
@@ -73,24 +76,13 @@ class Component:
 
 
 @attrs.frozen
-class Problem:
-    """Something that kept a package, or one part of it, from being offered."""
-
-    package: str
-    reason: str
-    traceback: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.package}: {self.reason}"
-
-
-@attrs.frozen
 class Entry:
     """A component with the package it came from."""
 
     component: Component
     package: str
     version: str
+    entry_point: str = ""
 
     @property
     def qualified(self) -> str:
@@ -101,6 +93,9 @@ class Entry:
     def public(self) -> str:
         """The name that files carry: bare for built-ins, else qualified."""
         return self.component.name if self.package == "mvkit" else self.qualified
+
+    def __str__(self) -> str:
+        return f"{self.component.kind} {self.public!r} ({origin(self.package, self.version, self.entry_point)})"
 
 
 class Hooks:
@@ -130,33 +125,60 @@ class Registry:
         self.scanned = False
         self.register(builtins, "mvkit", "")
 
-    def register(self, plugin: Any, package: str, version: str) -> None:
+    def register(self, plugin: Any, package: str, version: str, entry_point: str = "") -> None:
         """Take a plugin's components; raises what the plugin raises."""
-        self.manager.register(plugin, name=package)
-        self.manager.check_pending()  # a misspelt hook name
-        others = [other for other in self.manager.get_plugins() if other is not plugin]
-        caller = self.manager.subset_hook_caller("mvkit_components", remove_plugins=others)
-        for component in [one for declared in caller() for one in declared]:
+        name = origin(package, version, entry_point)
+        try:
+            self.manager.register(plugin, name=name)
+            self.manager.check_pending()  # a misspelt hook name
+            if not self.manager.get_hookcallers(plugin):
+                raise MvkitError("it implements no hook; decorate mvkit_components or mvkit_event with @hookimpl")
+            others = [other for other in self.manager.get_plugins() if other is not plugin]
+            caller = self.manager.subset_hook_caller("mvkit_components", remove_plugins=others)
+            declared = [component for components in caller() for component in components]
+        except BaseException:
+            if self.manager.get_plugin(name) is plugin:
+                self.manager.unregister(plugin)
+            raise
+        for component in declared:
             reason = _refusal(component)
+            entry = Entry(component, package, version, entry_point)
+            if not reason and any(e.qualified == entry.qualified for e in self._of(component.kind)):
+                reason = f"declared {component.kind} {component.name!r} twice; the first is taken; rename the other"
             if reason:
-                self.problems.append(Problem(package, reason))
+                self.problems.append(Problem(package, reason, "", version, entry_point))
             else:
-                self.entries.append(Entry(component, package, version))
+                self.entries.append(entry)
 
     def scan(self) -> None:
-        """Ask the installed packages, once."""
+        """Ask the installed packages, once; all of them, before anything is raised."""
         if self.scanned:
             return
         self.scanned = True
-        for package, version, entry_point in _entry_points():
-            try:
-                self.register(entry_point.load(), package, version)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # SystemExit too: no plugin may stop the host
-                self.manager.unregister(name=package) if self.manager.has_plugin(package) else None
-                reason = f"entry point {entry_point.value!r} failed: {type(error).__name__}: {error}"
-                self.problems.append(Problem(f"{package} {version}", reason, traceback.format_exc()))
+        for found in discovery.packages():
+            if isinstance(found, Problem):
+                self.problems.append(found)
+            else:
+                self._ask(*found)
+        discovery.raise_if_strict(self.problems)
+
+    def _ask(self, package: str, version: str, entry_point: EntryPoint) -> None:
+        """Take what an entry point declares; whatever goes wrong becomes a problem."""
+        named = f"{entry_point.name} = {entry_point.value}"
+        start = time.perf_counter()
+        try:
+            if package in discovery.OWN:
+                raise MvkitError(f"the name {package!r} is taken; rename the package")
+            self.register(entry_point.load(), package, version, named)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit too: no plugin may stop the host
+            reason = f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
+            self.problems.append(Problem(package, reason, traceback.format_exc(), version, named))
+        seconds = time.perf_counter() - start
+        if seconds > discovery.SLOW:
+            reason = f"took {seconds:.1f} s to import; import what is heavy in the modules of the parts"
+            self.problems.append(Problem(package, reason, "", version, named))
 
     def find(self, kind: str, name: str) -> list[Entry]:
         """Entries that a bare or qualified name means; built-ins first and alone."""
@@ -174,13 +196,13 @@ class Registry:
         module, _, attribute = entry.component.target.partition(":")
         try:
             cls = getattr(importlib.import_module(module), attribute)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SpecError(
-                f"{entry.component.kind} {entry.public!r} could not be imported from {entry.component.target!r} "
-                f"({entry.package} {entry.version}): {type(error).__name__}: {error}; reinstall or update that package"
+                f"{entry} could not be imported from {entry.component.target!r}: {type(error).__name__}: {error}; "
+                "install what it lacks, or reinstall or update that package"
             ) from error
         if not isinstance(cls, type) or not attrs.has(cls):
-            raise SpecError(f"{entry.component.target!r} ({entry.package}) is no class made by @mvkit.spec")
+            raise SpecError(f"{entry}: {entry.component.target!r} is no class made by @mvkit.spec, but {cls!r}")
         self.loaded[cls] = entry
         return cls
 
@@ -188,23 +210,21 @@ class Registry:
 def _refusal(component: Any) -> str | None:
     if not isinstance(component, Component):
         return f"declared {component!r}; expected a Component"
+    texts = {name: getattr(component, name) for name in ("kind", "name", "target", "summary")}
+    wrong = next((name for name, text in texts.items() if not isinstance(text, str)), None)
+    if wrong:
+        return f"declared {component!r}; expected a string as its {wrong}"
     if component.kind not in KINDS:
         return f"unknown kind {component.kind!r} of {component.name!r}; {suggest(component.kind, KINDS)}"
     if not re.fullmatch(r"[a-z][a-z0-9_]*", component.name):
         return f"{component.kind} {component.name!r}: a name is made of a-z, 0-9 and _, a letter first"
+    if not re.fullmatch(r"[\w.]+:\w+", component.target):
+        return f"{component.kind} {component.name!r}: target {component.target!r}; expected 'package.module:Class'"
+    if type(component.api) is not int or component.api < 1:
+        return f"{component.kind} {component.name!r}: api {component.api!r}; expected a whole number from 1 on"
     if component.api > API:
         return f"{component.kind} {component.name!r} needs component API {component.api}, not {API}; upgrade mvkit"
     return None
-
-
-def _entry_points() -> Iterator[tuple[str, str, importlib.metadata.EntryPoint]]:
-    wanted = os.environ.get("MVKIT_PLUGINS")
-    allowed = None if wanted is None else {name.strip() for name in wanted.split(",")}
-    for entry_point in importlib.metadata.entry_points(group="mvkit"):
-        distribution = entry_point.dist
-        package, version = (distribution.name, distribution.version) if distribution else (entry_point.name, "")
-        if allowed is None or package in allowed:
-            yield package, version, entry_point
 
 
 @functools.cache
@@ -274,10 +294,31 @@ def entry_of(cls: type) -> Entry | None:
             known.scan()
             root = cls.__module__.partition(".")[0]
             near = [entry for entry in known.entries if entry.component.target.startswith(root)]
-            matches = [entry for entry in near if known.load(entry) is cls]
+            for entry in near:
+                with contextlib.suppress(SpecError):  # a broken part of the package is no matter of this one's
+                    known.load(entry)
+            matches = [entry for entry in near if known.loaded.get(cls) == entry]
         if matches:
             known.loaded[cls] = matches[0]
     return known.loaded.get(cls)
+
+
+@contextlib.contextmanager
+def blaming(cls: type, what: str) -> Iterator[None]:
+    """Inside, an error that is none of mvkit's names the part `cls` and its package, if a package brought it.
+
+    Raises:
+        SpecError: for any other exception, `SystemExit` included, of a part that is not built in.
+    """
+    try:
+        yield
+    except MvkitError:
+        raise
+    except (Exception, SystemExit) as error:
+        entry = entry_of(cls)
+        if entry is None or entry.package == "mvkit":
+            raise
+        raise SpecError(f"{entry} failed {what}: {type(error).__name__}: {error}; update that package") from error
 
 
 def name_of(kind: str | None, cls: type) -> str | None:

@@ -190,7 +190,8 @@ def _make(kind: str, name: str, options: dict[str, Any]) -> Any:
     for option in options:
         if option not in known:
             raise SpecError(f"unknown option of {kind} {name!r}; {suggest(option, known)}", option)
-    return cls(**options)
+    with plugins.blaming(cls, "when it was made"):
+        return cls(**options)
 
 
 def to_dict(value: Any) -> Any:

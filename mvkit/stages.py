@@ -72,7 +72,7 @@ class Cosine(Ramp):
 
 @positional_spec
 class Cyclical(Ramp):
-    """`cycles` linear ramps over the stage, each rising for `rise` of its length.
+    """`cycles` linear ramps from `start` to `end` over the stage, each rising for `rise` of its length.
 
     Reference: Fu et al., Cyclical Annealing Schedule, 2019, https://arxiv.org/abs/1903.10145.
     """
@@ -93,7 +93,14 @@ class Cyclical(Ramp):
 
 @spec
 class Adam:
-    """Adam, fused. Reference: Kingma and Ba, 2015, https://arxiv.org/abs/1412.6980."""
+    """Adam, fused.
+
+    Args:
+        lr: learning rate; None: `fit`'s.
+        betas: decay of the running means of gradients and of their squares.
+
+    Reference: Kingma and Ba, 2015, https://arxiv.org/abs/1412.6980.
+    """
 
     lr: float | None = field(default=None, check=one_of(None, other=number(0.0)))
     betas: tuple[float, float] = (0.9, 0.999)
@@ -105,7 +112,15 @@ class Adam:
 
 @spec
 class AdamW:
-    """AdamW, fused. Reference: Loshchilov and Hutter, 2019, https://arxiv.org/abs/1711.05101."""
+    """AdamW, fused.
+
+    Args:
+        lr: learning rate; None: `fit`'s.
+        betas: decay of the running means of gradients and of their squares.
+        weight_decay: decoupled decay of the parameters.
+
+    Reference: Loshchilov and Hutter, 2019, https://arxiv.org/abs/1711.05101.
+    """
 
     lr: float | None = field(default=None, check=one_of(None, other=number(0.0)))
     betas: tuple[float, float] = (0.9, 0.999)

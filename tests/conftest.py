@@ -1,4 +1,5 @@
 import os
+import sys
 
 import pytest
 import torch
@@ -29,3 +30,18 @@ def fresh():
     torch.manual_seed(0)
     yield
     plugins.registry.cache_clear()
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    """A folder on the path for distributions (see installs.py); what was imported from it is forgotten afterwards."""
+    from mvkit import plugins
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("MVKIT_PLUGINS", raising=False)
+    plugins.registry.cache_clear()
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]

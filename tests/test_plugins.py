@@ -1,72 +1,24 @@
 """Discovery: lazy, isolated, selectable; clashes ask for the qualified name."""
 
-import json
+import inspect
+import re
+import shutil
 import subprocess
 import sys
 import textwrap
+import tomllib
+from pathlib import Path
 
 import pytest
+from installs import PART, declares, guide_package, install
 
 import mvkit
-from mvkit import AmbiguousComponent, SpecError, UnknownComponent, plugins
+from mvkit import AmbiguousComponent, SpecError, UnknownComponent, plugins, scaffold
 from mvkit.plugins import Component
 from mvkit.spec import as_part, to_dict
+from mvkit.testing import check_component
 
-EVERY = [(kind, name) for kind, parts in __import__("mvkit.builtins").builtins.DECLARED.items() for name in parts]
-PART = """
-    from mvkit import spec
-
-    @spec
-    class Sharp:
-        \"\"\"A prior.\"\"\"
-        power: float = 2.0
-
-        def build(self, sizes):
-            raise NotImplementedError
-"""
-
-
-def install(root, package, module, code, parts="", version="1.0"):
-    """A distribution in a folder: metadata with an entry point, a module, and a module of parts."""
-    info = root / f"{package.replace('-', '_')}-{version}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
-    (info / "entry_points.txt").write_text(f"[mvkit]\n{module} = {module}\n")
-    (root / f"{module}.py").write_text(textwrap.dedent(code))
-    if parts:
-        (root / f"{module}_parts.py").write_text(textwrap.dedent(parts))
-
-
-def declares(*components):
-    listed = ", ".join(f"Component({', '.join(map(repr, c))})" for c in components)
-    return (
-        f"from mvkit.plugins import Component, hookimpl\n\n@hookimpl\ndef mvkit_components():\n    return [{listed}]\n"
-    )
-
-
-@pytest.fixture
-def packages(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delenv("MVKIT_PLUGINS", raising=False)
-    plugins.registry.cache_clear()
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
-
-
-@pytest.mark.parametrize(("kind", "name"), EVERY)
-def test_every_part_is_documented_and_round_trips_through_json(kind, name):
-    cls = plugins.lookup(kind, name)
-    assert cls.__doc__
-    options = {"sum": {"terms": ["elbo", {"name": "align", "alpha": 2.0}], "weights": [1.0, 0.5]}}.get(name, {})
-    made = as_part(kind, {"name": name, **options})
-    data = json.loads(json.dumps(to_dict(made), allow_nan=False))
-    assert data["name"] == name
-    assert as_part(kind, data) == made
-    assert as_part(kind, made) is made
-    if not options:
-        assert as_part(kind, name) == made
+ROOT = Path(__file__).parent.parent
 
 
 def test_available():
@@ -126,49 +78,6 @@ def test_built_ins_cannot_be_shadowed(packages):
 
 
 @pytest.mark.parametrize(
-    ("code", "reason"),
-    [
-        ("import nothing_of_this_name", "ModuleNotFoundError"),
-        ("def broken(:", "SyntaxError"),
-        ("raise SystemExit(3)", "SystemExit"),
-        (
-            "from mvkit.plugins import hookimpl\n@hookimpl\ndef mvkit_components():\n    raise RuntimeError('boom')",
-            "boom",
-        ),
-        ("from mvkit.plugins import hookimpl\n@hookimpl\ndef mvkit_componnets():\n    return []", "mvkit_componnets"),
-        (declares(("priors", "x", "y:Z")), "unknown kind 'priors'"),
-        (declares(("prior", "Bad-Name", "y:Z")), "a name is made of"),
-        (declares(("prior", "x", "y:Z", "", 9)), "needs component API 9, not 1; upgrade mvkit"),
-        (
-            "from mvkit.plugins import hookimpl\n@hookimpl\ndef mvkit_components():\n    return ['mog']",
-            "expected a Component",
-        ),
-    ],
-    ids=["import", "syntax", "exit", "raises", "misspelt", "kind", "name", "api", "type"],
-)
-def test_a_broken_package_is_a_problem_and_never_a_crash(packages, code, reason):
-    install(packages, "mvkit-broken", "broken_plugin", code)
-    install(packages, "mvkit-sharp", "sharp", declares(("prior", "sharp", "sharp_parts:Sharp")), PART)
-    assert "sharp" in mvkit.available("prior")  # the others are not touched
-    problem = next(p for p in plugins.problems() if p.package.startswith("mvkit-broken"))
-    assert reason in str(problem)
-    with pytest.raises(UnknownComponent, match="note that mvkit-broken"):
-        as_part("prior", "nosuch")
-
-
-def test_a_part_that_cannot_be_imported_names_its_package(packages):
-    install(packages, "mvkit-late", "late", declares(("prior", "late", "late_parts:Missing")), PART)
-    with pytest.raises(
-        SpecError, match=r"prior 'mvkit-late/late' could not be imported.*mvkit-late 1\.0.*AttributeError"
-    ):
-        as_part("prior", "late")
-    install(packages, "mvkit-plain", "plain", declares(("prior", "plain", "plain_parts:Sharp")), "class Sharp: pass")
-    plugins.registry.cache_clear()
-    with pytest.raises(SpecError, match="is no class made by @mvkit.spec"):
-        as_part("prior", "plain")
-
-
-@pytest.mark.parametrize(
     ("wanted", "found"), [("", []), ("mvkit-one", ["one"]), ("mvkit-two, mvkit-one", ["one", "two"])]
 )
 def test_mvkit_plugins_selects(packages, monkeypatch, wanted, found):
@@ -199,3 +108,36 @@ def test_parts_of_known_packages_say_what_to_install():
         mvkit.recipes.jnf({"a": (2,), "b": (2,)})
     with pytest.raises(UnknownComponent, match=r"unknown prior 'nsf'; .*: pip install mvkit-flows"):
         mvkit.Model({"a": (2,)}, prior="nsf")
+
+
+def hooks():
+    return [name for name in vars(plugins.Hooks) if name.startswith("mvkit_")]
+
+
+@pytest.mark.parametrize("hook", hooks())
+def test_every_hook_is_documented_and_tested(hook):
+    guide = (ROOT / "docs" / "plugins.md").read_text()
+    section = guide.partition(f"\n### `{hook}`\n")[2].partition("\n### ")[0]
+    assert len(section.split()) > 30, f"docs/plugins.md has no section '### `{hook}`'"
+    arguments = list(inspect.signature(getattr(plugins.Hooks, hook)).parameters)[1:]
+    assert re.search(rf"    {hook}\({''.join(f'{name}[^)]*' for name in arguments)}\) -> ", section)
+    tests = [path for path in (ROOT / "tests").glob("test_*.py") if f"def {hook}(" in path.read_text()]
+    assert tests, f"no test implements {hook}"
+
+
+@pytest.mark.parametrize("kind", scaffold.kinds())
+def test_every_kind_is_documented(kind):
+    assert f"\n### {kind}\n" in (ROOT / "docs" / "plugins.md").read_text()
+
+
+def test_the_package_of_the_guide(packages):
+    """The listings of docs/plugins.md, installed; test_packaging does it with pip and a fresh process."""
+    root = guide_package(packages / "out")
+    points = tomllib.loads((root / "pyproject.toml").read_text())["project"]["entry-points"]["mvkit"]
+    install(packages, "mvkit-sharp", "unused", "", version="0.1.0")
+    text = "[mvkit]\n" + "".join(f"{name} = {module}\n" for name, module in points.items())
+    (packages / "mvkit_sharp-0.1.0.dist-info" / "entry_points.txt").write_text(text)
+    shutil.move(root / "src" / "mvkit_sharp", packages)
+    for kind, name in (("aggregator", "geometric"), ("prior", "heavy"), ("likelihood", "counts")):
+        assert name in mvkit.available(kind)
+        check_component(kind, f"mvkit-sharp/{name}")

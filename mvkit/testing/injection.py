@@ -1,4 +1,4 @@
-"""Help for tests: noise that the test chooses."""
+"""Noise that a test chooses, in the place of every draw of mvkit."""
 
 from __future__ import annotations
 
