@@ -335,7 +335,7 @@ def available(kind: str, pattern: str = "*") -> list[str]:
     Example:
         >>> import mvkit
         >>> mvkit.available("aggregator", "*poe")
-        ['gpoe', 'mopoe', 'poe']
+        ['gpoe', 'mopoe', 'poe', 'top_down_poe']
     """
     if kind not in KINDS:
         raise UnknownComponent(f"unknown kind {kind!r}; {suggest(kind, KINDS)}")

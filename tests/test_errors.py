@@ -29,7 +29,7 @@ def test_unknown_part():
     message(
         LookupError,
         lambda: Model(SHAPES, prior="zzz"),
-        "known: 'learnable', 'mog', 'posterior_mixture', 'standard', 'vamp'",
+        "known: 'learnable', 'mog', 'posterior_mixture', 'standard', 'top_down', 'vamp'",
     )
     message(
         UnknownComponent, lambda: Model({"a": Modality((3,), "gausian")}), "likelihood: unknown likelihood 'gausian'"
