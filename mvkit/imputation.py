@@ -134,7 +134,7 @@ def embed(
     raw = _rows_of(data, id)
     z = model.encode(raw, given, empty=empty)
     if _framed(data):
-        return writing.embedding(z.cpu().numpy(), raw.extra["id"], next(iter(data.values())), id)
+        return writing.embedding(z.cpu().numpy(), raw.extra["id"].tolist(), next(iter(data.values())), id)
     plain = isinstance(data, Mapping) and not any(isinstance(x, Tensor) for x in data.values())
     return z.cpu().numpy() if plain else z
 
@@ -284,7 +284,7 @@ class _Back:
         return Batch(data, mask, elements or None, extra, order=self.model.names, columns=columns)
 
     def _frames(self, merged: dict[str, tuple[Tensor, Tensor]], rest: float | None) -> dict[str, Any]:
-        like, ids = next(iter(self.data.values())), self.raw.extra["id"]
+        like, ids = next(iter(self.data.values())), self.raw.extra["id"].tolist()
         frames = {name: table for name, table in self.data.items() if name not in merged}
         for name, (x, gap) in merged.items():
             modality = self.model.modalities[name]
