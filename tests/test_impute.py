@@ -1,5 +1,6 @@
 """Gaps filled and written back: against closed forms, and in every form that data come in."""
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -228,6 +229,34 @@ def test_datasets_and_batches_come_back_as_such(fitted):
     batch = mvkit.impute(model, data.batch, n=5, to=["a"])
     assert isinstance(batch, Batch)
     assert model.conform(batch).mask.tolist() == [[True, n, c] for _, n, c in data.batch.mask.tolist()]
+
+
+def test_gaps_that_are_not_filled_stay_in_their_columns(fitted):
+    model, frames = fitted
+    a = frames["a"].iloc[:3][["y", "x"]].copy()
+    a.iloc[1, 0] = np.nan
+    data = MultimodalDataset.from_tables({"a": a, "n": frames["n"].iloc[:2]})
+    left = model.conform(mvkit.impute(model, data, to=["n"], n=3))
+    assert left.elements["a"].tolist() == [[True, True], [True, False], [True, True]]  # x, y
+    assert left.mask[:, model.names.index("n")].all()
+
+
+def test_words_that_nobody_observes_are_no_matter(fitted):
+    model, frames = fitted
+    strange = frames["c"].iloc[:3].replace({"f": "m"}).assign(sex=lambda t: ["?", *t["sex"][1:]])
+    tables = {"c": strange, "n": frames["n"].iloc[:3]}
+    data = MultimodalDataset.from_tables(tables, modalities={"c": "categorical"})
+    hidden = attrs.evolve(
+        data, batch=attrs.evolve(data.batch, mask=torch.tensor([[False, True], [True, True], [True, True]]))
+    )
+    filled = mvkit.impute(model, hidden, n=9)
+    words = filled.batch.columns["c"].words
+    assert words == ("f", "m")
+    assert [words[int(i)] for i in filled.batch.data["c"][1:, 0]] == ["m", "m"]
+    nothing = pandas.DataFrame({"x": [None, None], "y": [None, None]}, index=["s0", "s1"])
+    again = mvkit.impute(model, {"a": nothing, "n": frames["n"].iloc[:2]}, n=3)["a"]
+    assert again.dtypes.tolist() == [np.float64] * 2
+    assert not again.isna().any().any()
 
 
 def test_arrays_keep_their_types():
