@@ -12,6 +12,7 @@ from mvkit.clusters import prune_clusters
 from mvkit.data.datasets import load_dataset
 from mvkit.data.pipeline import Pipeline
 from mvkit.data.sources import MultimodalDataset
+from mvkit.data.writing import as_tables
 from mvkit.errors import (
     AmbiguousComponent,
     CheckpointError,
@@ -70,6 +71,7 @@ __all__ = [
     "Stack",
     "Stage",
     "UnknownComponent",
+    "as_tables",
     "available",
     "describe",
     "embed",

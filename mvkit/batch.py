@@ -214,13 +214,22 @@ def conform(batch: Batch, layout: Layout) -> Batch:
     for i, name in enumerate(layout.names):
         given = None if batch.elements is None else batch.elements.get(name)
         column = None if mask is None else mask[:, i]
-        source = Source(name, batch.data.get(name), column, given, batch.columns.get(name), batch.extra.get("id"))
+        source = _source(batch, name, column, given)
         data[name], observed, present = conform_values(layout, source, b)
         columns.append(observed.to(device))
         if present is not None:
             elements[name] = present
     mask = torch.stack(columns, dim=1)
     return Batch(data, mask, elements or None, batch.extra, layout=layout, **indices_of(mask))
+
+
+def _source(batch: Batch, name: str, column: Tensor | None, given: Tensor | None) -> Source:
+    """What a batch says of a modality; conformed ones are in the units and the order of columns of their model."""
+    columns, done = batch.columns.get(name), ()
+    if batch.layout is not None:
+        features, done = batch.layout.features.get(name), batch.layout.transforms.get(name, ())
+        columns = Columns(features) if features else None
+    return Source(name, batch.data.get(name), column, given, columns, batch.extra.get("id"), done)
 
 
 def indices_of(mask: Tensor) -> dict[str, Any]:

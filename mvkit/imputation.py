@@ -95,7 +95,7 @@ def impute(
         raise RequestError("impute: n=1; expected 2 draws at least to tell uncertainty")
     raw = _rows_of(data, id)
     seen = conform(raw, model.layout)
-    raw = _as_in_training(raw, model)
+    raw = _as_in_training(raw, seen, model)
     names = estimates.names_of(to, tuple(name for name in model.names if name in raw.data))
     for name in names:
         if name not in model.names:
@@ -134,7 +134,7 @@ def embed(
     raw = _rows_of(data, id)
     z = model.encode(raw, given, empty=empty)
     if _framed(data):
-        return writing.embedding(z.cpu().numpy(), raw.extra["id"], next(iter(data.values())), id)
+        return writing.embedding(z.cpu().numpy(), raw.extra["id"].tolist(), next(iter(data.values())), id)
     plain = isinstance(data, Mapping) and not any(isinstance(x, Tensor) for x in data.values())
     return z.cpu().numpy() if plain else z
 
@@ -147,17 +147,23 @@ def _rows_of(data: Any, id: str | None) -> Batch:
     return tables.from_frames(data, id) if _framed(data) and id is not None else as_batch(data)
 
 
-def _as_in_training(raw: Batch, model: Generative) -> Batch:
-    """A batch that was found to fit, its words numbered as the model numbers them."""
+def _as_in_training(raw: Batch, seen: Batch, model: Generative) -> Batch:
+    """A batch with its words numbered as the model numbers them; `seen` is what the model made of it."""
     data, columns = dict(raw.data), dict(raw.columns)
     for name, own in raw.columns.items():
-        steps = model.modalities[name].transform
+        modality = model.modalities[name]
         if own.words is not None:
-            x = data[name]
+            x, present = data[name], _as_given(raw, model, name, ~_gap(seen, model, name))
             source = Source(name, x, None, None, own)
-            data[name] = own.renumbered(x, steps, tables.presence(x), own.names, source)
-            columns[name] = Columns(own.names, steps[0].words)
+            data[name] = own.renumbered(x, modality.transform, present, own.names, source)
+            columns[name] = Columns(own.names, modality.transform[0].words if modality.transform else None)
     return attrs.evolve(raw, data=data, columns=columns)
+
+
+def _as_given(raw: Batch, model: Generative, name: str, x: Tensor) -> Tensor:
+    """Columns (b, k) in the order of training in the order that they came in."""
+    own, features = raw.columns.get(name), model.modalities[name].features
+    return x if own is None or not features else Columns(features).arrange(x, own.names, name)
 
 
 def _gap(seen: Batch, model: Generative, name: str) -> Tensor:
@@ -240,7 +246,8 @@ class _Back:
         merged = {name: self._merge(name, x, blur=blur, rest=rest) for name, x in made.items()}
         if _framed(self.data):
             return self._frames(merged, rest)
-        values = {name: x for name, (x, _) in merged.items()}
+        device = next(iter(self.raw.data.values())).device
+        values = {name: x.to(device) for name, (x, _) in merged.items()}
         if isinstance(self.data, Mapping):
             kept = {name: x for name, x in self.data.items() if name not in values}
             plain = not any(isinstance(x, Tensor) for x in self.data.values())
@@ -257,9 +264,7 @@ class _Back:
         if raw is None:
             return made, torch.ones_like(made, dtype=torch.bool)
         raw = raw.cpu()
-        columns, features = self.raw.columns.get(name), self.model.modalities[name].features
-        if columns is not None and features:
-            made, gap = (Columns(features).arrange(x, columns.names, name) for x in (made, gap))
+        made, gap = (_as_given(self.raw, self.model, name, x) for x in (made, gap))
         if _classes(self.model, name) and raw.ndim < made.ndim:
             made = torch.full(raw.shape, torch.nan) if blur else made.argmax(-1)
         elif _classes(self.model, name):
@@ -275,16 +280,20 @@ class _Back:
     def _batch(self, values: dict[str, Tensor]) -> Batch:
         """A batch in which what was filled is observed."""
         seen = conform(self.raw, self.model.layout)
-        mask = seen.observed.cpu().clone()
+        mask = seen.observed.clone()
         for name in values:
             mask[:, self.model.names.index(name)] = True
-        elements = {name: x for name, x in (seen.elements or {}).items() if name not in values}
-        data = {name: x.cpu() for name, x in self.raw.data.items()} | values
+        elements = {
+            name: _as_given(self.raw, self.model, name, x)
+            for name, x in (seen.elements or {}).items()
+            if name not in values
+        }
+        data = self.raw.data | values
         columns, extra = self.raw.columns, self.raw.extra
         return Batch(data, mask, elements or None, extra, order=self.model.names, columns=columns)
 
     def _frames(self, merged: dict[str, tuple[Tensor, Tensor]], rest: float | None) -> dict[str, Any]:
-        like, ids = next(iter(self.data.values())), self.raw.extra["id"]
+        like, ids = next(iter(self.data.values())), self.raw.extra["id"].tolist()
         frames = {name: table for name, table in self.data.items() if name not in merged}
         for name, (x, gap) in merged.items():
             modality = self.model.modalities[name]

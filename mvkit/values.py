@@ -150,6 +150,7 @@ class Source:
     elements: Tensor | None
     columns: Columns | None
     ids: Any = None
+    done: tuple[Any, ...] = ()
 
     def row(self, flags: Tensor) -> str:
         """How messages call the first row where `flags` (b, ...) hold."""
@@ -174,6 +175,12 @@ def conform_values(layout: Layout, source: Source, b: int) -> tuple[Tensor, Tens
             raise DataError(f"{where}: the mask says {source.row(column)} is observed, but there are no data; add them")
         observed = torch.zeros(b, dtype=torch.bool, device=column.device if column is not None else None)
         return torch.zeros((), dtype=layout.dtype, device=observed.device).expand(b, *shape), observed, None
+    if source.done and source.done != steps:
+        raise DataError(
+            f"{where}: another model took it through {source.done}; expected values in the user's units; give rows as "
+            "they were before `conform`"
+        )
+    steps = () if source.done else steps
     x, given = _arranged(layout, source, x)
     x = _raw(x, shape, steps, where) if steps else _typed(x, layout, name, where)
     missing = torch.isnan(x)

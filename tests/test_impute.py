@@ -1,5 +1,6 @@
 """Gaps filled and written back: against closed forms, and in every form that data come in."""
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -189,9 +190,31 @@ def test_embeddings_have_the_index(fitted):
     assert z.index.tolist() == ["s3", "s2", "s1", "s0"]
     one = model.encode({k: frame.loc[["s1"]] for k, frame in gaps(frames).items()})
     np.testing.assert_allclose(z.loc["s1"], one[0], rtol=1e-5)
+    numbered = {"a": frames["a"].reset_index(drop=True).rename_axis("row")}
+    assert mvkit.embed(model, numbered).index.equals(numbered["a"].index)
+    assert mvkit.embed(model, numbered).index.dtype == np.int64
+    assert mvkit.embed(model, numbered).index.name == "row"
     data = MultimodalDataset(Batch({"a": torch.ones(2, 2)}), model.modalities)
     assert isinstance(mvkit.embed(model, data), torch.Tensor)
     assert isinstance(mvkit.embed(model, {"a": np.ones((2, 2))}), np.ndarray)
+
+
+def test_what_a_model_gives_has_names_and_words(fitted):
+    model, frames = fitted
+    made = mvkit.as_tables(model, model.sample(4, sample=True))
+    assert {k: (f.shape, f.columns.tolist()) for k, f in made.items()} == {
+        "a": ((4, 2), ["x", "y"]),
+        "n": ((4, 3), ["i", "j", "k"]),
+        "c": ((4, 1), ["sex"]),
+    }
+    assert set(made["c"]["sex"]) <= {"f", "m"}
+    rows = {name: frame.iloc[:2] for name, frame in frames.items()}
+    x = model.translate(rows, to=["n"], n=3, generator=seeded())
+    table = mvkit.as_tables(model, x, ids=["s0", "s1"])["n"]
+    np.testing.assert_array_equal(table.loc[(2, "s1")], x["n"][2, 1])
+    picture = Model({"p": (1, 8, 8)}, latent_dim=1)
+    with pytest.raises(mvkit.ShapeError, match=r"as_tables: 'p' has shape \(2, 1, 8, 8\); expected \(b, k\)"):
+        mvkit.as_tables(picture, picture.sample(2))
 
 
 def test_datasets_and_batches_come_back_as_such(fitted):
@@ -199,13 +222,41 @@ def test_datasets_and_batches_come_back_as_such(fitted):
     data = MultimodalDataset.from_tables(gaps(frames), modalities={"c": "categorical"}, label={"s1": 7})
     filled = mvkit.impute(model, data, n=5)
     assert isinstance(filled, MultimodalDataset)
-    assert filled.ids == data.ids
+    assert filled.ids.tolist() == data.ids.tolist()
     assert model.conform(filled).complete
     assert model.conform(filled).elements is None
     assert data.batch.data["a"].isnan().any()
     batch = mvkit.impute(model, data.batch, n=5, to=["a"])
     assert isinstance(batch, Batch)
     assert model.conform(batch).mask.tolist() == [[True, n, c] for _, n, c in data.batch.mask.tolist()]
+
+
+def test_gaps_that_are_not_filled_stay_in_their_columns(fitted):
+    model, frames = fitted
+    a = frames["a"].iloc[:3][["y", "x"]].copy()
+    a.iloc[1, 0] = np.nan
+    data = MultimodalDataset.from_tables({"a": a, "n": frames["n"].iloc[:2]})
+    left = model.conform(mvkit.impute(model, data, to=["n"], n=3))
+    assert left.elements["a"].tolist() == [[True, True], [True, False], [True, True]]  # x, y
+    assert left.mask[:, model.names.index("n")].all()
+
+
+def test_words_that_nobody_observes_are_no_matter(fitted):
+    model, frames = fitted
+    strange = frames["c"].iloc[:3].replace({"f": "m"}).assign(sex=lambda t: ["?", *t["sex"][1:]])
+    tables = {"c": strange, "n": frames["n"].iloc[:3]}
+    data = MultimodalDataset.from_tables(tables, modalities={"c": "categorical"})
+    hidden = attrs.evolve(
+        data, batch=attrs.evolve(data.batch, mask=torch.tensor([[False, True], [True, True], [True, True]]))
+    )
+    filled = mvkit.impute(model, hidden, n=9)
+    words = filled.batch.columns["c"].words
+    assert words == ("f", "m")
+    assert [words[int(i)] for i in filled.batch.data["c"][1:, 0]] == ["m", "m"]
+    nothing = pandas.DataFrame({"x": [None, None], "y": [None, None]}, index=["s0", "s1"])
+    again = mvkit.impute(model, {"a": nothing, "n": frames["n"].iloc[:2]}, n=3)["a"]
+    assert again.dtypes.tolist() == [np.float64] * 2
+    assert not again.isna().any().any()
 
 
 def test_arrays_keep_their_types():

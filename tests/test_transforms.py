@@ -236,6 +236,27 @@ def test_what_cannot_be_transformed(make, text):
         make()
 
 
+def test_rows_that_one_model_saw_are_not_transformed_twice():
+    data = dataset(a=torch.rand(6, 2) * 9, c=torch.tensor([[1.0], [2.0], [NAN]] * 2)).with_missing(0.3, of="elements")
+    data = data.fit_transforms({"a": ["log1p", "standardise"], "c": "one_hot"})
+    one, two = (Model({name: data.modalities[name] for name in order}, latent_dim=1) for order in ("ac", "ca"))
+    again, direct = two.conform(one.conform(data)), two.conform(data)
+    assert torch.equal(again.mask, direct.mask)
+    for name in "ac":
+        assert torch.equal(again.data[name], direct.data[name])
+    assert torch.equal(again.elements["a"], direct.elements["a"])
+    other = Model(data.fit_transforms({"a": "log1p"}).modalities, latent_dim=1)
+    with pytest.raises(DataError, match=r"another model took it through \(Log1p\(\), Standardise.*before `conform`"):
+        other.conform(one.conform(data))
+    with pytest.raises(DataError, match="with_missing: these rows were conformed to a model"):
+        MultimodalDataset(one.conform(data), data.modalities).with_missing(0.1)
+
+
+def test_rows_that_one_model_saw_keep_the_names_of_their_columns():
+    one, two = (Model({"a": Modality((2,), features=names)}, latent_dim=1) for names in (("x", "y"), ("y", "x")))
+    assert two.conform(one.conform({"a": torch.tensor([[1.0, 2.0]])})).data["a"].tolist() == [[2, 1]]
+
+
 def test_values_of_the_model_name_the_raw_value():
     made = Model(dataset(a=torch.rand(3, 2)).fit_transforms({"a": "log1p"}).modalities, latent_dim=1)
     with pytest.raises(DataError, match=r"batch.data\['a'\]: row 1, element \(0,\): -1.5 cannot be taken by Log1p"):

@@ -72,6 +72,8 @@ class Simulation:
 
     def apply(self, batch: Batch, modalities: Mapping[str, Modality]) -> Batch:
         """The batch with fewer places observed; what was missing stays so, and a row keeps one place at least."""
+        if batch.layout is not None:
+            raise DataError("with_missing: these rows were conformed to a model; expected them as they were before")
         seen = [_seen(batch, modality, name, i) for i, (name, modality) in enumerate(modalities.items())]
         whole = np.stack([one.any(1) for one in seen], 1)
         order = tuple(modalities)

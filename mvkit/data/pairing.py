@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mvkit.batch import Batch
 from mvkit.data.sources import MultimodalDataset
+from mvkit.data.tables import objects
 from mvkit.errors import DataError
 
 
@@ -50,7 +51,7 @@ def pair_by_label(datasets: Sequence[MultimodalDataset], *, times: int = 1, seed
     elements = {name: x for batch in batches for name, x in (batch.elements or {}).items()}
     extra = {"label": batches[0].extra["label"]}
     if all("id" in batch.extra for batch in batches):
-        extra["id"] = list(zip(*(batch.extra["id"] for batch in batches), strict=True))
+        extra["id"] = objects(list(zip(*(batch.extra["id"] for batch in batches), strict=True)))
     values = {name: x for batch in batches for name, x in batch.data.items()}
     columns = {name: x for batch in batches for name, x in batch.columns.items()}
     joined = Batch(values, mask, elements or None, extra, order=tuple(modalities), columns=columns)

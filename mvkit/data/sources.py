@@ -173,7 +173,7 @@ class MultimodalDataset:
 
     @property
     def ids(self) -> Any:
-        """`extra["id"]`, if there is one."""
+        """`extra["id"]`, if there is one: an array (b,) of whatever the ids are."""
         return self.batch.extra.get("id")
 
     def take(self, index: Tensor | slice | Sequence[int]) -> MultimodalDataset:
@@ -336,9 +336,9 @@ def _inferred(name: str, table: Table, given: Any) -> tuple[Modality, Tensor]:
     options |= {"features": columns.names} if columns and "features" not in options else {}
     if (columns and columns.words) or wanted == "categorical":
         return _categories(x, columns, options)
-    values = x[tables.presence(x)]
     if "likelihood" not in options:
-        bits = bool(((values == 0) | (values == 1)).all()) and len(values) > 0
+        seen = tables.presence(x)
+        bits = bool(((x == 0) | (x == 1) | ~seen).all()) and bool(seen.any())
         options["likelihood"] = Bernoulli() if bits else Normal(scale="trained")
     plain = Modality(**options)
     whole = plain.likelihood.build(None).integers  # only some likelihoods take integers, tables are full of them

@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mvkit.batch import Batch
@@ -94,8 +95,8 @@ def read_table(name: str, frame: Any, *, text: bool) -> Table:
     import pandas
 
     names, ids = tuple(map(str, frame.columns)), frame.index.tolist()
-    kinds = {c: frame[c].dtype for c in frame.columns}
-    odd = [c for c, kind in kinds.items() if not pandas.api.types.is_numeric_dtype(kind) or kind.kind == "c"]
+    numeric = pandas.api.types.is_numeric_dtype
+    odd = [c for c, kind in frame.dtypes.items() if not numeric(kind) or kind.kind == "c"]
     declared = [c for c in odd if isinstance(frame[c].dtype, pandas.CategoricalDtype)]
     if odd and len(odd) == frame.shape[1] and (text or len(declared) == len(odd)):
         flat = pandas.Series(frame.to_numpy(dtype=object).ravel())
@@ -226,7 +227,7 @@ def _places(name: str, ids: Sequence[Any], rows: int) -> dict[Any, int]:
 def _refuse_disjoint(every: Mapping[str, Mapping[Any, int]]) -> None:
     for name, places in every.items():
         others = [other for other in every if other != name]
-        if others and places and not any(places.keys() & every[other].keys() for other in others):
+        if others and places and all(places.keys().isdisjoint(every[other]) for other in others):
             mine, theirs = next(iter(places)), next(iter(every[others[0]]), None)
             raise DataError(
                 f"data[{name!r}]: none of its ids, such as {mine!r} ({type(mine).__name__}), is in another modality, "
@@ -249,8 +250,15 @@ def _joined(tables: Mapping[str, Table], b: int, rows: Mapping[str, Tensor], ids
         filler = torch.nan if x.is_floating_point() else 0
         data[name] = x if whole else x.new_full((b, *x.shape[1:]), filler).index_copy(0, index, x)
     columns = {name: table.columns for name, table in tables.items() if table.columns is not None}
-    extra = {} if ids is None else {"id": ids}
+    extra = {} if ids is None else {"id": objects(ids)}
     return Batch(data, mask, elements or None, extra, order=tuple(tables), columns=columns)
+
+
+def objects(values: Sequence[Any]) -> NDArray[Any]:
+    """An array of any objects, which is gathered faster than a list."""
+    made = np.empty(len(values), dtype=object)
+    made[:] = values
+    return made
 
 
 def presence(x: Tensor) -> Tensor:
@@ -283,7 +291,7 @@ def labels_of(label: Any, ids: Sequence[Any] | None, b: int) -> Any:
         if len(values) != b:
             raise ShapeError(f"label: {len(values)} for {b} rows; expected one for each, or a mapping from id to label")
     if any(isinstance(one, str) for one in values):
-        return np.array(values, dtype=object)
+        return objects(values)
     lacking = any(one is None for one in values)
     return torch.tensor([float("nan") if one is None else one for one in values] if lacking else values)
 

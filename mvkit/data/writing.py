@@ -5,7 +5,7 @@ Axes: b rows of all modalities together, k columns, d latent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvkit.data.tables import frame_of, library
+from mvkit.errors import ShapeError
+from mvkit.values import as_tensor
 
 
 @attrs.frozen(eq=False)
@@ -62,12 +64,23 @@ def written(cells: Cells, table: Any, like: Any, id: str | None, *, whole: bool 
     elif cells.words:
         frame = _with_words(frame, values, changed, cells.words)
     elif changed.any():
-        new = frame.columns[changed.any(0)]
-        small = {c: frame[c].dtype if frame[c].dtype.kind == "f" else np.dtype(np.float64) for c in new}
-        numbers = pandas.DataFrame(values, index=frame.index, columns=frame.columns)[new].astype(small)
-        frame = frame.copy()
-        frame[new] = numbers.where(changed[:, changed.any(0)], frame[new].astype(small))
+        frame = _with_numbers(frame, values, changed)
     return _as_before(frame, like if table is None else table, id)
+
+
+def _with_numbers(frame: Any, values: NDArray[Any], changed: NDArray[np.bool_]) -> Any:
+    """The table with numbers in the cells that changed; columns without any keep their type."""
+    import pandas
+
+    touched: NDArray[np.bool_] = np.any(changed, axis=0)
+    pieces = [frame.loc[:, ~touched]]
+    kinds = [kind if kind.kind == "f" else np.dtype(np.float64) for kind in frame.dtypes]
+    for kind in dict.fromkeys(kind for kind, new in zip(kinds, touched, strict=True) if new):
+        here = touched & np.array([one == kind for one in kinds])
+        old = frame.loc[:, here]
+        new = np.where(changed[:, here], values[:, here], old.to_numpy(dtype=np.float64, na_value=np.nan))
+        pieces.append(pandas.DataFrame(new, index=frame.index, columns=old.columns).astype(kind))
+    return pandas.concat(pieces, axis=1)[frame.columns.tolist()]
 
 
 def _with_words(frame: Any, values: NDArray[Any], changed: NDArray[np.bool_], words: Sequence[str]) -> Any:
@@ -102,6 +115,45 @@ def _in_place(before: Iterable[Any], columns: Iterable[Any]) -> list[Any]:
     """Columns in the order that they had before, new ones last."""
     now, old = list(columns), list(before)
     return [c for c in old if c in now] + [c for c in now if c not in old]
+
+
+def as_tables(model: Any, made: Mapping[str, Any], ids: Sequence[Any] | None = None) -> dict[str, Any]:
+    """What a model gave back in the user's units, as pandas tables with the names of the features and categories.
+
+    Args:
+        model: the model.
+        made: {name: (b, k)}, as of `sample` and `decode`, or (n, b, k), as of `translate`: rows are then (draw, id).
+        ids: of the rows; None: their numbers.
+
+    Raises:
+        ShapeError: a modality whose rows are no vectors.
+
+    Example:
+        >>> import torch, mvkit
+        >>> model = mvkit.Model({"a": mvkit.Modality((2,), features=("age", "height"))}, latent_dim=1, seed=0)
+        >>> mvkit.as_tables(model, model.sample(3))["a"].columns.tolist()
+        ['age', 'height']
+    """
+    import pandas
+
+    tables = {}
+    for name, x in made.items():
+        modality = model.modalities[name]
+        values = as_tensor(x, f"as_tables[{name!r}]").detach().cpu().numpy()
+        if len(modality.raw_shape) != 1 or values.ndim not in (2, 3):
+            raise ShapeError(
+                f"as_tables: {name!r} has shape {values.shape}; expected (b, k) or (n, b, k); leave it out"
+            )
+        own = list(range(values.shape[-2])) if ids is None else list(ids)
+        index = pandas.Index(own)
+        if values.ndim == 3:
+            index = pandas.MultiIndex.from_product([range(len(values)), own], names=["draw", "id"])
+        flat = values.reshape(-1, values.shape[-1])
+        columns = list(modality.features) or list(range(flat.shape[1]))
+        words = modality.transform[0].words if modality.transform else ()
+        frame = pandas.DataFrame(flat, index=index, columns=columns)
+        tables[name] = _with_words(frame, flat, np.ones(flat.shape, dtype=bool), words) if words else frame
+    return tables
 
 
 def embedding(z: NDArray[Any], ids: Sequence[Any], like: Any, id: str | None) -> Any:
