@@ -191,7 +191,8 @@ class Pipeline:
                 yield from itertools.islice(self.rows.batches, start, None)
             else:
                 todo = self.indices()[start:]
-                yield from (todo[i : i + _BLOCK] for i in range(0, len(todo), _BLOCK)) if self._in_blocks else todo
+                step = _BLOCK if self.device.type == "cpu" else 1  # pinned memory is scarce
+                yield from (todo[i : i + step] for i in range(0, len(todo), step)) if self._in_blocks else todo
         except Exception as error:
             yield error
 
