@@ -208,58 +208,40 @@ def observed(batch: Batch, names: Sequence[str]) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def split(rows: Batch, index: Tensor, sizes: list[int]) -> list[Batch]:
-    """The rows at `index` (n,) as batches of so many rows each: gathered in one go a tensor, then cut into views.
+def split(rows: Batch, indices: Sequence[Tensor]) -> Iterator[Batch]:
+    """`rows.take` at each of some indices (n,); what follows from the mask is found in a few steps for all of them.
 
-    Args:
-        rows: in memory, conformed or not.
-        index: which rows, in order.
-        sizes: rows of each batch, Σ = n; some may be 0.
+    Values are gathered when a batch is asked for: gathered ahead, they leave the processor's cache.
     """
-    layout = rows.layout
-    batch = attrs.evolve(rows, layout=None, rows=(), whole=None, nothing=None).take(index)
+    if rows.layout is None or rows.mask is None:
+        yield from map(rows.take, indices)
+        return
+    sizes = [len(index) for index in indices]
+    mask = rows.mask.index_select(0, torch.cat(list(indices)))
+    tensors = {name: value for name, value in rows.extra.items() if isinstance(value, Tensor)}
+    lists = Batch({}, rows.mask, extra={name: value for name, value in rows.extra.items() if name not in tensors})
 
-    def cut(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-        parts = {name: _cut(value, sizes) for name, value in values.items()}
-        return [dict(zip(parts, one, strict=True)) for one in zip(*parts.values(), strict=True)] or [{} for _ in sizes]
+    def pick(values: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+        return {name: value.index_select(0, index) for name, value in values.items()}
 
-    masks = [None] * len(sizes) if batch.mask is None else batch.mask.split(sizes)
-    elements = [None] * len(sizes) if batch.elements is None else cut(batch.elements)
-    known = [{}] * len(sizes) if layout is None or batch.mask is None else _indices(batch.mask, sizes)
-    parts = zip(cut(batch.data), masks, elements, cut(batch.extra), known, strict=True)
-    return [
-        Batch(data, mask, e, extra, layout=layout, hidden=rows.hidden, **more) for data, mask, e, extra, more in parts
-    ]
-
-
-def _cut(value: Any, sizes: list[int]) -> Sequence[Any]:
-    if isinstance(value, Tensor):
-        views: Sequence[Tensor] = value.split(sizes)
-        return views
-    ends = list(itertools.accumulate(sizes))
-    return [value[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    for index, part, known in zip(indices, mask.split(sizes), _indices(mask, sizes), strict=True):
+        extra = pick(tensors, index) | (lists.take(index).extra if lists.extra else {})
+        elements = rows.elements and pick(rows.elements, index)
+        yield Batch(pick(rows.data, index), part, elements, extra, layout=rows.layout, hidden=rows.hidden, **known)
 
 
-def _indices(mask: Tensor, sizes: list[int]) -> list[dict[str, Any]]:
-    """What `mvkit.batch.indices_of` says of each part of a mask (n, m), in a few steps for all parts together."""
-    flags, parts = mask.numpy(), len(sizes)
-    part = np.repeat(np.arange(parts), sizes)
-    local = np.arange(len(flags)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-
-    def where(chosen: Any) -> Sequence[Tensor]:
-        at = np.flatnonzero(chosen)
-        found: Sequence[Tensor] = torch.from_numpy(local[at]).split(np.bincount(part[at], minlength=parts).tolist())
-        return found
-
-    def unless_all(chosen: Any) -> list[Tensor | None]:
-        return [None if len(index) == size else index for index, size in zip(where(chosen), sizes, strict=True)]
-
-    some = flags.any(1)
-    nothing = [None] * parts if some.all() else [int(i[0]) if len(i) else None for i in where(~some)]
-    rows = zip(*(unless_all(column) for column in flags.T), strict=True)
-    return [
-        {"rows": r, "whole": w, "nothing": n} for r, w, n in zip(rows, unless_all(flags.all(1)), nothing, strict=True)
-    ]
+def _indices(mask: Tensor, sizes: list[int]) -> Iterator[dict[str, Any]]:
+    """What `mvkit.batch.indices_of` says of each part of a mask (n, m), with few steps a part."""
+    flags = np.ascontiguousarray(mask.numpy().T)
+    every, some = np.logical_and.reduce(flags), np.logical_or.reduce(flags)
+    columns, no_gap, start = [*flags, every], bool(some.all()), 0
+    for size in sizes:
+        stop = start + size
+        found = [column[start:stop].nonzero()[0] for column in columns]
+        *rows, whole = [None if index.size == size else torch.from_numpy(index) for index in found]
+        nothing = None if no_gap or some[start:stop].all() else int(some[start:stop].argmin())
+        yield {"rows": tuple(rows), "whole": whole, "nothing": nothing}
+        start = stop
 
 
 def _column(values: list[Any]) -> Any:

@@ -25,7 +25,7 @@ from mvkit.data.sources import MultimodalDataset, as_batch
 from mvkit.errors import DataError, RequestError, ShapeError, suggest
 from mvkit.values import Layout
 
-_BLOCK = 2**21  # bytes: rows in memory are gathered so many at a time, which is cheaper than batch by batch
+_BLOCK = 64  # batches in memory whose masks are looked at together, which is cheaper than one by one
 
 
 class Pipeline:
@@ -192,12 +192,12 @@ class Pipeline:
                 yield from itertools.islice(self.rows.batches, start, None)
             else:
                 todo = self.indices()[start:]
-                step = _block(cast(Batch, self.rows), self.batch_size // self.ranks) if self._in_blocks else 1
-                yield from (todo[i : i + step] if self._in_blocks else todo[i] for i in range(0, len(todo), step))
+                step = _BLOCK if self.device.type == "cpu" else 1  # pinned memory is scarce
+                yield from (todo[i : i + step] for i in range(0, len(todo), step)) if self._in_blocks else todo
         except Exception as error:
             yield error
 
-    def _attempt(self, job: Any) -> list[Batch] | Exception:
+    def _attempt(self, job: Any) -> Iterable[Batch] | Exception:
         """What a job makes, or its error: torchdata would not keep the error as it is."""
         try:
             if isinstance(job, Exception):
@@ -206,9 +206,9 @@ class Pipeline:
         except Exception as error:
             return error
 
-    def _block_of(self, job: Sequence[Tensor]) -> list[Batch]:
+    def _block_of(self, job: Sequence[Tensor]) -> Iterator[Batch]:
         shares = [_share(index, self.rank, self.ranks) for index in job]
-        return split(cast(Batch, self.rows), torch.cat(shares), [len(share) for share in shares])
+        return split(cast(Batch, self.rows), shares)
 
     def _one(self, job: Any) -> Batch:
         """This rank's share of a batch."""
@@ -304,13 +304,7 @@ def _as_rows(rows: Any, layout: Layout | None) -> Batch | Source | Stream | Load
 
 
 def _share(index: Tensor, rank: int, ranks: int) -> Tensor:
-    return torch.tensor_split(index, ranks)[rank]
-
-
-def _block(rows: Batch, size: int) -> int:
-    """Batches of so many rows in memory to gather at a time."""
-    row = sum(value[0].nbytes for value in rows.data.values())
-    return max(1, min(32, _BLOCK // max(1, row * size)))
+    return index if ranks == 1 else torch.tensor_split(index, ranks)[rank]
 
 
 def _conformed(batch: Batch, layout: Layout) -> Batch:
@@ -319,7 +313,7 @@ def _conformed(batch: Batch, layout: Layout) -> Batch:
     return batch
 
 
-def _pinned(made: list[Batch] | Exception) -> list[Batch] | Exception:
+def _pinned(made: Iterable[Batch] | Exception) -> list[Batch] | Exception:
     return made if isinstance(made, Exception) else [batch.map(lambda tensor: tensor.pin_memory()) for batch in made]
 
 

@@ -173,7 +173,7 @@ class Shards:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, window: int | None = 4, memory: int = 2**28, verify: bool = False
+        self, folder: str | os.PathLike[str], *, window: int | None = 4, memory: int = 200_000_000, verify: bool = False
     ) -> None:
         self.folder, self.window, self.memory = Path(folder), window, memory
         if not (self.folder / INDEX).is_file():
@@ -264,16 +264,23 @@ class Shards:
             if i not in self._maps:
                 if len(self._maps) >= _MAPS:
                     self._maps.pop(next(iter(self._maps)))
-                advice = mmap.MADV_RANDOM if self.window is None else mmap.MADV_WILLNEED
-                self._maps[i] = _Map.open(self.folder / self.shards[i]["file"], self.counts[i], advice)
-            return self._maps[i]
+                whole = self.window is not None  # all rows of a window are wanted soon
+                self._maps[i] = _Map.open(self.folder / self.shards[i]["file"], self.counts[i], whole=whole)
+            mapped = self._maps[i] = self._maps.pop(i)  # the last used comes last
+            return mapped
 
     def _give_back(self) -> None:
         with self._lock:
-            if sum(min(mapped.touched, len(mapped.memory)) for mapped in self._maps.values()) > self.memory:
-                for mapped in self._maps.values():
+            held = sum(min(mapped.touched, len(mapped.memory)) for mapped in self._maps.values())
+            if held <= self.memory:
+                return
+            for i, mapped in list(self._maps.items()):
+                if self.window is None:
                     mapped.memory.madvise(mmap.MADV_DONTNEED)
                     mapped.touched = 0
+                elif held > self.memory:
+                    held -= len(mapped.memory)
+                    del self._maps[i]  # unmapped with its last array
 
 
 @attrs.define(eq=False)
@@ -285,16 +292,18 @@ class _Map:
     touched: int = 0
 
     @classmethod
-    def open(cls, path: Path, rows: int, advice: int) -> _Map:
-        """Maps a file for reading."""
+    def open(cls, path: Path, rows: int, *, whole: bool) -> _Map:
+        """Maps a file for reading; `whole` reads it now, in one go instead of page by page."""
+        flags = mmap.MAP_SHARED | (getattr(mmap, "MAP_POPULATE", 0) if whole else 0)  # only Linux has it
         with path.open("rb") as file:
-            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            memory = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ)
         size = 8 + struct.unpack("<Q", memory[:8])[0]
-        memory.madvise(advice)
+        if not whole:
+            memory.madvise(mmap.MADV_RANDOM)
         tensors = {}
         for key, one in json.loads(memory[8:size]).items():
             if key != "__metadata__":
                 start, stop = one["data_offsets"]
                 flat = np.frombuffer(memory, np.uint8, stop - start, size + start)
                 tensors[key] = flat.reshape(rows, (stop - start) // rows)
-        return cls(memory, tensors)
+        return cls(memory, tensors, len(memory) if whole else 0)

@@ -1,0 +1,259 @@
+"""What the pipeline costs above what must be paid, and what a dataset larger than memory costs above one in memory.
+
+    python benchmarks/data.py                # writes benchmarks/data.json, prints the table; needs 5 GB of disk
+    python benchmarks/data.py --gigabytes 0.5
+
+The folder of shards is read in a process of its own that limits its private memory to 1 GB by RLIMIT_DATA, which counts
+heap, anonymous and writable mappings. Pages of files, mapped for reading, are the system's cache, which no process
+owns; `Private_*` of /proc/self/smaps_rollup counts those of them that are mapped too, and is what is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from run import pairs
+
+import mvkit
+from mvkit.batch import conform
+from mvkit.data.feeds import Source
+from mvkit.data.pipeline import Pipeline, order
+from mvkit.data.shards import Shards, save_shards
+
+BATCH, ROWS = 256, 10_000
+WIDE = {"a": (1024,), "b": (1024,), "c": (512,)}  # 10 KB a row
+LIMIT, ALLOWED = 2**30, 500  # bytes of private memory that the system gives; MB that the dataset may take
+
+
+def rows_of(shapes: dict[str, tuple[int, ...]], rows: int, seed: int) -> mvkit.Batch:
+    """Random rows, a third of each modality missing."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(rows, len(shapes), generator=generator) > 1 / 3
+    mask[:, 0] |= ~mask.any(1)
+    data = {name: torch.rand(rows, *shape, generator=generator) for name, shape in shapes.items()}
+    return mvkit.Batch(data, mask, extra={"label": torch.arange(rows) % 10})
+
+
+def drained(batches: Iterable[mvkit.Batch]) -> int:
+    return sum(len(batch) for batch in batches)
+
+
+def in_memory(count: int, width: int) -> dict[str, object]:
+    """The pipeline against bare index_select of the same tensors, and against collating row by row; one thread."""
+    torch.set_num_threads(1)
+    shapes = dict.fromkeys("abc", (width,))
+    rows = conform(rows_of(shapes, ROWS, 0), mvkit.Model(shapes).layout)
+    loader = Pipeline(rows, batch_size=BATCH)
+    tensors = (*rows.data.values(), rows.observed, rows.extra["label"])
+
+    class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+        """What torch's own loader collates row by row."""
+
+        def __len__(self) -> int:
+            return ROWS // 5
+
+        def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+            return {
+                **{name: value[i] for name, value in rows.data.items()},
+                "mask": rows.observed[i],
+                "label": rows.extra["label"][i],
+            }
+
+    def bare() -> None:
+        for index in order(ROWS, shuffle=True, seed=0, epoch=0).split(BATCH):
+            [value.index_select(0, index) for value in tensors]
+
+    by_row = torch.utils.data.DataLoader(Rows(), batch_size=BATCH, shuffle=True)
+    _, _, slower = pairs(lambda: list(by_row), lambda: drained(loader), count)
+    bare_ms, ours, ratio = pairs(bare, lambda: drained(loader), 10 * count)
+    what = f"3 modalities of {width} numbers"
+    return {
+        f"pipeline rate / index_select rate, {what}": {"ratio": ratio, "ms": ours, "bare ms": bare_ms, "bound": 0.7},
+        f"pipeline rate / rate row by row, {what}": {"ratio": 5 * slower, "bound": 20.0},
+    }
+
+
+def waiting(epochs: int) -> dict[str, object]:
+    """The share of a training step that the demo's model waits for data."""
+    torch.set_num_threads(2)
+    data = mvkit.load_dataset("polydigits", missing=0.3)
+    made = mvkit.Model(data.modalities, latent_dim=16, aggregator="mopoe", prior="mog", objective="dreg", seed=0)
+    made.train()
+    optimizer = torch.optim.Adam(made.parameters(), 1e-3)
+    loader = Pipeline(data.train.batch.take(slice(0, 4000)), layout=made.layout)
+    waited, start = 0.0, time.perf_counter()
+    for _ in range(epochs):
+        batches = iter(loader)
+        while True:
+            before = time.perf_counter()
+            batch = next(batches, None)
+            waited += time.perf_counter() - before
+            if batch is None:
+                break
+            optimizer.zero_grad(set_to_none=True)
+            made.loss(batch).loss.backward()
+            optimizer.step()
+    return {"data wait / step, demo model": {"ratio": waited / (time.perf_counter() - start), "bound": 0.05}}
+
+
+def private() -> float:
+    """Megabytes that this process alone maps."""
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_")) / 1024
+
+
+class Watch(threading.Thread):
+    """The most private memory, looked at every 50 ms."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.done = 0.0, threading.Event()
+
+    def run(self) -> None:
+        while not self.done.wait(0.05):
+            self.peak = max(self.peak, private())
+
+
+def rate(rows: Source | mvkit.Batch, batches: int | None, *, layout: object = None, workers: int = 0) -> float:
+    """Rows a second of one pass, or of so many batches of it."""
+    loader = Pipeline(rows, batch_size=BATCH, seed=1, layout=layout, workers=workers)
+    start, seen = time.perf_counter(), 0
+    for i, batch in enumerate(loader):
+        seen += len(batch)
+        if batches is not None and i + 1 == batches:
+            break
+    return seen / (time.perf_counter() - start)
+
+
+def training_rate(rows: Source | mvkit.Batch, batches: int, workers: int) -> float:
+    """Rows a second of training a small model."""
+    made = mvkit.Model(WIDE, latent_dim=16, seed=0).train()
+    optimizer = torch.optim.Adam(made.parameters(), 1e-3)
+    loader = Pipeline(rows, batch_size=BATCH, seed=1, layout=made.layout, workers=workers)
+    start, seen = time.perf_counter(), 0
+    for i, batch in enumerate(loader):
+        optimizer.zero_grad(set_to_none=True)
+        made.loss(batch).loss.backward()
+        optimizer.step()
+        seen += len(batch)
+        if i + 1 == batches:
+            break
+    return seen / (time.perf_counter() - start)
+
+
+def forget(folder: Path) -> None:
+    """Drops a folder's pages from the system's cache, so that the next read is one of the disk."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def limited(folder: Path) -> dict[str, float]:
+    """Rates of a folder of shards under the limit; run in a process of its own."""
+    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
+    torch.set_num_threads(1)
+    watch = Watch()
+    base = private()
+    watch.start()
+    made = mvkit.Model(WIDE)
+    window = Shards(folder)
+    found = {"rows": float(len(window))}
+    forget(folder)
+    found["window, cold"] = rate(window, None)
+    found["window"] = rate(window, None)
+    found["window, conformed"] = rate(window, 500, layout=made.layout)
+    found["window, conformed, a worker"] = rate(window, 500, layout=made.layout, workers=1)
+    found["window, training, a worker"] = training_rate(window, 100, 1)
+    del window
+    found["random"] = rate(Shards(folder, window=None), 1000)
+    forget(folder)
+    found["random, cold"] = rate(Shards(folder, window=None), 100)
+    watch.done.set()
+    watch.join()
+    return found | {"private MB": watch.peak, "of it before": base}
+
+
+def larger_than_memory(gigabytes: float) -> dict[str, object]:
+    """A folder of real bytes against rows in memory: as many as the limit would hold."""
+    torch.set_num_threads(1)
+    row = 4 * sum(shape[0] for shape in WIDE.values())
+    part = 2**25 // row
+
+    def batches() -> Iterator[mvkit.Batch]:
+        for i in range(int(gigabytes * 1e9) // (row * part) + 1):
+            yield rows_of(WIDE, part, i)
+
+    folder = Path(tempfile.mkdtemp(dir=Path(__file__).parent, prefix=".shards-"))
+    try:
+        save_shards(batches(), folder, WIDE)
+        size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
+        program = [sys.executable, __file__, "--only-shards", str(folder)]
+        found = json.loads(subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    finally:
+        shutil.rmtree(folder)
+    rows = rows_of(WIDE, 50_000, 0)
+    plain = max(rate(rows, None) for _ in range(3))
+    whole = conform(rows, mvkit.Model(WIDE).layout)
+    ready = max(rate(whole, None) for _ in range(3))
+    training = training_rate(rows, 100, 0)
+    return {
+        "shards, GB": {"size": size, "limit": LIMIT / 1e9, "rows": found["rows"]},
+        "private memory of it all, MB": {
+            "peak": found["private MB"],
+            "before any row": found["of it before"],
+            "bound": ALLOWED,
+        },
+        "rows / s in memory": {"not conformed": plain, "conformed once": ready, "training": training},
+        "rows / s of shards": {k: v for k, v in found.items() if k.startswith(("window", "random"))},
+        "window rate / rate in memory": {"ratio": found["window"] / plain, "cold": found["window, cold"] / plain}
+        | {"bound": 0.3},
+        "window rate / rate in memory, conformed": {
+            "ratio": found["window, conformed"] / ready,
+            "a worker": found["window, conformed, a worker"] / ready,
+            "bound": 0.3,
+        },
+        "window rate / rate in memory, training": {
+            "ratio": found["window, training, a worker"] / training,
+            "bound": 0.3,
+        },
+        "random rate / rate in memory": {"ratio": found["random"] / plain, "cold": found["random, cold"] / plain},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=7, help="timed pairs")
+    parser.add_argument("--gigabytes", type=float, default=4.0)
+    parser.add_argument("--only-shards", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if options.only_shards:
+        print(json.dumps(limited(options.only_shards)))
+        return
+    table = in_memory(options.count, 64) | in_memory(options.count, 784)
+    table |= waiting(3) | larger_than_memory(options.gigabytes)
+    cores = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    table["machine"] = f"{cores}, torch {torch.__version__}"
+    Path(__file__).with_name("data.json").write_text(json.dumps(table, indent=1) + "\n")
+    for name, row in table.items():
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in row.items()) if isinstance(row, dict) else row
+        print(f"{name:<44} {shown}")
+
+
+if __name__ == "__main__":
+    main()
