@@ -27,6 +27,7 @@ from mvkit.likelihoods import Context, Likelihood
 from mvkit.mixture import Mixture
 from mvkit.modality import Sizes
 from mvkit.networks import Network, on_rows
+from mvkit.posterior import Posterior
 from mvkit.priors import Prior
 from mvkit.values import Layout
 
@@ -168,12 +169,16 @@ def aggregator(part: Aggregator, sizes: Sizes) -> None:
 
 def mixture(found: Any, rows: int, sizes: Sizes, what: str) -> None:
     """Raises Fault unless a posterior has the right shapes, finite parameters and weights that sum to one."""
-    if not isinstance(found, Mixture):
+    if not isinstance(found, Posterior):
         raise Fault("shapes", f"gave {type(found).__name__} in {what}; expected a mvkit.Mixture")
-    k, d, m = found.loc.shape[0] if found.loc.ndim else 0, sizes.latent, len(sizes.names)
-    _finite(found.loc, (k, rows, d), f"loc in {what}")
-    if bool((_finite(found.scale, (k, rows, d), f"scale in {what}") <= 0).any()):
-        raise Fault("finite", f"gave a scale of 0 or less in {what}; expected positive numbers")
+    d, m = sizes.latent, len(sizes.names)
+    if isinstance(found, Mixture):
+        k = found.loc.shape[0] if found.loc.ndim else 0
+        _finite(found.loc, (k, rows, d), f"loc in {what}")
+        if bool((_finite(found.scale, (k, rows, d), f"scale in {what}") <= 0).any()):
+            raise Fault("finite", f"gave a scale of 0 or less in {what}; expected positive numbers")
+    else:  # one without closed forms, whose draws and densities may take long
+        k = len(found.log_weight)
     _shaped(found.evidence, (k, rows, m), f"evidence in {what}")
     total = _shaped(found.log_weight, (k, rows), f"log_weight in {what}").logsumexp(0)
     if not bool((total.abs() < 1e-4).all()):
