@@ -22,6 +22,9 @@ from mvkit.errors import (
     SpecError,
     UnknownComponent,
 )
+from mvkit.evaluation.evaluate import evaluate
+from mvkit.evaluation.metric import Metric
+from mvkit.evaluation.report import Report, compare
 from mvkit.families import Family
 from mvkit.likelihoods import Likelihood
 from mvkit.losses import Loss
@@ -32,6 +35,7 @@ from mvkit.networks import Network
 from mvkit.objectives import ELBO, Objective
 from mvkit.plugins import available
 from mvkit.priors import Prior
+from mvkit.samplers import Sampler, fit_sampler
 from mvkit.spec import field, spec
 from mvkit.stack import Stack
 from mvkit.stages import Stage
@@ -50,6 +54,7 @@ __all__ = [
     "History",
     "Likelihood",
     "Loss",
+    "Metric",
     "Mixture",
     "Modality",
     "Model",
@@ -59,16 +64,21 @@ __all__ = [
     "Objective",
     "Pipeline",
     "Prior",
+    "Report",
     "RequestError",
+    "Sampler",
     "ShapeError",
     "SpecError",
     "Stack",
     "Stage",
     "UnknownComponent",
     "available",
+    "compare",
     "describe",
+    "evaluate",
     "field",
     "fit",
+    "fit_sampler",
     "load",
     "load_dataset",
     "plugins",

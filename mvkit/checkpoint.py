@@ -28,7 +28,8 @@ from mvkit import plugins
 from mvkit.errors import CheckpointError, MvkitError
 from mvkit.generative import Generative
 from mvkit.model import Model
-from mvkit.spec import is_spec
+from mvkit.samplers import install
+from mvkit.spec import as_part, is_spec
 from mvkit.stack import Stack
 
 FORMAT = 1
@@ -50,7 +51,7 @@ def save(model: Generative, path: str | os.PathLike[str]) -> None:
         "model": model.header(),
         "dtype": str(model.like.dtype).removeprefix("torch."),
         "mvkit": mvkit.__version__,
-        "packages": _packages(model.spec),
+        "packages": _packages((model.spec, *(sampler.spec for sampler in model.samplers.values()))),
         "sha256": _ZEROS,
     }
     # a copy each: parameters that two modules share are stored twice, which safetensors asks for
@@ -145,6 +146,7 @@ def load(
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
             model = _built(data).to(getattr(torch, header["dtype"]))
         model.load_state_dict(safetensors.torch.load(blob))
+        model.samplers.requires_grad_(False)
     except (MvkitError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path}: the model cannot be built again: {error}") from error
     return model.to(device).eval()
@@ -152,6 +154,15 @@ def load(
 
 def _built(data: dict[str, Any]) -> Generative:
     """The model that a header tells of, with fresh weights."""
+    samplers = data.pop("samplers", [])
+    model = _bare(data)
+    for sampler in samplers:
+        install(model, as_part("sampler", sampler))
+    return model
+
+
+def _bare(data: dict[str, Any]) -> Generative:
+    """Without the samplers that were fitted to it."""
     name = data.pop("name")
     if name == "stack":
         return Stack([cast(Model, _built(level)) for level in data.pop("levels")], **data)

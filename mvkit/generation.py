@@ -112,19 +112,25 @@ def _sampled(prior: Any, n: int, generator: torch.Generator | None) -> Tensor:
     return drawn
 
 
-def from_prior(
-    model: Model, n: int, cluster: int | None, *, sample: bool, generator: torch.Generator | None
-) -> tuple[dict[str, Tensor], Latents]:
-    """Rows {name: (n, *shape)} from the prior, and their latents."""
+def prior_draws(
+    model: Model, n: int, cluster: int | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor | None]:
+    """Draws z (n, d) of the prior, and their clusters (n,) if it has any."""
     prior = model.prior_at()
-    if isinstance(prior, Mixture):
-        z, picked = prior.sample(n, cluster, generator)
-    else:
-        z, picked = _sampled(prior, n, generator), None
+    if not isinstance(prior, Mixture):
+        return _sampled(prior, n, generator), None
+    z, picked = prior.sample(n, cluster, generator)
+    return z, picked if model.n_clusters else None
+
+
+def from_latents(
+    model: Model, z: Tensor, *, sample: bool, generator: torch.Generator | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Rows {name: (n, *shape)} at z (n, d), and their private latents, drawn from their priors."""
     private = {}
     for name, modality in model.modalities.items():
         if modality.private_dim:
-            shape = (n, modality.private_dim)
+            shape = (len(z), modality.private_dim)
             private[name] = noise.draw(f"w/{name}", shape, z, generator=generator, sampler=model.family.noise)
     data = {k: decode(model, k, z, private.get(k), sample=sample, generator=generator) for k in model.names}
-    return data, Latents(z, private, picked if model.n_clusters else None)
+    return data, private

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvkit import estimates
+from mvkit import estimates, samplers
 from mvkit.batch import Batch, Layout, as_tensor, conform, refuse_empty
 from mvkit.data.sources import as_batch
 from mvkit.errors import RequestError, ShapeError, suggest
@@ -23,6 +23,7 @@ from mvkit.losses import Loss
 from mvkit.mixture import Mixture
 from mvkit.modality import Modality
 from mvkit.objectives import Objective
+from mvkit.spec import to_dict
 
 Names = Iterable[str] | None
 
@@ -43,9 +44,18 @@ class Generative(nn.Module, ABC):
     prior: Any
     aggregator: Any
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.samplers = nn.ModuleDict()  # those that `fit_sampler` fitted, by registered name
+
     @abstractmethod
     def header(self) -> dict[str, Any]:
         """The model as plain JSON data, all defaults written out."""
+
+    def sampler_header(self) -> dict[str, Any]:
+        """The samplers' part of the header; nothing where none was fitted."""
+        specs: list[Any] = [to_dict(sampler.spec) for sampler in self.samplers.values()]
+        return {"samplers": specs} if specs else {}
 
     @property
     @abstractmethod
@@ -79,10 +89,16 @@ class Generative(nn.Module, ABC):
         """Means or draws (..., *shape) of a modality at z (..., d) and its private latent (..., p)."""
 
     @abstractmethod
-    def from_prior(
-        self, n: int, cluster: int | None, *, sample: bool, generator: torch.Generator | None
-    ) -> tuple[dict[str, Tensor], Latents]:
-        """Rows {name: (n, *shape)} from the prior, and their latents."""
+    def prior_draws(
+        self, n: int, cluster: int | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Draws z (n, d) of the prior, or of one of its clusters, and their clusters (n,) if it has any."""
+
+    @abstractmethod
+    def from_latents(
+        self, z: Tensor, *, sample: bool, generator: torch.Generator | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Rows {name: (n, *shape)} at z (n, d), and their private latents, drawn from their priors."""
 
     @abstractmethod
     def generate(self, plan: Translation, found: Condition) -> dict[str, Tensor]:
@@ -241,6 +257,7 @@ class Generative(nn.Module, ABC):
         n: int,
         *,
         cluster: int | None = None,
+        sampler: str | None = None,
         sample: bool = False,
         latents: bool = False,
         generator: torch.Generator | None = None,
@@ -250,6 +267,7 @@ class Generative(nn.Module, ABC):
         Args:
             n: number of rows.
             cluster: draw z from this component of a mixture prior.
+            sampler: draw z from a sampler that `mvkit.fit_sampler` fitted; None: from the prior.
             sample: draw from the likelihood as well.
             latents: return a pair (data, latents): z, private, cluster.
             generator: source of randomness.
@@ -257,9 +275,15 @@ class Generative(nn.Module, ABC):
         n = estimates.draws(n)
         if cluster is not None and not 0 <= cluster < self._clusters("sample(cluster=…)"):
             raise RequestError(f"sample: no cluster {cluster}; expected 0 to {self.n_clusters - 1}")
+        if cluster is not None and sampler is not None:
+            raise RequestError(f"sample: a cluster is one of the prior's, not of sampler {sampler!r}; give one of them")
         with estimates.evaluation(self), torch.no_grad():
-            made = self.from_prior(n, cluster, sample=sample, generator=generator)
-        return made if latents else made[0]
+            if sampler is None:
+                z, picked = self.prior_draws(n, cluster, generator)
+            else:
+                z, picked = samplers.fitted(self, sampler).sample(self, n, generator), None
+            data, private = self.from_latents(z, sample=sample, generator=generator)
+        return (data, Latents(z, private, picked)) if latents else data
 
     def log_weights(
         self, batch: Batch, n: int, *, proposal: str = "mixture", generator: torch.Generator | None = None
