@@ -146,7 +146,6 @@ def load(
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
             model = _built(data).to(getattr(torch, header["dtype"]))
         model.load_state_dict(safetensors.torch.load(blob))
-        model.samplers.requires_grad_(False)
     except (MvkitError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path}: the model cannot be built again: {error}") from error
     return model.to(device).eval()

@@ -103,7 +103,7 @@ def decode(
     return likelihood.sample(out, generator) if sample else likelihood.mean(out)  # type: ignore[union-attr, operator]
 
 
-def _sampled(prior: Any, n: int, generator: torch.Generator | None) -> Tensor:
+def sampled(prior: Any, n: int, generator: torch.Generator | None) -> Tensor:
     """Draws (n, d) of a distribution of torch's kind, which knows no generator: the global one is seeded for it."""
     with torch.random.fork_rng(enabled=generator is not None):
         if generator is not None:
@@ -118,7 +118,7 @@ def prior_draws(
     """Draws z (n, d) of the prior, and their clusters (n,) if it has any."""
     prior = model.prior_at()
     if not isinstance(prior, Mixture):
-        return _sampled(prior, n, generator), None
+        return sampled(prior, n, generator), None
     z, picked = prior.sample(n, cluster, generator)
     return z, picked if model.n_clusters else None
 

@@ -145,7 +145,6 @@ def fit_sampler(model: Generative, data: Any, sampler: Any = "gmm", *, seed: int
     if not model.latent_dim:
         raise RequestError("fit_sampler: the model has no shared latent; only private ones, which keep their priors")
     made = as_part("sampler", sampler)
-    live: Any = install(model, made)
     generator = torch.Generator(model.like.device).manual_seed(seed)
 
     def draw(rows: Batch) -> Tensor:
@@ -154,14 +153,20 @@ def fit_sampler(model: Generative, data: Any, sampler: Any = "gmm", *, seed: int
     z = estimates.answer(model, draw, data)
     if not torch.isfinite(z).all():
         raise DataError("fit_sampler: the model's latents are not finite; expected numbers; train it again")
-    live.fit(z, seed)
+    with torch.random.fork_rng(devices=[]):  # of samplers with networks
+        torch.default_generator.manual_seed(seed)
+        live: Any = made.build(model.latent_dim).to(model.like)
+        live.fit(z, seed)
+    return _kept(model, made, live.eval())
+
+
+def install(model: Generative, made: Any) -> None:
+    """Gives a model a sampler whose state is still to be loaded."""
+    _kept(model, made, made.build(model.latent_dim))
+
+
+def _kept(model: Generative, made: Any, live: Any) -> Sampler:
     live.requires_grad_(False)  # later training of the model leaves it alone
-    return live.eval()  # type: ignore[no-any-return]
-
-
-def install(model: Generative, made: Any) -> Sampler:
-    """Gives a model a sampler, not fitted yet."""
-    live: Any = made.build(model.latent_dim).to(model.like)
     model.samplers[str(plugins.name_of("sampler", type(made)))] = live
     return live  # type: ignore[no-any-return]
 

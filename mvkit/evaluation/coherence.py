@@ -65,22 +65,22 @@ class Coherence(Metric):
             has = subset(block, given, names).cpu() & (labels >= 0)
             targets = [k for k in names if k not in given or len(given) == 1]
             if not has.any():
-                found |= {(given, k): torch.full((len(block),), torch.nan) for k in targets}
+                found |= {(given, k): torch.full((len(block),), torch.nan, dtype=torch.double) for k in targets}
                 continue
             rows = block.take(has.to(block.observed.device))
             made = study.translate(rows, targets, given, latent=self.latent, generator=generator)
             for name in targets:
                 right = study.classify(name, made[name][0]) == labels[has]
-                found[given, name] = scatter(right.float(), has)
+                found[given, name] = scatter(right.double(), has)
         for name in names:
             has = subset(block, [name], names).cpu() & (labels >= 0)
             seen = study.classify(name, block.data[name][has.to(block.observed.device)]) if has.any() else labels[has]
-            found["classifier", name] = scatter((seen == labels[has]).float(), has)
+            found["classifier", name] = scatter((seen == labels[has]).double(), has)
         for sampler in self._samplers(study):
             samples = study.draw(len(block), sampler, generator)
             if samples is not None:
                 seen = torch.stack([study.classify(name, x) for name, x in samples.items()])
-                found["unconditional", sampler] = (seen == seen[0]).all(0).float()
+                found["unconditional", sampler] = (seen == seen[0]).all(0).double()
         return found
 
     def _samplers(self, study: Study) -> list[str]:

@@ -9,4 +9,5 @@ def mvkit_components() -> list[Component]:
     return [
         Component("prior", "nsf", "mvkit_flows.priors:NSF", "neural spline flow"),
         Component("prior", "maf", "mvkit_flows.priors:MAF", "masked autoregressive flow"),
+        Component("sampler", "flow", "mvkit_flows.samplers:Flow", "neural spline flow, fitted to latents"),
     ]
