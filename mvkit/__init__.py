@@ -4,7 +4,7 @@ Axes in every docstring: s samples · j drawn components · k posterior componen
 d shared latent · p private latent · c prior components.
 """
 
-from mvkit import plugins, recipes, testing
+from mvkit import plots, plugins, recipes, testing
 from mvkit.aggregators import Aggregator
 from mvkit.batch import Batch
 from mvkit.checkpoint import describe, load, save
@@ -81,6 +81,7 @@ __all__ = [
     "fit_sampler",
     "load",
     "load_dataset",
+    "plots",
     "plugins",
     "prune_clusters",
     "recipes",

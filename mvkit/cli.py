@@ -1,4 +1,4 @@
-"""The command line: `mvkit demo`, `mvkit list`, `mvkit show`, `mvkit plugins`."""
+"""The command line: `mvkit demo`, `mvkit list`, `mvkit show`, `mvkit report`, `mvkit plugins`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
     listing.add_argument("kind", nargs="?", help="one kind only")
     show = commands.add_parser("show", help="the header of a saved model")
     show.add_argument("file", type=Path)
+    report = commands.add_parser("report", help="measure a run's model and write a page that needs no network")
+    report.add_argument("run", type=Path, help="a folder with model.safetensors")
+    report.add_argument("-o", "--output", type=Path, help="the page; report.html in the run's folder by default")
+    report.add_argument("--data", help="a dataset by name, instead of what run.toml says")
+    report.add_argument("--seed", type=int, default=0)
     commands.add_parser("plugins", help="what went wrong while looking for packages")
     options = parser.parse_args(arguments)
     try:
@@ -43,6 +48,12 @@ def _run(options: argparse.Namespace) -> int:
             print(f"{kind + ':':<12}{' '.join(available(kind))}")
     elif options.command == "show":
         print(json.dumps(describe(options.file), indent=2))
+    elif options.command == "report":
+        from mvkit.page import write_page
+
+        output = options.output or options.run / "report.html"
+        print(write_page(options.run, output, data=options.data, seed=options.seed))
+        print(f"\npage: {output}")
     else:
         for problem in plugins.problems():
             print(problem)
