@@ -42,8 +42,8 @@ table { border-collapse: collapse; font-size: .9rem; }
 td, th { padding: .2rem .8rem .2rem 0; text-align: left; }
 td + td, th + th { text-align: right; font-variant-numeric: tabular-nums; }
 tr { border-bottom: 1px solid #eceef3; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.2rem; }
-figure { margin: 0; min-width: 0; }
+.figures { columns: 2 22rem; column-gap: 1.5rem; }
+figure { margin: 0 0 1.2rem; break-inside: avoid; }
 figure img { display: block; max-width: 100%; height: auto; }
 figcaption { font-size: .9rem; color: #596274; }
 pre { overflow-x: auto; font-size: .8rem; background: #f5f6f9; padding: .8rem; }

@@ -188,7 +188,7 @@ def traversal(
         axes[r, 0].set_ylabel(f"z{d}", fontsize=8)
         for v, value in enumerate(values):
             show(axes[r, v], made[r, v])
-            axes[0, v].set_title(f"{value:+g}", fontsize=8)
+            axes[0, v].set_title(f"{value:g}", fontsize=8)
     return axes
 
 
