@@ -26,21 +26,23 @@ from mvkit.generative import Generative
 from mvkit.train import History
 
 
-def _axes(ax: Any, size: tuple[float, float] = (5.5, 3.8)) -> Any:
-    """The axes given, or those of a new figure that pyplot does not know of."""
-    if ax is not None:
-        return ax
-    from matplotlib.figure import Figure
+def _figure(width: float, height: float) -> Any:
+    """A new figure that pyplot does not know of."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise RequestError("plots: matplotlib is not installed: pip install 'mvkit[plots]'") from None
+    return Figure(figsize=(width, height), layout="constrained")
 
-    return Figure(figsize=size, layout="constrained").add_subplot()
+
+def _axes(ax: Any) -> Any:
+    """The axes given, or those of a new figure."""
+    return _figure(5.5, 3.8).add_subplot() if ax is None else ax
 
 
 def _grid(figure: Any, rows: int, columns: int) -> NDArray[Any]:
     """Axes (rows, columns) without ticks in a figure, or in a new one."""
-    if figure is None:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(0.6 + 1.1 * columns, 0.5 + 1.1 * rows), layout="constrained")
+    figure = _figure(0.6 + 1.1 * columns, 0.5 + 1.1 * rows) if figure is None else figure
     axes: NDArray[Any] = figure.subplots(rows, columns, squeeze=False)
     for one in axes.flat:
         one.set_xticks([])
@@ -178,7 +180,7 @@ def traversal(
     wrong = [d for d in chosen if not 0 <= d < model.latent_dim]
     if wrong or not len(chosen):
         raise RequestError(f"traversal: dims={list(chosen)}; expected some of 0 to {model.latent_dim - 1}")
-    start = model.like.new_zeros(model.latent_dim) if at is None else at
+    start = model.like.new_zeros(model.latent_dim) if at is None else at.to(model.like)
     z = repeat(start, "d -> r v d", r=len(chosen), v=len(values)).clone()
     for r, d in enumerate(chosen):
         z[r, :, d] += torch.as_tensor(values, dtype=z.dtype, device=z.device)

@@ -1,6 +1,7 @@
 """evaluate, Report and compare: what they promise whatever the metric."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -157,6 +158,23 @@ def test_a_model_that_is_not_finite_is_an_error_that_names_the_row():
     for metric in CHEAP:
         with pytest.raises(DataError, match="is not finite in row"):
             measured(made, batch, [metric])
+
+
+def test_labels_may_be_arrays_lists_or_batches_of_them(trained):
+    batch = labelled(30)
+    whole = repr(measured(trained, batch, ["probe"]).scores)
+    label = batch.extra["label"]
+    for value in (label.numpy(), label.tolist()):
+        same = Batch(batch.data, batch.mask, extra={"label": value})
+        pieces = [same.take(slice(0, 9)), same.take(slice(9, 30))]
+        assert repr(measured(trained, pieces, ["probe"]).scores) == whole
+
+
+def test_a_package_that_is_not_there_is_named(trained, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    report = measured(trained, labelled(30), ["clusters", "latents"])
+    assert "clusters: needs sklearn.cluster, which is not installed: pip install 'mvkit[evaluate]'" in report.notes
+    assert report.scores
 
 
 def test_the_model_is_left_as_it_was(trained):

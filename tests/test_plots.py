@@ -1,5 +1,7 @@
 """Pictures: each shows the numbers that it says it shows, in the axes that it is given."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -174,3 +176,9 @@ def test_the_surer_expert_drives():
 def test_requests_that_cannot_be(made, data, draw, message):
     with pytest.raises(RequestError, match=message):
         draw(made, data)
+
+
+def test_matplotlib_that_is_not_there_is_named(made, data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(RequestError, match=r"matplotlib is not installed: pip install 'mvkit\[plots\]'"):
+        plots.drivers(made, data)

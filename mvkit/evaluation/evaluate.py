@@ -16,7 +16,6 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
 import mvkit
@@ -117,7 +116,9 @@ def _measured(metric: Metric, study: Study, bar: Any) -> list[Score]:
         return metric.summary(study, {key: torch.cat(values) for key, values in pieces.items()})
     except RequestError as error:
         study.note(f"{name}: {error}")
-        return []
+    except ModuleNotFoundError as error:
+        study.note(f"{name}: needs {error.name}, which is not installed: pip install 'mvkit[evaluate]'")
+    return []
 
 
 def _ordered(model: Generative, data: Any, seed: int, what: str) -> tuple[Batch, int]:
@@ -126,7 +127,8 @@ def _ordered(model: Generative, data: Any, seed: int, what: str) -> tuple[Batch,
     if not sum(map(len, batches)):
         raise DataError(f"evaluate: {what} has no rows; expected one at least; check the split")
     rows = _joined(batches)
-    rows = attrs.evolve(rows, extra={**rows.extra, ROW: torch.arange(len(rows))})
+    extra = {name: torch.as_tensor(np.asarray(value)) for name, value in rows.extra.items() if _numeric(value)}
+    rows = attrs.evolve(rows, extra={**extra, ROW: torch.arange(len(rows))})
     kept = rows.observed.any(1)
     order = np.argsort(fingerprint(rows, seed), kind="stable")
     order = order[kept.numpy()[order]]
@@ -169,17 +171,19 @@ def fingerprint(rows: Batch, seed: int) -> Any:
     """A number for each row that its contents and the seed decide, (b,) uint64: a random hash, linear modulo 2^64."""
     generator = torch.Generator().manual_seed(seed)
     total = np.zeros(len(rows), dtype=np.uint64)
-    extra = [torch.as_tensor(v) for k, v in sorted(rows.extra.items()) if k != ROW and _numeric(v)]
+    extra = [value for name, value in sorted(rows.extra.items()) if name != ROW]
     for value in (rows.observed, *rows.data.values(), *(rows.elements or {}).values(), *extra):
-        flat = np.ascontiguousarray(rearrange(value, "b ... -> b (...)").numpy())
-        words = flat.view(f"u{flat.dtype.itemsize}").astype(np.uint64)
+        flat = np.ascontiguousarray(value.reshape(len(rows), -1).numpy())
+        words = flat.view(f"u{flat.dtype.itemsize}")
         factors = torch.randint(-(2**63), 2**63 - 1, (words.shape[1],), generator=generator).numpy()
-        total += words @ (factors.view(np.uint64) | np.uint64(1))
+        odd = factors.view(np.uint64) | np.uint64(1)
+        for start in range(0, len(rows), BLOCK):  # as 64 bits, all rows at once would be several times the data
+            total[start : start + BLOCK] += words[start : start + BLOCK].astype(np.uint64) @ odd
     return total
 
 
 def _numeric(value: Any) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
+    return isinstance(value, Tensor) or np.asarray(value).dtype.kind in "biuf"
 
 
 def _bar(progress: bool | None) -> Any:

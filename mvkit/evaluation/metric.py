@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import Any
 
 import attrs
-import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -169,11 +168,10 @@ class Study:
 
     def labels(self, block: Batch) -> Tensor:
         """Class indices of the rows, (b,) on the CPU; -1 where there is none."""
-        value = block.extra[self.label]
-        found = torch.as_tensor(np.asarray(value.cpu() if isinstance(value, Tensor) else value))
+        found: Tensor = block.extra[self.label].cpu()
         if found.dtype.is_floating_point:
             found = torch.where(found.isnan(), -1, found)
-        if found.ndim != 1 or found.dtype == torch.bool or bool((found != found.long()).any()):
+        if found.ndim != 1 or bool((found != found.long()).any()):
             raise ShapeError(
                 f"evaluate: extra[{self.label!r}] has shape {tuple(found.shape)} and dtype {found.dtype}; expected a "
                 "class index a row, -1 or NaN where there is none"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mvkit.batch import Batch
 from mvkit.errors import SpecError, suggest
-from mvkit.estimates import evaluation
+from mvkit.estimates import ROWS, evaluation
 from mvkit.evaluation.metric import Metric, Score, Scores, Study, finite, mean, scatter, subset
 from mvkit.spec import field, integer, number, one_of, spec
 
@@ -212,9 +212,13 @@ def private_share(study: Study, name: str, z: Tensor, w: Tensor) -> float:
     """The private latent's share of the variance of a modality, from latents z (b, d) and w (b, p) of rows."""
     if len(z) < 3:
         return float("nan")
+    z, w = (latents.to(study.model.like.device) for latents in (z, w))
+    private = shared = 0.0
     with evaluation(study.model), torch.no_grad():
-        base, other_w, other_z = (
-            study.model.decode_one(name, z.roll(i, 0), w.roll(j, 0)) for i, j in ((0, 1), (0, 2), (2, 1))
-        )
-    private, shared = ((base - other).double().square().sum() for other in (other_w, other_z))
-    return float(private / (private + shared))
+        # the other latents are those of the next rows and of the next but one
+        for latents in zip(*(torch.split(x.roll(i, 0), ROWS) for x in (z, w) for i in range(3)), strict=True):
+            z0, _, z2, _, w1, w2 = latents
+            base = study.model.decode_one(name, z0, w1)
+            private += float((base - study.model.decode_one(name, z0, w2)).double().square().sum())
+            shared += float((base - study.model.decode_one(name, z2, w1)).double().square().sum())
+    return private / (private + shared) if private + shared else float("nan")
