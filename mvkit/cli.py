@@ -1,4 +1,4 @@
-"""The command line: `mvkit demo`, `mvkit list`, `mvkit show`, `mvkit report`, `mvkit plugins`."""
+"""The command line: `mvkit demo`, `mvkit list`, `mvkit show`, `mvkit report`, `mvkit explore`, `mvkit plugins`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
     report.add_argument("-o", "--output", type=Path, help="the page; report.html in the run's folder by default")
     report.add_argument("--data", help="a dataset by name, instead of what run.toml says")
     report.add_argument("--seed", type=int, default=0)
+    explore = commands.add_parser("explore", help="serve a page on this machine to look around in a run's model")
+    explore.add_argument("run", type=Path, help="a folder with model.safetensors")
+    explore.add_argument("--data", help="a dataset by name, instead of what run.toml says")
+    explore.add_argument("--port", type=int, default=5006)
+    explore.add_argument("--no-browser", action="store_true", help="only serve")
     commands.add_parser("plugins", help="what went wrong while looking for packages")
     options = parser.parse_args(arguments)
     try:
@@ -54,6 +59,10 @@ def _run(options: argparse.Namespace) -> int:
         output = options.output or options.run / "report.html"
         print(write_page(options.run, output, data=options.data, seed=options.seed))
         print(f"\npage: {output}")
+    elif options.command == "explore":
+        from mvkit.explore import explore
+
+        explore(options.run, data=options.data, port=options.port, show=not options.no_browser)
     else:
         for problem in plugins.problems():
             print(problem)

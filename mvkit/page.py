@@ -75,13 +75,13 @@ def write_page(
     weights = run / "model.safetensors"
     if not weights.is_file():
         raise DataError(f"{run}: no model.safetensors in this folder; expected what a run writes; check the path")
-    model, splits, history = load(weights), _splits(run, data), read_history(run / "history.jsonl")
+    model, splits, history = load(weights), run_data(run, data), read_history(run / "history.jsonl")
     report = evaluate(model, splits.test, metrics, train=splits.train, seed=seed, progress=progress)
     output.write_text(render(run.resolve().name, report, pictures(model, splits, history, report, seed)), "utf-8")
     return report
 
 
-def _splits(run: Path, name: str | None) -> Splits:
+def run_data(run: Path, name: str | None) -> Splits:
     """The run's data."""
     options: dict[str, Any] = {"name": name}
     if name is None:

@@ -35,12 +35,12 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _axes(ax: Any) -> Any:
+def axes_of(ax: Any) -> Any:
     """The axes given, or those of a new figure."""
     return _figure(5.5, 3.8).add_subplot() if ax is None else ax
 
 
-def _grid(figure: Any, rows: int, columns: int) -> NDArray[Any]:
+def grid(figure: Any, rows: int, columns: int) -> NDArray[Any]:
     """Axes (rows, columns) without ticks in a figure, or in a new one."""
     figure = _figure(0.6 + 1.1 * columns, 0.5 + 1.1 * rows) if figure is None else figure
     axes: NDArray[Any] = figure.subplots(rows, columns, squeeze=False)
@@ -72,7 +72,7 @@ def translations(
     The first line shows the row itself, where it is observed.
     """
     rows = _row(model, data, row)
-    axes = _grid(figure, len(model.names) + 1, len(model.names))
+    axes = grid(figure, len(model.names) + 1, len(model.names))
     generator = torch.Generator(model.like.device).manual_seed(seed)
     for i, name in enumerate(model.names):
         axes[0, i].set_title(name, fontsize=9)
@@ -115,7 +115,7 @@ def latent_map(
         seed: of UMAP.
         ax: where to draw.
     """
-    ax = _axes(ax)
+    ax = axes_of(ax)
     points = _plane(model.encode(data, given).cpu().double(), method, seed)
     extra = as_batch(data).extra
     if colour is None or (colour == "label" and colour not in extra):
@@ -185,7 +185,7 @@ def traversal(
     for r, d in enumerate(chosen):
         z[r, :, d] += torch.as_tensor(values, dtype=z.dtype, device=z.device)
     made = model.decode(z)[name]
-    axes = _grid(figure, len(chosen), len(values))
+    axes = grid(figure, len(chosen), len(values))
     for r, d in enumerate(chosen):
         axes[r, 0].set_ylabel(f"z{d}", fontsize=8)
         for v, value in enumerate(values):
@@ -207,7 +207,7 @@ def losses(
     unknown = [key for key in chosen if key not in keys]
     if unknown or not chosen:
         raise RequestError(f"losses: no metric {(unknown or [''])[0]!r}; {suggest((unknown or [''])[0], keys)}")
-    ax = _axes(ax)
+    ax = axes_of(ax)
     epochs = np.arange(1, len(rows) + 1)
     for key in chosen:
         style = "--" if key.startswith("valid/") else "-"
@@ -224,7 +224,7 @@ def losses(
 def coherence(reports: Report | Mapping[str, Report | Sequence[Report]], *, ax: Any = None) -> Any:
     """Coherence by the number of given modalities, with standard errors; several reports of one name: their mean."""
     named: Mapping[str, Any] = {"": reports} if isinstance(reports, Report) else reports
-    ax = _axes(ax)
+    ax = axes_of(ax)
     for name, given in named.items():
         each = [given] if isinstance(given, Report) else list(given)
         points: dict[int, list[Any]] = {}
@@ -267,7 +267,7 @@ def imputation(
     made = model.translate(rows, [name], others, n, sample=True, generator=generator)[name]
     draws = rearrange(made, "n 1 ... -> n (...)").cpu().double().numpy()
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    ax = _axes(ax)
+    ax = axes_of(ax)
     where = np.arange(draws.shape[1])
     ax.fill_between(where, low, high, step="mid", alpha=0.3, linewidth=0, label=f"{level:.0%} interval")
     ax.plot(where, draws.mean(0), linewidth=1, label="imputed mean")
@@ -281,7 +281,7 @@ def imputation(
 def cluster_sizes(model: Generative, data: Any, *, ax: Any = None) -> Any:
     """How many rows each cluster of the prior has."""
     found = model.clusters(data).cpu()
-    ax = _axes(ax)
+    ax = axes_of(ax)
     ax.bar(np.arange(model.n_clusters), torch.bincount(found, minlength=model.n_clusters).numpy())
     ax.set_xlabel("cluster")
     ax.set_ylabel("rows")
@@ -295,7 +295,7 @@ def cluster_samples(
     chosen = range(model.n_clusters) if clusters is None else clusters
     if not len(chosen):
         raise RequestError("cluster_samples: the prior has no clusters; make the model with one, such as prior='mog'")
-    axes = _grid(figure, len(chosen), len(model.names))
+    axes = grid(figure, len(chosen), len(model.names))
     generator = torch.Generator(model.like.device).manual_seed(seed)
     for i, cluster in enumerate(chosen):
         made = model.sample(1, cluster=cluster, generator=generator)
@@ -313,7 +313,7 @@ def drivers(model: Generative, data: Any, *, ax: Any = None) -> Any:
     variances, averaged over dimensions. Both are shares among what a row observes.
     """
     weight, precision = driver_shares(model, data)
-    ax = _axes(ax)
+    ax = axes_of(ax)
     where = np.arange(len(model.names))
     ax.bar(where - 0.2, weight.numpy(), 0.4, label="weight")
     ax.bar(where + 0.2, precision.numpy(), 0.4, label="precision")
