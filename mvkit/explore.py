@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mvkit import plots
 from mvkit.batch import Batch
@@ -54,7 +52,7 @@ def explore(run: Path, *, data: str | None = None, port: int = 5006, show: bool 
     title = f"{run.resolve().name} · mvkit"
     print(f"explorer: http://{HOST}:{port} (stop with Ctrl-C)", flush=True)
     page = {"/": lambda: layout(model, rows)}
-    panel.serve(page, address=HOST, port=port, websocket_origin=origins, show=show, title=title)
+    panel.serve(page, address=HOST, port=port, websocket_origin=origins, show=show, title=title, verbose=False)
 
 
 def layout(model: Generative, data: MultimodalDataset) -> Any:
@@ -69,7 +67,10 @@ def layout(model: Generative, data: MultimodalDataset) -> Any:
     shift = pn.widgets.FloatSlider(name="moved by", start=-3, end=3, step=0.25, value=0)
     dim = pn.widgets.Select(name="latent dimension", options=list(range(model.latent_dim)))
 
-    def drawn(draw: Callable[..., Any]) -> Callable[..., Any]:
+    for one in (row, seen, seed, dim, shift):
+        one.sizing_mode = "stretch_width"
+
+    def drawn(draw: Callable[..., Any], width: int = 900) -> Callable[..., Any]:
         """The picture of a function, or what it says that cannot be drawn."""
 
         def show(*values: Any) -> Any:
@@ -77,7 +78,7 @@ def layout(model: Generative, data: MultimodalDataset) -> Any:
                 figure = np.atleast_1d(draw(*values)).flat[0].figure
             except (RequestError, DataError) as error:
                 return pn.pane.Alert(str(error), alert_type="warning")
-            return pn.pane.Matplotlib(figure, format="png", dpi=110, sizing_mode="scale_width", max_width=900)
+            return pn.pane.Matplotlib(figure, format="png", dpi=110, sizing_mode="scale_width", max_width=width)
 
         return show
 
@@ -86,7 +87,7 @@ def layout(model: Generative, data: MultimodalDataset) -> Any:
 
     views = [
         pn.bind(drawn(lambda i, given, s: imputed(model, picked(i), given, seed=s)), row, seen, seed),
-        pn.bind(drawn(lambda i, given: responsibilities(model, picked(i), given)), row, seen),
+        pn.bind(drawn(lambda i, given: responsibilities(model, picked(i), given), 450), row, seen),
     ]
     if model.latent_dim:
         controls += [dim, shift]
@@ -97,27 +98,24 @@ def layout(model: Generative, data: MultimodalDataset) -> Any:
 
 
 def imputed(model: Generative, row: Batch, given: Sequence[str], *, seed: int = 0, figure: Any = None) -> NDArray[Any]:
-    """A row's modalities from those given: real, mean, two draws, and the width of the interval; axes (5, m)."""
-    generator = torch.Generator(model.like.device).manual_seed(seed)
-    made = model.translate(row, given=list(given), n=DRAWS, sample=True, generator=generator)
-    means = model.translate(row, given=list(given), latent="mean", generator=generator)
-    axes = plots.grid(figure, 5, len(model.names))
+    """A row's modalities from those given: real, mean, at two draws of z, ends of the interval; axes (6, m)."""
+    names, generator = list(given), torch.Generator(model.like.device).manual_seed(seed)
+    values = model.translate(row, given=names, n=DRAWS, sample=True, generator=generator)
+    drawn = model.translate(row, given=names, n=2, generator=generator)
+    means = model.translate(row, given=names, latent="mean", generator=generator)
+    axes = plots.grid(figure, 6, len(model.names))
     for i, name in enumerate(model.names):
-        axes[0, i].set_title(name + (" (given)" if name in given else ""), fontsize=9)
-        if bool(row.observed[0, i]):
+        shown = bool(row.observed[0, i])
+        axes[0, i].set_title(name + (" (given)" if shown and name in names else ""), fontsize=9)
+        if shown:
             plots.show(axes[0, i], row.data[name][0])
-        draws = rearrange(made[name], "n 1 ... -> n ...")
-        for line, value in enumerate((means[name][0, 0], draws[0], draws[1], _width(draws)), 1):
+        ends = np.quantile(values[name][:, 0].cpu().numpy(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        for line, value in enumerate((means[name][0, 0], *drawn[name][:, 0], *ends), 1):
             plots.show(axes[line, i], value)
-    for line, title in enumerate(("real", "mean", "a draw", "a draw", f"{LEVEL:.0%} width")):
+    lines = ("real", "mean", "a draw", "a draw", f"{LEVEL:.0%} from", "to")
+    for line, title in enumerate(lines):
         axes[line, 0].set_ylabel(title, fontsize=8)
     return axes
-
-
-def _width(draws: Tensor) -> Tensor:
-    """The width of the central interval of draws (n, …), element by element."""
-    low, high = np.quantile(draws.cpu().numpy(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return torch.from_numpy(high - low)
 
 
 def responsibilities(model: Generative, row: Batch, given: Sequence[str], *, ax: Any = None) -> Any:
