@@ -10,7 +10,6 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from functools import cached_property
 from typing import Any
 
 import attrs
@@ -112,7 +111,7 @@ def subset(block: Batch, names: Iterable[str], among: Iterable[str]) -> Tensor:
     return block.observed[:, [order.index(name) for name in names]].all(1)
 
 
-@attrs.frozen(eq=False, slots=False)
+@attrs.frozen(eq=False)
 class Study:
     """What metrics look at.
 
@@ -135,6 +134,7 @@ class Study:
     features: Mapping[str, Callable[[Tensor], Any]] = attrs.field(factory=dict)
     seed: int = 0
     notes: dict[str, None] = attrs.field(factory=dict)
+    _fitted: dict[str, Callable[[Tensor], Any]] = attrs.field(factory=dict, init=False)
 
     def note(self, text: str) -> None:
         """Something that the report says."""
@@ -205,10 +205,6 @@ class Study:
         except RequestError as error:
             self.note(f"no samples: {error}")
             return None
-
-    @cached_property
-    def _fitted(self) -> dict[str, Callable[[Tensor], Any]]:
-        return {}
 
     def classify(self, name: str, x: Tensor) -> Tensor:
         """Class indices (b,) of values of a modality (b, *shape), by the user's classifier or one fitted on the spot.
