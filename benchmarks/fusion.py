@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
-from learning import judges, scores
+from learning import judges, measured
 
 import mvkit
 from mvkit.data.datasets import Splits
@@ -60,7 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--missing", type=float, default=0.0, help="share of modalities hidden in training")
     parser.add_argument("--rows", type=int, help="rows of each split at most")
-    parser.add_argument("--draws", type=int, default=200, help="of a log-likelihood, for 500 test rows")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("fusion.jsonl"))
     options = parser.parse_args(arguments)
     unknown = [name for name in options.fusions if name not in FUSIONS]
@@ -74,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             model = mvkit.Model(data.modalities, latent_dim=16, seed=seed, **FUSIONS[name])
             mvkit.fit(model, data.train, validation=data.valid, epochs=options.epochs, seed=seed, progress=False)
             row = {"fusion": name, "seed": seed, "seconds": round(time.perf_counter() - start, 1)}
-            row |= scores(model, data, judge, n=options.draws)
+            row |= measured(model, data, judge)
             found.append(row)
             with options.out.open("a") as file:
                 file.write(json.dumps(row | {"epochs": options.epochs, "missing": options.missing}) + "\n")

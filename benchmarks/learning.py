@@ -12,12 +12,11 @@ import argparse
 import json
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
-from scipy.optimize import linear_sum_assignment
 from sklearn.neural_network import MLPClassifier
+from torch import Tensor
 
 import mvkit
 from mvkit import recipes
@@ -28,49 +27,33 @@ SETTINGS: dict[str, dict[str, object]] = {
 }
 
 
-def judges(data: mvkit.data.datasets.Splits) -> list[MLPClassifier]:
-    """A classifier of each modality's real pictures; their accuracy is printed with the results."""
+def judges(data: mvkit.data.datasets.Splits) -> dict[str, Callable[[Tensor], object]]:
+    """A classifier of each modality's real pictures; their accuracy is in the report."""
     train = data.train.batch
+    label, made = train.extra["label"].numpy(), {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return [
-            MLPClassifier((256,), max_iter=25, random_state=0).fit(x.flatten(1).numpy(), train.extra["label"].numpy())
-            for x in train.data.values()
-        ]
+        for name, x in train.data.items():
+            made[name] = MLPClassifier((256,), max_iter=25, random_state=0).fit(x.flatten(1).numpy(), label)
+    return {name: lambda x, one=one: one.predict(x.flatten(1).numpy()) for name, one in made.items()}
 
 
-def coherence(model: mvkit.Model, data: object, judge: list[MLPClassifier], count: int, latent: str) -> float:
-    """Share of generated pictures that show the row's digit, given `count` of the others, by draws or means of z."""
-    test = data.test.batch
-    label, right = test.extra["label"].numpy(), []
-    generator = torch.Generator().manual_seed(0)
-    for target, classify in enumerate(judge):
-        for shift in range(4 if count == 1 else 1):
-            given = [model.names[(target + 1 + shift + i) % 5] for i in range(count)]
-            made = model.translate(test, to=[model.names[target]], given=given, latent=latent, generator=generator)
-            right.append(np.mean(classify.predict(made[model.names[target]][0].flatten(1).numpy()) == label))
-    return float(np.mean(right))
+def measured(model: mvkit.Model, data: object, judge: dict[str, Callable[[Tensor], object]]) -> dict[str, float]:
+    """Coherence given one and four others, by draws and means of z; of samples; likelihood; clusters."""
+    row = {}
+    for latent in ("draw", "mean"):
+        coherence = {"name": "coherence", "latent": latent, "sets": "cyclic"}
+        report = mvkit.evaluate(model, data.test, [coherence], classifiers=judge)
+        row |= {f"coherence {n}, {latent}": report[f"coherence/given {n}"] for n in (1, 4)}
+    row["unconditional"] = report["coherence/unconditional"]
+    likelihood = {"name": "likelihood", "queries": [[list(model.names), []]], "limit": 500}
+    row["log-likelihood"] = mvkit.evaluate(model, data.test, [likelihood])["likelihood/log p(all)"]
+    return row
 
 
 def accuracy(model: mvkit.Model, data: object) -> float:
     """Share of test rows in the cluster matched to their label, by the best matching."""
-    counts = np.zeros((model.n_clusters, 10))
-    np.add.at(counts, (model.clusters(data.test).numpy(), data.test.labels.numpy()), 1)
-    return float(counts[linear_sum_assignment(-counts)].sum() / len(data.test))
-
-
-def scores(model: mvkit.Model, data: object, judge: list[MLPClassifier], *, rows: int = 500, n: int = 200) -> dict:
-    """Coherence given one and four others, by draws and by means of z; unconditional; log-likelihood of `rows` rows."""
-    found = {
-        f"coherence {count}, {latent}": coherence(model, data, judge, count, latent)
-        for latent in ("draw", "mean")
-        for count in (1, 4)
-    }
-    samples = model.sample(2000, generator=torch.Generator().manual_seed(0))
-    seen = [j.predict(x.flatten(1).numpy()) for j, x in zip(judge, samples.values(), strict=True)]
-    found["unconditional"] = float((np.stack(seen) == seen[0]).all(0).mean())
-    found["log-likelihood"] = float(model.log_likelihood(data.test.batch.take(slice(0, rows)), n=n).mean())
-    return found
+    return mvkit.evaluate(model, data.test, ["clusters"])["clusters/mixture, accuracy"]
 
 
 def main() -> None:
@@ -92,7 +75,7 @@ def main() -> None:
             row = {"recipe": name, "seed": seed, "seconds": round(time.perf_counter() - start), **options.set}
             if options.save:
                 mvkit.save(model, options.save / f"{name}-{seed}.safetensors")
-            row |= scores(model, data, judge)
+            row |= measured(model, data, judge)
             if name == "telbo":
                 scale = model.experts(model.conform(data.test)).scale.detach()
                 row["mean log-variance"] = float(2 * scale.log().mean())

@@ -4,7 +4,7 @@ Axes in every docstring: s samples · j drawn components · k posterior componen
 d shared latent · p private latent · c prior components.
 """
 
-from mvkit import plugins, recipes, testing
+from mvkit import plots, plugins, recipes, testing
 from mvkit.aggregators import Aggregator
 from mvkit.batch import Batch
 from mvkit.checkpoint import describe, load, save
@@ -24,6 +24,9 @@ from mvkit.errors import (
     SpecError,
     UnknownComponent,
 )
+from mvkit.evaluation.evaluate import evaluate
+from mvkit.evaluation.metric import Metric
+from mvkit.evaluation.report import Report, compare
 from mvkit.families import Family
 from mvkit.history import History
 from mvkit.imputation import Imputation, embed, impute
@@ -36,6 +39,7 @@ from mvkit.networks import Network
 from mvkit.objectives import ELBO, Objective
 from mvkit.plugins import available
 from mvkit.priors import Prior
+from mvkit.samplers import Sampler, fit_sampler
 from mvkit.spec import field, spec
 from mvkit.stack import Stack
 from mvkit.stages import Stage
@@ -55,6 +59,7 @@ __all__ = [
     "Imputation",
     "Likelihood",
     "Loss",
+    "Metric",
     "Mixture",
     "Modality",
     "Model",
@@ -65,7 +70,9 @@ __all__ = [
     "Objective",
     "Pipeline",
     "Prior",
+    "Report",
     "RequestError",
+    "Sampler",
     "ShapeError",
     "SpecError",
     "Stack",
@@ -73,13 +80,17 @@ __all__ = [
     "UnknownComponent",
     "as_tables",
     "available",
+    "compare",
     "describe",
     "embed",
+    "evaluate",
     "field",
     "fit",
+    "fit_sampler",
     "impute",
     "load",
     "load_dataset",
+    "plots",
     "plugins",
     "prune_clusters",
     "recipes",

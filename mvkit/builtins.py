@@ -73,6 +73,21 @@ DECLARED = {
         "one_hot": ("mvkit.data.transforms:OneHot", "categories to classes"),
         "binarise": ("mvkit.data.transforms:Binarise", "bits, by a threshold or drawn"),
     },
+    "sampler": {
+        "prior": ("mvkit.samplers:Prior", "the model's own prior"),
+        "gmm": ("mvkit.samplers:GMM", "mixture of normals, fitted to latents"),
+    },
+    "metric": {
+        "likelihood": ("mvkit.evaluation.likelihood:Likelihood", "joint, marginal, conditional"),
+        "coherence": ("mvkit.evaluation.coherence:Coherence", "classes of what is generated"),
+        "probe": ("mvkit.evaluation.representation:Probe", "linear classifier on latents"),
+        "clusters": ("mvkit.evaluation.representation:Clusters", "k-means and mixture against classes"),
+        "latents": ("mvkit.evaluation.representation:Latents", "active dimensions, private shares"),
+        "reconstruction": ("mvkit.evaluation.reconstruction:Reconstruction", "errors from all that is there"),
+        "imputation": ("mvkit.evaluation.reconstruction:Imputation", "errors from the others"),
+        "calibration": ("mvkit.evaluation.reconstruction:Calibration", "coverage of intervals"),
+        "frechet": ("mvkit.evaluation.frechet:Frechet", "distance of features"),
+    },
     "dataset": {
         "polydigits": ("mvkit.data.datasets:PolyDigits", "five pictures of a digit, real images"),
         "linear_gaussian": ("mvkit.data.datasets:LinearGaussian", "known truth, for proofs"),

@@ -15,7 +15,8 @@ from mvkit import plugins, sealed
 from mvkit.errors import CheckpointError, MvkitError
 from mvkit.generative import Generative
 from mvkit.model import Model
-from mvkit.spec import is_spec
+from mvkit.samplers import install
+from mvkit.spec import as_part, is_spec
 from mvkit.stack import Stack
 
 
@@ -36,7 +37,7 @@ def header_of(model: Generative) -> dict[str, Any]:
         "model": model.header(),
         "dtype": str(model.like.dtype).removeprefix("torch."),
         "mvkit": mvkit.__version__,
-        "packages": _packages(model.spec),
+        "packages": _packages((model.spec, *(sampler.spec for sampler in model.samplers.values()))),
     }
 
 
@@ -117,6 +118,15 @@ def _loaded(
 
 def _built(data: dict[str, Any]) -> Generative:
     """The model that a header tells of, with fresh weights."""
+    samplers = data.pop("samplers", [])
+    model = _bare(data)
+    for sampler in samplers:
+        install(model, as_part("sampler", sampler))
+    return model
+
+
+def _bare(data: dict[str, Any]) -> Generative:
+    """Without the samplers that were fitted to it."""
     name = data.pop("name")
     if name == "stack":
         return Stack([cast(Model, _built(level)) for level in data.pop("levels")], **data)

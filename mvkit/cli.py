@@ -1,4 +1,4 @@
-"""The command line: `mvkit demo`, `mvkit list`, `mvkit show`, `mvkit plugins`, `mvkit new-plugin`."""
+"""The command line: `mvkit --help` lists what there is."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ def main(arguments: list[str] | None = None) -> int:
     listing.add_argument("kind", nargs="?", help="one kind only")
     show = commands.add_parser("show", help="the header of a saved model")
     show.add_argument("file", type=Path)
+    report = commands.add_parser("report", help="measure a run's model and write a page that needs no network")
+    report.add_argument("run", type=Path, help="a folder with model.safetensors")
+    report.add_argument("-o", "--output", type=Path, help="the page; report.html in the run's folder by default")
+    report.add_argument("--data", help="a dataset by name, instead of what run.toml says")
+    report.add_argument("--seed", type=int, default=0)
+    explore = commands.add_parser("explore", help="serve a page on this machine to look around in a run's model")
+    explore.add_argument("run", type=Path, help="a folder with model.safetensors")
+    explore.add_argument("--data", help="a dataset by name, instead of what run.toml says")
+    explore.add_argument("--port", type=int, default=5006)
+    explore.add_argument("--no-browser", action="store_true", help="only serve")
     commands.add_parser("plugins", help="what went wrong while looking for packages")
     scaffold = commands.add_parser("new-plugin", help="write a package with a part of your own, and its tests")
     scaffold.add_argument("name", help="of the package, such as mvkit-sharp")
@@ -52,6 +62,16 @@ def _run(options: argparse.Namespace) -> int:
 
         print(f"wrote {(root := new_plugin(options.name, options.kind, options.folder))}; next:")
         print(f"  pip install --editable '{root}[dev]' && pytest {root}")
+    elif options.command == "report":
+        from mvkit.page import write_page
+
+        output = options.output or options.run / "report.html"
+        print(write_page(options.run, output, data=options.data, seed=options.seed))
+        print(f"\npage: {output}")
+    elif options.command == "explore":
+        from mvkit.explore import explore
+
+        explore(options.run, data=options.data, port=options.port, show=not options.no_browser)
     else:
         for problem in plugins.problems():
             print(problem)

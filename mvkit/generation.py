@@ -104,7 +104,7 @@ def decode(
     return likelihood.sample(out, generator) if sample else likelihood.mean(out)  # type: ignore[union-attr, operator]
 
 
-def _sampled(prior: Any, n: int, generator: torch.Generator | None) -> Tensor:
+def sampled(prior: Any, n: int, generator: torch.Generator | None) -> Tensor:
     """Draws (n, d) of a distribution of torch's kind, which knows no generator: the global one is seeded for it."""
     with torch.random.fork_rng(enabled=generator is not None):
         if generator is not None:
@@ -113,21 +113,27 @@ def _sampled(prior: Any, n: int, generator: torch.Generator | None) -> Tensor:
     return drawn
 
 
-def from_prior(
-    model: Model, n: int, cluster: int | None, *, sample: bool, generator: torch.Generator | None
-) -> tuple[dict[str, Tensor], Latents]:
-    """Rows {name: (n, *shape)} from the prior, and their latents."""
+def prior_draws(
+    model: Model, n: int, cluster: int | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor | None]:
+    """Draws z (n, d) of the prior, and their clusters (n,) if it has any."""
     prior = model.prior_at()
     if isinstance(prior, Mixture):
         z, picked = prior.sample(n, cluster, generator)
-    elif isinstance(prior, Posterior):
-        z, picked = rearrange(prior.draw(n, "iid", generator, "prior").z, "n 1 1 d -> n d"), None
-    else:
-        z, picked = _sampled(prior, n, generator), None
+        return z, picked if model.n_clusters else None
+    if isinstance(prior, Posterior):
+        return rearrange(prior.draw(n, "iid", generator, "prior").z, "n 1 1 d -> n d"), None
+    return sampled(prior, n, generator), None
+
+
+def from_latents(
+    model: Model, z: Tensor, *, sample: bool, generator: torch.Generator | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Rows {name: (n, *shape)} at z (n, d), and their private latents, drawn from their priors."""
     private = {}
     for name, modality in model.modalities.items():
         if modality.private_dim:
-            shape = (n, modality.private_dim)
+            shape = (len(z), modality.private_dim)
             private[name] = noise.draw(f"w/{name}", shape, z, generator=generator, sampler=model.family.noise)
     data = {k: decode(model, k, z, private.get(k), sample=sample, generator=generator) for k in model.names}
-    return data, Latents(z, private, picked if model.n_clusters else None)
+    return data, private

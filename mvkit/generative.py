@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mvkit import estimates, noise, plugins
+from mvkit import estimates, noise, plugins, samplers
 from mvkit.batch import Batch, conform, refuse_empty
 from mvkit.data.sources import as_batch
 from mvkit.errors import RequestError, ShapeError, suggest
@@ -25,6 +25,7 @@ from mvkit.losses import Loss
 from mvkit.modality import Modality
 from mvkit.objectives import Objective
 from mvkit.posterior import Posterior
+from mvkit.spec import to_dict
 from mvkit.values import Layout, as_tensor
 
 Names = Iterable[str] | None
@@ -46,9 +47,18 @@ class Generative(nn.Module, ABC):
     prior: Any
     aggregator: Any
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.samplers = nn.ModuleDict()  # those that `fit_sampler` fitted, by registered name
+
     @abstractmethod
     def header(self) -> dict[str, Any]:
         """The model as plain JSON data, all defaults written out."""
+
+    def sampler_header(self) -> dict[str, Any]:
+        """The samplers' part of the header; nothing where none was fitted."""
+        specs: list[Any] = [to_dict(sampler.spec) for sampler in self.samplers.values()]
+        return {"samplers": specs} if specs else {}
 
     @property
     @abstractmethod
@@ -82,10 +92,16 @@ class Generative(nn.Module, ABC):
         """Means or draws (..., *shape) of a modality at z (..., d) and its private latent (..., p)."""
 
     @abstractmethod
-    def from_prior(
-        self, n: int, cluster: int | None, *, sample: bool, generator: torch.Generator | None
-    ) -> tuple[dict[str, Tensor], Latents]:
-        """Rows {name: (n, *shape)} from the prior, and their latents."""
+    def prior_draws(
+        self, n: int, cluster: int | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Draws z (n, d) of the prior, or of one of its clusters, and their clusters (n,) if it has any."""
+
+    @abstractmethod
+    def from_latents(
+        self, z: Tensor, *, sample: bool, generator: torch.Generator | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Rows {name: (n, *shape)} at z (n, d), and their private latents, drawn from their priors."""
 
     @abstractmethod
     def generate(self, plan: Translation, found: Condition) -> dict[str, Tensor]:
@@ -272,6 +288,7 @@ class Generative(nn.Module, ABC):
         n: int,
         *,
         cluster: int | None = None,
+        sampler: str | None = None,
         sample: bool = False,
         latents: bool = False,
         units: str = "data",
@@ -282,6 +299,7 @@ class Generative(nn.Module, ABC):
         Args:
             n: number of rows.
             cluster: draw z from this component of a mixture prior.
+            sampler: draw z from a sampler that `mvkit.fit_sampler` fitted; None: from the prior.
             sample: draw from the likelihood as well.
             latents: return a pair (data, latents): z, private, cluster.
             units: see `decode`.
@@ -290,10 +308,16 @@ class Generative(nn.Module, ABC):
         n = estimates.draws(n)
         if cluster is not None and not 0 <= cluster < self._clusters("sample(cluster=…)"):
             raise RequestError(f"sample: no cluster {cluster}; expected 0 to {self.n_clusters - 1}")
+        if cluster is not None and sampler is not None:
+            raise RequestError(f"sample: a cluster is one of the prior's, not of sampler {sampler!r}; give one of them")
         with estimates.evaluation(self), torch.no_grad():
-            made, found = self.from_prior(n, cluster, sample=sample, generator=generator)
+            if sampler is None:
+                z, picked = self.prior_draws(n, cluster, generator)
+            else:
+                z, picked = samplers.fitted(self, sampler).sample(self, n, generator), None
+            made, private = self.from_latents(z, sample=sample, generator=generator)
             made = self.in_units(made, units)
-        return (made, found) if latents else made
+        return (made, Latents(z, private, picked)) if latents else made
 
     def log_weights(
         self, batch: Batch, n: int, *, proposal: str = "mixture", generator: torch.Generator | None = None

@@ -44,6 +44,12 @@ class History:
         """Every key that some row has, in order of first appearance."""
         return list(dict.fromkeys(key for row in self.rows for key in row))
 
+    def plot(self, **options: Any) -> Any:
+        """Axes with the loss and the bound over epochs; options as of `mvkit.plots.losses`."""
+        from mvkit.plots import losses
+
+        return losses(self, **options)
+
     def to_jsonl(self) -> str:
         """A JSON object a line; what is no number is null."""
         return "".join(json.dumps(dict(zip(row, finite(row.values()), strict=True))) + "\n" for row in self.rows)

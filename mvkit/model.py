@@ -19,7 +19,7 @@ from mvkit.batch import Batch, indices_of
 from mvkit.errors import SpecError
 from mvkit.estimates import Condition
 from mvkit.experts import Experts
-from mvkit.generation import Latents, Translation
+from mvkit.generation import Translation
 from mvkit.generative import Generative, Names
 from mvkit.mixture import Mixture
 from mvkit.modality import Sizes
@@ -217,11 +217,17 @@ class Model(Generative):
         """See `Generative.decode_one`."""
         return generation.decode(self, name, z, w, sample=sample, generator=generator)
 
-    def from_prior(
-        self, n: int, cluster: int | None, *, sample: bool, generator: torch.Generator | None
-    ) -> tuple[dict[str, Tensor], Latents]:
-        """See `Generative.from_prior`."""
-        return generation.from_prior(self, n, cluster, sample=sample, generator=generator)
+    def prior_draws(
+        self, n: int, cluster: int | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Generative.prior_draws`."""
+        return generation.prior_draws(self, n, cluster, generator)
+
+    def from_latents(
+        self, z: Tensor, *, sample: bool, generator: torch.Generator | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """See `Generative.from_latents`."""
+        return generation.from_latents(self, z, sample=sample, generator=generator)
 
     def generate(self, plan: Translation, found: Condition) -> dict[str, Tensor]:
         """See `Generative.generate`."""
@@ -240,7 +246,7 @@ class Model(Generative):
     def header(self) -> dict[str, Any]:
         """The model as plain JSON data, all defaults written out."""
         # the file's keys are sorted, and columns of masks follow the order
-        return {"name": "model", "order": list(self.names), **to_dict(self.spec)}
+        return {"name": "model", "order": list(self.names), **to_dict(self.spec), **self.sampler_header()}
 
     def __repr__(self) -> str:
         return estimates.describe(self)

@@ -278,7 +278,10 @@ class PosteriorMixturePrior(nn.Module, Prior):
     def forward(self, posterior: Mixture | None = None) -> Mixture:
         """See `Prior.forward`."""
         if posterior is None:
-            raise RequestError("prior 'posterior_mixture' depends on rows, so there is nothing to draw without any")
+            raise RequestError(
+                "prior 'posterior_mixture' depends on rows, so there is nothing to draw without any; call "
+                "mvkit.fit_sampler(model, data, 'gmm'), then model.sample(n, sampler='gmm')"
+            )
         plain = attrs.evolve(posterior, evidence=None, active=None, order=None)
         if not self.standard:
             return plain

@@ -20,7 +20,7 @@ from mvkit.batch import Batch, indices_of
 from mvkit.errors import RequestError, SpecError
 from mvkit.estimates import Condition
 from mvkit.experts import Experts
-from mvkit.generation import Latents, Translation
+from mvkit.generation import Translation
 from mvkit.generative import Generative, Names
 from mvkit.losses import Loss
 from mvkit.model import Model
@@ -204,13 +204,19 @@ class Stack(Generative):
             made[name] = self.decode_one(name, z, w, sample=plan.sample, generator=plan.generator)
         return made
 
-    def from_prior(
-        self, n: int, cluster: int | None, *, sample: bool, generator: torch.Generator | None
-    ) -> tuple[dict[str, Tensor], Latents]:
-        """See `Generative.from_prior`; the private latents are the z_m."""
-        private, latents = self.top.from_prior(n, cluster, sample=False, generator=generator)
-        data = {k: self.decode_one(k, latents.z, w, sample=sample, generator=generator) for k, w in private.items()}
-        return data, attrs.evolve(latents, private=private)
+    def prior_draws(
+        self, n: int, cluster: int | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Generative.prior_draws`."""
+        return self.top.prior_draws(n, cluster, generator)
+
+    def from_latents(
+        self, z: Tensor, *, sample: bool, generator: torch.Generator | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """See `Generative.from_latents`; the private latents are the z_m."""
+        private, _ = self.top.from_latents(z, sample=False, generator=generator)
+        data = {k: self.decode_one(k, z, w, sample=sample, generator=generator) for k, w in private.items()}
+        return data, private
 
     def weight_blocks(
         self, batch: Batch, n: int, proposal: str, generator: torch.Generator | None, memory: int
@@ -251,7 +257,8 @@ class Stack(Generative):
     def header(self) -> dict[str, Any]:
         """The stack as plain JSON data, all defaults written out."""
         rest = {key: to_dict(getattr(self.spec, key)) for key in ("objective", "schedule", "through_top")}
-        return {"name": "stack", "levels": [self.bottom.header(), self.top.header()], **rest}
+        levels = [self.bottom.header(), self.top.header()]
+        return {"name": "stack", "levels": levels, **rest, **self.sampler_header()}
 
     def __repr__(self) -> str:
         inner = "\n".join(f"  {i}: " + repr(level).replace("\n", "\n  ") for i, level in enumerate(self.levels))

@@ -271,7 +271,8 @@ def _groups(model: nn.Module) -> set[str]:
     for name, child in model.named_children():
         found.add(f"{name}.")
         found.update(f"{name}.{inner}." for inner, _ in child.named_children())
-    return found | {f"{name}." for name in ("encoders", "decoders", "aggregator", "prior", "cross")}
+    found |= {f"{name}." for name in ("encoders", "decoders", "aggregator", "prior", "cross")}
+    return {name for name in found if "samplers" not in name.split(".")}  # fitted afterwards, by `fit_sampler`
 
 
 class Schedule(ABC):

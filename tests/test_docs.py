@@ -74,7 +74,17 @@ def test_public_names_are_documented():
 
 
 def test_parts_have_a_source():
-    for kind in ("aggregator", "prior", "objective", "family", "likelihood", "network", "optimizer"):
+    for kind in (
+        "aggregator",
+        "prior",
+        "objective",
+        "family",
+        "likelihood",
+        "network",
+        "optimizer",
+        "metric",
+        "sampler",
+    ):
         for name in mvkit.available(kind):
             doc = mvkit.plugins.lookup(kind, name).__doc__
             assert "Reference" in doc, name

@@ -63,3 +63,26 @@ def test_a_flow_prior_learns_what_a_standard_one_cannot():
         optimizer.step()
     gaussian = -0.5 * math.log((2 * math.pi * math.e) ** 2 * torch.linalg.det(torch.cov(z.T)).item())
     assert prior().log_prob(z).mean() > gaussian + 0.5
+
+
+def test_a_flow_sampler_is_fitted_saved_and_used(tmp_path):
+    model = Model(SHAPES, latent_dim=2, seed=0)
+    spec = {"name": "flow", "transforms": 1, "hidden": [8], "steps": 3}
+    mvkit.fit_sampler(model, batch(), spec)
+    mvkit.save(model, tmp_path / "m")
+    assert mvkit.describe(tmp_path / "m")["packages"] == {"mvkit-flows": "0.1.0"}
+    again = mvkit.load(tmp_path / "m")
+    one, two = (m.sample(5, sampler="flow", generator=torch.Generator().manual_seed(1))["a"] for m in (model, again))
+    assert torch.equal(one, two)
+    assert not any(p.requires_grad for p in again.samplers.parameters())
+
+
+def test_a_flow_sampler_learns_two_groups():
+    from mvkit_flows.samplers import Flow
+
+    z = torch.cat([torch.randn(300, 2) * 0.3 + 3, torch.randn(100, 2) * 0.3 - 3])
+    live = Flow(transforms=2, hidden=[32], steps=300, lr=5e-3).build(2)
+    live.fit(z, 0)
+    drawn = live.sample(None, 4000, torch.Generator().manual_seed(0))
+    assert (drawn[:, 0] > 0).float().mean().item() == pytest.approx(0.75, abs=0.05)
+    assert drawn[drawn[:, 0] > 0].mean().item() == pytest.approx(3, abs=0.2)

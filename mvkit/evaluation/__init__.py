@@ -1,0 +1,1 @@
+"""Evaluation: metrics, each a registered part, and the report that they fill."""
