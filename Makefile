@@ -24,7 +24,7 @@ fuzz: .venv/ready
 
 test-plugins: .venv/ready
 	for package in plugins/*/; do \
-	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable $$package && \
+	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable "$$package[test]" && \
 	  $(BIN)/python -m pytest -c pyproject.toml --rootdir $$package $$package/tests || exit 1; \
 	done
 
