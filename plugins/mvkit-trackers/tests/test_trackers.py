@@ -6,8 +6,10 @@ import sys
 import time
 
 import pytest
+import torch
 from mvkit_trackers import MLflow, TensorBoard, WandB
 
+import mvkit
 from mvkit import RequestError, Stage, plugins
 from mvkit.events import CheckpointSaved, EpochFinished, Listeners, NonFinite, RunFinished, RunStarted, StageStarted
 
@@ -228,6 +230,32 @@ def test_mlflow_takes_more_parameters_than_fit_in_one_call(store):
     many = {f"option{i}": i for i in range(250)}
     run, _ = run_of(tell(MLflow(store), [RunStarted(None, many, {}, 0), RunFinished(None)]))
     assert len(run.data.params) == 251
+
+
+# a real run
+
+
+@pytest.mark.usefixtures("needs_tensorboard")
+def test_a_run_of_fit_that_is_resumed_has_one_log(tmp_path):
+    def stop(event):
+        if isinstance(event, EpochFinished) and event.row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    def train(*listeners):
+        model = mvkit.Model({"a": (2,)}, latent_dim=1, seed=0)
+        data = {"a": torch.randn(8, 2, generator=torch.Generator().manual_seed(0))}
+        options = {"epochs": 4, "batch_size": 4, "progress": False, "checkpoint": tmp_path / "run"}
+        return mvkit.fit(model, data, listeners=[TensorBoard(), *listeners], **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stop)
+    history = train()
+    found = board(tmp_path / "run" / "tensorboard")
+    assert [step for step, _ in scalars(found, "loss")] == [2, 4, 6, 8]
+    assert [value for _, value in scalars(found, "loss")] == pytest.approx(history["loss"], rel=1e-6)
+    config = json.loads(text(found, "config"))
+    assert (config["model"]["latent_dim"], config["options"]["batch_size"]) == (1, 4)
+    assert text(found, "status") == "finished"
 
 
 # asking

@@ -12,12 +12,12 @@ from typing import Any
 
 import attrs
 import optuna
-from mvkit.history import History
 
 import mvkit
 from mvkit.assembly import ModelSpec
 from mvkit.errors import NonFiniteError, RequestError, SpecError, suggest
 from mvkit.events import EpochFinished, Event, Listener
+from mvkit.history import History
 from mvkit.spec import to_dict
 from mvkit_optuna.space import Domain, Nowhere, replaced
 
