@@ -5,8 +5,8 @@
     python benchmarks/peers.py --render    # docs/benchmarks.md from benchmarks/peers.json
 
 multivae is installed from PyPI into `.venv-peers`, beside the torch of this interpreter. Each library runs in a process
-of its own (`peer_worker.py`) that times its own code; they take turns A B A B …, and a ratio is one of medians. Peak memory
-is that of a fresh process after three steps.
+of its own (`peer_worker.py`) that times its own code; they take turns A B A B …, and a ratio is one of medians. Peak
+memory is that of a fresh process after three steps.
 """
 
 from __future__ import annotations
