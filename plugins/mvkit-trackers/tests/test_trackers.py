@@ -270,7 +270,9 @@ def listeners(monkeypatch):
 
 
 def test_nothing_is_logged_unasked(tmp_path, listeners):
-    tell(listeners().tell, [*first(tmp_path), RunFinished(None)])
+    told = listeners()
+    assert list(told.hooks) == ["mvkit-trackers"]
+    tell(told.tell, [*first(tmp_path), RunFinished(None)])
     assert plugins.problems() == []
     assert not list(tmp_path.iterdir())
 
