@@ -24,9 +24,10 @@ fuzz: .venv/ready
 
 test-plugins: .venv/ready
 	for package in plugins/*/; do \
-	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable $$package && \
+	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable "$$package[test]" && \
 	  $(BIN)/python -m pytest -c pyproject.toml --rootdir $$package $$package/tests || exit 1; \
 	done
+	$(BIN)/python -m pytest tests/test_docs.py -k 08_search
 
 lint: .venv/ready
 	$(BIN)/ruff check .
