@@ -105,7 +105,8 @@ def test_a_package_written_from_the_guide(clean, tmp_path):
         import mvkit, torch
         generator = torch.Generator().manual_seed(0)
         z = torch.randn(400, 2, generator=generator)
-        data = {"m": z + 0.3 * torch.randn(400, 2, generator=generator), "n": torch.poisson(z.exp(), generator=generator)}
+        noisy, counts = z + 0.3 * torch.randn(400, 2, generator=generator), torch.poisson(z.exp(), generator=generator)
+        data = {"m": noisy, "n": counts}
         data["m"][::3], data["n"][1::3] = torch.nan, torch.nan
         shapes = {"m": (2,), "n": mvkit.Modality((2,), "counts")}
         model = mvkit.Model(shapes, latent_dim=2, aggregator="geometric", prior="heavy", seed=0)
