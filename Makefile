@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-plugins chaos fuzz lint format benchmark clean
+.PHONY: demo test test-plugins test-oldest chaos fuzz lint format benchmark clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "mvkit needs Python 3.11 or newer; set PYTHON="'
@@ -29,6 +29,12 @@ test-plugins: .venv/ready
 	done
 	$(BIN)/python -m pytest tests/test_docs.py -k 08_search
 
+# the oldest versions that pyproject.toml allows, in an environment of their own
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --constraint constraints.txt --constraint constraints-oldest.txt --editable '.[dev]'
+	.venv-oldest/bin/python -m pytest -n 2 tests mvkit
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,4 +48,4 @@ benchmark: .venv/ready
 	$(BIN)/python benchmarks/run.py
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-oldest

@@ -43,7 +43,7 @@ def as_tensor(value: Any, where: str) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise ShapeError(f"{where}: got values of type {array.dtype}; expected numbers; convert them first")
     # torch can neither hold a read-only array nor a byte order that is not the machine's
-    array = np.array(array, dtype=array.dtype.newbyteorder("="), copy=not array.flags.writeable or None)
+    array = np.require(array, array.dtype.newbyteorder("="), "W")
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
