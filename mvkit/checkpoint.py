@@ -111,29 +111,30 @@ def _loaded(
         raise CheckpointError(f"{path}: {spare[0]} was no module of the user's when the model was saved; leave it out")
     _require_packages(header, str(path))
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
-        model = _built(data).to(getattr(torch, header["dtype"]))
+        model = rebuilt(data).to(getattr(torch, header["dtype"]))
     model.load_state_dict(weights)
     return model
 
 
-def _built(data: dict[str, Any]) -> Generative:
-    """The model that a header tells of, with fresh weights."""
+def rebuilt(header: dict[str, Any], seed: int | None = None) -> Generative:
+    """The model that `model.header()` tells of, with fresh weights, drawn from a seed if one is given."""
+    data = dict(header)
     samplers = data.pop("samplers", [])
-    model = _bare(data)
+    model = _bare(data, seed)
     for sampler in samplers:
         install(model, as_part("sampler", sampler))
     return model
 
 
-def _bare(data: dict[str, Any]) -> Generative:
+def _bare(data: dict[str, Any], seed: int | None) -> Generative:
     """Without the samplers that were fitted to it."""
     name = data.pop("name")
     if name == "stack":
-        return Stack([cast(Model, _built(level)) for level in data.pop("levels")], **data)
+        return Stack([cast(Model, rebuilt(level, seed)) for level in data.pop("levels")], **data)
     data["modalities"] = {name: data["modalities"][name] for name in data.pop("order")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what there was to say was said when the model was made
-        return Model(**data)
+        return Model(**data, seed=seed)
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
