@@ -194,7 +194,7 @@ def larger_than_memory(gigabytes: float) -> dict[str, object]:
     """A folder of real bytes against rows in memory: as many as the limit would hold."""
     torch.set_num_threads(1)
     row = 4 * sum(shape[0] for shape in WIDE.values())
-    part = 2**25 // row
+    part = 2**24 // row
 
     def batches() -> Iterator[mvkit.Batch]:
         for i in range(int(gigabytes * 1e9) // (row * part) + 1):

@@ -36,7 +36,7 @@ from mvkit.modality import Modality, as_modalities
 from mvkit.spec import to_dict
 
 INDEX = "index.safetensors"
-_SHARD = 2**25  # bytes of a shard unless told otherwise
+_SHARD = 2**24  # bytes of a shard unless told otherwise
 _AROUND = 2**16  # bytes that the kernel maps around one that is read
 _MAPS = 512  # shards mapped at a time: each keeps a file open
 
@@ -54,7 +54,7 @@ def save_shards(
         batches: all rows, or any iterable of batches, of which one is held in memory at a time.
         folder: a new or empty folder.
         modalities: what the modalities are, in the order of the masks.
-        rows_per_shard: the last shard of each batch may have fewer; None: about 32 MB a shard.
+        rows_per_shard: the last shard of each batch may have fewer; None: about 16 MB a shard.
 
     Raises:
         FileExistsError: the folder holds something.
@@ -154,7 +154,7 @@ class Shards:
         folder: written by `save_shards` or `MultimodalDataset.save`.
         window: how `shuffle` works: shards in random order, rows shuffled within each window of so many shards, a few
             files at a time; None: rows in fully random order, for fast disks.
-        memory: bytes of mapped pages to hold; a window should fit.
+        memory: bytes of mapped pages to hold; two windows should fit, since a batch may lie across them.
         verify: read all shards now and compare their SHA-256.
 
     Raises:
@@ -173,7 +173,7 @@ class Shards:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, window: int | None = 4, memory: int = 170_000_000, verify: bool = False
+        self, folder: str | os.PathLike[str], *, window: int | None = 4, memory: int = 150_000_000, verify: bool = False
     ) -> None:
         self.folder, self.window, self.memory = Path(folder), window, memory
         if not (self.folder / INDEX).is_file():
