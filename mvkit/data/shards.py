@@ -36,7 +36,7 @@ from mvkit.modality import Modality, as_modalities
 from mvkit.spec import to_dict
 
 INDEX = "index.safetensors"
-_SHARD = 2**25  # bytes of a shard unless told otherwise
+_SHARD = 2**24  # bytes of a shard unless told otherwise
 _AROUND = 2**16  # bytes that the kernel maps around one that is read
 _MAPS = 512  # shards mapped at a time: each keeps a file open
 
@@ -54,7 +54,7 @@ def save_shards(
         batches: all rows, or any iterable of batches, of which one is held in memory at a time.
         folder: a new or empty folder.
         modalities: what the modalities are, in the order of the masks.
-        rows_per_shard: the last shard of each batch may have fewer; None: about 32 MB a shard.
+        rows_per_shard: the last shard of each batch may have fewer; None: about 16 MB a shard.
 
     Raises:
         FileExistsError: the folder holds something.
@@ -154,7 +154,7 @@ class Shards:
         folder: written by `save_shards` or `MultimodalDataset.save`.
         window: how `shuffle` works: shards in random order, rows shuffled within each window of so many shards, a few
             files at a time; None: rows in fully random order, for fast disks.
-        memory: bytes of mapped pages to hold; a window should fit.
+        memory: bytes of mapped pages to hold; two windows should fit, since a batch may lie across them.
         verify: read all shards now and compare their SHA-256.
 
     Raises:
@@ -173,7 +173,7 @@ class Shards:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, window: int | None = 4, memory: int = 200_000_000, verify: bool = False
+        self, folder: str | os.PathLike[str], *, window: int | None = 4, memory: int = 150_000_000, verify: bool = False
     ) -> None:
         self.folder, self.window, self.memory = Path(folder), window, memory
         if not (self.folder / INDEX).is_file():
@@ -237,50 +237,40 @@ class Shards:
         shard = np.searchsorted(self._ends, index[turn], side="right")
         local = index[turn] - (self._ends - self.counts)[shard]
         cuts = [0, *(np.flatnonzero(np.diff(shard)) + 1).tolist(), len(index)]
-        parts = [(self._map(int(shard[a])), slice(a, b)) for a, b in itertools.pairwise(cuts) if a < b]
-        found = {key: self._gather(key, parts, local).index_select(0, back) for key in self.kinds}
-        for mapped, part in parts:
-            mapped.touched += (part.stop - part.start) * len(self.kinds) * _AROUND
-        self._give_back()
+        made = {key: torch.empty(len(index), *shape, dtype=dtype) for key, (dtype, shape) in self.kinds.items()}
+        raw = {k: x.reshape(len(index), math.prod(x.shape[1:])).view(torch.uint8).numpy() for k, x in made.items()}
+        for start, stop in itertools.pairwise(cuts):
+            if start < stop:
+                mapped = self._map(int(shard[start]))
+                mapped.copy(local[start:stop], {key: rows[start:stop] for key, rows in raw.items()})
+        with self._lock:
+            self._give_back(0)
+        found = {key: value.index_select(0, back) for key, value in made.items()}
         elements = {key[9:]: value for key, value in found.items() if key.startswith("elements/")}
         data = {key[5:]: value for key, value in found.items() if key.startswith("data/")}
         return attrs.evolve(self.table.take(torch.from_numpy(index)), data=data, elements=elements or None)
 
-    def _gather(self, key: str, parts: list[tuple[_Map, slice]], local: Any) -> Tensor:
-        """Rows of one tensor, shard by shard; where a shard lacks it, zeros for data and True for elements."""
-        dtype, shape = self.kinds[key]
-        made = torch.empty(len(local), *shape, dtype=dtype)
-        raw = made.reshape(len(local), math.prod(shape)).view(torch.uint8).numpy()
-        for mapped, part in parts:
-            stored = mapped.tensors.get(key)
-            if stored is None:
-                raw[part] = key.startswith("elements/")
-            else:
-                np.take(stored, local[part], axis=0, out=raw[part], mode="clip")  # "raise" would copy once more
-        return made
-
     def _map(self, i: int) -> _Map:
         with self._lock:
             if i not in self._maps:
+                shard, whole = self.shards[i], self.window is not None  # all rows of a window are wanted soon
+                self._give_back(shard["bytes"] if whole else 0)
                 if len(self._maps) >= _MAPS:
                     self._maps.pop(next(iter(self._maps)))
-                whole = self.window is not None  # all rows of a window are wanted soon
-                self._maps[i] = _Map.open(self.folder / self.shards[i]["file"], self.counts[i], whole=whole)
+                self._maps[i] = _Map.open(self.folder / shard["file"], shard["rows"], whole=whole)
             mapped = self._maps[i] = self._maps.pop(i)  # the last used comes last
             return mapped
 
-    def _give_back(self) -> None:
-        with self._lock:
-            held = sum(min(mapped.touched, len(mapped.memory)) for mapped in self._maps.values())
-            if held <= self.memory:
-                return
-            for i, mapped in list(self._maps.items()):
-                if self.window is None:
-                    mapped.memory.madvise(mmap.MADV_DONTNEED)
-                    mapped.touched = 0
-                elif held > self.memory:
-                    held -= len(mapped.memory)
-                    del self._maps[i]  # unmapped with its last array
+    def _give_back(self, more: int) -> None:
+        """Makes room for so many bytes more; pages stay in the system's cache."""
+        held = more + sum(min(mapped.touched, len(mapped.memory)) for mapped in self._maps.values())
+        for i, mapped in list(self._maps.items()) if held > self.memory else ():
+            if self.window is None:
+                mapped.memory.madvise(mmap.MADV_DONTNEED)
+                mapped.touched = 0
+            elif held > self.memory:
+                held -= len(mapped.memory)
+                del self._maps[i]  # unmapped with its last array
 
 
 @attrs.define(eq=False)
@@ -307,3 +297,13 @@ class _Map:
                 flat = np.frombuffer(memory, np.uint8, stop - start, size + start)
                 tensors[key] = flat.reshape(rows, (stop - start) // rows)
         return cls(memory, tensors, len(memory) if whole else 0)
+
+    def copy(self, rows: Any, into: Mapping[str, Any]) -> None:
+        """Rows (n,) of each tensor, as bytes (n, bytes a row); of one it lacks, zeros for data, ones for elements."""
+        for key, out in into.items():
+            stored = self.tensors.get(key)
+            if stored is None:
+                out[:] = key.startswith("elements/")
+            else:
+                np.take(stored, rows, axis=0, out=out, mode="clip")  # "raise" would copy once more
+        self.touched += 2 * len(rows) * len(into) * _AROUND  # a row may lie across two of those
