@@ -234,7 +234,7 @@ def test_options_that_cannot_be(options, message):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore")  # the compiler has its own
 def test_compiled_networks_train_the_same():
     whole, history = fitted(Stage("elbo", 2), model())
     compiled, other = fitted(Stage("elbo", 2), model(), compile=True)
