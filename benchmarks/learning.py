@@ -22,7 +22,8 @@ import mvkit
 from mvkit import recipes
 
 SETTINGS: dict[str, dict[str, object]] = {
-    "cmvae": {"samples": 1, "clusters": 20},
+    "cmvae": {"samples": 1, "clusters": 40},
+    "telbo": {"stages": 1},
     "nexus": {"bottom_dim": 8, "dropout_rate": 0.7, "top_beta": 0.5},
 }
 

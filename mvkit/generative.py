@@ -393,9 +393,7 @@ class Generative(nn.Module, ABC):
         return estimates.answer(self, assign, batch)
 
     def _clusters(self, what: str) -> int:
-        if not self.n_clusters:
-            raise RequestError(
-                f"{what}: prior {type(self.spec.prior).__name__!r} has no components to assign rows to; "
-                "make the model with a mixture prior, such as prior='mog'"
-            )
-        return self.n_clusters
+        if self.n_clusters:
+            return self.n_clusters
+        reason = f"prior {type(self.spec.prior).__name__!r} has no components to assign rows to"
+        raise RequestError(f"{what}: {reason}; make the model with a mixture prior, such as prior='mog'")
