@@ -81,8 +81,8 @@ def impute(
         >>> import numpy as np, mvkit
         >>> model = mvkit.Model({"a": (2,), "b": (1,)}, latent_dim=1, seed=0)
         >>> filled = mvkit.impute(model, {"a": np.array([[1.0, np.nan]]), "b": np.array([[np.nan]])})
-        >>> filled["a"][0, 0], bool(np.isnan(filled["b"]).any())
-        (np.float64(1.0), False)
+        >>> float(filled["a"][0, 0]), bool(np.isnan(filled["b"]).any())
+        (1.0, False)
     """
     shares = tuple(quantiles or ())
     asked = quantiles is not None or draws

@@ -120,7 +120,7 @@ def test_tables_come_back_with_only_their_gaps_filled(fitted):
         assert filled[name].index.equals(frame.index)
         assert filled[name].columns.equals(frame.columns)
         assert not filled[name].isna().any().any()
-        pandas.testing.assert_frame_equal(filled[name].where(frame.notna()), frame, check_dtype=False)
+        pandas.testing.assert_frame_equal(filled[name].where(frame.notna(), frame), frame, check_dtype=False)
     pandas.testing.assert_frame_equal(filled["n"], shown["n"])  # nothing missing: not even the type changes
     assert filled["c"].iloc[1, 0] in ("f", "m")
     everywhere = mvkit.impute(model, shown, n=20, all=True, generator=seeded())

@@ -32,13 +32,14 @@ def test_types_are_shipped():
 
 def test_oldest_versions_are_those_that_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = dict(one.split(">=") for one in project["dependencies"])
-    pinned = dict(
-        line.split("==") for line in (ROOT / "constraints-oldest.txt").read_text().splitlines() if "==" in line[:20]
-    )
-    assert set(declared) - set(pinned) == {"torch"}  # whose oldest wheels for the CPU are not on the index
+    core = dict(one.split(">=") for one in project["dependencies"])
+    extras = [one for extra in project["optional-dependencies"].values() for one in extra if ">=" in one]
+    declared = core | dict(one.split(">=") for one in extras)
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert set(core) - set(pinned) == {"torch"}  # whose oldest wheels for the CPU are not on the index
     for name, version in pinned.items():
-        assert version.startswith(declared[name]), name
+        assert name == "pyparsing" or version.startswith(declared[name]), name  # which matplotlib 3.8 goes with
 
 
 def run(*command, cwd=None, **environment):
