@@ -23,7 +23,11 @@ def _tensors(value: Mapping[str, Any] | None) -> dict[str, Tensor] | None:
         return None
     if not isinstance(value, Mapping):
         raise ShapeError(f"batch: got {type(value).__name__}; expected a mapping from modality to tensor")
-    return {name: as_tensor(item, f"batch.data[{name!r}]") for name, item in value.items()}
+    return {k: v if _plain(v) else as_tensor(v, f"batch.data[{k!r}]") for k, v in value.items()}
+
+
+def _plain(value: Any) -> bool:
+    return type(value) is Tensor and value.layout is torch.strided
 
 
 def _data(value: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -31,7 +35,7 @@ def _data(value: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _mask(value: Any) -> Tensor | None:
-    return None if value is None else as_tensor(value, "batch.mask")
+    return value if value is None or _plain(value) else as_tensor(value, "batch.mask")
 
 
 @attrs.frozen(eq=False)

@@ -235,6 +235,10 @@ def _indices(mask: Tensor, sizes: list[int]) -> Iterator[dict[str, Any]]:
     flags = np.ascontiguousarray(mask.numpy().T)
     every, some = np.logical_and.reduce(flags), np.logical_or.reduce(flags)
     columns, no_gap, start = [*flags, every], bool(some.all()), 0
+    if every.all():
+        complete = {"rows": (None,) * len(flags), "whole": None, "nothing": None}
+        yield from (complete for _ in sizes)
+        return
     for size in sizes:
         stop = start + size
         found = [column[start:stop].nonzero()[0] for column in columns]
