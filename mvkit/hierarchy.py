@@ -1,4 +1,4 @@
-"""TopDownPosterior of latents, each given those above: a prior, and products of experts along it.
+"""Levels of latents, each given those above: a prior, and products of experts along it.
 
 The latent z is the levels one after another, the top first. Axes: s samples, b rows, m modalities, d latent,
 a latents above a level, f features.

@@ -173,7 +173,7 @@ class Shards:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, window: int | None = 4, memory: int = 150_000_000, verify: bool = False
+        self, folder: str | os.PathLike[str], *, window: int | None = 4, memory: int = 132_000_000, verify: bool = False
     ) -> None:
         self.folder, self.window, self.memory = Path(folder), window, memory
         if not (self.folder / INDEX).is_file():
