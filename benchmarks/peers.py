@@ -151,11 +151,13 @@ def memory(case: Case, pythons: dict[str, Path | str]) -> list[dict[str, Any]]:
     return found
 
 
-def measure(case: Case, workers: list[Worker], pythons: dict[str, Path | str], quick: bool) -> list[dict[str, Any]]:
+def measure(
+    case: Case, workers: list[Worker], pythons: dict[str, Path | str], quick: bool, seconds: float
+) -> list[dict[str, Any]]:
     """A row for each measure of a case."""
     for worker in workers:
         worker.make(case)
-    count, seconds = (2, 10.0) if quick else (15, 120.0)
+    count = 2 if quick else 15
     answers = {do: pairs(workers, do, options, count, seconds) for do, options in case.measures(quick).items()}
     answers["memory"] = memory(case, pythons)
     made = []
@@ -221,6 +223,10 @@ def page(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two small cases, few repetitions; writes nothing")
+    parser.add_argument(
+        "--only", nargs="+", metavar="CASE", help="cases such as 'mopoe, M=5'; the others keep their rows"
+    )
+    parser.add_argument("--seconds", type=float, default=120.0, help="after which a measure takes no more pairs")
     parser.add_argument("--render", action="store_true", help="only write the page from the results there are")
     options = parser.parse_args()
     if options.render:
@@ -231,8 +237,12 @@ def main() -> None:
     versions = workers[0].versions | workers[1].versions
     results: dict[str, Any] = {"machine": machine(), "versions": versions, "rows": []}
     cases = [Case("mopoe", 3), Case("jmvae", 2, missing=True)] if options.quick else CASES
+    if options.only:
+        cases = [case for case in cases if str(case) in options.only]
+        old = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+        results["rows"] = [row for row in old if row["case"] not in options.only]
     for case in cases:
-        results["rows"] += measure(case, workers, pythons, options.quick)
+        results["rows"] += measure(case, workers, pythons, options.quick, 10.0 if options.quick else options.seconds)
         if not options.quick:  # a case may take an hour; what is done is kept
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
             PAGE.write_text(page(results))
