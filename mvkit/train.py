@@ -161,7 +161,8 @@ class Run:
             self.bar.update(len(self.history))
         path = None if self.folder is None else self.folder.path
         done = self.step + (state.numbers["place"].get("batch", 0) if state is not None else 0)
-        self.listeners.tell(RunStarted(path, self.model.header(), self._begun_with(), done))
+        options = self._begun_with()
+        self.listeners.tell(RunStarted(path, options.pop("model"), options, done))
         try:
             for index in range(first, len(self.plan)):
                 StageRun(self, index, self.plan[index]).through(state if index == first else None)
