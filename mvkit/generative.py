@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mvkit import estimates, noise, plugins, samplers
+from mvkit import estimates, noise, samplers
 from mvkit.batch import Batch, conform, refuse_empty
 from mvkit.data.sources import as_batch
 from mvkit.errors import RequestError, ShapeError, suggest
@@ -146,12 +146,7 @@ class Generative(nn.Module, ABC):
         batch = self._drawn(batch, generator) if self.training else batch
         made: Any = self.objective if objective is None else self.build_objective(objective)
         found: Loss = made.forward(self, batch, self.experts(batch, training=self.training, generator=generator))
-        if found.loss.ndim or found.bound.shape != (len(batch),):
-            raise ShapeError(
-                f"{plugins.entry_of(type(made)) or type(made).__name__}: gave loss {tuple(found.loss.shape)} and bound "
-                f"{tuple(found.bound.shape)}; expected () and {(len(batch),)}"
-            )
-        return found
+        return found.checked(len(batch), type(made))
 
     def _drawn(self, batch: Batch, generator: torch.Generator | None) -> Batch:
         """The batch with bits drawn where a transform asks for it."""

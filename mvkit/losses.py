@@ -13,6 +13,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from mvkit import plugins
+from mvkit.errors import ShapeError
 from mvkit.terms import Terms
 
 if TYPE_CHECKING:
@@ -34,6 +36,18 @@ class Loss:
     bound: Tensor
     metrics: dict[str, Tensor]
     counts: dict[str, Tensor] = attrs.field(factory=dict)
+
+    def checked(self, b: int, objective: type) -> Loss:
+        """Itself, if loss and bound have the right shapes for b rows; looks at no value.
+
+        Raises:
+            ShapeError: that names the objective, and its package.
+        """
+        if self.loss.ndim or self.bound.shape != (b,):
+            given = f"loss {tuple(self.loss.shape)} and bound {tuple(self.bound.shape)}"
+            who = plugins.entry_of(objective) or objective.__name__
+            raise ShapeError(f"{who}: gave {given}; expected () and {(b,)}")
+        return self
 
 
 @attrs.frozen(eq=False)

@@ -65,4 +65,5 @@ def main(folder):
     torch.save(out, folder / f"{ranks.count}-{ranks.rank}.pt")
 
 
-main(Path(sys.argv[1]))
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -12,12 +12,14 @@ from mvkit import SpecError, plugins, spec
 from mvkit.aggregators import PoE, product_of_observed
 from mvkit.builtins import DECLARED
 from mvkit.data.transforms import Log1p
+from mvkit.evaluation.metric import Metric, mean
 from mvkit.families import Normal
 from mvkit.likelihoods import Normal as NormalLikelihood
 from mvkit.networks import MLP
 from mvkit.objectives import ELBO
 from mvkit.plugins import Component
 from mvkit.priors import DiagonalPrior
+from mvkit.samplers import GMM, GMMSampler
 from mvkit.stages import Adam, Linear, Single, Stage
 from mvkit.testing import ConformanceError, check_component, elsewhere, within
 
@@ -26,6 +28,8 @@ OPTIONS = {"sum": {"terms": ["elbo", {"name": "align", "alpha": 2.0}], "weights"
 SKIP = {
     "joint": ["modalities"],  # the weights of its head follow the order; test_symmetry permutes them too
     "levels": within.CHECKS["objective"],  # of a Stack
+    "top_down_poe": within.CHECKS["aggregator"],  # goes with the prior top_down only
+    "top_down": within.CHECKS["prior"],  # and that with it
 }
 
 
@@ -39,7 +43,8 @@ def test_built_in(kind, name):
 
 class Documented:
     """Broken on purpose. Reference: none; options: power, start, end, epochs, lr, betas, prior_expert, hidden,
-    activation, scale, kl_weight, samples, draw, density, condition, reduce, reconstruct, weights, ramps."""
+    activation, scale, kl_weight, samples, draw, density, condition, reduce, reconstruct, weights, ramps, components,
+    floor."""
 
 
 def broken(base, **methods):
@@ -169,6 +174,28 @@ def all_evidence(found, experts, batch):
 def lost_pairs(found, experts, batch):
     pair = batch.observed.sum(1) == 2
     return attrs.evolve(found, loc=torch.where(pair[None, :, None], torch.nan, found.loc))
+
+
+class Unsaved(GMMSampler):
+    def fit(self, z, seed):
+        self.centre = z.mean(0)
+
+    def sample(self, model, n, generator):
+        return getattr(self, "centre", 0.0) + torch.zeros(n, 2)
+
+
+class Global(GMMSampler):
+    def sample(self, model, n, generator):
+        return torch.randn(n, 2)
+
+
+class Drift(Metric):
+    def score(self, study, block, generator):
+        return {"a": torch.zeros(len(block))}
+
+    def summary(self, study, scores):
+        weights = torch.arange(len(scores["a"]), dtype=torch.float64)
+        return [mean("broken", "drift", scores["a"] * weights)]
 
 
 WRONG = {
@@ -305,6 +332,25 @@ WRONG = {
         "other values for forward",
     ),
     "transform, batch": ("transform", "contract", broken(Log1p, forward=lambda self, x: x - x.mean()), "other values"),
+    "sampler, state": (
+        "sampler",
+        "contract",
+        broken(GMM, build=lambda self, width: Unsaved(width=width, spec=self)),
+        "other draws from its saved state",
+    ),
+    "sampler, noise": (
+        "sampler",
+        "contract",
+        broken(GMM, build=lambda self, width: Global(width=width, spec=self)),
+        "other draws for one generator",
+    ),
+    "metric, nothing": ("metric", "contract", broken(Drift, summary=lambda self, study, scores: []), "no score and no"),
+    "metric, order": (
+        "metric",
+        "contract",
+        broken(Drift, score=lambda self, study, block, generator: {"a": torch.rand(len(block))}),
+        "rows permuted",
+    ),
     "dataset, other": ("dataset", "contract", broken(object, load=lambda self: {}), "expected mvkit.data"),
 }
 

@@ -20,6 +20,8 @@ KINDS = {
     "optimizer",
     "dataset",
     "transform",
+    "sampler",
+    "metric",
 }
 
 

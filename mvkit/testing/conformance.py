@@ -30,7 +30,7 @@ def check_component(kind: str, name: str, *, skip: Iterable[str] = (), **options
     For every kind `docs` and `json`. Parts of models (aggregator, prior, objective, family, likelihood, network), in
     tiny float64 models beside several built-in ones: `shapes` (with values that are no numbers, and inputs left
     alone), `masks` (all patterns), `fillers` (bit for bit), `gradients`, `save`, `determinism`, `rows`, `modalities`
-    (both permuted), `precision`. Ramps, schedules, optimizers, datasets and transforms: `contract`.
+    (both permuted), `precision`. All other kinds: `contract`.
 
     Args:
         kind: one of `mvkit.plugins.KINDS`.

@@ -1,16 +1,22 @@
-"""Checks of parts that stand outside models: ramps, schedules, optimizers, datasets, transforms."""
+"""Checks of parts that stand outside models: ramps, schedules, optimizers, datasets, transforms,
+samplers, metrics.
+"""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+import warnings
 from typing import Any
 
+import attrs
 import torch
 from torch import nn
 
 from mvkit.data.datasets import Splits
 from mvkit.errors import SpecError
+from mvkit.evaluation.evaluate import evaluate
 from mvkit.model import Model
 from mvkit.stages import Stage, trainable
 from mvkit.testing import within
@@ -126,7 +132,44 @@ def transform(kind: str, part: Any) -> None:
         raise Fault("contract", "gave rows other values alone than in a batch; expected rows to be independent")
 
 
+def sampler(kind: str, part: Any) -> None:
+    """Fitted to latents, draws (n, d) that follow the generator, from state that files hold."""
+    model = within.model("aggregator", "poe", {}).eval()
+    z = torch.randn(200, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    made, twin = (part.build(2).double() for _ in range(2))
+    made.fit(z, 0)
+    twin.load_state_dict(made.state_dict())
+    before = torch.get_rng_state()
+    one, two, again = (each.sample(model, 5, torch.Generator().manual_seed(1)) for each in (made, made, twin))
+    if tuple(one.shape) != (5, 2) or not bool(torch.isfinite(one).all()):
+        raise Fault("contract", f"gave {tuple(one.shape)}, or no numbers; expected finite draws (5, 2)")
+    if not torch.equal(one, two) or not torch.equal(before, torch.get_rng_state()):
+        raise Fault("contract", "gave other draws for one generator, or used the global one; expected the one given")
+    if not torch.equal(one, again):
+        raise Fault("contract", "gave other draws from its saved state; expected what counts in buffers or parameters")
+
+
+def metric(kind: str, part: Any) -> None:
+    """Scores of a model on incomplete rows, the same for one seed, and whatever the order of the rows."""
+    model = within.model("aggregator", "moe", {"prior": "mog"}).eval()
+    rows = within.rows(model, 60)
+    rows = attrs.evolve(rows, extra={"label": torch.arange(60) % 3})
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of small samples
+        one, two = (evaluate(model, each, [part], seed=0, progress=False) for each in (rows, rows.take(order)))
+    if not one.scores and not one.notes:
+        raise Fault("contract", "gave no score and no reason; expected scores, or a RequestError that says why not")
+    for first, second in itertools.zip_longest(one.scores, two.scores):
+        if first is None or second is None or first.name != second.name:
+            raise Fault("contract", f"gave {first} and, rows permuted, {second}; expected the same scores")
+        if not math.isclose(first.value, second.value, rel_tol=1e-6) and not math.isnan(first.value):
+            raise Fault("contract", f"gave {first.value} and, rows permuted, {second.value}; expected one number")
+
+
 CHECKS = {
+    "sampler": {"contract": sampler},
+    "metric": {"contract": metric},
     "transform": {"contract": transform},
     "ramp": {"contract": ramp},
     "schedule": {"contract": schedule},

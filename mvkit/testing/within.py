@@ -18,7 +18,7 @@ from torch import Tensor
 from mvkit import trial
 from mvkit.batch import Batch
 from mvkit.checkpoint import load, save
-from mvkit.errors import SpecError
+from mvkit.errors import ShapeError, SpecError
 from mvkit.families import Normal
 from mvkit.losses import Loss
 from mvkit.modality import Modality, Sizes
@@ -135,10 +135,10 @@ def shapes(kind: str, part: Any) -> None:
     elif kind in ("aggregator", "prior"):
         getattr(trial, kind)(part.build(sizes), sizes)
     for _, made in models(kind, part):
-        found = made.loss(rows(made))
-        if found.loss.ndim or found.bound.shape != (ROWS,):
-            given = f"loss {tuple(found.loss.shape)} and bound {tuple(found.bound.shape)}"
-            raise Fault("shapes", f"gave {given}; expected () and ({ROWS},)")
+        try:
+            made.loss(rows(made))
+        except ShapeError as error:
+            raise Fault("shapes", f"is misshapen: {error}") from None
 
 
 def masks(kind: str, part: Any) -> None:
