@@ -108,7 +108,7 @@ def imputed(model: Generative, row: Batch, given: Sequence[str], *, seed: int = 
         shown = bool(row.observed[0, i])
         axes[0, i].set_title(name + (" (given)" if shown and name in names else ""), fontsize=9)
         if shown:
-            plots.show(axes[0, i], row.data[name][0])
+            plots.show(axes[0, i], model.modalities[name].restore(row.data[name])[0])
         ends = np.quantile(values[name][:, 0].cpu().numpy(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         for line, value in enumerate((means[name][0, 0], *drawn[name][:, 0], *ends), 1):
             plots.show(axes[line, i], value)

@@ -215,8 +215,9 @@ class _Plan:
     def _spread(self, name: str, x: Tensor) -> dict[str, Tensor]:
         blur = _blurred(self.model.modalities[name])
         found = {f"sd/{name}": x.std(0, keepdim=True)}
-        # torch.quantile takes 16 million numbers at most
-        shares = np.quantile(x.cpu().numpy(), self.shares, axis=0).reshape(len(self.shares), *x.shape[1:])
+        # torch.quantile takes 16 million numbers at most; by (n + 1) p, intervals hold their share whatever n is
+        shares = np.quantile(x.cpu().numpy(), self.shares, axis=0, method="weibull")
+        shares = shares.reshape(len(self.shares), *x.shape[1:])
         found[f"quantile/{name}"] = torch.from_numpy(shares).to(x)
         found = {key: torch.full_like(value, torch.nan) for key, value in found.items()} if blur else found
         return found | ({f"draw/{name}": x} if self.draws else {})

@@ -80,7 +80,7 @@ def translations(
         axes[i + 1, 0].set_ylabel(f"from {name}", fontsize=8)
         if not bool(rows.observed[0, i]):
             continue
-        show(axes[0, i], rows.data[name][0])
+        show(axes[0, i], model.modalities[name].restore(rows.data[name])[0])
         made = model.translate(rows, given=[name], latent=latent, generator=generator)
         for j, wanted in enumerate(model.names):
             show(axes[i + 1, j], made[wanted][0, 0])
@@ -273,7 +273,8 @@ def imputation(
     ax.fill_between(where, low, high, step="mid", alpha=0.3, linewidth=0, label=f"{level:.0%} interval")
     ax.plot(where, draws.mean(0), linewidth=1, label="imputed mean")
     if bool(rows.observed[0, model.names.index(name)]):
-        ax.plot(where, rows.data[name].reshape(-1).cpu().numpy(), ".k", markersize=4, label="real")
+        real = model.modalities[name].restore(rows.data[name]).reshape(-1).cpu().numpy()
+        ax.plot(where, real, ".k", markersize=4, label="real")
     ax.set_xlabel(f"element of {name}")
     ax.legend(fontsize=8)
     return ax

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import mvkit
 from mvkit import cli
 
 ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get("MVKIT_DATA", ROOT.parent / "shared" / "data"))
 TUTORIALS = sorted((ROOT / "tutorials").glob("[0-9]*.py"))
 
 
@@ -43,8 +45,23 @@ def test_tutorials_run(path, tmp_path, monkeypatch):
     source = path.read_text()
     for package in re.findall(r"^from (mvkit_\w+) import", source, re.MULTILINE):
         pytest.importorskip(package, reason=f"needs plugins/{package.replace('_', '-')}")
+    for folder in re.findall(r'"MVKIT_DATA".*/ "(\w+)"', source):
+        if not (DATA / folder).is_dir():
+            pytest.skip(f"no folder {DATA / folder}; set MVKIT_DATA to where the data are")
+    monkeypatch.setenv("MVKIT_DATA", str(DATA.absolute()))
     program = "import torch; torch.set_num_threads(1)\n" + small(source)
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=300)
+
+
+def test_real_data_without_the_files_says_what_is_lacking(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MVKIT_DATA", "nowhere")
+    program = [sys.executable, "-W", "error", ROOT / "tutorials" / "07_real_data.py"]
+    done = subprocess.run(program, check=True, timeout=300, capture_output=True, text=True)
+    assert done.stdout == (
+        "nothing to do: there is no folder nowhere/mfeat; set MVKIT_DATA to the folder that has mfeat/mfeat-*.csv\n"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_demo(tmp_path, capsys):

@@ -8,7 +8,8 @@ import torch
 from helpers import NAMES, model, rows
 
 import mvkit
-from mvkit import Batch, DataError, Pipeline, RequestError, UnknownComponent
+from mvkit import Batch, DataError, Modality, Pipeline, RequestError, UnknownComponent
+from mvkit.data.transforms import Standardise
 from mvkit.evaluation.metric import Score
 from mvkit.evaluation.report import Report
 
@@ -48,6 +49,23 @@ def test_no_number_depends_on_the_order_or_the_batches(trained, missing):
     mixed = batch.take(order)
     for data in (mixed, Pipeline(mixed, batch_size=7), [mixed.take(slice(i, i + 90)) for i in range(0, 600, 90)]):
         assert repr(measured(trained, data).scores) == repr(whole.scores)  # NaN differs from itself
+
+
+def test_transforms_change_no_number_and_judges_see_the_users_units():
+    """Of a model of z, and of the same one of 4 z + 2 with the transform that undoes it."""
+    generator = torch.Generator().manual_seed(0)
+    z = {n: (64 * torch.randn(80, k, generator=generator)).round() / 64 for n, k in {"a": 3, "b": 2}.items()}
+    reports = []
+    for scale, shift in ((1.0, 0.0), (4.0, 2.0)):
+        steps = {n: Standardise(mean=(shift,) * k, scale=(scale,) * k, shape=(k,)) for n, k in {"a": 3, "b": 2}.items()}
+        made = mvkit.Model({n: Modality(one.shape, transform=[one]) for n, one in steps.items()}, latent_dim=2, seed=0)
+        undone = {n: lambda x, scale=scale, shift=shift: (x - shift) / scale for n in z}
+        judges = {n: lambda x, undo=undo: (undo(x).sum(1) > 0).long() for n, undo in undone.items()}
+        data = Batch({n: scale * x + shift for n, x in z.items()}, extra={"label": torch.arange(80) % 2})
+        reports.append(mvkit.evaluate(made, data, CHEAP, classifiers=judges, features=undone))
+    plain, moved = (report.frame()["value"].tolist() for report in reports)
+    assert moved == pytest.approx(plain, rel=1e-4, abs=1e-5, nan_ok=True)
+    assert {score.metric for score in reports[0].scores} >= {"imputation", "calibration", "coherence", "frechet"}
 
 
 def test_elements_in_some_batches_only(trained):

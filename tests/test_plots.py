@@ -9,7 +9,7 @@ from helpers import model, rows
 from test_truth import exact
 
 import mvkit
-from mvkit import Batch, History, RequestError, plots
+from mvkit import Batch, History, RequestError, explore, plots
 from mvkit.evaluation.metric import Score
 from mvkit.evaluation.report import Report
 
@@ -127,6 +127,17 @@ def test_imputation_intervals_are_those_of_the_truth():
     low = ax.collections[0].get_paths()[0].vertices[:, 1].min()
     assert low == pytest.approx((centre - half).min().item(), abs=0.15)
     np.testing.assert_allclose(ax.lines[1].get_ydata(), batch.data["m0"][3])
+
+
+def test_real_values_are_drawn_in_the_users_units():
+    rows = {"a": torch.tensor([[900.0, 5.0], [700.0, 9.0]]), "b": torch.tensor([[1.0], [3.0]])}
+    fitted = mvkit.MultimodalDataset.from_arrays(rows).fit_transforms({"a": "standardise"})
+    made = mvkit.Model(fitted.modalities, latent_dim=2, seed=0)
+    ax = plots.imputation(made, rows, "a", row=1, n=39)
+    np.testing.assert_allclose(ax.lines[1].get_ydata(), [700.0, 9.0], rtol=1e-6)
+    assert abs(np.mean(ax.lines[0].get_ydata()) - 400) < 200  # what is imputed too
+    for axes in (plots.translations(made, rows, row=1), explore.imputed(made, made.conform(rows).take([1]), ["b"])):
+        np.testing.assert_allclose(axes[0, 0].lines[0].get_ydata(), [700.0, 9.0], rtol=1e-6)
 
 
 def test_cluster_sizes_count_rows(made, data):

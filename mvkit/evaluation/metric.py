@@ -120,8 +120,8 @@ class Study:
         rows: conformed rows in an order of their own contents, those that observe something.
         train: rows to fit classifiers and probes on; None: half of `rows`.
         label: name of the labels in `Batch.extra`.
-        classifiers: a function a modality, from (b, *shape) to scores (b, c) or class indices (b,).
-        features: a function a modality, from (b, *shape) to (b, f).
+        classifiers: a function a modality, from (b, *shape) in the user's units to scores (b, c) or class indices (b,).
+        features: a function a modality, from (b, *shape) in the user's units to (b, f).
         seed: of all randomness.
         notes: what the report has to say beside its numbers; keys of a dict, so that nothing is said twice.
     """
@@ -194,14 +194,14 @@ class Study:
         return finite(self.model.encode(block, list(given)), block, "the posterior mean")
 
     def translate(self, block: Batch, to: Iterable[str], given: Iterable[str], **options: Any) -> dict[str, Tensor]:
-        """Modalities generated from others, {name: (n, b, *shape)}."""
-        made = self.model.translate(block, list(to), list(given), **options)
+        """Modalities generated from others, {name: (n, b, *shape)}, in the model's units, as those of a block."""
+        made = self.model.translate(block, list(to), list(given), units="model", **options)
         return {name: finite(x, block, f"modality {name!r}, generated,", 1) for name, x in made.items()}
 
     def draw(self, n: int, sampler: str | None, generator: torch.Generator) -> dict[str, Tensor] | None:
-        """Rows {name: (n, *shape)} from the prior or a sampler; None, and a note, if the model cannot."""
+        """Rows {name: (n, *shape)} from the prior or a sampler, in the model's units; None, with a note, if not."""
         try:
-            return self.model.sample(n, sampler=sampler, generator=generator)  # type: ignore[no-any-return]
+            return self.model.sample(n, sampler=sampler, units="model", generator=generator)  # type: ignore[no-any-return]
         except RequestError as error:
             self.note(f"no samples: {error}")
             return None
@@ -218,6 +218,8 @@ class Study:
             if name not in self._fitted:
                 self._fitted[name] = fit_classifier(self, name)
             classify = self._fitted[name]
+        else:
+            x = self.model.modalities[name].restore(x)
         found = torch.as_tensor(classify(x)).detach().cpu()
         where = f"evaluate: the classifier of {name!r}"
         fine = found.ndim == 2 or (found.ndim == 1 and not (found.dtype.is_floating_point or found.dtype == torch.bool))

@@ -39,8 +39,9 @@ def likeness(a: Tensor, b: Tensor, span: float) -> Tensor:
 class Accuracy(Metric):
     """How near generated values are to the real ones: what reconstruction and imputation share.
 
-    Values are decoder means at the posterior's mean, in the units of the data. Every row is scored on the elements
-    that it observes. R² is one minus the squared error over that of the elements' means.
+    Values are decoder means at the posterior's mean, in the model's units: standardised, if a transform does so.
+    Every row is scored on the elements that it observes. R² is one minus the squared error over that of the elements'
+    means.
     """
 
     called: str
