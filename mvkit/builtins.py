@@ -102,7 +102,7 @@ DECLARED = {
 }
 
 # parts of packages that are installed apart, for the message that says which
-ELSEWHERE = {"mvkit-flows": {"prior": ("maf", "nsf"), "aggregator": ("joint_flow",)}}
+ELSEWHERE = {"mvkit-flows": {"prior": ("maf", "nsf"), "aggregator": ("joint_flow",), "sampler": ("flow",)}}
 
 
 @hookimpl
