@@ -155,10 +155,10 @@ axes[0].legend()
 figure.savefig("not_at_random.png", bbox_inches="tight")
 
 # %% [markdown]
-# Measured: at random, the bias of imputed values is -0.02, and 90 % intervals hold 91 % of what was hidden. By value the
-# bias is -0.25, on a scale of 0 to 1, and the intervals hold 67 %. Nothing in the data, the bound or the intervals tells
-# one from the other: the hidden values are needed for that. If gaps may depend on what they hide, say so beside the
-# result, and see how it changes when imputed values are moved by as much as is plausible.
+# Measured: at random, the bias of imputed values is -0.02, and 90 % intervals hold 91 % of what was hidden. By value,
+# the bias is -0.25, on a scale of 0 to 1, and the intervals hold 67 %. Nothing in the data, the bound or the intervals
+# tells one from the other: the hidden values are needed for that. If gaps may depend on what they hide, say so beside
+# the result, and see how it changes when imputed values are moved by as much as is plausible.
 
 # %% [markdown]
 # ## Imputing with uncertainty
