@@ -21,7 +21,7 @@ from torch import Tensor
 from mvkit.batch import Batch
 from mvkit.data.sources import as_batch
 from mvkit.errors import RequestError, suggest
-from mvkit.evaluation.report import Report
+from mvkit.evaluation.report import Report, runs_of
 from mvkit.generative import Generative
 from mvkit.history import History
 from mvkit.mixture import Mixture
@@ -224,10 +224,9 @@ def losses(
 
 def coherence(reports: Report | Mapping[str, Report | Sequence[Report]], *, ax: Any = None) -> Any:
     """Coherence by the number of given modalities, with standard errors; several reports of one name: their mean."""
-    named: Mapping[str, Any] = {"": reports} if isinstance(reports, Report) else reports
+    named = runs_of({"": reports} if isinstance(reports, Report) else reports, "coherence")
     ax = axes_of(ax)
-    for name, given in named.items():
-        each = [given] if isinstance(given, Report) else list(given)
+    for name, each in named.items():
         points: dict[int, list[Any]] = {}
         for score in (score for report in each for score in report.scores):
             if score.metric == "coherence" and score.given and score.name == f"given {score.given}":

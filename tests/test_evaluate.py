@@ -153,6 +153,9 @@ def test_train_rows_fit_what_is_fitted(trained):
         (Batch(rows(8).data, torch.zeros(8, 3, dtype=torch.bool)), {}, DataError, "observes nothing in any row"),
         (rows(8), {"metrics": ["coherense"]}, UnknownComponent, "did you mean 'coherence'"),
         (rows(8), {"classifiers": {"z": len}}, RequestError, "unknown modality 'z'"),
+        (rows(8), {"classifiers": "svc"}, RequestError, "classifiers='svc'; expected a dict such as {'a': function}"),
+        (rows(8), {"features": {"a": 3}}, RequestError, "features={'a': 3}; expected a dict such as {'a': function}"),
+        (rows(8), {"metrics": "probe"}, RequestError, r"metrics='probe'; expected a list .* such as \['probe'\]"),
     ],
 )
 def test_bad_input(trained, data, options, error, message):
@@ -274,3 +277,7 @@ def test_compare_shows_mean_and_deviation_over_seeds():
 def test_compare_refuses_what_is_no_report():
     with pytest.raises(RequestError, match="compare: 'poe': got 3; expected a Report"):
         mvkit.compare({"poe": 3})
+    with pytest.raises(RequestError, match="compare: got list; expected a dict of reports by name, such as"):
+        mvkit.compare([Report(())])
+    with pytest.raises(RequestError, match="compare: got {}; expected a dict"):
+        mvkit.compare({})

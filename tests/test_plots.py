@@ -179,6 +179,7 @@ def test_the_surer_expert_drives():
         (lambda m, d: plots.losses([]), "the history is empty"),
         (lambda m, d: plots.losses([{"loss": 1.0}], terms=["los"]), "no metric 'los'; did you mean 'loss'"),
         (lambda m, d: plots.coherence(Report(())), "has none; evaluate with"),
+        (lambda m, d: plots.coherence([Report(())]), "coherence: got list; expected a dict of reports by name"),
         (lambda m, d: plots.imputation(m, d, "a", level=2), "level 2; expected a number between 0 and 1"),
         (lambda m, d: plots.imputation(m, d, "z"), "imputation: unknown modality 'z'"),
         (lambda m, d: plots.cluster_samples(model()), "the prior has no clusters"),

@@ -78,13 +78,14 @@ def evaluate(
         >>> print(report.notes[0])
         probe: no labels: extra['label'] is not in the data
     """
+    if isinstance(metrics, str | Mapping):
+        raise RequestError(f"evaluate: metrics={metrics!r}; expected a list of metrics, such as [{metrics!r}]")
     chosen = [as_part("metric", one) for one in (plugins.available("metric") if metrics is None else metrics)]
-    for name in (*(classifiers or {}), *(features or {})):
-        if name not in model.names:
-            raise RequestError(f"evaluate: unknown modality {name!r}; {suggest(str(name), model.names)}")
+    classifiers = _functions("classifiers", classifiers, model.names)
+    features = _functions("features", features, model.names)
     rows, lost = _ordered(model, data, seed, "data")
     fitting = None if train is None else _ordered(model, train, seed, "train")[0]
-    study = Study(model, rows, fitting, label, dict(classifiers or {}), dict(features or {}), seed)
+    study = Study(model, rows, fitting, label, classifiers, features, seed)
     if lost:
         study.note(f"{lost:,} rows observe nothing and are left out")
     scores: list[Score] = []
@@ -94,6 +95,18 @@ def evaluate(
     about = {"model": model.header(), "seed": seed, "rows": len(rows)}
     versions = {"mvkit": mvkit.__version__, "torch": torch.__version__, "python": platform.python_version()}
     return Report(tuple(scores), tuple(study.notes), about | {"versions": versions})
+
+
+def _functions(what: str, given: Any, names: Sequence[str]) -> dict[str, Callable[[Tensor], Any]]:
+    """The user's functions by modality; none for None."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(map(callable, given.values())):
+        raise RequestError(f"evaluate: {what}={given!r}; expected a dict such as {{{names[0]!r}: function}}")
+    for name in given:
+        if name not in names:
+            raise RequestError(f"evaluate: unknown modality {name!r}; {suggest(str(name), names)}")
+    return dict(given)
 
 
 def _measured(metric: Metric, study: Study, bar: Any) -> list[Score]:

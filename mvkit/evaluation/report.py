@@ -195,10 +195,18 @@ def compare(reports: Mapping[str, Report | Sequence[Report]]) -> Comparison:
         metric  name      poe         moe
         probe   accuracy  0.5  0.6 ± 0.14
     """
+    return Comparison(runs_of(reports, "compare"))
+
+
+def runs_of(reports: Any, where: str) -> dict[str, tuple[Report, ...]]:
+    """Reports by the name of their model, one or several each."""
+    if not isinstance(reports, Mapping) or not reports:
+        found = type(reports).__name__ if reports else repr(reports)
+        raise RequestError(f"{where}: got {found}; expected a dict of reports by name, such as {{'mopoe': report}}")
     runs = {}
     for name, given in reports.items():
         each = tuple(given) if isinstance(given, list | tuple) else (given,)
         if not each or not all(isinstance(one, Report) for one in each):
-            raise RequestError(f"compare: {name!r}: got {given!r}; expected a Report or a list of them")
+            raise RequestError(f"{where}: {name!r}: got {given!r}; expected a Report or a list of them")
         runs[name] = each
-    return Comparison(runs)
+    return runs
