@@ -60,6 +60,9 @@ def read(path: Path, changes: Sequence[str] = ()) -> Config:
         at, equals, text = change.partition("=")
         if not equals or "." not in at:
             raise SpecError(f"--set {change}: expected TABLE.OPTION=VALUE, such as --set train.epochs=5")
+        table = at.strip().partition(".")[0]
+        if table not in TABLES:
+            raise SpecError(f"--set {change}: no table [{table}] is known; {suggest(table, TABLES)}")
         _put(config, at.strip().split("."), _value(text), change)
     for table, options in config.items():
         if table not in TABLES or not isinstance(options, dict):

@@ -73,7 +73,7 @@ def test_changes(file):
         ("model.modalities.m9.encoder=mlp", r"model\.modalities: no modality 'm9'"),
         ("data.name=polydigit", r"unknown dataset 'polydigit'; did you mean 'polydigits'"),
         ("model.latent_dim.x=3", r"'latent_dim' holds 2, which has no options"),
-        ("tarin.epochs=3", r"no table \[tarin\] is known; did you mean 'train'"),
+        ("tarin.epochs=3", r"--set tarin\.epochs=3: no table \[tarin\] is known; did you mean 'train'"),
         ("epochs", r"--set epochs: expected TABLE\.OPTION=VALUE"),
     ],
 )
@@ -89,6 +89,9 @@ def test_no_toml(tmp_path):
     with pytest.raises(SpecError, match=r"bad\.toml: no TOML: "):
         read(tmp_path / "bad.toml")
     (tmp_path / "bad.toml").write_text("[train]\nepochs = 1\n")
+    (tmp_path / "other.toml").write_text("[tarin]\nepochs = 1\n")
+    with pytest.raises(SpecError, match=r"other\.toml: no table \[tarin\] is known; did you mean 'train'"):
+        read(tmp_path / "other.toml")
     with pytest.raises(SpecError, match="data: expected the name of a dataset"):
         Plan.of(read(tmp_path / "bad.toml"))
     assert main(["train", str(tmp_path / "none.toml")]) == 1

@@ -1,0 +1,8 @@
+"""`python -m mvkit`: the command line."""
+
+import sys
+
+from mvkit.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
