@@ -98,12 +98,15 @@ def served(folder):
         process.stdout.close()
 
 
-def until(value, tries=150):
-    """The first true value of a function, asked again until there is one."""
+def until(value, tries=600):
+    """The first true value of a function, asked again until there is one; the page may change under an answer."""
+    from selenium.common.exceptions import StaleElementReferenceException
+
     for _ in range(tries):
-        found = value()
-        if found:
-            return found
+        with contextlib.suppress(StaleElementReferenceException):
+            found = value()
+            if found:
+                return found
         time.sleep(0.1)
     raise AssertionError("waited in vain")
 
@@ -119,14 +122,21 @@ def test_the_explorer_in_a_browser(run):  # noqa: F811
                 return [one.get_attribute("src") for one in driver.execute_script(FIND, "img")]
 
             first = until(lambda: (found := sources()) and len(found) == 3 and found)
-            boxes = driver.execute_script(FIND, "input[type=checkbox]")
-            assert [box.is_selected() for box in boxes] == [True, True]
-            boxes[0].click()
+
+            def boxes():
+                return driver.execute_script(FIND, "input[type=checkbox]")
+
+            def click(i):
+                boxes()[i].click()
+                return True
+
+            assert until(lambda: [box.is_selected() for box in boxes()]) == [True, True]
+            until(lambda: click(0))
             # without the left picture the imputed one, the clusters and the mean are others
             second = until(lambda: (found := sources()) and all(a != b for a, b in zip(found, first)) and found)
-            driver.execute_script(FIND, "input[type=checkbox]")[1].click()  # nothing is given: the prior; no clusters
+            until(lambda: click(1))  # nothing is given: the prior; no clusters
             until(lambda: driver.execute_script(FIND, ".alert"))
-            assert sources() != second
+            until(lambda: sources() != second)
             severe = [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
             assert not severe, severe
         finally:
