@@ -175,7 +175,8 @@ class StageRun:
         """Adds a batch's gradient, as its rows weigh among those of all processes; whether a checkpoint is due."""
         ranks = self.run.ranks
         self._seed(self.epoch, self.batch)
-        self.guard.hold()
+        if not self.pending:  # what a bad step is put back to is the state before all of its batches
+            self.guard.hold()
         loss, metrics, counts = self.module(batch, objective, self.generator)
         rows, due = ranks.sums(len(batch), self.run.due())
         if loss.requires_grad:  # not if no row of the batch counts
