@@ -71,11 +71,16 @@ def sum_of(tensors: list[Tensor]) -> Tensor:
     return reduce(torch.add, tensors)
 
 
+def over_rows(values: Tensor) -> Tensor:
+    """The mean over rows, (b,) -> (); 0 of none, since a process may have no row of a batch."""
+    return values.sum() / max(len(values), 1)
+
+
 def finish(model: Model, bound: Tensor, reported: Tensor, active: Tensor | None, metrics: Metrics) -> Loss:
     """The loss of a row-wise bound: its mean, rows that are not active counting as 0 and reported as NaN."""
     reported = reported.detach()
     counts = {}
-    mean = reported.sum() / max(len(bound), 1)
+    mean = over_rows(reported)
     # with auxiliary priors r_m other than p(w), what is reported is a bound on nothing
     name = "surrogate_bound" if len(model.cross) else "bound"
     if active is not None:
@@ -83,7 +88,7 @@ def finish(model: Model, bound: Tensor, reported: Tensor, active: Tensor | None,
         counts[name] = active.sum()
         mean = torch.where(active, reported, 0.0).sum() / counts[name].clamp(min=1)
         reported = torch.where(active, reported, torch.nan)
-    loss = -bound.sum() / max(len(bound), 1)  # a process may have no row of a batch
+    loss = -over_rows(bound)
     return Loss(loss, reported, {"loss": loss.detach(), name: mean, **metrics.means}, counts | metrics.counts)
 
 

@@ -18,7 +18,7 @@ from mvkit.aggregators import random_subsets, raw_experts
 from mvkit.batch import Batch
 from mvkit.errors import SpecError, suggest
 from mvkit.experts import Experts
-from mvkit.losses import Loss, Metrics, finish, row_metrics, sum_of
+from mvkit.losses import Loss, Metrics, finish, over_rows, row_metrics, sum_of
 from mvkit.modality import Sizes
 from mvkit.posterior import Posterior
 from mvkit.spec import factors, field, integer, number, numbers, one_of, parts, spec
@@ -295,7 +295,7 @@ class Align(Objective):
         value = torch.where(active, value, 0.0)
         mean = torch.where(active, total.detach(), 0.0).sum() / active.sum().clamp(min=1)
         nothing = torch.full_like(value.detach(), torch.nan)  # it bounds nothing
-        loss = -value.sum() / max(len(batch), 1)
+        loss = -over_rows(value)
         return Loss(loss, nothing, {"loss": loss.detach(), "align": mean}, {"align": active.sum()})
 
 
