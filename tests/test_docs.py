@@ -101,18 +101,11 @@ def test_public_names_are_documented():
         assert inspect.getdoc(value), name
 
 
+SOURCED = ("aggregator", "prior", "objective", "family", "likelihood", "network", "optimizer", "metric", "sampler")
+
+
 def test_parts_have_a_source():
-    for kind in (
-        "aggregator",
-        "prior",
-        "objective",
-        "family",
-        "likelihood",
-        "network",
-        "optimizer",
-        "metric",
-        "sampler",
-    ):
+    for kind in SOURCED:
         for name in mvkit.available(kind):
             doc = mvkit.plugins.lookup(kind, name).__doc__
             assert "Reference" in doc, name
@@ -120,17 +113,7 @@ def test_parts_have_a_source():
 
 def test_readme_names_every_built_in_part():
     text = (ROOT / "README.md").read_text()
-    for kind in (
-        "aggregator",
-        "prior",
-        "objective",
-        "family",
-        "likelihood",
-        "network",
-        "schedule",
-        "ramp",
-        "optimizer",
-    ):
+    for kind in (*SOURCED, "schedule", "ramp", "transform"):
         for name in mvkit.available(kind):
             assert f"`{name}`" in text, (kind, name)
 
