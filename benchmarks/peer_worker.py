@@ -1,8 +1,8 @@
 """One library's side of `benchmarks/peers.py`: reads a command a line as JSON, answers a line as JSON.
 
-    python benchmarks/peer_worker.py mvkit|multivae
+    python benchmarks/peer_worker.py mvkit|multivae|bare
 
-Both sides build the same networks from `mlp`, on the same data, and are timed by the same clock around their own code.
+All sides build the same networks, on the same data, and are timed by the same clock around their own code.
 A command that the library cannot do is answered by `refused`, with its reason.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.metadata
-import itertools
 import json
 import os
 import resource
@@ -19,81 +18,30 @@ import sys
 import tempfile
 import time
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
+from peer_nets import (
+    ALPHA,
+    BATCH,
+    BOTTOM,
+    CLUSTERS,
+    DROPOUT,
+    FEATURES,
+    LATENT,
+    LR,
+    MESSAGE,
+    PRIVATE,
+    Bare,
+    Peer,
+    head,
+    hidden,
+    rows,
+    subsets,
+)
 from torch import Tensor, nn
-
-BATCH, LATENT, WIDTH, PRIVATE, MESSAGE, FEATURES = 128, 16, 784, 4, 64, 128
-BOTTOM, CLUSTERS, DROPOUT, ALPHA, LR = 16, 10, 0.5, 0.1, 1e-3
-
-
-def mlp(before: int, *after: int) -> nn.Sequential:
-    """Linear layers with ReLU between them."""
-    layers: list[nn.Module] = []
-    for a, b in pairwise((before, *after)):
-        layers += [nn.Linear(a, b), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def hidden(before: int, after: int) -> nn.Sequential:
-    """The network of every encoder and decoder."""
-    return mlp(before, 512, 512, after)
-
-
-def head(before: int) -> nn.Sequential:
-    """The network from joint features, or the mean message, to the joint posterior."""
-    return mlp(before, 256, 2 * LATENT)
-
-
-def rows(m: int, n: int, missing: bool, seed: int) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Data {name: (n, width)} and what is observed, (n, m) bool or None: half of it, one modality a row at least."""
-    generator = torch.Generator().manual_seed(seed)
-    data = {f"m{i}": torch.rand(n, WIDTH, generator=generator) for i in range(m)}
-    if not missing:
-        return data, None
-    mask = torch.rand(n, m, generator=generator) < 0.5
-    mask[torch.arange(n), torch.randint(m, (n,), generator=generator)] = True
-    return data, mask
-
-
-def subsets(names: list[str], model: str) -> list[list[str]]:
-    """Sets of modalities to encode from: all there are; for TELBO each alone and all, which is what both can."""
-    sizes = [1, len(names)] if model == "telbo" else range(1, len(names) + 1)
-    return [list(s) for size in sizes for s in itertools.combinations(names, size)]
-
-
-class Peer(ABC):
-    """A library with a model. To implement one, write these; a step goes once through each of the model's stages."""
-
-    def __init__(self, model: str, m: int, missing: bool, seed: int) -> None:
-        torch.manual_seed(seed)
-        self.model, self.m, self.missing, self.names = model, m, missing, [f"m{i}" for i in range(m)]
-        self.steps = self.stages(*rows(m, BATCH, missing, seed))
-
-    @abstractmethod
-    def stages(self, data: dict[str, Tensor], mask: Tensor | None) -> list[Callable[[], None]]:
-        """A training step on a batch, for each stage."""
-
-    @abstractmethod
-    def train(self, data: dict[str, Tensor], mask: Tensor | None) -> None:
-        """Two epochs by the library's own trainer."""
-
-    @abstractmethod
-    def likelihood(self, data: dict[str, Tensor], mask: Tensor | None, n: int) -> float:
-        """Mean joint log-likelihood of rows by n importance samples."""
-
-    @abstractmethod
-    def encode(self, data: dict[str, Tensor], mask: Tensor | None) -> None:
-        """Posterior means: from every set of `subsets`, or, of incomplete rows, from what they have."""
-
-    def step(self) -> None:
-        """A step of each stage."""
-        for step in self.steps:
-            step()
 
 
 class Ours(Peer):
@@ -108,15 +56,15 @@ class Ours(Peer):
         private = PRIVATE if self.model == "cmvae" else 0
         made = {
             name: mvkit.Modality(
-                (WIDTH,),
+                (self.width,),
                 likelihood,
-                encoder=hidden(WIDTH, 2 * (LATENT + private)),
-                decoder=hidden(LATENT + private, WIDTH),
+                encoder=hidden(self.width, 2 * (LATENT + private)),
+                decoder=hidden(LATENT + private, self.width),
             )
             for name in names
         }
         joint = {"name": "joint", "network": head(FEATURES * self.m)} | {
-            "trunks": {name: hidden(WIDTH, FEATURES) for name in names}
+            "trunks": {name: hidden(self.width, FEATURES) for name in names}
         }
         if self.model == "jmvae":
             return mvkit.Model(made, latent_dim=LATENT, aggregator=joint, objective={"name": "jmvae", "alpha": ALPHA})
@@ -130,15 +78,15 @@ class Ours(Peer):
             return recipes.cmvae(made, LATENT, private_dim=PRIVATE, clusters=CLUSTERS, samples=1)
         low, high = {}, {}
         for name in names:
-            nets = {"encoder": hidden(WIDTH, 2 * BOTTOM), "decoder": hidden(BOTTOM, WIDTH)}
-            low[name] = mvkit.Modality((WIDTH,), likelihood, private_dim=BOTTOM, **nets)
+            nets = {"encoder": hidden(self.width, 2 * BOTTOM), "decoder": hidden(BOTTOM, self.width)}
+            low[name] = mvkit.Modality((self.width,), likelihood, private_dim=BOTTOM, **nets)
             nets = {"encoder": hidden(BOTTOM, MESSAGE), "decoder": hidden(LATENT, BOTTOM)}
             high[name] = mvkit.Modality((BOTTOM,), likelihood, **nets)
         fusion = {"name": "mean_message", "message_dim": MESSAGE, "head": head(MESSAGE), "dropout_rate": DROPOUT}
         return mvkit.Stack([mvkit.Model(low, latent_dim=0), mvkit.Model(high, latent_dim=LATENT, aggregator=fusion)])
 
-    def stages(self, data: dict[str, Tensor], mask: Tensor | None) -> list[Callable[[], None]]:
-        from mvkit.stages import as_stages, trainable
+    def stages(self, data: dict[str, Tensor], mask: Tensor | None, fused: bool) -> list[Callable[[], None]]:
+        from mvkit.stages import Adam, as_stages, trainable
 
         made = []
         self.frozen = contextlib.ExitStack()  # held as long as the models, each of which is for one stage alone
@@ -146,7 +94,7 @@ class Ours(Peer):
             model = self.build().train()
             stage = as_stages(None, model, 2)[index]
             parameters = self.frozen.enter_context(trainable(model, stage.trainable))
-            optimizer = torch.optim.Adam(parameters, LR, fused=True)
+            optimizer = Adam().optimizer(list(parameters), LR)  # fused
             objective = None if stage.objective is None else model.build_objective(stage.objective)
             made.append(self._step(model, model.conform(self._batch(data, mask)), objective, optimizer))
         self.live = model.eval() if self.model == "telbo" else self.build().eval()
@@ -179,8 +127,7 @@ class Ours(Peer):
         if mask is not None:
             self.live.encode(self._batch(data, mask))
             return
-        for given in subsets(self.names, self.model):
-            self.live.encode(data, given=given)
+        self.live.encode_subsets(data, subsets(self.names, self.model))
 
 
 class Theirs(Peer):
@@ -191,12 +138,12 @@ class Theirs(Peer):
         from multivae import models
 
         options: dict[str, Any] = {"n_modalities": self.m, "latent_dim": LATENT}
-        options["input_dims"] = dict.fromkeys(self.names, (WIDTH,))
+        options["input_dims"] = dict.fromkeys(self.names, (self.width,))
         private = PRIVATE if self.model == "cmvae" else 0
-        encoders = {k: _encoder(hidden(WIDTH, 2 * (LATENT + private)), LATENT, private) for k in self.names}
-        decoders = {k: _decoder(hidden(LATENT + private, WIDTH)) for k in self.names}
+        encoders = {k: _encoder(hidden(self.width, 2 * (LATENT + private)), LATENT, private) for k in self.names}
+        decoders = {k: _decoder(hidden(LATENT + private, self.width)) for k in self.names}
         if self.model in ("jmvae", "telbo"):
-            joint = _joint({k: hidden(WIDTH, FEATURES) for k in self.names}, head(FEATURES * self.m))
+            joint = _joint({k: hidden(self.width, FEATURES) for k in self.names}, head(FEATURES * self.m))
             if self.model == "jmvae":
                 return models.JMVAE(models.JMVAEConfig(**options, alpha=ALPHA, warmup=1), encoders, decoders, joint)
             return models.TELBO(models.TELBOConfig(**options, warmup=1), encoders, decoders, joint)
@@ -221,18 +168,18 @@ class Theirs(Peer):
         )
         return models.Nexus(
             config,
-            {k: _encoder(hidden(WIDTH, 2 * BOTTOM), BOTTOM) for k in self.names},
-            {k: _decoder(hidden(BOTTOM, WIDTH)) for k in self.names},
+            {k: _encoder(hidden(self.width, 2 * BOTTOM), BOTTOM) for k in self.names},
+            {k: _decoder(hidden(BOTTOM, self.width)) for k in self.names},
             {k: _encoder(hidden(BOTTOM, MESSAGE), MESSAGE) for k in self.names},
             _encoder(head(MESSAGE), LATENT),
             {k: _decoder(hidden(LATENT, BOTTOM)) for k in self.names},
         )
 
-    def stages(self, data: dict[str, Tensor], mask: Tensor | None) -> list[Callable[[], None]]:
+    def stages(self, data: dict[str, Tensor], mask: Tensor | None, fused: bool) -> list[Callable[[], None]]:
         made = []
         for epoch in (1, 2) if self.model == "telbo" else (1,):
             model = self.build().train()
-            optimizer = torch.optim.Adam(model.parameters(), LR, fused=True)
+            optimizer = torch.optim.Adam(model.parameters(), LR, fused=True if fused else None)
             made.append(self._step(model, self._rows(data, mask), epoch, optimizer))
         self.live = model.eval() if self.model == "telbo" else self.build().eval()
         return made
@@ -365,17 +312,45 @@ def answer(peer: Peer | None, command: dict[str, Any], kind: type[Peer]) -> tupl
         gc.collect()
         return kind(**command), {}
     if do == "memory":
-        return peer, {"peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        return peer, {"peak MB": peak()}
     if peer is None:
         raise RuntimeError("no model")
-    arguments: tuple[Any, ...] = ()
-    if do != "step":
-        n = command.pop("rows")
-        arguments = (*rows(peer.m, n, peer.missing, 1), *command.values())
+    if do == "fuse":
+        peer.fuse()
+        return peer, {}
+    if do == "once":
+        peer.step()
+        return peer, {}
+    if do == "step":
+        return peer, {"seconds": steady(peer.step)}
+    n = command.pop("rows")
+    arguments = (*rows(peer.m, n, peer.width, peer.missing, 1), *command.values())
     start = time.perf_counter()
     value = getattr(peer, do)(*arguments)
     found = {"seconds": time.perf_counter() - start}
     return peer, found if value is None else {**found, "value": value}
+
+
+def peak() -> float:
+    """The most memory that this process held, in MB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # rusage would count what the parent held when it forked
+        return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def steady(step: Callable[[], None], least: float = 0.3) -> float:
+    """Seconds a step takes when others went before, as in training; at least one and, together, so many seconds."""
+    start = time.perf_counter()
+    step()  # caches went cold while another library had its turn
+    took = time.perf_counter() - start
+    if took > least:
+        return took
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < least:
+        step()
+        count += 1
+    return (time.perf_counter() - start) / count
 
 
 def main() -> None:
@@ -386,11 +361,11 @@ def main() -> None:
     _kept = _vision() if library == "multivae" else None  # a library that is collected takes its operators along
     peer: Peer | None = None
     with _replies() as answers:
-        versions = {name: importlib.metadata.version(name) for name in (library, "torch")}
+        versions = {name: importlib.metadata.version(name) for name in {library, "torch"} - {"bare"}}
         print(json.dumps({"versions": versions}), file=answers, flush=True)
         for line in sys.stdin:
             try:
-                peer, found = answer(peer, json.loads(line), Ours if library == "mvkit" else Theirs)
+                peer, found = answer(peer, json.loads(line), {"mvkit": Ours, "multivae": Theirs, "bare": Bare}[library])
             except Exception as error:
                 found = {"refused": f"{type(error).__name__}: {error}"[:300]}
             print(json.dumps(found), file=answers, flush=True)

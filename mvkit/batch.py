@@ -140,7 +140,7 @@ class Batch:
         if self.layout is None:
             raise DataError("batch: not conformed to a model yet; use mvkit.batch.conform")
         kept = set(keep)
-        flags = [name in kept for name in self.layout.names]
+        flags = [name in kept or name in self.hidden for name in self.layout.names]
         if all(flags):
             return self
         mask = self.observed.clone()

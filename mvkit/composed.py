@@ -89,7 +89,7 @@ class TELBO(Objective):
 
 def _joint_terms(model: Model, batch: Batch, experts: Experts) -> tuple[Posterior, Terms, Tensor]:
     """The posterior, its terms, and the sum of KL(q ‖ q_m) over the observed modalities, (b,)."""
-    posterior = model.aggregator.forward(experts, batch)
+    posterior = model.fused(batch, experts)
     draw = model.aggregator.defaults.draw
     terms = model.terms(batch, experts=experts, posterior=posterior, draw=draw)
     total = posterior.log_weight.new_zeros(len(batch))

@@ -6,6 +6,7 @@ Axes: n samples, b rows, m modalities, d latent, p private latent, c clusters.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from mvkit.generative import Generative
     from mvkit.model import Model
 
-MEMORY = 2**26  # bytes; blocks of decoded draws that stay near the cache are also the fastest
+# bytes of a block of decoded draws: on the CPU few enough to stay in the cache, on accelerators enough to fill them
+MEMORY, MEMORY_ACCELERATOR = 2**23, 2**28
 ROWS = 1024
 T = TypeVar("T")
 
@@ -75,6 +77,15 @@ def draws(n: Any) -> int:
     return int(n)
 
 
+def subsets_of(subsets: Iterable[Iterable[str] | str] | None, every: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Sets of modalities, each as a tuple of names; None: all non-empty ones, the small first."""
+    if isinstance(subsets, str):
+        raise RequestError(f"subsets: got {subsets!r}; expected a list of sets of modalities, such as [[{subsets!r}]]")
+    if subsets is None:
+        return [names for size in range(1, len(every) + 1) for names in itertools.combinations(every, size)]
+    return [names_of(given, every) for given in subsets]
+
+
 def names_of(given: Iterable[str] | str | None, every: tuple[str, ...]) -> tuple[str, ...]:
     """The modalities that `given`, `of` or `to` mean: a string is one name, None is all."""
     return every if given is None else (given,) if isinstance(given, str) else tuple(given)
@@ -89,34 +100,43 @@ class Condition:
     posterior: Posterior
 
 
-def condition(
+def conditions(
     model: Model,
     rows: Batch,
-    given: Iterable[str] | None,
+    sets: Iterable[Iterable[str] | None],
     empty: str,
     *,
     inference: bool = False,
     generator: torch.Generator | None = None,
-) -> Condition:
-    """The posterior given a set of modalities; `inference` asks for the one that `encode` and `translate` use."""
-    names = names_of(given, model.names)
-    for name in names:
+) -> Iterator[Condition]:
+    """The posteriors given sets of modalities; `inference` asks for those that `encode` and `translate` use."""
+    found = [names_of(given, model.names) for given in sets]
+    for name in (name for names in found for name in names):
         if name not in model.names:
             raise RequestError(f"given: unknown modality {name!r}; {suggest(str(name), model.names)}")
     if empty not in ("error", "prior"):
         raise RequestError(f"empty: got {empty!r}; expected 'error' or 'prior'")
-    batch = rows.hide(names)
-    experts = model.experts(batch, generator=generator)
-    if not names:
-        return Condition(batch, experts, _prior_of(model, len(rows)))
-    known = batch.observed.any(1)
+    rows = rows.hide(name for names in found for name in names)
+    experts = model.experts(rows, generator=generator)
     fuse = model.aggregator.inference if inference else model.aggregator.posterior
-    posterior = fuse(experts, batch)
-    if not known.all():
-        if empty == "error":
-            raise NothingObserved(int((~known).nonzero()[0]), ", ".join(names))
-        posterior = posterior.where(known, _prior_of(model, len(rows)))
-    return Condition(batch, experts, posterior)
+    for names in found:
+        batch = rows.hide(names)
+        own = experts if batch is rows else experts.given(batch)
+        yield Condition(batch, own, _given(model, own, names, empty, fuse))
+
+
+def _given(model: Model, experts: Experts, names: tuple[str, ...], empty: str, fuse: Any) -> Posterior:
+    """The posterior of a batch with nothing but `names`; the prior in rows without any, if that is asked for."""
+    batch = experts.batch
+    if not names:
+        return _prior_of(model, len(batch))
+    known = batch.observed.any(1)
+    posterior: Posterior = fuse(experts, batch)
+    if known.all():
+        return posterior
+    if empty == "error":
+        raise NothingObserved(int((~known).nonzero()[0]), ", ".join(names))
+    return posterior.where(known, _prior_of(model, len(batch)))
 
 
 def _prior_of(model: Model, b: int) -> Posterior:
@@ -149,15 +169,17 @@ def numbers_per_row(model: Model) -> int:
     return most
 
 
-def block_sizes(model: Model, n: int, b: int, memory: int) -> list[int]:
+def block_sizes(model: Model, n: int, b: int, memory: int | None) -> list[int]:
     """How many of n draws of b rows to decode at a time."""
+    if memory is None:
+        memory = MEMORY if model.like.device.type == "cpu" else MEMORY_ACCELERATOR
     rows = memory // (numbers_per_row(model) * model.like.element_size())
     block = max(1, min(n, rows // b))
     return [min(block, n - start) for start in range(0, n, block)]
 
 
 def weight_blocks(
-    model: Model, batch: Batch, n: int, proposal: str, generator: torch.Generator | None, memory: int
+    model: Model, batch: Batch, n: int, proposal: str, generator: torch.Generator | None, memory: int | None
 ) -> Iterator[Tensor]:
     """Log importance weights of n iid draws in blocks (n_i, b); 0 in rows that observe nothing."""
     n = draws(n)
@@ -196,7 +218,7 @@ class Query:
     estimator: str
     proposal: str
     empty: str
-    memory: int
+    memory: int | None
     generator: torch.Generator | None
 
     def __call__(self, rows: Batch) -> Tensor:
@@ -219,18 +241,25 @@ class Query:
 
     def _predictive(self, rows: Batch) -> Iterator[Tensor]:
         """Log p(x_of|z, w) at z ~ q(z|x_given), w ~ p(w)."""
-        model = self.model
-        found = condition(model, rows, self.given, "prior", generator=self.generator)
-        target = rows.hide(self.of)
-        for size in block_sizes(model, self.n, len(rows), self.memory):
-            z = rearrange(found.posterior.rsample(size, self.generator), "n b d -> n 1 b d")
-            w = {}
-            for name, modality in model.modalities.items():
-                if modality.private_dim:
-                    shape = (*z.shape[:-1], modality.private_dim)
-                    w[name] = noise.draw(f"w/{name}", shape, z, generator=self.generator, sampler=model.family.noise)
-            log_px = log_likelihoods(model, target, z, w, target.observed)
-            yield rearrange(log_px.sum(-1), "n 1 b -> n b")
+        given = self.model.condition(rows, self.given, "prior", generator=self.generator).posterior
+        blocks: Iterator[Tensor] = self.model.predictive_blocks(
+            rows.hide(self.of), given, self.n, self.generator, self.memory
+        )
+        return blocks
+
+
+def predictive_blocks(
+    model: Model, batch: Batch, posterior: Posterior, n: int, generator: torch.Generator | None, memory: int | None
+) -> Iterator[Tensor]:
+    """Log p(x|z, w) of all that a batch observes at n draws of a posterior and w ~ p(w), in blocks (n_i, b)."""
+    for size in block_sizes(model, draws(n), len(batch), memory):
+        z = rearrange(posterior.rsample(size, generator), "n b d -> n 1 b d")
+        w = {}
+        for name, modality in model.modalities.items():
+            if modality.private_dim:
+                shape = (*z.shape[:-1], modality.private_dim)
+                w[name] = noise.draw(f"w/{name}", shape, z, generator=generator, sampler=model.family.noise)
+        yield rearrange(log_likelihoods(model, batch, z, w, batch.observed).sum(-1), "n 1 b -> n b")
 
 
 def clusters(model: Model, rows: Batch, *, soft: bool, by_modality: bool) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from mvkit.errors import ShapeError
 from mvkit.families import Family
 from mvkit.modality import Modality
 from mvkit.networks import on_rows
+from mvkit.posterior import Posterior
 
 
 class Experts:
@@ -51,17 +53,44 @@ class Experts:
         self.width = width
         self.training = training
         self.generator = generator
+        self.fused: Posterior | None = None  # what `Model.fused` made of them
+        self._encoded: dict[str, Tensor] = {}
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"family": self.family, "width": self.width, "training": self.training, "generator": self.generator}
+
+    def given(self, batch: Batch) -> Experts:
+        """The experts of a batch that `hide` made of this one's; no modality is encoded twice."""
+        made = Experts(self.encoders, self.modalities, batch, **self._options)
+        made._encoded = self._encoded
+        return made
+
+    def take(self, index: Tensor) -> Experts:
+        """The experts of the rows at `index` (n,) alone."""
+        return Experts(self.encoders, self.modalities, self.batch.take(index), **self._options)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether every row is encoded anyway: some modality was already, or private latents will be asked for."""
+        return bool(self._encoded) or any(modality.private_dim for modality in self.modalities.values())
 
     @cached_property
     def outputs(self) -> dict[str, Tensor]:
         """Everything the encoders emit, {name: (b, w + 2 p)}."""
-        return {name: self._encode(i, name) for i, name in enumerate(self.modalities)}
+        return {name: self._output(i, name) for i, name in enumerate(self.modalities)}
 
-    def _encode(self, i: int, name: str) -> Tensor:
+    def _output(self, i: int, name: str) -> Tensor:
         x, index = self.batch.data[name], self.batch.rows[i]
         total = self.width + 2 * self.modalities[name].private_dim
-        if index is not None and not len(index) and (name in self.batch.hidden or not torch.is_grad_enabled()):
+        if name in self.batch.hidden or (index is not None and not len(index) and not torch.is_grad_enabled()):
             return torch.zeros(len(x), total, dtype=x.dtype, device=x.device)
+        if name not in self._encoded:
+            self._encoded[name] = self._encode(name, index, total)
+        return self._encoded[name]
+
+    def _encode(self, name: str, index: Tensor | None, total: int) -> Tensor:
+        x = self.batch.data[name]
         rows = self.batch.inputs(name, index, indicator=self.modalities[name].indicator)
         out = on_rows(self.encoders[name], rows)
         if tuple(out.shape) != (len(rows), total):

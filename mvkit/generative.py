@@ -5,8 +5,7 @@ Axes: n samples asked for, b rows, m modalities, d latent, p private latent, c c
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -19,103 +18,33 @@ from mvkit.batch import Batch, conform, refuse_empty
 from mvkit.data.sources import as_batch
 from mvkit.errors import RequestError, ShapeError, suggest
 from mvkit.estimates import Condition
-from mvkit.experts import Experts
 from mvkit.generation import Latents, Translation
 from mvkit.losses import Loss
+from mvkit.mechanism import Mechanism, Names
 from mvkit.modality import Modality
-from mvkit.objectives import Objective
 from mvkit.posterior import Posterior
 from mvkit.spec import to_dict
-from mvkit.values import Layout, as_tensor
-
-Names = Iterable[str] | None
+from mvkit.values import as_tensor
 
 
-class Generative(nn.Module, ABC):
+class Generative(Mechanism):
     """A trained or trainable model of several modalities: `Model`, `Stack`, or one of your own.
 
-    To implement one, set `spec`, `names`, `modalities`, `latent_dim`, `n_clusters`, `prior`, `objective`, and write the
-    abstract methods below, which see conformed batches only; everything that users call then works.
+    To implement one, see `mvkit.mechanism.Mechanism`; everything that users call then works.
     """
-
-    spec: Any
-    names: tuple[str, ...]
-    modalities: dict[str, Modality]
-    latent_dim: int
-    n_clusters: int
-    objective: Objective
-    prior: Any
-    aggregator: Any
 
     def __init__(self) -> None:
         super().__init__()
         self.samplers = nn.ModuleDict()  # those that `fit_sampler` fitted, by registered name
-
-    @abstractmethod
-    def header(self) -> dict[str, Any]:
-        """The model as plain JSON data, all defaults written out."""
 
     def sampler_header(self) -> dict[str, Any]:
         """The samplers' part of the header; nothing where none was fitted."""
         specs: list[Any] = [to_dict(sampler.spec) for sampler in self.samplers.values()]
         return {"samplers": specs} if specs else {}
 
-    @property
-    @abstractmethod
-    def layout(self) -> Layout:
-        """What the model expects of a batch."""
-
-    @abstractmethod
-    def build_objective(self, objective: Any) -> Objective:
-        """An objective by name or spec, checked against this model."""
-
-    @abstractmethod
-    def experts(self, batch: Batch, *, training: bool = False, generator: torch.Generator | None = None) -> Experts:
-        """What the encoders make of a batch; computed when first looked at."""
-
-    @abstractmethod
-    def condition(
-        self,
-        rows: Batch,
-        given: Names,
-        empty: str,
-        *,
-        inference: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> Condition:
-        """The posterior given modalities; `inference` asks for the one that `encode` and `translate` use."""
-
-    @abstractmethod
-    def decode_one(
-        self, name: str, z: Tensor, w: Tensor | None, *, sample: bool = False, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Means or draws (..., *shape) of a modality at z (..., d) and its private latent (..., p)."""
-
-    @abstractmethod
-    def prior_draws(
-        self, n: int, cluster: int | None, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Draws z (n, d) of the prior, or of one of its clusters, and their clusters (n,) if it has any."""
-
-    @abstractmethod
-    def from_latents(
-        self, z: Tensor, *, sample: bool, generator: torch.Generator | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Rows {name: (n, *shape)} at z (n, d), and their private latents, drawn from their priors."""
-
-    @abstractmethod
-    def generate(self, plan: Translation, found: Condition) -> dict[str, Tensor]:
-        """Modalities {name: (n, b, *shape)} of the rows of a condition; see `translate`."""
-
-    @abstractmethod
-    def weight_blocks(
-        self, batch: Batch, n: int, proposal: str, generator: torch.Generator | None, memory: int
-    ) -> Iterator[Tensor]:
-        """Log importance weights of n iid draws in blocks (n_i, b); 0 in rows that observe nothing."""
-
-    @abstractmethod
-    def assign(self, rows: Batch, *, soft: bool, by_modality: bool) -> Any:
-        """See `clusters`."""
+    def condition(self, rows: Batch, given: Names, empty: str, **options: Any) -> Condition:
+        """The posterior given one set of modalities; see `conditions`."""
+        return next(iter(self.conditions(rows, [given], empty, **options)))
 
     @property
     def like(self) -> Tensor:
@@ -194,6 +123,30 @@ class Generative(nn.Module, ABC):
 
         def means(rows: Batch) -> Tensor:
             return self.condition(rows, names, empty, inference=True).posterior.mean
+
+        return estimates.answer(self, means, batch)
+
+    def encode_subsets(
+        self, batch: Any, subsets: Iterable[Iterable[str] | str] | None = None, *, empty: str = "error"
+    ) -> dict[tuple[str, ...], Tensor]:
+        """Posterior means given each of several sets of modalities, {set: (b, d)}; no modality is encoded twice.
+
+        Args:
+            batch: rows.
+            subsets: sets of modalities; None: all non-empty ones, of which there are 2^m - 1.
+            empty: rows with none of a set: `error`, or the mean of the `prior`.
+
+        Example:
+            >>> import torch, mvkit
+            >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=4)
+            >>> list(model.encode_subsets({"a": torch.zeros(5, 3), "b": torch.zeros(5, 2)}))
+            [('a',), ('b',), ('a', 'b')]
+        """
+        sets = estimates.subsets_of(subsets, self.names)
+
+        def means(rows: Batch) -> dict[tuple[str, ...], Tensor]:
+            found = self.conditions(rows, sets, empty, inference=True)
+            return {names: one.posterior.mean for names, one in zip(sets, found, strict=True)}
 
         return estimates.answer(self, means, batch)
 
@@ -327,7 +280,7 @@ class Generative(nn.Module, ABC):
             generator: source of randomness.
         """
         with estimates.evaluation(self), torch.no_grad():
-            return torch.cat(list(self.weight_blocks(self.conform(batch), n, proposal, generator, estimates.MEMORY)))
+            return torch.cat(list(self.weight_blocks(self.conform(batch), n, proposal, generator, None)))
 
     def log_likelihood(
         self,
@@ -339,7 +292,7 @@ class Generative(nn.Module, ABC):
         estimator: str = "importance",
         proposal: str = "mixture",
         empty: str = "error",
-        memory: int = estimates.MEMORY,
+        memory: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Log p(x_of | x_given) of each row in nats, (b,), by importance sampling.
@@ -353,7 +306,8 @@ class Generative(nn.Module, ABC):
                 log-mean-exp of p(x_of|z), z ~ q(z|x_given), which is no bound on either side.
             proposal: see `log_weights`.
             empty: rows with none of `given`: `error`, or no condition at all with `prior`.
-            memory: bytes that a block of decoded draws may take; n draws go block by block.
+            memory: bytes that a block of decoded draws may take; n draws go block by block. None: 8 MB on the CPU,
+                whose cache then holds them, 256 MB on accelerators.
             generator: source of randomness.
 
         Reference: Burda, Grosse and Salakhutdinov, 2016, https://arxiv.org/abs/1509.00519; Wu and Goodman, 2018,

@@ -110,6 +110,7 @@ class JointAggregator(nn.Module, Aggregator):
             else:
                 self.trunks[name] = network.encoder(modality.input_shape, spec.features)
                 features += spec.features
+        self.latent = sizes.latent
         self.head = head_of(spec.network, features, 2 * sizes.latent)
 
     def _encode(self, batch: Batch, family: Family) -> tuple[Tensor, Tensor]:
@@ -128,16 +129,29 @@ class JointAggregator(nn.Module, Aggregator):
 
     def _joined(self, experts: Experts, batch: Batch, *, skip: bool) -> Mixture:
         """The joint encoder's in complete rows; in others surrogates, or with `skip` N(0, I), not active."""
-        mask = batch.observed
-        loc, scale = self._encode(batch, experts.family)
+        mask, whole = batch.observed, batch.whole
         evidence = rearrange(mask, "b m -> 1 b m")
-        if batch.whole is not None:
-            one = loc.new_ones(1, len(mask), loc.shape[-1])
-            base = (torch.zeros_like(one), one) if skip else self._surrogate(experts, mask)
-            loc = base[0].index_copy(1, batch.whole, loc)
-            scale = base[1].index_copy(1, batch.whole, scale)
+        if whole is None:
+            loc, scale = self._encode(batch, experts.family)
+        else:
+            loc, scale = self._incomplete(experts, batch, whole, skip=skip)
+            if len(whole) or torch.is_grad_enabled():  # in training the trunks stay in the graph
+                joint = self._encode(batch, experts.family)
+                loc, scale = (a.index_copy(1, whole, b) for a, b in zip((loc, scale), joint, strict=True))
         active = mask.all(1) if skip else None
         return Mixture(experts.family, loc, scale, loc.new_zeros(loc.shape[:2]), evidence, active)
+
+    def _incomplete(self, experts: Experts, batch: Batch, whole: Tensor, *, skip: bool) -> tuple[Tensor, Tensor]:
+        """What rows that are not complete get, (1, b, d) each; what the others get means nothing."""
+        mask, like = batch.observed, batch.data[next(iter(self.trunks))]
+        one = like.new_ones(1, len(mask), self.latent)
+        if skip:
+            return torch.zeros_like(one), one
+        if torch.is_grad_enabled() or not len(whole) or experts.wanted:
+            return self._surrogate(experts, mask)
+        rest = (~mask.all(1)).nonzero()[:, 0]  # the others need no expert
+        loc, scale = self._surrogate(experts.take(rest), mask.index_select(0, rest))
+        return torch.zeros_like(one).index_copy(1, rest, loc), one.index_copy(1, rest, scale)
 
     def _surrogate(self, experts: Experts, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The product of the unimodal experts, (1, b, d) each."""

@@ -6,7 +6,7 @@ Axes: b rows, m modalities, d latent, p private latent.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from mvkit.errors import SpecError
 from mvkit.estimates import Condition
 from mvkit.experts import Experts
 from mvkit.generation import Translation
-from mvkit.generative import Generative, Names
+from mvkit.generative import Generative
+from mvkit.mechanism import Names
 from mvkit.mixture import Mixture
 from mvkit.modality import Sizes
 from mvkit.objectives import Objective
@@ -121,6 +122,14 @@ class Model(Generative):
             generator=generator,
         )
 
+    def fused(self, batch: Batch, experts: Experts) -> Posterior:
+        """The aggregator's posterior; of the experts' own batch it is made once, however many terms ask for it."""
+        kept = experts.fused if batch is experts.batch else None
+        found: Posterior = self.aggregator.forward(experts, batch) if kept is None else kept
+        if batch is experts.batch:
+            experts.fused = found
+        return found
+
     def prior_at(self, experts: Experts | None = None, posterior: Any = None) -> Any:
         """p(z): of rows whose experts and posterior are given, if it depends on them."""
         prior = self.prior
@@ -129,7 +138,7 @@ class Model(Generative):
         if prior.pseudo_inputs is not None:
             posterior = self._folded(prior.pseudo_inputs)
         elif prior.conditional and experts is not None:
-            posterior = self.aggregator.forward(experts, experts.batch)
+            posterior = self.fused(experts.batch, experts)
         return prior.forward(posterior)
 
     def _folded(self, inputs: dict[str, Tensor]) -> Mixture:
@@ -137,7 +146,7 @@ class Model(Generative):
         c = len(next(iter(inputs.values())))
         mask = torch.ones(c, len(self.names), dtype=torch.bool, device=self.like.device)
         rows = Batch(inputs, mask, layout=self.layout, **indices_of(mask))
-        each = self.aggregator.forward(self.experts(rows), rows)
+        each: Any = self.aggregator.forward(self.experts(rows), rows)
         loc, scale = (rearrange(t, "k c d -> (k c) 1 d") for t in (each.loc, each.scale))
         return Mixture(self.family, loc, scale, rearrange(each.log_weight - math.log(c), "k c -> (k c) 1"))
 
@@ -188,56 +197,62 @@ class Model(Generative):
             private_from: rule of the private latents; None: the model's.
         """
         experts = experts or self.experts(batch)
-        posterior = posterior or self.aggregator.forward(experts, batch)
+        posterior = posterior or self.fused(batch, experts)
         options: Any = {"draw": draw, "reconstruct": reconstruct, "want": want, "stop_density": stop_density}
         options["private_from"] = private_from
         return evaluate_terms(self, batch, n, experts, posterior, **options)
 
     def build_objective(self, objective: Any) -> Objective:
-        """See `Generative.build_objective`."""
+        """See `Mechanism.build_objective`."""
         sizes = Sizes(self.latent_dim, self.family, self.modalities, self.spec.prior)
         made: Objective = as_part("objective", objective).build(sizes)
         return made
 
-    def condition(
+    def conditions(
         self,
         rows: Batch,
-        given: Names,
+        sets: Sequence[Names],
         empty: str,
         *,
         inference: bool = False,
         generator: torch.Generator | None = None,
-    ) -> Condition:
-        """See `Generative.condition`."""
-        return estimates.condition(self, rows, given, empty, inference=inference, generator=generator)
+    ) -> Iterator[Condition]:
+        """See `Mechanism.conditions`."""
+        return estimates.conditions(self, rows, sets, empty, inference=inference, generator=generator)
 
     def decode_one(
         self, name: str, z: Tensor, w: Tensor | None, *, sample: bool = False, generator: torch.Generator | None = None
     ) -> Tensor:
-        """See `Generative.decode_one`."""
+        """See `Mechanism.decode_one`."""
         return generation.decode(self, name, z, w, sample=sample, generator=generator)
 
     def prior_draws(
         self, n: int, cluster: int | None, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor | None]:
-        """See `Generative.prior_draws`."""
+        """See `Mechanism.prior_draws`."""
         return generation.prior_draws(self, n, cluster, generator)
 
     def from_latents(
         self, z: Tensor, *, sample: bool, generator: torch.Generator | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """See `Generative.from_latents`."""
+        """See `Mechanism.from_latents`."""
         return generation.from_latents(self, z, sample=sample, generator=generator)
 
     def generate(self, plan: Translation, found: Condition) -> dict[str, Tensor]:
-        """See `Generative.generate`."""
+        """See `Mechanism.generate`."""
         return generation.translate(self, plan, found)
 
     def weight_blocks(
-        self, batch: Batch, n: int, proposal: str, generator: torch.Generator | None, memory: int
+        self, batch: Batch, n: int, proposal: str, generator: torch.Generator | None, memory: int | None
     ) -> Iterator[Tensor]:
-        """See `Generative.weight_blocks`."""
+        """See `Mechanism.weight_blocks`."""
         return estimates.weight_blocks(self, batch, n, proposal, generator, memory)
+
+    def predictive_blocks(
+        self, batch: Batch, posterior: Posterior, n: int, generator: torch.Generator | None, memory: int | None
+    ) -> Iterator[Tensor]:
+        """See `Mechanism.predictive_blocks`."""
+        return estimates.predictive_blocks(self, batch, posterior, n, generator, memory)
 
     def assign(self, rows: Batch, *, soft: bool, by_modality: bool) -> Any:
         """See `Generative.assign`."""

@@ -145,7 +145,7 @@ class ELBO(Objective):
         if self.condition == "subset":
             members, _ = random_subsets(experts, batch.observed, model.order, 1)
             batch = attrs.evolve(batch, mask=members[0], whole=batch.no_rows)
-        return {"": model.aggregator.forward(experts, batch)}
+        return {"": model.fused(batch, experts)}
 
     def _bound(
         self, model: Model, batch: Batch, experts: Experts, posterior: Posterior
@@ -185,7 +185,7 @@ class _Weighted(Objective):
 
     def _loss(self, model: Model, batch: Batch, experts: Experts, *, doubly: bool) -> Loss:
         """The importance-weighted loss, its gradient doubly reparametrised if asked."""
-        posterior = model.aggregator.forward(experts, batch)
+        posterior = model.fused(batch, experts)
         defaults = model.aggregator.defaults
         terms = model.terms(
             batch,
@@ -284,7 +284,7 @@ class Align(Objective):
     trains_unimodal = True
 
     def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
-        posterior = model.aggregator.forward(experts, batch)
+        posterior = model.fused(batch, experts)
         total = posterior.log_weight.new_zeros(len(batch))
         samples = self.samples if self.estimate == "samples" else None
         for i, surrogate in enumerate(model.aggregator.unimodal(experts, batch).values()):

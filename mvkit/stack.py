@@ -21,10 +21,12 @@ from mvkit.errors import RequestError, SpecError
 from mvkit.estimates import Condition
 from mvkit.experts import Experts
 from mvkit.generation import Translation
-from mvkit.generative import Generative, Names
+from mvkit.generative import Generative
 from mvkit.losses import Loss
+from mvkit.mechanism import Names
 from mvkit.model import Model
 from mvkit.objectives import Objective
+from mvkit.posterior import Posterior
 from mvkit.spec import as_part, field, flag, number, part, parts, spec, to_dict
 from mvkit.terms import log_likelihoods
 from mvkit.values import Layout
@@ -135,11 +137,11 @@ class Stack(Generative):
 
     @property
     def layout(self) -> Layout:
-        """See `Generative.layout`."""
+        """See `Mechanism.layout`."""
         return self.bottom.layout
 
     def build_objective(self, objective: Any) -> Objective:
-        """See `Generative.build_objective`."""
+        """See `Mechanism.build_objective`."""
         made = as_part("objective", objective)
         if not isinstance(made, Levels):
             raise SpecError(f"a stack takes objective 'levels' with one for each level; got {made!r}", "objective")
@@ -148,7 +150,7 @@ class Stack(Generative):
         return Levels(levels=built, kl_weight=made.kl_weight)
 
     def experts(self, batch: Batch, *, training: bool = False, generator: torch.Generator | None = None) -> Experts:
-        """See `Generative.experts`."""
+        """See `Mechanism.experts`."""
         return self.bottom.experts(batch, training=training, generator=generator)
 
     def up(self, batch: Batch, experts: Experts, *, drawn: bool) -> Batch:
@@ -163,22 +165,24 @@ class Stack(Generative):
             data[name] = z
         return attrs.evolve(batch, data=data, elements=None, layout=self.top.layout)
 
-    def condition(
+    def conditions(
         self,
         rows: Batch,
-        given: Names,
+        sets: Sequence[Names],
         empty: str,
         *,
         inference: bool = False,
         generator: torch.Generator | None = None,
-    ) -> Condition:
-        """The top's posterior, reached by the means of the bottom's; see `Generative.condition`."""
-        names = estimates.names_of(given, self.names)
-        hidden = rows.hide(names)
-        experts = self.bottom.experts(hidden, generator=generator)
-        upper = self.up(hidden, experts, drawn=False)
-        found = estimates.condition(self.top, upper, names, empty, inference=inference, generator=generator)
-        return Condition(hidden, experts, found.posterior)
+    ) -> Iterator[Condition]:
+        """The top's posteriors, reached by the means of the bottom's; see `Mechanism.conditions`."""
+        found = [estimates.names_of(given, self.names) for given in sets]
+        rows = rows.hide(name for names in found for name in names)
+        experts = self.bottom.experts(rows, generator=generator)
+        upper = self.up(rows, experts, drawn=False)
+        above = self.top.conditions(upper, found, empty, inference=inference, generator=generator)
+        for names, one in zip(found, above, strict=True):
+            hidden = rows.hide(names)
+            yield Condition(hidden, experts.given(hidden), one.posterior)
 
     def decode_one(
         self, name: str, z: Tensor, w: Tensor | None, *, sample: bool = False, generator: torch.Generator | None = None
@@ -207,19 +211,19 @@ class Stack(Generative):
     def prior_draws(
         self, n: int, cluster: int | None, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor | None]:
-        """See `Generative.prior_draws`."""
+        """See `Mechanism.prior_draws`."""
         return self.top.prior_draws(n, cluster, generator)
 
     def from_latents(
         self, z: Tensor, *, sample: bool, generator: torch.Generator | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """See `Generative.from_latents`; the private latents are the z_m."""
+        """See `Mechanism.from_latents`; the private latents are the z_m."""
         private, _ = self.top.from_latents(z, sample=False, generator=generator)
         data = {k: self.decode_one(k, z, w, sample=sample, generator=generator) for k, w in private.items()}
         return data, private
 
     def weight_blocks(
-        self, batch: Batch, n: int, proposal: str, generator: torch.Generator | None, memory: int
+        self, batch: Batch, n: int, proposal: str, generator: torch.Generator | None, memory: int | None
     ) -> Iterator[Tensor]:
         """Importance weights through both levels: Σ log p(x_m|z_m) - log q(z_m|x_m), and the top's of the z_m."""
         if proposal != "mixture":
@@ -236,6 +240,19 @@ class Stack(Generative):
             terms = self.top.terms(upper, experts=self.top.experts(upper, generator=generator), want="mixture")
             above = rearrange(bounds.log_weights(terms), "1 1 (s b) -> s b", s=size)
             yield torch.where(known, rearrange(log_px - log_q, "s 1 b -> s b") + above, 0.0)
+
+    def predictive_blocks(
+        self, batch: Batch, posterior: Posterior, n: int, generator: torch.Generator | None, memory: int | None
+    ) -> Iterator[Tensor]:
+        """See `Mechanism.predictive_blocks`; the bottom's latents are drawn from p(z_m|z)."""
+        names = [name for name in self.names if name not in batch.hidden]
+        for size in estimates.block_sizes(self.bottom, n, len(batch), memory):
+            z = posterior.rsample(size, generator)
+            drawn = {name: self.top.decode_one(name, z, None, sample=True, generator=generator) for name in names}
+            w = {name: rearrange(each, "n b p -> n 1 b p") for name, each in drawn.items()}
+            nothing = z.new_zeros(size, 1, len(batch), 0)
+            log_px = log_likelihoods(self.bottom, batch, nothing, w, batch.observed)
+            yield rearrange(log_px.sum(-1), "n 1 b -> n b")
 
     def _draws(self, experts: Experts, n: int, observed: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Draws of the bottom's latents {name: (n, 1, b, p)}, and Σ_{m∈O} log q(z_m|x_m), (n, 1, b)."""

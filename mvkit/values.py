@@ -183,6 +183,37 @@ def conform_values(layout: Layout, source: Source, b: int) -> tuple[Tensor, Tens
     steps = () if source.done else steps
     x, given = _arranged(layout, source, x)
     x = _raw(x, shape, steps, where) if steps else _typed(x, layout, name, where)
+    as_is = given is None and not steps and not (source.columns and source.columns.words)
+    found = _masked(x, column) if as_is and _plain(x, likelihood) else _examined(layout, source, x, given, steps)
+    odd = likelihood.suspicion(found[0])
+    if odd:
+        warnings.warn(f"{where}: {odd}", stacklevel=2)
+    return found
+
+
+def _plain(x: Tensor, likelihood: Likelihood) -> bool:
+    """Whether there is neither a gap nor a value to refuse; where any finite number will do, found in one pass.
+
+    A sum is finite only if all its terms are; one that overflows sends its values the long way.
+    """
+    if not torch.isfinite(x.sum()):
+        return False
+    return type(likelihood).outside is Likelihood.outside or not likelihood.outside(x).any()
+
+
+def _masked(x: Tensor, column: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As `conform_values`, of values without a gap but those that the mask makes."""
+    if column is None:
+        return x, torch.ones(len(x), dtype=torch.bool, device=x.device), None
+    observed = column.to(x.device)
+    return torch.where(_expand(observed, x), x, 0.0), observed, None
+
+
+def _examined(
+    layout: Layout, source: Source, x: Tensor, given: Tensor | None, steps: tuple[Any, ...]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As `conform_values`, every value looked at, and taken through the transforms."""
+    likelihood, column, where = layout.likelihoods[source.name], source.column, source.where
     missing = torch.isnan(x)
     if likelihood.class_axis and not steps:
         _refuse(missing.any(-1) & ~missing.all(-1), column, x, source, "is NaN for some classes only", "all or none")
@@ -194,7 +225,7 @@ def conform_values(layout: Layout, source: Source, b: int) -> tuple[Tensor, Tens
     bare = observed & ~reduce(seen, "b ... -> b", "max")
     if bare.any():
         raise DataError(f"{where}: the mask says {source.row(bare)} is observed, but none of its elements; correct one")
-    names = layout.features.get(name) or (source.columns.names if source.columns else ())
+    names = layout.features.get(source.name) or (source.columns.names if source.columns else ())
     x = source.columns.renumbered(x, steps, seen, names, source) if source.columns else x
     for step in steps:
         _refuse(step.outside(x) & seen, None, x, source, f"cannot be taken by {step!r}", step.support, names)
@@ -203,11 +234,7 @@ def conform_values(layout: Layout, source: Source, b: int) -> tuple[Tensor, Tens
     full = rearrange(seen, "... -> ... 1") if likelihood.class_axis else seen
     _refuse(likelihood.outside(x) & full, None, x, source, "cannot be taken", likelihood.support, names)
     present = seen | ~_expand(observed, present)
-    x = torch.where(full, x, 0.0)
-    odd = likelihood.suspicion(x)
-    if odd:
-        warnings.warn(f"{where}: {odd}", stacklevel=2)
-    return x, observed, None if bool(present.all()) else present
+    return torch.where(full, x, 0.0), observed, None if bool(present.all()) else present
 
 
 def _arranged(layout: Layout, source: Source, x: Tensor) -> tuple[Tensor, Tensor | None]:

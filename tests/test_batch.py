@@ -61,6 +61,25 @@ def test_numpy_of_all_kinds():
     assert Model(SHAPES).encode({"a": plain.astype(np.float32)}).shape == (2, 10)
 
 
+def test_values_without_gaps_are_as_those_that_are_looked_at_one_by_one():
+    """What is finite in sum is taken at once; the largest floats, whose sum is not, are taken all the same."""
+    a, b = torch.randn(6, 3), torch.rand(6, 2, 2)
+    mask = torch.tensor([[True, False], [True, True], [False, True]] * 2)
+    every = {k: torch.ones(x.shape, dtype=torch.bool) for k, x in (("a", a), ("b", b))}
+    for seen in (None, mask):
+        plain, slow = conformed(Batch({"a": a, "b": b}, seen)), conformed(Batch({"a": a, "b": b}, seen, every))
+        for name in ("a", "b"):
+            assert torch.equal(plain.data[name], slow.data[name])
+        assert torch.equal(plain.mask, slow.mask)
+        assert plain.elements is None
+    largest = torch.full((2, 3), torch.finfo(torch.float32).max)
+    assert torch.equal(conformed(Batch({"a": largest})).data["a"], largest)
+    for bad in (torch.inf, -torch.inf):
+        both = torch.tensor([[torch.inf, bad, 0.0]])
+        with pytest.raises(mvkit.DataError, match=r"element \(0,\): inf cannot be taken"):
+            conformed(Batch({"a": both}))
+
+
 def test_integers_for_bits_and_classes():
     shapes = {"bits": Modality((3,), "bernoulli"), "class": Modality((4,), "categorical")}
     batch = conformed(Batch({"bits": torch.tensor([[0, 1, 1]]), "class": torch.tensor([2])}), shapes)

@@ -53,6 +53,53 @@ def test_arrays_datasets_and_batches_are_alike_and_chunked(aggregator, monkeypat
     assert all(isinstance(a, np.ndarray) for a in arrays.values())
 
 
+def called(modules):
+    """A list that grows by a module's name whenever it is called."""
+    calls = []
+    for name, module in modules.items():
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    return calls
+
+
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
+def test_encoding_subsets_is_encoding_each_of_them(aggregator, monkeypatch):
+    made = model(aggregator, private=2)
+    batch = rows(30)
+    calls = called(made.encoders)
+    found = made.encode_subsets(batch, empty="prior")
+    assert len(calls) == len(set(calls))  # at most once, however many sets
+    assert len(found) == 7
+    assert all(len(each) > 0 for each in found)
+    for given, means in found.items():
+        torch.testing.assert_close(means, made.encode(batch, given, empty="prior"), rtol=1e-12, atol=1e-12)
+    monkeypatch.setattr("mvkit.estimates.ROWS", 7)
+    some = made.encode_subsets(batch, [["c", "a"], "b"], empty="prior")
+    assert list(some) == [("c", "a"), ("b",)]
+    torch.testing.assert_close(some["c", "a"], found["a", "c"])
+    with pytest.raises(mvkit.RequestError, match=r"subsets: got 'ab'; expected a list of sets"):
+        made.encode_subsets(batch, "ab")
+    with pytest.raises(mvkit.DataError, match="observes none of the given modalities"):
+        made.encode_subsets(batch)
+
+
+def test_encoding_subsets_of_two_levels():
+    made = mvkit.recipes.nexus({"a": (3,), "b": (2,), "c": (1,)}, latent_dim=2, bottom_dim=2).double()
+    batch = Batch({"a": torch.randn(9, 3), "b": torch.randn(9, 2), "c": torch.randn(9, 1)})
+    calls = called({f"{i}{k}": e for i, level in enumerate(made.levels) for k, e in level.encoders.items()})
+    found = made.encode_subsets(batch)
+    assert sorted(calls) == ["0a", "0b", "0c", "1a", "1b", "1c"]
+    for given, means in found.items():
+        torch.testing.assert_close(means, made.encode(batch, given), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("objective", ["jmvae", "telbo"])
+def test_terms_of_an_objective_share_the_joint_posterior(objective):
+    made = model("joint", objective=objective)
+    calls = called({"head": made.aggregator.head, **made.aggregator.trunks})
+    made.train().loss(rows(missing=False)).loss.backward()
+    assert sorted(calls) == ["a", "b", "c", "head"]
+
+
 def test_given_nothing_is_the_prior():
     made = model("moe", "mog")
     posterior = made.posterior(rows(), given=())
@@ -207,3 +254,17 @@ def test_a_seed_makes_the_weights_and_leaves_the_global_state():
 def test_names_that_modules_cannot_have():
     with pytest.raises(mvkit.SpecError, match="cannot be called 'keys'"):
         Model({"keys": (3,)})
+
+
+def test_complete_rows_are_encoded_jointly_and_by_nothing_else():
+    made = model("joint", objective="jmvae")
+    batch = rows(16)
+    seen = []
+    for encoder in made.encoders.values():
+        encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    together = made.encode(batch)
+    complete = made.conform(batch).whole
+    assert 0 < len(complete) < 16
+    assert sum(seen) == int(batch.mask.sum()) - 3 * len(complete)
+    alone = torch.cat([made.encode(batch.take([i])) for i in range(16)])
+    torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)

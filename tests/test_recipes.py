@@ -458,6 +458,13 @@ def test_likelihood_through_both_levels_is_that_of_the_linear_model():
     torch.testing.assert_close(stack.log_likelihood({"a": x["a"]}, n=50_000), only, rtol=0, atol=0.1)
     bound = torch.stack([stack.loss(x).bound for _ in range(200)]).mean()
     assert bound < truth.mean()
+    # predictive: x_a under the top's posterior given b, a normal whose every layer is linear
+    given = stack.posterior(x, given=["b"])
+    loc, spread = (given.loc[0] @ weight[:3].T + biases[0]), given.scale[0].square()
+    spread = torch.einsum("bd,xd,yd->bxy", spread, weight[:3], weight[:3]) + noise[:3, :3]
+    predicted = torch.distributions.MultivariateNormal(loc.detach(), spread.detach()).log_prob(x["a"])
+    found = stack.log_likelihood(x, ["a"], ["b"], n=50_000, estimator="predictive")
+    torch.testing.assert_close(found, predicted, rtol=0, atol=0.1)
 
 
 def normal_of(normal, part):

@@ -127,11 +127,11 @@ def test_conditional_likelihood(proposal):
     batch = data.test.batch
     joint = data.truth.log_prob(dict(batch.data))
     given = data.truth.log_prob({n: batch.data[n] for n in ("m0", "m2")})
-    estimate = model.log_likelihood(batch, ["m1"], ["m0", "m2"], n=20_000, proposal=proposal)
-    torch.testing.assert_close(estimate, joint - given, rtol=0, atol=0.15)
+    estimate = model.log_likelihood(batch, ["m1"], ["m0", "m2"], n=80_000, proposal=proposal)
+    torch.testing.assert_close(estimate, joint - given, rtol=0, atol=0.12)  # 4 standard deviations over seeds
     predictive = model.log_likelihood(batch, ["m1"], ["m0", "m2"], n=4000, estimator="predictive")
     assert (predictive - (joint - given)).abs().mean() > 0.02  # another quantity
-    chain = model.log_likelihood(batch, ["m0", "m2"], n=20_000) + estimate
+    chain = model.log_likelihood(batch, ["m0", "m2"], n=80_000) + estimate
     torch.testing.assert_close(chain, joint, rtol=0, atol=0.2)
 
 

@@ -90,7 +90,7 @@ class Likelihood(Metric):
         """Log p of what rows have, and the effective sample size, (b,) each."""
         sums, squares = [], []
         with estimates.evaluation(study.model):
-            for w in study.model.weight_blocks(rows, self.n, "mixture", generator, estimates.MEMORY):
+            for w in study.model.weight_blocks(rows, self.n, "mixture", generator, None):
                 sums.append(torch.logsumexp(finite(w, rows, "an importance weight", 1), 0))
                 squares.append(torch.logsumexp(2 * w, 0))
         total = torch.logsumexp(torch.stack(sums), 0)

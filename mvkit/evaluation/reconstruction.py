@@ -12,12 +12,12 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
-from mvkit import estimates
 from mvkit.batch import Batch
 from mvkit.evaluation.metric import Metric, Score, Scores, Study, mean, scatter, subset
 from mvkit.spec import field, integer, one_of, spec
 
 LEVELS = (0.5, 0.8, 0.95)
+MEMORY = 2**26  # bytes that the draws of a block of rows may take
 
 
 def present(block: Batch, name: str) -> Tensor:
@@ -202,7 +202,7 @@ class Calibration(Metric):
             others = [k for k in study.model.names if k != name]
             has = subset(block, [name], study.model.names) & block.hide(others).observed.any(1)
             rows = block.take(has)
-            size = max(1, estimates.MEMORY // (4 * self.n * study.model.modalities[name].numbers))
+            size = max(1, MEMORY // (4 * self.n * study.model.modalities[name].numbers))
             inside = [
                 self._inside(study, name, rows.take(slice(start, start + size)), others, generator)
                 for start in range(0, len(rows), size)

@@ -37,7 +37,7 @@ class Entropy(Objective):
 
     def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
         """See `Objective.forward`."""
-        posterior = model.aggregator.forward(experts, batch)
+        posterior = model.fused(batch, experts)
         log_weight = posterior.log_weight
         active = torch.ones_like(batch.observed[:, 0]) if posterior.active is None else posterior.active
         counted = torch.isfinite(log_weight) & active  # 0 log 0 is 0
