@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 import torch
@@ -23,6 +23,7 @@ from mvkit.families import Family
 from mvkit.mixture import Mixture, equal_weights
 from mvkit.modality import Sizes
 from mvkit.posterior import Posterior
+from mvkit.products import Factors, product
 from mvkit.spec import field, flag, integer, names, one_of, spec
 
 
@@ -85,62 +86,6 @@ class Aggregator(ABC):
     def inference(self, experts: Experts, batch: Batch) -> Posterior:
         """What `encode` and `translate` use: the posterior, unless the aggregator's paper says otherwise."""
         return self.posterior(experts, batch)
-
-
-class Located(Protocol):
-    """Experts: locations and scales, (m, b, d) each."""
-
-    @property
-    def loc(self) -> Tensor: ...
-
-    @property
-    def scale(self) -> Tensor: ...
-
-
-def product(
-    experts: Located, mask: Tensor, members: Tensor, usable: Tensor, prior: Tensor | float
-) -> tuple[Tensor, Tensor]:
-    """Products of normal experts, one for each subset, each with an optional standard normal expert.
-
-    Args:
-        experts: normal experts.
-        mask: those that each row has, (b, m) bool.
-        members: experts of each subset, (k, m) for all rows alike or (k, b, m) bool.
-        usable: rows that observe all members, (k, b) bool; what the others get is proper, but means nothing.
-        prior: precision added to each product, broadcastable to (k, b, 1).
-
-    Returns:
-        Mean and standard deviation, each (k, b, d).
-    """
-    precision = torch.where(rearrange(mask, "b m -> m b 1"), experts.scale.square().reciprocal(), 0.0)
-    pattern = "k m, m b d -> k b d" if members.ndim == 2 else "k b m, m b d -> k b d"
-    chosen = members.to(precision.dtype)
-    # a standard normal guards what a row cannot use: a product of nothing would make NaN gradients
-    guard = rearrange(~usable, "k b -> k b 1").to(precision.dtype) + prior
-    total = einsum(chosen, precision, pattern).add_(guard)
-    weighted = einsum(chosen, precision * experts.loc, pattern)
-    located: tuple[Tensor, Tensor] = _Located.apply(weighted, total)  # type: ignore[no-untyped-call]
-    return located
-
-
-class _Located(torch.autograd.Function):
-    """Mean and standard deviation from precision-weighted mean and precision, with a gradient in few passes."""
-
-    @staticmethod
-    def forward(ctx: Any, weighted: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-        scale = torch.rsqrt(total)
-        variance = scale * scale
-        loc = weighted * variance
-        ctx.save_for_backward(loc, scale, variance)
-        return loc, scale
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, to_loc: Tensor, to_scale: Tensor) -> tuple[Tensor, Tensor]:
-        loc, scale, variance = ctx.saved_tensors
-        to_weighted = to_loc * variance
-        to_total = (to_scale * scale).mul_(variance).mul_(-0.5).addcmul_(to_weighted, loc, value=-1.0)
-        return to_weighted, to_total
 
 
 def product_of_observed(experts: Experts, mask: Tensor, prior: Tensor | float) -> Mixture:
@@ -294,10 +239,11 @@ class MoPoEAggregator(nn.Module, Aggregator):
             members, usable = self.members, self._usable(mask)
         if self.fallback:
             members, usable = self._with_fallback(members, usable, mask)
-        loc, scale = product(experts, mask, members, usable, self._prior(members, experts.loc))
+        factors = Factors.of(experts, mask, members, usable, self._prior(members, experts.loc))
         within = members if members.ndim == 3 else rearrange(members, "k m -> k 1 m")
         evidence = within & rearrange(usable, "k b -> k b 1")
-        return Mixture(experts.family, loc, scale, equal_weights(usable, loc), evidence)
+        log_weight = equal_weights(usable, experts.loc)
+        return Mixture(experts.family, None, None, log_weight, evidence, factors=factors)
 
     def _usable(self, mask: Tensor) -> Tensor:
         lacking = (~mask).to(torch.float32)

@@ -16,7 +16,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from mvkit import noise
-from mvkit.aggregators import Aggregator, Defaults, product, refuse_product
+from mvkit.aggregators import Aggregator, Defaults, refuse_product
 from mvkit.batch import Batch
 from mvkit.errors import SpecError
 from mvkit.experts import Experts
@@ -25,6 +25,7 @@ from mvkit.modality import Sizes
 from mvkit.networks import on_rows
 from mvkit.posterior import Draws, Posterior
 from mvkit.priors import Prior
+from mvkit.products import product
 from mvkit.spec import field, integer, part, parts, spec
 
 SMALL = {"name": "mlp", "hidden": [256]}
@@ -191,7 +192,7 @@ class TopDownPosterior(Posterior):
             if not isinstance(other, TopDownPosterior) or other.prior is not prior or other.observed is not None:
                 return None
             each = [prior.family.kl(level.loc, level.scale, level.loc0, level.scale0) for level in levels]
-            total = torch.cat([one for one in each if one is not None], -1).sum(-1)
+            total = torch.stack([one for one in each if one is not None]).sum(0)
             return total.mean(0) if None not in each else None
 
         z = torch.cat([level.z for level in levels], -1)

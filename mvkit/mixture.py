@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from mvkit import noise
 from mvkit.families import Family
 from mvkit.posterior import Draws, Posterior
+from mvkit.products import Factors
 
 CHUNK = 2**22  # numbers in one (n, k, b, d) block of a density; keeps blocks near the cache
 
@@ -33,6 +34,8 @@ class Mixture(Posterior):
         active: rows that objectives count, (b,) bool; None: all.
         order: an order of the components (k,) that does not depend on the order of the modalities; components
             are picked along it, so that renaming nothing but the order of modalities changes no draw.
+        factors: what normal components are products of, in place of loc and scale, which are then computed when
+            somebody looks at them.
 
     Example:
         >>> import torch
@@ -43,17 +46,33 @@ class Mixture(Posterior):
     """
 
     family: Family
-    loc: Tensor
-    scale: Tensor
+    _loc: Tensor | None
+    _scale: Tensor | None
     log_weight: Tensor
     evidence: Tensor | None = None
     active: Tensor | None = None
     order: Tensor | None = None
+    factors: Factors | None = None
+
+    @property
+    def loc(self) -> Tensor:
+        """Locations, (k, b, d)."""
+        return self._located(self._loc, 0)
+
+    @property
+    def scale(self) -> Tensor:
+        """Scales, (k, b, d)."""
+        return self._located(self._scale, 1)
+
+    def _located(self, given: Tensor | None, i: int) -> Tensor:
+        if given is None and self.factors is None:
+            raise ValueError("a mixture needs loc and scale, or factors")
+        return self.factors.located[i] if given is None and self.factors is not None else given  # type: ignore[return-value]
 
     @property
     def components(self) -> int:
         """The number of components, K."""
-        return self.loc.shape[0]
+        return self.log_weight.shape[0]
 
     @property
     def mean(self) -> Tensor:
@@ -72,22 +91,33 @@ class Mixture(Posterior):
             generator: source of randomness.
             site: name of the noise (see `mvkit.noise`).
         """
-        k, b, d = self.loc.shape
+        k, (b, d), like = self.components, self._row_shape, self.log_weight
         drawn = k if how == "stratified" else 1
-        eps = noise.draw(site, (n, drawn, b, d), self.loc, generator=generator, sampler=self.family.noise)
+        eps = noise.draw(site, (n, drawn, b, d), like, generator=generator, sampler=self.family.noise)
         if drawn == k:
             loc, scale, component, log_weight = self.loc, self.scale, None, self.log_weight
         else:
             component = self._pick(n, how, generator)
-            index = component.expand(-1, -1, d) if d else component[..., :0]
-            loc, scale = (rearrange(torch.gather(t, 0, index), "s b d -> s 1 b d") for t in (self.loc, self.scale))
+            loc, scale = (rearrange(t, "s b d -> s 1 b d") for t in self._at(component))
             component = rearrange(component, "s b 1 -> s 1 b")
-            log_weight = self.loc.new_zeros(1, b)
+            log_weight = like.new_zeros(1, b)
 
         def density() -> Tensor:
             return self.family.log_density(eps).sum(-1) - scale.log().sum(-1)
 
         return Draws(self, torch.addcmul(loc, scale, eps), component, log_weight, density, self.kl)
+
+    @property
+    def _row_shape(self) -> torch.Size:
+        return self.loc.shape[1:] if self.factors is None else self.factors.precision.shape[1:]
+
+    def _at(self, component: Tensor) -> tuple[Tensor, Tensor]:
+        """Locations and scales of the components that rows picked, (s, b, 1) -> (s, b, d) each."""
+        if self.factors is not None:
+            return self.factors.pick(component)
+        d = self.loc.shape[-1]
+        index = component.expand(-1, -1, d) if d else component[..., :0]
+        return torch.gather(self.loc, 0, index), torch.gather(self.scale, 0, index)
 
     def _pick(self, n: int, how: str, generator: torch.Generator | None) -> Tensor:
         """Components drawn from the rows' weights, (s, b, 1); balanced ones have s = 1."""
@@ -145,13 +175,14 @@ class Mixture(Posterior):
         """KL(q_k ‖ p) of every component, (k, b), in nats; None where there is no closed form."""
         if not isinstance(prior, Mixture) or prior.components > 1 or prior.family.density != self.family.density:
             return None
-        kl = self.family.kl(self.loc, self.scale, prior.loc, prior.scale)
-        return None if kl is None else kl.sum(-1)
+        if self.factors is not None:
+            return self.factors.kl(prior.loc, prior.scale)
+        return self.family.kl(self.loc, self.scale, prior.loc, prior.scale)
 
     def detach(self) -> Mixture:
         """The same distribution with every parameter stopped, weights included."""
         stopped = (self.loc.detach(), self.scale.detach(), self.log_weight.detach())
-        return attrs.evolve(self, loc=stopped[0], scale=stopped[1], log_weight=stopped[2])
+        return attrs.evolve(self, loc=stopped[0], scale=stopped[1], log_weight=stopped[2], factors=None)
 
     def expand(self, b: int, m: int) -> Mixture:
         loc, scale = (t.expand(-1, b, -1) for t in (self.loc, self.scale))

@@ -81,7 +81,7 @@ class Private:
             ratio = _log_ratio(model.family, drawn[name], *stopped)
             ratios.append(torch.where(counted[..., i], ratio, 0.0))
             kl = model.family.kl(loc, scale, torch.zeros_like(loc), torch.ones_like(scale))
-            kls.append(None if kl is None else torch.where(share[:, i] > 0, share[:, i] * kl.sum(-1), 0.0))
+            kls.append(None if kl is None else torch.where(share[:, i] > 0, share[:, i] * kl, 0.0))
         closed = [kl for kl in kls if kl is not None]
         return cls(w, drawn, torch.stack(ratios, -1), torch.stack(closed, -1) if len(closed) == len(kls) else None)
 

@@ -75,7 +75,7 @@ def _prior_cross_entropy(bottom: Model, batch: Batch, experts: Experts) -> Tenso
         kl = bottom.family.kl(loc, scale, torch.zeros_like(loc), torch.ones_like(scale))
         if kl is None:
             raise RequestError("a stack's bound needs a family with closed-form KLs")
-        total = total + torch.where(batch.observed[:, i], kl.sum(-1) + entropy, 0.0)
+        total = total + torch.where(batch.observed[:, i], kl + entropy, 0.0)
     return total
 
 

@@ -1,0 +1,79 @@
+"""Products of experts for many subsets at once, against plain autograd and torch's densities."""
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from mvkit.products import Factors
+
+M, B, D = 3, 5, 2
+
+
+class Experts:
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.loc = torch.randn(M, B, D, generator=generator, dtype=torch.float64).requires_grad_()
+        self.scale = torch.rand(M, B, D, generator=generator, dtype=torch.float64).add(0.3).requires_grad_()
+
+
+def factors(experts, kind, prior=1.0):
+    mask = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0], [1, 1, 0], [1, 1, 1]]).bool()
+    members = torch.tensor([[i >> j & 1 for j in range(M)] for i in range(1, 2**M)]).bool()
+    usable = (members[:, None] & ~mask).sum(-1) == 0
+    if kind == "by row":
+        members = members[:, None] & mask
+    return Factors.of(experts, mask, members, usable, prior), members, mask, usable
+
+
+def plainly(experts, members, mask, usable, prior=1.0):
+    """Normals of all products, one by one."""
+    locs, scales = [], []
+    for k in range(len(members)):
+        own = members[k] if members.ndim == 3 else members[k].expand(B, M)
+        chosen = (own & mask).T[..., None].double()
+        total = (chosen / experts.scale**2).sum(0) + prior + (~usable[k]).double()[:, None]
+        locs.append((chosen * experts.loc / experts.scale**2).sum(0) / total)
+        scales.append(total**-0.5)
+    return Normal(torch.stack(locs), torch.stack(scales))
+
+
+def gradients(value, *tensors):
+    weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(1), dtype=value.dtype)
+    return torch.autograd.grad(
+        (value * weights).sum(), tensors, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+
+
+@pytest.mark.parametrize("kind", ["alike", "by row"])
+@pytest.mark.parametrize("cached", [1, 2 * B * D, 2**17])
+def test_products_and_their_divergences(kind, cached, monkeypatch):
+    monkeypatch.setattr("mvkit.families.CACHED", cached)
+    experts = Experts()
+    made, *rest = factors(experts, kind)
+    plain = plainly(experts, *rest)
+    for ours, theirs in zip(made.located, (plain.loc, plain.scale), strict=True):
+        torch.testing.assert_close(ours, theirs)
+        both = (gradients(one, experts.loc, experts.scale) for one in (ours, theirs))
+        for a, b in zip(*both, strict=True):
+            torch.testing.assert_close(a, b)
+    for shape in ((1, 1, D), (1, B, D)):
+        loc0 = torch.randn(shape, dtype=torch.float64).requires_grad_()
+        scale0 = torch.rand(shape, dtype=torch.float64).add(0.5).requires_grad_()
+        ours, theirs = made.kl(loc0, scale0), kl_divergence(plain, Normal(loc0, scale0)).sum(-1)
+        torch.testing.assert_close(ours, theirs)
+        both = (gradients(one, experts.loc, experts.scale, loc0, scale0) for one in (ours, theirs))
+        for a, b in zip(*both, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind", ["alike", "by row"])
+def test_picked_products_are_those_of_all(kind):
+    experts = Experts()
+    made, *_ = factors(experts, kind)
+    component = torch.randint(7, (4, B, 1), generator=torch.Generator().manual_seed(2))
+    for ours, every in zip(made.pick(component), made.located, strict=True):
+        theirs = torch.gather(every, 0, component.expand(-1, -1, D))
+        torch.testing.assert_close(ours, theirs)
+        both = (gradients(one, experts.loc, experts.scale) for one in (ours, theirs))
+        for a, b in zip(*both, strict=True):
+            torch.testing.assert_close(a, b)
