@@ -90,9 +90,9 @@ class Aggregator(ABC):
 
 def product_of_observed(experts: Experts, mask: Tensor, prior: Tensor | float) -> Mixture:
     """The one-component product of everything that each row observes."""
-    members = rearrange(mask, "b m -> 1 b m")
-    loc, scale = product(experts, mask, members, reduce(members, "k b m -> k b", "max"), prior)
-    return Mixture(experts.family, loc, scale, loc.new_zeros(loc.shape[:2]), members)
+    every = torch.ones(1, mask.shape[1], dtype=torch.bool, device=mask.device)  # unobserved ones have no precision
+    loc, scale = product(experts, mask, every, reduce(mask, "b m -> 1 b", "max"), prior)
+    return Mixture(experts.family, loc, scale, loc.new_zeros(loc.shape[:2]), rearrange(mask, "b m -> 1 b m"))
 
 
 def raw_expert(experts: Experts, batch: Batch, i: int) -> Mixture:
