@@ -14,6 +14,7 @@ import mvkit
 from mvkit import plugins, sealed
 from mvkit.errors import CheckpointError, MvkitError
 from mvkit.generative import Generative
+from mvkit.mechanism import check_model
 from mvkit.model import Model
 from mvkit.samplers import install
 from mvkit.spec import as_part, is_spec
@@ -28,6 +29,7 @@ def save(model: Generative, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: when the folder cannot be written; nothing is left behind.
     """
+    check_model(model, "save")
     sealed.write(path, header_of(model), model.state_dict())
 
 

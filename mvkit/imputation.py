@@ -20,6 +20,7 @@ from mvkit.data import tables, writing
 from mvkit.data.sources import MultimodalDataset, as_batch
 from mvkit.errors import RequestError, suggest
 from mvkit.generative import Generative
+from mvkit.mechanism import check_model
 from mvkit.modality import Modality
 from mvkit.values import Columns, Source
 
@@ -84,6 +85,7 @@ def impute(
         >>> float(filled["a"][0, 0]), bool(np.isnan(filled["b"]).any())
         (1.0, False)
     """
+    check_model(model, "impute")
     shares = tuple(quantiles or ())
     asked = quantiles is not None or draws
     if any(not 0 <= share <= 1 for share in shares):
@@ -131,6 +133,7 @@ def embed(
         >>> mvkit.embed(model, {"a": pandas.DataFrame({"x": [1.0, 2.0]}, index=["p", "q"])}).index.tolist()
         ['p', 'q']
     """
+    check_model(model, "embed")
     raw = _rows_of(data, id)
     z = model.encode(raw, given, empty=empty)
     if _framed(data):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mvkit.batch import Batch
+from mvkit.errors import RequestError
 from mvkit.estimates import Condition
 from mvkit.experts import Experts
 from mvkit.generation import Translation
@@ -22,6 +23,12 @@ from mvkit.posterior import Posterior
 from mvkit.values import Layout
 
 Names = Iterable[str] | None
+
+
+def check_model(model: Any, where: str) -> None:
+    """Raises RequestError, which names the function, for what is no model."""
+    if not isinstance(model, Mechanism):
+        raise RequestError(f"{where}: got {type(model).__name__} as its model; expected a Model or a Stack, then the rest")
 
 
 class Mechanism(nn.Module, ABC):

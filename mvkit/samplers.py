@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mvkit import estimates, noise, plugins
 from mvkit.batch import Batch
 from mvkit.errors import DataError, RequestError
+from mvkit.mechanism import check_model
 from mvkit.spec import as_part, field, integer, spec
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def fit_sampler(model: Generative, data: Any, sampler: Any = "gmm", *, seed: int
         >>> model.sample(4, sampler="gmm")["b"].shape
         torch.Size([4, 2])
     """
+    check_model(model, "fit_sampler")
     if not model.latent_dim:
         raise RequestError("fit_sampler: the model has no shared latent; only private ones, which keep their priors")
     made = as_part("sampler", sampler)

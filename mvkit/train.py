@@ -22,6 +22,7 @@ from mvkit.errors import RequestError
 from mvkit.events import Listener, Listeners, RunFinished, RunStarted
 from mvkit.history import History
 from mvkit.loop import StageRun
+from mvkit.mechanism import check_model
 from mvkit.networks import low_precision
 from mvkit.priors import Prior
 from mvkit.ranks import Ranks
@@ -107,6 +108,7 @@ def fit(
         RequestError: options that cannot be, or others than those that the run in the folder was begun with.
         OSError: the folder cannot be written; no checkpoint is claimed then.
     """
+    check_model(model, "fit")
     _check_options(batch_size, lr, seed, epochs, on_nonfinite, precision, resume, keep, save_every)
     options = Options(int(batch_size), float(lr), int(seed), on_nonfinite, precision, float(save_every))
     ranks = Ranks.current()

@@ -318,3 +318,18 @@ def test_joint_warns_that_nothing_trains_the_surrogates():
     with pytest.warns(UserWarning, match="trains the unimodal encoders.*'jmvae' or 'telbo'"):
         Model(SHAPES, aggregator="joint", objective="elbo")
     Model(SHAPES, aggregator="joint", objective="elbo", schedule="joint_then_unimodal")
+
+
+@pytest.mark.parametrize("name", ["fit", "evaluate", "fit_sampler", "impute", "embed", "save"])
+def test_a_model_comes_first(name, tmp_path):
+    call = getattr(mvkit, name)
+    second = tmp_path / "model.safetensors" if name == "save" else model()
+    message(RequestError, lambda: call(rows(), second), f"{name}: got Batch as its model; expected a Model or a Stack")
+    assert not list(tmp_path.iterdir())
+
+
+def test_splits_are_not_rows():
+    data = mvkit.load_dataset("linear_gaussian", rows=20)
+    made = mvkit.Model(data.modalities, latent_dim=2)
+    for call in (made.encode, lambda splits: mvkit.evaluate(made, splits), lambda splits: mvkit.fit(made, splits)):
+        message(DataError, lambda call=call: call(data), "got Splits", "take one of its splits, such as .test")

@@ -244,8 +244,9 @@ def as_batch(data: Any) -> Batch:
         if framed and len(framed) < len(data):
             raise ShapeError(f"data[{framed[0]!r}]: a table among arrays; expected tables only, or arrays only")
         return tables.from_frames(data) if framed else Batch(dict(data))
+    splits = "; take one of its splits, such as .test" if hasattr(data, "train") and hasattr(data, "test") else ""
     raise DataError(
-        f"got {type(data).__name__}; expected a Batch, a MultimodalDataset or a mapping from modality to array"
+        f"got {type(data).__name__}; expected a Batch, a MultimodalDataset or a mapping from modality to array{splits}"
     )
 
 

@@ -27,6 +27,7 @@ from mvkit.errors import DataError, RequestError, suggest
 from mvkit.evaluation.metric import ROW, Metric, Score, Study
 from mvkit.evaluation.report import Report
 from mvkit.generative import Generative
+from mvkit.mechanism import check_model
 from mvkit.spec import as_part
 
 BLOCK = 512  # rows; noise is drawn a block at a time, so this is part of what a number means
@@ -78,6 +79,7 @@ def evaluate(
         >>> print(report.notes[0])
         probe: no labels: extra['label'] is not in the data
     """
+    check_model(model, "evaluate")
     if isinstance(metrics, str | Mapping):
         raise RequestError(f"evaluate: metrics={metrics!r}; expected a list of metrics, such as [{metrics!r}]")
     chosen = [as_part("metric", one) for one in (plugins.available("metric") if metrics is None else metrics)]
