@@ -90,8 +90,11 @@ class Aggregator(ABC):
 
 def product_of_observed(experts: Experts, mask: Tensor, prior: Tensor | float) -> Mixture:
     """The one-component product of everything that each row observes."""
-    every = torch.ones(1, mask.shape[1], dtype=torch.bool, device=mask.device)  # unobserved ones have no precision
-    loc, scale = product(experts, mask, every, reduce(mask, "b m -> 1 b", "max"), prior)
+    shown = experts.shown
+    some = experts if len(shown) in (0, mask.shape[1]) else experts.only(shown)
+    seen = mask if some is experts else mask[:, shown]
+    every = torch.ones(1, seen.shape[1], dtype=torch.bool, device=mask.device)  # unobserved ones have no precision
+    loc, scale = product(some, seen, every, reduce(seen, "b m -> 1 b", "max"), prior)
     return Mixture(experts.family, loc, scale, loc.new_zeros(loc.shape[:2]), rearrange(mask, "b m -> 1 b m"))
 
 

@@ -18,6 +18,7 @@ from mvkit.families import Family
 from mvkit.modality import Modality
 from mvkit.networks import on_rows
 from mvkit.posterior import Posterior
+from mvkit.products import Some
 
 
 class Experts:
@@ -121,6 +122,17 @@ class Experts:
     def scale(self) -> Tensor:
         """Scales of the unimodal experts, (m, b, d)."""
         return self._located[1]
+
+    @property
+    def shown(self) -> list[int]:
+        """Which modalities no question hid."""
+        return [i for i, name in enumerate(self.modalities) if name not in self.batch.hidden]
+
+    def only(self, which: list[int]) -> Some:
+        """Some unimodal experts, the others not so much as stacked."""
+        names = list(self.modalities)
+        loc, raw = torch.stack([self._output(i, names[i])[:, : self.width] for i in which]).chunk(2, dim=-1)
+        return Some(loc, self.family.scale(raw))
 
     @cached_property
     def private(self) -> dict[str, tuple[Tensor, Tensor]]:

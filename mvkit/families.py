@@ -65,7 +65,7 @@ def _normal_log_density(eps: Tensor) -> Tensor:
     return eps * eps * -0.5 - 0.5 * math.log(2 * math.pi)
 
 
-CACHED = 2**17  # numbers of a block that stays in the cache while several passes go over it
+CACHED = 2**16  # numbers of a block that stays in the cache while several passes go over it
 
 
 def blocks(k: int, numbers: int) -> list[slice]:

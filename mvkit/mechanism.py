@@ -28,7 +28,9 @@ Names = Iterable[str] | None
 def check_model(model: Any, where: str) -> None:
     """Raises RequestError, which names the function, for what is no model."""
     if not isinstance(model, Mechanism):
-        raise RequestError(f"{where}: got {type(model).__name__} as its model; expected a Model or a Stack, then the rest")
+        raise RequestError(
+            f"{where}: got {type(model).__name__} as its model; expected a Model or a Stack, then the rest"
+        )
 
 
 class Mechanism(nn.Module, ABC):

