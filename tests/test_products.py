@@ -77,3 +77,19 @@ def test_picked_products_are_those_of_all(kind):
         both = (gradients(one, experts.loc, experts.scale) for one in (ours, theirs))
         for a, b in zip(*both, strict=True):
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("rows", [0, 4])
+@pytest.mark.parametrize("latent", [0, 2])
+@pytest.mark.parametrize("alike", [True, False])
+def test_no_rows_and_no_latent(rows, latent, alike):
+    experts = Experts()
+    experts.loc, experts.scale = (torch.ones(M, rows, latent).requires_grad_() for _ in range(2))
+    members = torch.ones(7, M).bool() if alike else torch.ones(7, rows, M).bool()
+    made = Factors.of(experts, torch.ones(rows, M).bool(), members, torch.ones(7, rows).bool(), 1.0)
+    kl = made.kl(torch.zeros(1, 1, latent), torch.ones(1, 1, latent))
+    assert made.located[0].shape == (7, rows, latent)
+    assert kl.shape == (7, rows)
+    assert made.pick(torch.zeros(2, rows, 1).long())[1].shape == (2, rows, latent)
+    (kl.sum() + made.located[0].sum()).backward()
+    assert experts.loc.grad.shape == (M, rows, latent)
