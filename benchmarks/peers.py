@@ -238,7 +238,8 @@ def page(results: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     reasons: dict[str, None] = {}
-    for row in results["rows"]:
+    place = {str(case): i for i, case in enumerate(CASES)}
+    for row in sorted(results["rows"], key=lambda row: place.get(row["case"], 0)):
         ratio = "—" if row["ratio"] is None else f"{row['ratio']:.3g}"
         what = SHOWN[row["measure"]] + (f", {row['rows']:,} rows" if "rows" in row else "")
         bare = {} if "refused" in row["bare"] else row["bare"]
