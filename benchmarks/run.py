@@ -123,7 +123,7 @@ def pipeline(count: int) -> dict[str, float]:
 
 
 def likelihood(count: int) -> tuple[float, float, float]:
-    """log_likelihood at n=1000 against decoding as many rows, in blocks of the same size."""
+    """log_likelihood at n=1000 against decoding as many rows, in blocks."""
     x = {f"m{i}": torch.rand(16, WIDTH) for i in range(3)}
     model = mvkit.Model({name: mvkit.Modality((WIDTH,)) for name in x}, latent_dim=LATENT, aggregator="mopoe").eval()
     batch = model.conform(mvkit.Batch(x))
