@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from mvkit.generative import Generative
     from mvkit.model import Model
 
-# bytes of a block of decoded draws: few enough to stay in the cache of each thread, enough to fill an accelerator
+# bytes of a block of decoded draws: few enough to stay in the cache, or enough to fill an accelerator; not a function
+# of the threads, since a generator's draws depend on the blocks
 MEMORY, MEMORY_ACCELERATOR = 2**23, 2**28
 ROWS = 1024
 T = TypeVar("T")
@@ -172,7 +173,7 @@ def numbers_per_row(model: Model) -> int:
 def block_sizes(model: Model, n: int, b: int, memory: int | None) -> list[int]:
     """How many of n draws of b rows to decode at a time."""
     if memory is None:
-        memory = MEMORY * torch.get_num_threads() if model.like.device.type == "cpu" else MEMORY_ACCELERATOR
+        memory = MEMORY if model.like.device.type == "cpu" else MEMORY_ACCELERATOR
     rows = memory // (numbers_per_row(model) * model.like.element_size())
     block = max(1, min(n, rows // b))
     return [min(block, n - start) for start in range(0, n, block)]

@@ -306,8 +306,8 @@ class Generative(Mechanism):
                 log-mean-exp of p(x_of|z), z ~ q(z|x_given), which is no bound on either side.
             proposal: see `log_weights`.
             empty: rows with none of `given`: `error`, or no condition at all with `prior`.
-            memory: bytes that a block of decoded draws may take; n draws go block by block. None: 8 MB a thread
-                on the CPU, whose cache then holds them, 256 MB on accelerators.
+            memory: bytes that a block of decoded draws may take; n draws go block by block. None: 8 MB on the CPU,
+                whose cache then holds them, 256 MB on accelerators.
             generator: source of randomness.
 
         Reference: Burda, Grosse and Salakhutdinov, 2016, https://arxiv.org/abs/1509.00519; Wu and Goodman, 2018,

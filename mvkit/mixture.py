@@ -65,9 +65,11 @@ class Mixture(Posterior):
         return self._located(self._scale, 1)
 
     def _located(self, given: Tensor | None, i: int) -> Tensor:
-        if given is None and self.factors is None:
+        if given is not None:
+            return given
+        if self.factors is None:
             raise ValueError("a mixture needs loc and scale, or factors")
-        return self.factors.located[i] if given is None and self.factors is not None else given  # type: ignore[return-value]
+        return self.factors.located[i]
 
     @property
     def components(self) -> int:
