@@ -65,60 +65,33 @@ def _normal_log_density(eps: Tensor) -> Tensor:
     return eps * eps * -0.5 - 0.5 * math.log(2 * math.pi)
 
 
-CACHED = 2**16  # numbers of a block that stays in the cache while several passes go over it
-
-
-def blocks(k: int, numbers: int) -> list[slice]:
-    """Ranges of an axis of k, each entry of so many numbers, that stay in the cache."""
-    size = max(1, CACHED // max(1, numbers))
-    return [slice(start, start + size) for start in range(0, k, size)] or [slice(None)]
-
-
-def _shared(tensor: Tensor, others: tuple[Tensor, ...]) -> list[slice]:
-    """Ranges of the first axis of (k, b, d); all of it where the others have such an axis too, or it is not there."""
-    alike = any(other.ndim == tensor.ndim and len(other) > 1 for other in others)
-    return [slice(None)] if tensor.ndim < 3 or alike else blocks(len(tensor), tensor[0].numel())
-
-
 class _NormalKL(torch.autograd.Function):
-    """KL(N(loc, scale) ‖ N(loc0, scale0)) summed over the last axis.
-
-    An analytic gradient, block by block, since autograd's would hold seven tensors of the size of 2^M - 1 components.
-    """
+    """KL(N(loc, scale) ‖ N(loc0, scale0)) summed over the last axis, with an analytic gradient."""
 
     @staticmethod
     def forward(ctx: Any, loc: Tensor, scale: Tensor, loc0: Tensor, scale0: Tensor) -> Tensor:
         ctx.save_for_backward(loc, scale, loc0, scale0)
         inverse = scale0.reciprocal()
-        found = []
-        for block in _shared(loc, (loc0, scale0)):
-            ratio = scale[block] * inverse
-            shift = (loc[block] - loc0).mul_(inverse)
-            kl = torch.addcmul(shift.square_(), ratio, ratio).sub_(1.0).mul_(0.5)
-            found.append(kl.sub_(ratio.log_()).sum(-1))
-        return found[0] if len(found) == 1 else torch.cat(found)
+        ratio = scale * inverse
+        shift = (loc - loc0).mul_(inverse)
+        kl = torch.addcmul(shift.square_(), ratio, ratio).sub_(1.0).mul_(0.5)
+        return kl.sub_(ratio.log_()).sum(-1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         loc, scale, loc0, scale0 = ctx.saved_tensors
-        precision = scale0.square().reciprocal()
         gradient = rearrange(gradient, "... -> ... 1")
-        made: list[tuple[Tensor, Tensor]] = []
-        priors: list[Tensor | None] = [None, None]
-        for block in _shared(loc, (loc0, scale0)):
-            at, s, g = loc[block], scale[block], gradient[block]
-            to_loc = (at - loc0).mul_(precision).mul_(g)
-            made.append((to_loc, torch.addcmul(s.reciprocal().neg_(), s, precision).mul_(g)))
-            if ctx.needs_input_grad[2]:
-                part = (-to_loc).sum_to_size(loc0.shape)
-                priors[0] = part if priors[0] is None else priors[0] + part
-            if ctx.needs_input_grad[3]:
-                squares = (at - loc0).square_().addcmul_(s, s).mul_(precision)
-                part = ((1.0 - squares).mul_(g) / scale0).sum_to_size(scale0.shape)
-                priors[1] = part if priors[1] is None else priors[1] + part
-        own = made[0] if len(made) == 1 else tuple(torch.cat(parts) for parts in zip(*made, strict=True))
-        return own[0].sum_to_size(loc.shape), own[1].sum_to_size(scale.shape), *priors
+        precision = scale0.square().reciprocal()
+        to_loc = (loc - loc0).mul_(precision).mul_(gradient)
+        to_scale = torch.addcmul(scale.reciprocal().neg_(), scale, precision).mul_(gradient)
+        prior: list[Tensor | None] = [None, None]
+        if ctx.needs_input_grad[2]:
+            prior[0] = (-to_loc).sum_to_size(loc0.shape)
+        if ctx.needs_input_grad[3]:
+            squares = (loc - loc0).square_().addcmul_(scale, scale).mul_(precision)
+            prior[1] = ((1.0 - squares).mul_(gradient) / scale0).sum_to_size(scale0.shape)
+        return to_loc.sum_to_size(loc.shape), to_scale.sum_to_size(scale.shape), *prior
 
 
 def _normal_kl(loc: Tensor, scale: Tensor, loc0: Tensor, scale0: Tensor) -> Tensor:

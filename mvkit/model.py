@@ -255,7 +255,7 @@ class Model(Generative):
         return estimates.predictive_blocks(self, batch, posterior, n, generator, memory)
 
     def assign(self, rows: Batch, *, soft: bool, by_modality: bool) -> Any:
-        """See `Generative.assign`."""
+        """See `Mechanism.assign`."""
         return estimates.clusters(self, rows, soft=soft, by_modality=by_modality)
 
     def header(self) -> dict[str, Any]:

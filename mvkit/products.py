@@ -14,7 +14,13 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from mvkit.families import blocks
+CACHED = 2**16  # numbers of a block of subsets that stays in the cache while several passes go over it
+
+
+def blocks(k: int, numbers: int) -> list[slice]:
+    """Ranges of an axis of k, each entry of so many numbers, that stay in the cache."""
+    size = max(1, CACHED // max(1, numbers))
+    return [slice(start, start + size) for start in range(0, k, size)]
 
 
 class Located(Protocol):
@@ -70,7 +76,8 @@ class Factors:
     @cached_property
     def located(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of every product, (k, b, d) each."""
-        found: tuple[Tensor, Tensor] = _Located.apply(self.precision, self.weighted, self.members, self.guard)  # type: ignore[no-untyped-call]
+        with torch.enable_grad():  # it is kept, and may first be looked at where nobody wants a gradient
+            found: tuple[Tensor, Tensor] = _Located.apply(self.precision, self.weighted, self.members, self.guard)  # type: ignore[no-untyped-call]
         return found
 
     def pick(self, component: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ def gradients(value, *tensors):
 @pytest.mark.parametrize("kind", ["alike", "by row"])
 @pytest.mark.parametrize("cached", [1, 2 * B * D, 2**17])
 def test_products_and_their_divergences(kind, cached, monkeypatch):
-    monkeypatch.setattr("mvkit.families.CACHED", cached)
+    monkeypatch.setattr("mvkit.products.CACHED", cached)
     experts = Experts()
     made, *rest = factors(experts, kind)
     plain = plainly(experts, *rest)
@@ -77,6 +77,14 @@ def test_picked_products_are_those_of_all(kind):
         both = (gradients(one, experts.loc, experts.scale) for one in (ours, theirs))
         for a, b in zip(*both, strict=True):
             torch.testing.assert_close(a, b)
+
+
+def test_looking_without_gradient_first_loses_none():
+    experts = Experts()
+    made, *_ = factors(experts, "alike")
+    with torch.no_grad():
+        assert not (made.located[0] * 1).requires_grad
+    assert all(g.abs().sum() > 0 for g in gradients(made.located[0], experts.loc, experts.scale))
 
 
 @pytest.mark.parametrize("rows", [0, 4])
