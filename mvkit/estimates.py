@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import math
 import numbers
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -50,8 +50,11 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def by_rows(function: Callable[[Batch], T], batch: Batch, device: torch.device, dim: int = 0, rows: int = ROWS) -> T:
+def by_rows(
+    function: Callable[[Batch], T], batch: Batch, device: torch.device, dim: int = 0, rows: int | None = None
+) -> T:
     """The function on blocks of rows, moved to a device one by one, its tensors put together along `dim`."""
+    rows = ROWS if rows is None else rows
     if len(batch) <= rows:
         return function(batch.to(device))
     pieces: list[Any] = []
@@ -65,7 +68,7 @@ def by_rows(function: Callable[[Batch], T], batch: Batch, device: torch.device, 
     return torch.cat(pieces, dim)  # type: ignore[return-value]
 
 
-def answer(model: Generative, function: Callable[[Batch], T], data: Any, dim: int = 0, rows: int = ROWS) -> T:
+def answer(model: Generative, function: Callable[[Batch], T], data: Any, dim: int = 0, rows: int | None = None) -> T:
     """What a question that needs no gradient comes to: evaluation mode, block by block."""
     with evaluation(model), torch.no_grad():
         return by_rows(function, conform(as_batch(data), model.layout), model.like.device, dim, rows)
@@ -101,29 +104,41 @@ class Condition:
     posterior: Posterior
 
 
-def conditions(
-    model: Model,
-    rows: Batch,
-    sets: Iterable[Iterable[str] | None],
-    empty: str,
-    *,
-    inference: bool = False,
-    generator: torch.Generator | None = None,
-) -> Iterator[Condition]:
-    """The posteriors given sets of modalities; `inference` asks for those that `encode` and `translate` use."""
-    found = [names_of(given, model.names) for given in sets]
-    for name in (name for names in found for name in names):
+@attrs.frozen(eq=False)
+class Asked:
+    """Sets of modalities, given each of which a posterior is asked for.
+
+    Args:
+        sets: names of modalities.
+        empty: rows with none of a set: `error`, or the `prior`.
+        inference: whether those are wanted that `encode` and `translate` use.
+        generator: source of randomness.
+    """
+
+    sets: Sequence[tuple[str, ...]]
+    empty: str
+    inference: bool = False
+    generator: torch.Generator | None = None
+
+    def within(self, rows: Batch) -> Batch:
+        """The rows with nothing left but what is in some set."""
+        return rows.hide(name for names in self.sets for name in names)
+
+
+def conditions(model: Model, rows: Batch, asked: Asked) -> Iterator[Condition]:
+    """The posteriors that are asked for, in turn."""
+    for name in (name for names in asked.sets for name in names):
         if name not in model.names:
             raise RequestError(f"given: unknown modality {name!r}; {suggest(str(name), model.names)}")
-    if empty not in ("error", "prior"):
-        raise RequestError(f"empty: got {empty!r}; expected 'error' or 'prior'")
-    rows = rows.hide(name for names in found for name in names)
-    experts = model.experts(rows, generator=generator)
-    fuse = model.aggregator.inference if inference else model.aggregator.posterior
-    for names in found:
+    if asked.empty not in ("error", "prior"):
+        raise RequestError(f"empty: got {asked.empty!r}; expected 'error' or 'prior'")
+    rows = asked.within(rows)
+    experts = model.experts(rows, generator=asked.generator)
+    fuse = model.aggregator.inference if asked.inference else model.aggregator.posterior
+    for names in asked.sets:
         batch = rows.hide(names)
         own = experts if batch is rows else experts.given(batch)
-        yield Condition(batch, own, _given(model, own, names, empty, fuse))
+        yield Condition(batch, own, _given(model, own, names, asked.empty, fuse))
 
 
 def _given(model: Model, experts: Experts, names: tuple[str, ...], empty: str, fuse: Any) -> Posterior:

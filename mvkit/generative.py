@@ -17,7 +17,7 @@ from mvkit import estimates, noise, samplers
 from mvkit.batch import Batch, conform, refuse_empty
 from mvkit.data.sources import as_batch
 from mvkit.errors import RequestError, ShapeError, suggest
-from mvkit.estimates import Condition
+from mvkit.estimates import Asked, Condition
 from mvkit.generation import Latents, Translation
 from mvkit.losses import Loss
 from mvkit.mechanism import Mechanism, Names
@@ -44,7 +44,7 @@ class Generative(Mechanism):
 
     def condition(self, rows: Batch, given: Names, empty: str, **options: Any) -> Condition:
         """The posterior given one set of modalities; see `conditions`."""
-        return next(iter(self.conditions(rows, [given], empty, **options)))
+        return next(self.conditions(rows, Asked([estimates.names_of(given, self.names)], empty, **options)))
 
     @property
     def like(self) -> Tensor:
@@ -145,7 +145,7 @@ class Generative(Mechanism):
         sets = estimates.subsets_of(subsets, self.names)
 
         def means(rows: Batch) -> dict[tuple[str, ...], Tensor]:
-            found = self.conditions(rows, sets, empty, inference=True)
+            found = self.conditions(rows, Asked(sets, empty, inference=True))
             return {names: one.posterior.mean for names, one in zip(sets, found, strict=True)}
 
         return estimates.answer(self, means, batch)

@@ -6,7 +6,7 @@ Axes: n samples asked for, b rows, m modalities, d latent, p private latent, c c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mvkit.batch import Batch
 from mvkit.errors import RequestError
-from mvkit.estimates import Condition
+from mvkit.estimates import Asked, Condition
 from mvkit.experts import Experts
 from mvkit.generation import Translation
 from mvkit.modality import Modality
@@ -67,19 +67,8 @@ class Mechanism(nn.Module, ABC):
         """What the encoders make of a batch; computed when first looked at."""
 
     @abstractmethod
-    def conditions(
-        self,
-        rows: Batch,
-        sets: Sequence[Names],
-        empty: str,
-        *,
-        inference: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> Iterator[Condition]:
-        """The posteriors given each of several sets of modalities; no modality is encoded twice.
-
-        `inference` asks for those that `encode` and `translate` use.
-        """
+    def conditions(self, rows: Batch, asked: Asked) -> Iterator[Condition]:
+        """The posteriors given each of several sets of modalities, in turn; no modality is encoded twice."""
 
     @abstractmethod
     def decode_one(

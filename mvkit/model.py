@@ -6,7 +6,7 @@ Axes: b rows, m modalities, d latent, p private latent.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,11 +17,10 @@ from mvkit import estimates, generation
 from mvkit.assembly import ModelSpec, assemble
 from mvkit.batch import Batch, indices_of
 from mvkit.errors import SpecError
-from mvkit.estimates import Condition
+from mvkit.estimates import Asked, Condition
 from mvkit.experts import Experts
 from mvkit.generation import Translation
 from mvkit.generative import Generative
-from mvkit.mechanism import Names
 from mvkit.mixture import Mixture
 from mvkit.modality import Sizes
 from mvkit.objectives import Objective
@@ -208,17 +207,9 @@ class Model(Generative):
         made: Objective = as_part("objective", objective).build(sizes)
         return made
 
-    def conditions(
-        self,
-        rows: Batch,
-        sets: Sequence[Names],
-        empty: str,
-        *,
-        inference: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> Iterator[Condition]:
+    def conditions(self, rows: Batch, asked: Asked) -> Iterator[Condition]:
         """See `Mechanism.conditions`."""
-        return estimates.conditions(self, rows, sets, empty, inference=inference, generator=generator)
+        return estimates.conditions(self, rows, asked)
 
     def decode_one(
         self, name: str, z: Tensor, w: Tensor | None, *, sample: bool = False, generator: torch.Generator | None = None

@@ -18,12 +18,11 @@ from mvkit import bounds, estimates, noise
 from mvkit.assembly import ModelSpec
 from mvkit.batch import Batch, indices_of
 from mvkit.errors import RequestError, SpecError
-from mvkit.estimates import Condition
+from mvkit.estimates import Asked, Condition
 from mvkit.experts import Experts
 from mvkit.generation import Translation
 from mvkit.generative import Generative
 from mvkit.losses import Loss
-from mvkit.mechanism import Names
 from mvkit.model import Model
 from mvkit.objectives import Objective
 from mvkit.posterior import Posterior
@@ -165,24 +164,14 @@ class Stack(Generative):
             data[name] = z
         return attrs.evolve(batch, data=data, elements=None, layout=self.top.layout)
 
-    def conditions(
-        self,
-        rows: Batch,
-        sets: Sequence[Names],
-        empty: str,
-        *,
-        inference: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> Iterator[Condition]:
+    def conditions(self, rows: Batch, asked: Asked) -> Iterator[Condition]:
         """The top's posteriors, reached by the means of the bottom's; see `Mechanism.conditions`."""
-        found = [estimates.names_of(given, self.names) for given in sets]
-        rows = rows.hide(name for names in found for name in names)
-        experts = self.bottom.experts(rows, generator=generator)
-        upper = self.up(rows, experts, drawn=False)
-        above = self.top.conditions(upper, found, empty, inference=inference, generator=generator)
-        for names, one in zip(found, above, strict=True):
+        rows = asked.within(rows)
+        experts = self.bottom.experts(rows, generator=asked.generator)
+        above = self.top.conditions(self.up(rows, experts, drawn=False), asked)
+        for names, found in zip(asked.sets, above, strict=True):
             hidden = rows.hide(names)
-            yield Condition(hidden, experts.given(hidden), one.posterior)
+            yield Condition(hidden, experts.given(hidden), found.posterior)
 
     def decode_one(
         self, name: str, z: Tensor, w: Tensor | None, *, sample: bool = False, generator: torch.Generator | None = None
