@@ -89,7 +89,9 @@ def seeded(seed: int = 3) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def losses_of(key: str, made: mvkit.Model | mvkit.Stack, values: Values, objective: object = None) -> None:
+def losses_of(
+    key: str, made: mvkit.Model | mvkit.Stack, values: Values, objective: object = None
+) -> None:
     """Loss, bound, metrics and gradients on complete and incomplete rows, in training and evaluation mode."""
     for missing, training in itertools.product((False, True), (True, False)):
         made.train(training)
@@ -114,12 +116,16 @@ def losses() -> Values:
     values: Values = {}
     table = itertools.product(AGGREGATORS, PRIORS, OBJECTIVES, FAMILIES, (0, 2))
     for aggregator, prior, objective, family, private in table:
-        made = model(private, aggregator=aggregator, prior=prior, objective=objective, family=family)
+        made = model(
+            private, aggregator=aggregator, prior=prior, objective=objective, family=family
+        )
         if made is not None:
             losses_of(f"losses/{aggregator}/{prior}/{objective}/{family}/{private}", made, values)
     for i, objective in enumerate(MORE):
         for aggregator, family, private in itertools.product(AGGREGATORS, FAMILIES, (0, 2)):
-            made = model(private, aggregator=aggregator, prior="mog", objective=objective, family=family)
+            made = model(
+                private, aggregator=aggregator, prior="mog", objective=objective, family=family
+            )
             if made is not None:
                 losses_of(f"losses/more{i}/{aggregator}/{family}/{private}", made, values)
     for i, options in enumerate(SPECIAL):
@@ -160,13 +166,19 @@ def outputs_of(key: str, made: mvkit.Model | mvkit.Stack, values: Values) -> Non
     ask = {
         "encode": lambda: made.encode(batch),
         "given": lambda: made.encode(batch, given=["a", "b"], empty="prior"),
-        "subsets": lambda: {"+".join(k): v for k, v in made.encode_subsets(batch, empty="prior").items()},
+        "subsets": lambda: {
+            "+".join(k): v for k, v in made.encode_subsets(batch, empty="prior").items()
+        },
         "private": lambda: made.private(batch),
         "posterior": lambda: made.posterior(batch).rsample(3, seeded()),
-        "density": lambda: made.posterior(batch).log_prob(torch.full((2, 11, made.latent_dim), 0.3)),
+        "density": lambda: made.posterior(batch).log_prob(
+            torch.full((2, 11, made.latent_dim), 0.3)
+        ),
         "translate": lambda: made.translate(batch, n=3, generator=seeded()),
         "means": lambda: made.translate(batch, ["a"], ["b"], latent="mean", empty="prior"),
-        "cross": lambda: made.translate(batch, given=["c"], private_source="cross", empty="prior", generator=seeded()),
+        "cross": lambda: made.translate(
+            batch, given=["c"], private_source="cross", empty="prior", generator=seeded()
+        ),
         "sample": lambda: made.sample(5, generator=seeded()),
         "cluster": lambda: made.sample(5, cluster=1, generator=seeded()),
         "decode": lambda: made.decode(torch.full((2, 3, made.latent_dim), 0.4)),
@@ -174,7 +186,9 @@ def outputs_of(key: str, made: mvkit.Model | mvkit.Stack, values: Values) -> Non
         "product": lambda: made.log_weights(batch, 4, proposal="product", generator=seeded()),
         "likelihood": lambda: made.log_likelihood(batch, n=30, generator=seeded()),
         "blocks": lambda: made.log_likelihood(batch, n=300, memory=20_000, generator=seeded()),
-        "conditional": lambda: made.log_likelihood(batch, ["a"], ["b"], n=20, empty="prior", generator=seeded()),
+        "conditional": lambda: made.log_likelihood(
+            batch, ["a"], ["b"], n=20, empty="prior", generator=seeded()
+        ),
         "predictive": lambda: made.log_likelihood(
             batch, ["a"], ["b"], n=20, estimator="predictive", empty="prior", generator=seeded()
         ),
@@ -189,7 +203,9 @@ def outputs_of(key: str, made: mvkit.Model | mvkit.Stack, values: Values) -> Non
 def outputs() -> Values:
     """Codes, draws and likelihoods of every aggregator, prior and family."""
     values: Values = {}
-    for aggregator, prior, family, private in itertools.product(AGGREGATORS, PRIORS, FAMILIES, (0, 2)):
+    for aggregator, prior, family, private in itertools.product(
+        AGGREGATORS, PRIORS, FAMILIES, (0, 2)
+    ):
         made = model(private, aggregator=aggregator, prior=prior, family=family)
         if made is not None:
             outputs_of(f"outputs/{aggregator}/{prior}/{family}/{private}", made, values)
@@ -206,7 +222,9 @@ def built(name: str) -> mvkit.Model | mvkit.Stack | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return getattr(recipes, name)(modalities(2 if name in private else 0), latent_dim=2, seed=0)
+            return getattr(recipes, name)(
+                modalities(2 if name in private else 0), latent_dim=2, seed=0
+            )
         except mvkit.UnknownComponent:
             return None
 
@@ -242,14 +260,29 @@ def runs() -> Values:
     """Short runs with the options of training."""
     values: Values = {}
     for aggregator, objective in itertools.product(AGGREGATORS, OBJECTIVES):
-        run(f"runs/{aggregator}/{objective}", model(2, aggregator=aggregator, prior="mog", objective=objective), values)
+        run(
+            f"runs/{aggregator}/{objective}",
+            model(2, aggregator=aggregator, prior="mog", objective=objective),
+            values,
+        )
     stages = [
-        mvkit.Stage(epochs=2, ramps={"kl_weight": {"name": "linear", "epochs": 2}}, clip=0.5, ema=0.9, accumulate=2),
         mvkit.Stage(
-            epochs=2, trainable=("encoders.*",), lr_schedule={"name": "CosineAnnealingLR", "T_max": 2}, objective="iwae"
+            epochs=2,
+            ramps={"kl_weight": {"name": "linear", "epochs": 2}},
+            clip=0.5,
+            ema=0.9,
+            accumulate=2,
+        ),
+        mvkit.Stage(
+            epochs=2,
+            trainable=("encoders.*",),
+            lr_schedule={"name": "CosineAnnealingLR", "T_max": 2},
+            objective="iwae",
         ),
     ]
-    for i, options in enumerate(({"stages": stages}, {"precision": "bf16"}, {"seed": 5, "lr": 0.01})):
+    for i, options in enumerate(
+        ({"stages": stages}, {"precision": "bf16"}, {"seed": 5, "lr": 0.01})
+    ):
         try:
             run(f"runs/options{i}", model(0, aggregator="mopoe"), values, **options)
         except mvkit.MvkitError as error:
@@ -261,8 +294,12 @@ def runs() -> Values:
     store(values, "runs/entropy", {str(n): h for n, h in entropy.items()})
     mvkit.fit_sampler(kmeans, rows(40), {"name": "gmm", "components": 2})
     store(values, "runs/gmm", kmeans.sample(4, sampler="gmm", generator=seeded()))
-    imputed = mvkit.impute(kmeans, {k: v for k, v in rows().data.items()}, n=10, quantiles=(0.1,), generator=seeded())
-    store(values, "runs/imputed", {**imputed.filled, **{f"sd {k}": v for k, v in imputed.sd.items()}})
+    imputed = mvkit.impute(
+        kmeans, {k: v for k, v in rows().data.items()}, n=10, quantiles=(0.1,), generator=seeded()
+    )
+    store(
+        values, "runs/imputed", {**imputed.filled, **{f"sd {k}": v for k, v in imputed.sd.items()}}
+    )
     return values
 
 
@@ -276,7 +313,9 @@ def data() -> Values:
         if batch.mask is not None:
             values[f"data/polydigits/{split}/mask"] = batch.mask
     gaussian = mvkit.load_dataset("linear_gaussian")
-    store(values, "data/linear_gaussian", {k: v[:50] for k, v in gaussian.train.batch.data.items()})
+    store(
+        values, "data/linear_gaussian", {k: v[:50] for k, v in gaussian.train.batch.data.items()}
+    )
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     for name, options in (
         ("mfeat", {"missing": 0.5}),
@@ -291,7 +330,9 @@ def data() -> Values:
         for split in ("train", "valid", "test"):
             batch = getattr(splits, split).batch
             for key, x in batch.data.items():
-                values[f"data/{name}/{split}/{key}"] = torch.as_tensor(x).double().nan_to_num().sum()
+                values[f"data/{name}/{split}/{key}"] = (
+                    torch.as_tensor(x).double().nan_to_num().sum()
+                )
             if batch.mask is not None:
                 values[f"data/{name}/{split}/mask"] = batch.mask
     small = digits.train.batch.take(slice(0, 60))
@@ -329,7 +370,9 @@ def main(action: str, path: str, *groups: str) -> int:
     for key in different[:40]:
         a, b = before.get(key), values.get(key)
         apart = (
-            "" if a is None or b is None or a.shape != b.shape else f" by {(a.double() - b.double()).abs().max():.3g}"
+            ""
+            if a is None or b is None or a.shape != b.shape
+            else f" by {(a.double() - b.double()).abs().max():.3g}"
         )
         print(f"{key}: {'new' if a is None else 'gone' if b is None else 'differs'}{apart}")
     print(f"{len(values)} tensors, {len(different)} differ")

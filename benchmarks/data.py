@@ -29,14 +29,17 @@ import torch
 from run import pairs
 
 import mvkit
-from mvkit.batch import conform
-from mvkit.data.feeds import Source
+from mvkit.core.batch import conform
 from mvkit.data.pipeline import Pipeline, order
 from mvkit.data.shards import Shards, save_shards
+from mvkit.data.sources import Source
 
 BATCH, ROWS = 256, 10_000
 WIDE = {"a": (1024,), "b": (1024,), "c": (512,)}  # 10 KB a row
-LIMIT, ALLOWED = 2**30, 500  # bytes of private memory that the system gives; MB that the dataset may take
+LIMIT, ALLOWED = (
+    2**30,
+    500,
+)  # bytes of private memory that the system gives; MB that the dataset may take
 
 
 def rows_of(shapes: dict[str, tuple[int, ...]], rows: int, seed: int) -> mvkit.Batch:
@@ -56,7 +59,7 @@ def in_memory(count: int, width: int) -> dict[str, object]:
     """The pipeline against bare index_select and collating row by row; seconds of one thread."""
     torch.set_num_threads(1)
     shapes = dict.fromkeys("abc", (width,))
-    rows = conform(rows_of(shapes, ROWS, 0), mvkit.Model(shapes).layout)
+    rows = conform(rows_of(shapes, ROWS, 0), mvkit.Model(shapes).schema)
     loader = Pipeline(rows, batch_size=BATCH)
     tensors = (*rows.data.values(), rows.observed, rows.extra["label"])
 
@@ -82,7 +85,12 @@ def in_memory(count: int, width: int) -> dict[str, object]:
     bare_ms, ours, ratio = pairs(bare, lambda: drained(loader), 10 * count, time.process_time)
     what = f"3 modalities of {width} numbers"
     return {
-        f"pipeline rate / index_select rate, {what}": {"ratio": ratio, "ms": ours, "bare ms": bare_ms, "bound": 0.7},
+        f"pipeline rate / index_select rate, {what}": {
+            "ratio": ratio,
+            "ms": ours,
+            "bare ms": bare_ms,
+            "bound": 0.7,
+        },
         f"pipeline rate / rate row by row, {what}": {"ratio": 5 * slower, "bound": 20.0},
     }
 
@@ -91,10 +99,12 @@ def waiting(epochs: int) -> dict[str, object]:
     """The share of a training step that the demo's model waits for data."""
     torch.set_num_threads(2)
     data = mvkit.load_dataset("polydigits", missing=0.3)
-    made = mvkit.Model(data.modalities, latent_dim=16, aggregator="mopoe", prior="mog", objective="dreg", seed=0)
+    made = mvkit.Model(
+        data.modalities, latent_dim=16, aggregator="mopoe", prior="mog", objective="dreg", seed=0
+    )
     made.train()
     optimizer = torch.optim.Adam(made.parameters(), 1e-3)
-    loader = Pipeline(data.train.batch.take(slice(0, 4000)), layout=made.layout)
+    loader = Pipeline(data.train.batch.take(slice(0, 4000)), schema=made.schema)
     waited, start = 0.0, time.perf_counter()
     for _ in range(epochs):
         batches = iter(loader)
@@ -107,13 +117,21 @@ def waiting(epochs: int) -> dict[str, object]:
             optimizer.zero_grad(set_to_none=True)
             made.loss(batch).loss.backward()
             optimizer.step()
-    return {"data wait / step, demo model": {"ratio": waited / (time.perf_counter() - start), "bound": 0.05}}
+    return {
+        "data wait / step, demo model": {
+            "ratio": waited / (time.perf_counter() - start),
+            "bound": 0.05,
+        }
+    }
 
 
 def private() -> float:
     """Megabytes that this process alone maps."""
     text = Path("/proc/self/smaps_rollup").read_text()
-    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_")) / 1024
+    return (
+        sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_"))
+        / 1024
+    )
 
 
 class Watch(threading.Thread):
@@ -128,9 +146,11 @@ class Watch(threading.Thread):
             self.peak = max(self.peak, private())
 
 
-def rate(rows: Source | mvkit.Batch, batches: int | None, *, layout: object = None, workers: int = 0) -> float:
+def rate(
+    rows: Source | mvkit.Batch, batches: int | None, *, schema: object = None, workers: int = 0
+) -> float:
     """Rows a second of one pass, or of so many batches of it."""
-    loader = Pipeline(rows, batch_size=BATCH, seed=1, layout=layout, workers=workers)
+    loader = Pipeline(rows, batch_size=BATCH, seed=1, schema=schema, workers=workers)
     start, seen = time.perf_counter(), 0
     for i, batch in enumerate(loader):
         seen += len(batch)
@@ -143,7 +163,7 @@ def training_rate(rows: Source | mvkit.Batch, batches: int, workers: int) -> flo
     """Rows a second of training a small model."""
     made = mvkit.Model(WIDE, latent_dim=16, seed=0).train()
     optimizer = torch.optim.Adam(made.parameters(), 1e-3)
-    loader = Pipeline(rows, batch_size=BATCH, seed=1, layout=made.layout, workers=workers)
+    loader = Pipeline(rows, batch_size=BATCH, seed=1, schema=made.schema, workers=workers)
     start, seen = time.perf_counter(), 0
     for i, batch in enumerate(loader):
         optimizer.zero_grad(set_to_none=True)
@@ -182,7 +202,7 @@ def limited(folder: Path) -> dict[str, float]:
     forget(folder)
     measured("window, cold", lambda: rate(window, None))
     measured("window", lambda: rate(window, None))
-    measured("window, conformed", lambda: rate(window, 500, layout=made.layout))
+    measured("window, conformed", lambda: rate(window, 500, schema=made.schema))
     measured("window, training", lambda: training_rate(window, 100, 1))
     measured("random", lambda: rate(Shards(folder, window=None), 500))
     forget(folder)
@@ -205,21 +225,31 @@ def larger_than_memory(gigabytes: float) -> dict[str, object]:
         save_shards(batches(), folder, WIDE)
         size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
         program = [sys.executable, __file__, "--only-shards", str(folder)]
-        found = json.loads(subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        found = json.loads(
+            subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True).stdout
+        )
     finally:
         shutil.rmtree(folder)
     rows = rows_of(WIDE, 50_000, 0)
     plain = max(rate(rows, None) for _ in range(3))
-    whole = conform(rows, mvkit.Model(WIDE).layout)
+    whole = conform(rows, mvkit.Model(WIDE).schema)
     ready = max(rate(whole, None) for _ in range(3))
     training = training_rate(rows, 100, 0)
     return {
         "shards, GB": {"size": size, "limit": LIMIT / 1e9, "rows": found["rows"]},
-        "private memory, MB": {key.partition(", private")[0]: v for key, v in found.items() if "private" in key}
+        "private memory, MB": {
+            key.partition(", private")[0]: v for key, v in found.items() if "private" in key
+        }
         | {"before any row": found["before any row"], "bound": ALLOWED},
-        "rows / s in memory": {"not conformed": plain, "conformed once": ready, "training": training},
+        "rows / s in memory": {
+            "not conformed": plain,
+            "conformed once": ready,
+            "training": training,
+        },
         "rows / s of shards": {
-            k: v for k, v in found.items() if "private" not in k and k not in ("rows", "before any row")
+            k: v
+            for k, v in found.items()
+            if "private" not in k and k not in ("rows", "before any row")
         },
         "window rate / rate in memory": {
             "ratio": found["window"] / plain,
@@ -228,7 +258,10 @@ def larger_than_memory(gigabytes: float) -> dict[str, object]:
             "training": found["window, training"] / training,
             "bound": 0.3,
         },
-        "random rate / rate in memory": {"ratio": found["random"] / plain, "cold": found["random, cold"] / plain},
+        "random rate / rate in memory": {
+            "ratio": found["random"] / plain,
+            "cold": found["random, cold"] / plain,
+        },
     }
 
 

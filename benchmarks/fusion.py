@@ -20,11 +20,14 @@ import attrs
 from learning import judges, measured
 
 import mvkit
-from mvkit.data.datasets import Splits
+from mvkit.data.datasets.catalogue import Splits
 
 BOUND = {"name": "sum", "terms": ["elbo", "entropy"]}
 FUSIONS: dict[str, dict[str, object]] = {
-    **{name: {"aggregator": name} for name in ("poe", "moe", "mopoe", "gpoe", "wasserstein", "mean_message")},
+    **{
+        name: {"aggregator": name}
+        for name in ("poe", "moe", "mopoe", "gpoe", "wasserstein", "mean_message")
+    },
     "code": {"aggregator": "code", "objective": BOUND},
     "code, ρ = 0": {"aggregator": {"name": "code", "rho": 0.0}, "objective": BOUND},
     "code, 4 subsets": {"aggregator": {"name": "code", "max_subsets": 4}, "objective": BOUND},
@@ -54,11 +57,17 @@ def table(found: Sequence[dict[str, object]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("fusions", nargs="*", help=f"some of {', '.join(map(repr, FUSIONS))}; none: all")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "fusions", nargs="*", help=f"some of {', '.join(map(repr, FUSIONS))}; none: all"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--missing", type=float, default=0.0, help="share of modalities hidden in training")
+    parser.add_argument(
+        "--missing", type=float, default=0.0, help="share of modalities hidden in training"
+    )
     parser.add_argument("--rows", type=int, help="rows of each split at most")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("fusion.jsonl"))
     options = parser.parse_args(arguments)
@@ -71,12 +80,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in options.seeds:
             start = time.perf_counter()
             model = mvkit.Model(data.modalities, latent_dim=16, seed=seed, **FUSIONS[name])
-            mvkit.fit(model, data.train, validation=data.valid, epochs=options.epochs, seed=seed, progress=False)
+            mvkit.fit(
+                model,
+                data.train,
+                validation=data.valid,
+                epochs=options.epochs,
+                seed=seed,
+                progress=False,
+            )
             row = {"fusion": name, "seed": seed, "seconds": round(time.perf_counter() - start, 1)}
             row |= measured(model, data, judge)
             found.append(row)
             with options.out.open("a") as file:
-                file.write(json.dumps(row | {"epochs": options.epochs, "missing": options.missing}) + "\n")
+                file.write(
+                    json.dumps(row | {"epochs": options.epochs, "missing": options.missing}) + "\n"
+                )
     print(table(found))
 
 

@@ -17,18 +17,24 @@ import torch
 
 import mvkit
 from mvkit import recipes
-from mvkit.events import EpochFinished, Event
+from mvkit.training.events import EpochFinished, Event
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--path", default="../shared/data/mnist")
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--warmup", type=int, help="epochs of the KL ramp; default: two fifths of all")
+    parser.add_argument(
+        "--warmup", type=int, help="epochs of the KL ramp; default: two fifths of all"
+    )
     parser.add_argument("--binarise", choices=["none", "threshold", "drawn"], default="drawn")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--every", type=int, default=10, help="epochs from one evaluation to the next")
+    parser.add_argument(
+        "--every", type=int, default=10, help="epochs from one evaluation to the next"
+    )
     parser.add_argument("--rows", type=int, help="training rows; default: all")
     parser.add_argument("--test-rows", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=1000)
@@ -40,7 +46,9 @@ def main() -> None:
     warmup = round(0.4 * options.epochs) if options.warmup is None else options.warmup
     model = recipes.jmvae(data.modalities, latent_dim=64, warmup=warmup, seed=options.seed)
     # the test rows are in the order of the file, whose first half was written by other people than its second
-    chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))[: options.test_rows]
+    chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))[
+        : options.test_rows
+    ]
     test, start = data.test.batch.take(chosen), time.perf_counter()
 
     def look(event: Event) -> None:
@@ -51,7 +59,9 @@ def main() -> None:
             return
         generator = torch.Generator(model.like.device).manual_seed(0)
         found = {
-            name: model.log_likelihood(test, of, n=options.samples, generator=generator).mean().item()
+            name: model.log_likelihood(test, of, n=options.samples, generator=generator)
+            .mean()
+            .item()
             for name, of in {"joint": None, "image": ["image"]}.items()
         }
         settings = {name: value for name, value in vars(options).items() if name != "path"}
@@ -62,7 +72,12 @@ def main() -> None:
             file.write(json.dumps(row) + "\n")
 
     rows = model.conform(data.train.batch.take(slice(0, options.rows)))
-    settings = {"epochs": options.epochs, "batch_size": options.batch_size, "lr": options.lr, "seed": options.seed}
+    settings = {
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        "lr": options.lr,
+        "seed": options.seed,
+    }
     mvkit.fit(model, rows, **settings, device="cpu", listeners=[look])
 
 

@@ -28,18 +28,24 @@ SETTINGS: dict[str, dict[str, object]] = {
 }
 
 
-def judges(data: mvkit.data.datasets.Splits) -> dict[str, Callable[[Tensor], object]]:
+def judges(data: mvkit.data.datasets.catalogue.Splits) -> dict[str, Callable[[Tensor], object]]:
     """A classifier of each modality's real pictures; their accuracy is in the report."""
     train = data.train.batch
     label, made = train.extra["label"].numpy(), {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, x in train.data.items():
-            made[name] = MLPClassifier((256,), max_iter=25, random_state=0).fit(x.flatten(1).numpy(), label)
-    return {name: lambda x, one=one: one.predict(x.flatten(1).numpy()) for name, one in made.items()}
+            made[name] = MLPClassifier((256,), max_iter=25, random_state=0).fit(
+                x.flatten(1).numpy(), label
+            )
+    return {
+        name: lambda x, one=one: one.predict(x.flatten(1).numpy()) for name, one in made.items()
+    }
 
 
-def measured(model: mvkit.Model, data: object, judge: dict[str, Callable[[Tensor], object]]) -> dict[str, float]:
+def measured(
+    model: mvkit.Model, data: object, judge: dict[str, Callable[[Tensor], object]]
+) -> dict[str, float]:
     """Coherence given one and four others, by draws and means of z; of samples; likelihood; clusters."""
     row = {}
     for latent in ("draw", "mean"):
@@ -62,7 +68,9 @@ def main() -> None:
     parser.add_argument("recipes", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--set", type=json.loads, default={}, help="options of the recipe, as JSON")
+    parser.add_argument(
+        "--set", type=json.loads, default={}, help="options of the recipe, as JSON"
+    )
     parser.add_argument("--save", type=Path, help="folder for the trained models")
     options = parser.parse_args()
     data = mvkit.load_dataset("polydigits")
@@ -72,8 +80,20 @@ def main() -> None:
             start = time.perf_counter()
             settings = SETTINGS.get(name, {}) | options.set
             model = getattr(recipes, name)(data.modalities, latent_dim=16, seed=seed, **settings)
-            mvkit.fit(model, data.train, validation=data.valid, epochs=options.epochs, seed=seed, progress=False)
-            row = {"recipe": name, "seed": seed, "seconds": round(time.perf_counter() - start), **options.set}
+            mvkit.fit(
+                model,
+                data.train,
+                validation=data.valid,
+                epochs=options.epochs,
+                seed=seed,
+                progress=False,
+            )
+            row = {
+                "recipe": name,
+                "seed": seed,
+                "seconds": round(time.perf_counter() - start),
+                **options.set,
+            }
             if options.save:
                 mvkit.save(model, options.save / f"{name}-{seed}.safetensors")
             row |= measured(model, data, judge)
@@ -83,7 +103,10 @@ def main() -> None:
             if model.n_clusters:
                 row["cluster accuracy"] = accuracy(model, data)
                 pruned, _ = mvkit.prune_clusters(model, data.train)
-                row |= {"clusters kept": pruned.n_clusters, "cluster accuracy, pruned": accuracy(pruned, data)}
+                row |= {
+                    "clusters kept": pruned.n_clusters,
+                    "cluster accuracy, pruned": accuracy(pruned, data),
+                }
             print(json.dumps(row), flush=True)
             with Path(__file__).with_name("learning.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")

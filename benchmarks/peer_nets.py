@@ -37,14 +37,18 @@ def head(before: int) -> nn.Sequential:
     return mlp(before, 256, 2 * LATENT)
 
 
-def rows(m: int, n: int, width: int, missing: bool, seed: int) -> tuple[dict[str, Tensor], Tensor | None]:
+def rows(
+    m: int, n: int, width: int, missing: bool, seed: int
+) -> tuple[dict[str, Tensor], Tensor | None]:
     """The first n pictures {name: (n, width)} of polydigits and what is observed, (n, m) bool or None: half of it.
 
     The files are what `peers.py` wrote; beyond five modalities they come again, of other rows. Every row observes one
     modality at least.
     """
     every = np.load(f"{os.environ['PEERS_DATA']}/{width}.npy", mmap_mode="r")
-    data = {f"m{i}": torch.tensor(every[i % len(every), :n]).roll(i // len(every), 0) for i in range(m)}
+    data = {
+        f"m{i}": torch.tensor(every[i % len(every), :n]).roll(i // len(every), 0) for i in range(m)
+    }
     if not missing:
         return data, None
     generator = torch.Generator().manual_seed(seed)
@@ -78,7 +82,9 @@ class Peer(ABC):
         self.steps = self.stages(*self.batch, fused=False)
 
     @abstractmethod
-    def stages(self, data: dict[str, Tensor], mask: Tensor | None, fused: bool) -> list[Callable[[], None]]:
+    def stages(
+        self, data: dict[str, Tensor], mask: Tensor | None, fused: bool
+    ) -> list[Callable[[], None]]:
         """A training step on a batch, for each stage, with the library's own choice of Adam or torch's fused one."""
 
     @abstractmethod
@@ -118,14 +124,18 @@ class Bare(Peer):
             sizes = {"encoders": (w, 2 * (LATENT + private)), "decoders": (LATENT + private, w)}
         if self.model in ("jmvae", "telbo"):
             sizes["trunks"] = (w, FEATURES)
-        made: dict[str, list[nn.Module]] = {k: [hidden(*size) for _ in self.names] for k, size in sizes.items()}
+        made: dict[str, list[nn.Module]] = {
+            k: [hidden(*size) for _ in self.names] for k, size in sizes.items()
+        }
         top = FEATURES * self.m if "trunks" in sizes else MESSAGE
         return made | ({"top": [head(top)]} if "trunks" in sizes or "messages" in sizes else {})
 
     def _observed(self, data: dict[str, Tensor], mask: Tensor | None) -> list[Tensor]:
         return [x if mask is None else x[mask[:, i]] for i, x in enumerate(data.values())]
 
-    def stages(self, data: dict[str, Tensor], mask: Tensor | None, fused: bool) -> list[Callable[[], None]]:
+    def stages(
+        self, data: dict[str, Tensor], mask: Tensor | None, fused: bool
+    ) -> list[Callable[[], None]]:
         self.live, x = self._build(), self._observed(data, mask)
         whole = BATCH if mask is None else int(mask.all(1).sum())
         if self.model != "telbo":
@@ -136,8 +146,16 @@ class Bare(Peer):
             net.requires_grad_(False)
         return [self._step(first, x, whole), self._step(second, x, whole)]
 
-    def _step(self, nets: dict[str, list[nn.Module]], x: list[Tensor], whole: int) -> Callable[[], None]:
-        parameters = [p for several in nets.values() for net in several for p in net.parameters() if p.requires_grad]
+    def _step(
+        self, nets: dict[str, list[nn.Module]], x: list[Tensor], whole: int
+    ) -> Callable[[], None]:
+        parameters = [
+            p
+            for several in nets.values()
+            for net in several
+            for p in net.parameters()
+            if p.requires_grad
+        ]
         optimizer = torch.optim.Adam(parameters, LR, fused=True)
         times = self.m if self.model == "cmvae" else 1
 
@@ -147,7 +165,11 @@ class Bare(Peer):
             for kind in ("messages", "below"):
                 outs += _through(nets.get(kind, []), _latents(nets.get(kind, []), x))
             if "trunks" in nets:
-                outs.append(nets["top"][0](torch.cat(_through(nets["trunks"], [one[:whole] for one in x]), 1)))
+                outs.append(
+                    nets["top"][0](
+                        torch.cat(_through(nets["trunks"], [one[:whole] for one in x]), 1)
+                    )
+                )
             elif "top" in nets:
                 outs.append(nets["top"][0](torch.randn(BATCH, MESSAGE, requires_grad=True)))
             decoded = _through(nets["decoders"], _latents(nets["decoders"], x, times))
@@ -189,4 +211,6 @@ def _latents(nets: list[nn.Module], inputs: list[Tensor], times: int = 1) -> lis
     """Draws (times n, d) for networks from latents, asking for a gradient where one is taken; one for each network."""
     grad = torch.is_grad_enabled()
     pairs = zip(nets, inputs, strict=True) if nets else ()
-    return [torch.randn(times * len(x), net[0].in_features, requires_grad=grad) for net, x in pairs]
+    return [
+        torch.randn(times * len(x), net[0].in_features, requires_grad=grad) for net, x in pairs
+    ]

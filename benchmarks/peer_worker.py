@@ -67,7 +67,12 @@ class Ours(Peer):
             "trunks": {name: hidden(self.width, FEATURES) for name in names}
         }
         if self.model == "jmvae":
-            return mvkit.Model(made, latent_dim=LATENT, aggregator=joint, objective={"name": "jmvae", "alpha": ALPHA})
+            return mvkit.Model(
+                made,
+                latent_dim=LATENT,
+                aggregator=joint,
+                objective={"name": "jmvae", "alpha": ALPHA},
+            )
         if self.model == "telbo":
             joint["incomplete"] = "skip"
             options = {"objective": "telbo", "schedule": "joint_then_unimodal"}
@@ -78,30 +83,52 @@ class Ours(Peer):
             return recipes.cmvae(made, LATENT, private_dim=PRIVATE, clusters=CLUSTERS, samples=1)
         low, high = {}, {}
         for name in names:
-            nets = {"encoder": hidden(self.width, 2 * BOTTOM), "decoder": hidden(BOTTOM, self.width)}
+            nets = {
+                "encoder": hidden(self.width, 2 * BOTTOM),
+                "decoder": hidden(BOTTOM, self.width),
+            }
             low[name] = mvkit.Modality((self.width,), likelihood, private_dim=BOTTOM, **nets)
             nets = {"encoder": hidden(BOTTOM, MESSAGE), "decoder": hidden(LATENT, BOTTOM)}
             high[name] = mvkit.Modality((BOTTOM,), likelihood, **nets)
-        fusion = {"name": "mean_message", "message_dim": MESSAGE, "head": head(MESSAGE), "dropout_rate": DROPOUT}
-        return mvkit.Stack([mvkit.Model(low, latent_dim=0), mvkit.Model(high, latent_dim=LATENT, aggregator=fusion)])
+        fusion = {
+            "name": "mean_message",
+            "message_dim": MESSAGE,
+            "head": head(MESSAGE),
+            "dropout_rate": DROPOUT,
+        }
+        return mvkit.Stack(
+            [
+                mvkit.Model(low, latent_dim=0),
+                mvkit.Model(high, latent_dim=LATENT, aggregator=fusion),
+            ]
+        )
 
-    def stages(self, data: dict[str, Tensor], mask: Tensor | None, fused: bool) -> list[Callable[[], None]]:
-        from mvkit.stages import Adam, as_stages, trainable
+    def stages(
+        self, data: dict[str, Tensor], mask: Tensor | None, fused: bool
+    ) -> list[Callable[[], None]]:
+        from mvkit.training.optimizers import Adam
+        from mvkit.training.stages import as_stages, trainable
 
         made = []
-        self.frozen = contextlib.ExitStack()  # held as long as the models, each of which is for one stage alone
+        self.frozen = (
+            contextlib.ExitStack()
+        )  # held as long as the models, each of which is for one stage alone
         for index in range(2 if self.model == "telbo" else 1):
             model = self.build().train()
             stage = as_stages(None, model, 2)[index]
             parameters = self.frozen.enter_context(trainable(model, stage.trainable))
             optimizer = Adam().optimizer(list(parameters), LR)  # fused
             objective = None if stage.objective is None else model.build_objective(stage.objective)
-            made.append(self._step(model, model.conform(self._batch(data, mask)), objective, optimizer))
+            made.append(
+                self._step(model, model.conform(self._batch(data, mask)), objective, optimizer)
+            )
         self.live = model.eval() if self.model == "telbo" else self.build().eval()
         return made
 
     @staticmethod
-    def _step(model: Any, batch: Any, objective: Any, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    def _step(
+        model: Any, batch: Any, objective: Any, optimizer: torch.optim.Optimizer
+    ) -> Callable[[], None]:
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
             model(batch, objective=objective).loss.backward()
@@ -118,7 +145,14 @@ class Ours(Peer):
     def train(self, data: dict[str, Tensor], mask: Tensor | None) -> None:
         import mvkit
 
-        mvkit.fit(self.build(), self._batch(data, mask), epochs=2, batch_size=BATCH, lr=LR, progress=False)
+        mvkit.fit(
+            self.build(),
+            self._batch(data, mask),
+            epochs=2,
+            batch_size=BATCH,
+            lr=LR,
+            progress=False,
+        )
 
     def likelihood(self, data: dict[str, Tensor], mask: Tensor | None, n: int) -> float:
         return float(self.live.log_likelihood(self._batch(data, mask), n=n).mean())
@@ -140,12 +174,19 @@ class Theirs(Peer):
         options: dict[str, Any] = {"n_modalities": self.m, "latent_dim": LATENT}
         options["input_dims"] = dict.fromkeys(self.names, (self.width,))
         private = PRIVATE if self.model == "cmvae" else 0
-        encoders = {k: _encoder(hidden(self.width, 2 * (LATENT + private)), LATENT, private) for k in self.names}
+        encoders = {
+            k: _encoder(hidden(self.width, 2 * (LATENT + private)), LATENT, private)
+            for k in self.names
+        }
         decoders = {k: _decoder(hidden(LATENT + private, self.width)) for k in self.names}
         if self.model in ("jmvae", "telbo"):
-            joint = _joint({k: hidden(self.width, FEATURES) for k in self.names}, head(FEATURES * self.m))
+            joint = _joint(
+                {k: hidden(self.width, FEATURES) for k in self.names}, head(FEATURES * self.m)
+            )
             if self.model == "jmvae":
-                return models.JMVAE(models.JMVAEConfig(**options, alpha=ALPHA, warmup=1), encoders, decoders, joint)
+                return models.JMVAE(
+                    models.JMVAEConfig(**options, alpha=ALPHA, warmup=1), encoders, decoders, joint
+                )
             return models.TELBO(models.TELBOConfig(**options, warmup=1), encoders, decoders, joint)
         if self.model == "mopoe":
             return models.MoPoE(models.MoPoEConfig(**options), encoders, decoders)
@@ -175,7 +216,9 @@ class Theirs(Peer):
             {k: _decoder(hidden(LATENT, BOTTOM)) for k in self.names},
         )
 
-    def stages(self, data: dict[str, Tensor], mask: Tensor | None, fused: bool) -> list[Callable[[], None]]:
+    def stages(
+        self, data: dict[str, Tensor], mask: Tensor | None, fused: bool
+    ) -> list[Callable[[], None]]:
         made = []
         for epoch in (1, 2) if self.model == "telbo" else (1,):
             model = self.build().train()
@@ -185,7 +228,9 @@ class Theirs(Peer):
         return made
 
     @staticmethod
-    def _step(model: Any, batch: Any, epoch: int, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    def _step(
+        model: Any, batch: Any, epoch: int, optimizer: torch.optim.Optimizer
+    ) -> Callable[[], None]:
         def step() -> None:
             loss = model(batch, epoch=epoch).loss
             optimizer.zero_grad()
@@ -203,18 +248,31 @@ class Theirs(Peer):
         return IncompleteDataset(data, dict(zip(data, mask.unbind(1), strict=True)))
 
     def train(self, data: dict[str, Tensor], mask: Tensor | None) -> None:
-        from multivae.trainers import BaseTrainer, BaseTrainerConfig, MultistageTrainer, MultistageTrainerConfig
+        from multivae.trainers import (
+            BaseTrainer,
+            BaseTrainerConfig,
+            MultistageTrainer,
+            MultistageTrainerConfig,
+        )
 
         two = self.model == "telbo"
-        trainer, config = (MultistageTrainer, MultistageTrainerConfig) if two else (BaseTrainer, BaseTrainerConfig)
+        trainer, config = (
+            (MultistageTrainer, MultistageTrainerConfig)
+            if two
+            else (BaseTrainer, BaseTrainerConfig)
+        )
         with tempfile.TemporaryDirectory() as folder:
             options = {"output_dir": folder, "per_device_train_batch_size": BATCH, "num_epochs": 2}
             made = config(**options, learning_rate=LR, no_cuda=True)
-            trainer(self.build(), train_dataset=self._rows(data, mask), training_config=made).train()
+            trainer(
+                self.build(), train_dataset=self._rows(data, mask), training_config=made
+            ).train()
 
     def likelihood(self, data: dict[str, Tensor], mask: Tensor | None, n: int) -> float:
         with torch.no_grad():
-            return -float(self.live.compute_joint_nll(self._rows(data, mask), K=n)) / len(data["m0"])
+            return -float(self.live.compute_joint_nll(self._rows(data, mask), K=n)) / len(
+                data["m0"]
+            )
 
     @torch.no_grad()
     def encode(self, data: dict[str, Tensor], mask: Tensor | None) -> None:
@@ -222,7 +280,9 @@ class Theirs(Peer):
             for given in subsets(self.names, self.model):
                 self.live.encode(self._rows(data, None), cond_mod=given, return_mean=True)
             return
-        patterns, which = mask.unique(dim=0, return_inverse=True)  # it encodes rows that observe the same
+        patterns, which = mask.unique(
+            dim=0, return_inverse=True
+        )  # it encodes rows that observe the same
         for i, pattern in enumerate(patterns):
             chosen = {name: x[which == i] for name, x in data.items()}
             given = [name for name, seen in zip(self.names, pattern.tolist(), strict=True) if seen]
@@ -304,7 +364,9 @@ def _replies() -> Iterator[Any]:
         yield answers
 
 
-def answer(peer: Peer | None, command: dict[str, Any], kind: type[Peer]) -> tuple[Peer | None, dict[str, Any]]:
+def answer(
+    peer: Peer | None, command: dict[str, Any], kind: type[Peer]
+) -> tuple[Peer | None, dict[str, Any]]:
     """The peer afterwards, and what came of a command: seconds, a value, the peak memory."""
     do = command.pop("do")
     if do == "make":
@@ -335,7 +397,11 @@ def peak() -> float:
     """The most memory that this process held, in MB."""
     status = Path("/proc/self/status")
     if status.exists():  # rusage would count what the parent held when it forked
-        return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return next(
+            int(line.split()[1]) / 1024
+            for line in status.read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -358,14 +424,22 @@ def main() -> None:
     library = sys.argv[1]
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    _kept = _vision() if library == "multivae" else None  # a library that is collected takes its operators along
+    _kept = (
+        _vision() if library == "multivae" else None
+    )  # a library that is collected takes its operators along
     peer: Peer | None = None
     with _replies() as answers:
-        versions = {name: importlib.metadata.version(name) for name in {library, "torch"} - {"bare"}}
+        versions = {
+            name: importlib.metadata.version(name) for name in {library, "torch"} - {"bare"}
+        }
         print(json.dumps({"versions": versions}), file=answers, flush=True)
         for line in sys.stdin:
             try:
-                peer, found = answer(peer, json.loads(line), {"mvkit": Ours, "multivae": Theirs, "bare": Bare}[library])
+                peer, found = answer(
+                    peer,
+                    json.loads(line),
+                    {"mvkit": Ours, "multivae": Theirs, "bare": Bare}[library],
+                )
             except Exception as error:
                 found = {"refused": f"{type(error).__name__}: {error}"[:300]}
             print(json.dumps(found), file=answers, flush=True)

@@ -45,7 +45,15 @@ SHOWN = {
 SHOWN |= {"encode": "encoding", "memory": "peak memory"}
 # the least that is asked for: how many times faster, by measure, model and number of modalities
 ASKED = {
-    "step": {"mopoe 5": 2, "mopoe 8": 15, "mopoe 10": 100, "cmvae": 2, "jmvae": 1.15, "telbo": 1.15, "nexus": 1.15},
+    "step": {
+        "mopoe 5": 2,
+        "mopoe 8": 15,
+        "mopoe 10": 100,
+        "cmvae": 2,
+        "jmvae": 1.15,
+        "telbo": 1.15,
+        "nexus": 1.15,
+    },
     "likelihood": {"jmvae": 2.2, "cmvae": 2.2, "mopoe": 4.5},
     "encode": {"mopoe": 10, "nexus": 10, "jmvae": 3, "cmvae": 3},
 }
@@ -108,7 +116,12 @@ class Worker:
     """A library in a process of its own."""
 
     def __init__(self, python: Path | str, library: str) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MVKIT_PLUGINS": ""}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+            "MVKIT_PLUGINS": "",
+        }
         command = [str(python), str(ROOT / "benchmarks" / "peer_worker.py"), library]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
@@ -150,15 +163,28 @@ def environment() -> Path:
     if not python.exists():
         venv.create(folder, with_pip=True)
         # the same torch for both, and no gigabytes of CUDA
-        packages = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+        packages = sysconfig.get_path(
+            "purelib", vars={"base": str(folder), "platbase": str(folder)}
+        )
         shared = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
         (Path(packages) / "shared.pth").write_text(shared)
-    install = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", PEER]
+    install = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--constraint",
+        ROOT / "constraints.txt",
+        PEER,
+    ]
     subprocess.run(install, check=True)
     return python
 
 
-def turns(workers: list[Worker], do: str, options: dict[str, Any], count: int, seconds: float) -> list[dict[str, Any]]:
+def turns(
+    workers: list[Worker], do: str, options: dict[str, Any], count: int, seconds: float
+) -> list[dict[str, Any]]:
     """Answers in turn; each worker's medians, or why it refuses. Slow turns end early, after three at least."""
     kept: list[list[float]] = [[] for _ in workers]
     if do == "fused step":
@@ -167,11 +193,18 @@ def turns(workers: list[Worker], do: str, options: dict[str, Any], count: int, s
             worker.ask("fuse")
     found = [worker.ask(do, **options) for worker in workers]  # warm-up
     able = [i for i, answer in enumerate(found) if "refused" not in answer]
-    while able and len(kept[able[0]]) < count and (len(kept[able[0]]) < 3 or sum(map(sum, kept)) < seconds):
+    while (
+        able
+        and len(kept[able[0]]) < count
+        and (len(kept[able[0]]) < 3 or sum(map(sum, kept)) < seconds)
+    ):
         for i in able:
             found[i] = workers[i].ask(do, **options)
             kept[i].append(found[i]["seconds"])
-    return [{**f, "seconds": statistics.median(k)} if k else f for f, k in zip(found, kept, strict=True)]
+    return [
+        {**f, "seconds": statistics.median(k)} if k else f
+        for f, k in zip(found, kept, strict=True)
+    ]
 
 
 def memory(case: Case, pythons: dict[str, Path | str]) -> list[dict[str, Any]]:
@@ -180,7 +213,9 @@ def memory(case: Case, pythons: dict[str, Path | str]) -> list[dict[str, Any]]:
     for library, python in pythons.items():
         worker = Worker(python, library)
         worker.make(case)
-        refusal = [answer for answer in (worker.ask("once") for _ in range(3)) if "refused" in answer]
+        refusal = [
+            answer for answer in (worker.ask("once") for _ in range(3)) if "refused" in answer
+        ]
         found.append(refusal[0] if refusal else worker.ask("memory"))
         worker.close()
     return found
@@ -193,7 +228,10 @@ def measure(
     for worker in workers:
         worker.make(case)
     count = 2 if quick else 15
-    answers = {do: turns(workers, do, options, count, seconds) for do, options in case.measures(quick).items()}
+    answers = {
+        do: turns(workers, do, options, count, seconds)
+        for do, options in case.measures(quick).items()
+    }
     answers["memory"] = memory(case, pythons)
     made = []
     for do, found in answers.items():
@@ -208,10 +246,14 @@ def measure(
 
 def machine() -> str:
     """The processor, its cores, the system and Python."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = (
+        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    )
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    return (
+        f"{name}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    )
 
 
 def _shown(answer: dict[str, Any]) -> str:
@@ -243,7 +285,14 @@ def page(results: dict[str, Any]) -> str:
         ratio = "—" if row["ratio"] is None else f"{row['ratio']:.3g}"
         what = SHOWN[row["measure"]] + (f", {row['rows']:,} rows" if "rows" in row else "")
         bare = {} if "refused" in row["bare"] else row["bare"]
-        cells = [row["case"], what, _shown(bare), _shown(row["mvkit"]), _shown(row["multivae"]), ratio]
+        cells = [
+            row["case"],
+            what,
+            _shown(bare),
+            _shown(row["mvkit"]),
+            _shown(row["multivae"]),
+            ratio,
+        ]
         lines.append(f"| {' | '.join(cells)} | {row['asked']:g} |")
         for library in ("mvkit", "multivae"):
             reason = row[library].get("refused")
@@ -265,18 +314,33 @@ def pictures(folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two small cases, few repetitions; writes nothing")
-    parser.add_argument(
-        "--only", nargs="+", metavar="CASE", help="cases such as 'mopoe, M=5'; the others keep their rows"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=30.0, help="after which a measure takes no more turns")
-    parser.add_argument("--render", action="store_true", help="only write the page from the results there are")
+    parser.add_argument(
+        "--quick", action="store_true", help="two small cases, few repetitions; writes nothing"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="CASE",
+        help="cases such as 'mopoe, M=5'; the others keep their rows",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=30.0, help="after which a measure takes no more turns"
+    )
+    parser.add_argument(
+        "--render", action="store_true", help="only write the page from the results there are"
+    )
     options = parser.parse_args()
     if options.render:
         PAGE.write_text(page(json.loads(RESULTS.read_text())))
         return
-    pythons: dict[str, Path | str] = {"mvkit": sys.executable, "multivae": environment(), "bare": sys.executable}
+    pythons: dict[str, Path | str] = {
+        "mvkit": sys.executable,
+        "multivae": environment(),
+        "bare": sys.executable,
+    }
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PEERS_DATA"] = str(pictures(Path(folder)))
         run(options, pythons)
@@ -293,7 +357,9 @@ def run(options: argparse.Namespace, pythons: dict[str, Path | str]) -> None:
         old = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
         results["rows"] = [row for row in old if row["case"] not in options.only]
     for case in cases:
-        results["rows"] += measure(case, workers, pythons, options.quick, 10.0 if options.quick else options.seconds)
+        results["rows"] += measure(
+            case, workers, pythons, options.quick, 10.0 if options.quick else options.seconds
+        )
         if not options.quick:  # a case may take an hour; what is done is kept
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
             PAGE.write_text(page(results))

@@ -14,7 +14,7 @@ PACKAGES = 50
 BOUND = 1.05
 PROGRAM = "import time, torch; start = time.perf_counter(); import mvkit; print(time.perf_counter() - start)"
 DECLARE = """
-from mvkit.plugins import Component, hookimpl
+from mvkit.registry import Component, hookimpl
 
 
 @hookimpl
@@ -28,7 +28,9 @@ def install(folder: Path) -> None:
     for i in range(PACKAGES):
         info = folder / f"mvkit_pack_{i}-1.0.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: mvkit-pack-{i}\nVersion: 1.0\n")
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: mvkit-pack-{i}\nVersion: 1.0\n"
+        )
         (info / "entry_points.txt").write_text(f"[mvkit]\npack_{i} = pack_{i}\n")
         (folder / f"pack_{i}.py").write_text(DECLARE.format(i=i))
 
@@ -36,8 +38,16 @@ def install(folder: Path) -> None:
 def seconds(program: str, path: str) -> float:
     """What a fresh process prints."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MVKIT")}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [path, str(Path(__file__).parent.parent)]))
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [path, str(Path(__file__).parent.parent)])
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return float(done.stdout)
 
 
@@ -52,7 +62,9 @@ def main(pairs: int) -> None:
             "import mvkit;", "import mvkit; start = time.perf_counter(); mvkit.available('prior');"
         )
         listed = median(seconds(listing, full) for _ in range(3))
-    print(f"import mvkit: {without:.3f} s without, {within:.3f} s with {PACKAGES} packages; median ratio {ratio:.3f}")
+    print(
+        f"import mvkit: {without:.3f} s without, {within:.3f} s with {PACKAGES} packages; median ratio {ratio:.3f}"
+    )
     print(
         f"bound {BOUND}: {'met' if ratio <= BOUND else 'missed'}; first listing of {PACKAGES} packages: {listed:.3f} s"
     )

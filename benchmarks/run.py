@@ -30,7 +30,10 @@ BATCH, LATENT, WIDTH = 128, 16, 784
 
 
 def pairs(
-    one: Callable[[], object], other: Callable[[], object], count: int, clock: Callable[[], float] = time.perf_counter
+    one: Callable[[], object],
+    other: Callable[[], object],
+    count: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, float, float]:
     """Median milliseconds of each, and the median ratio one / other, pair by pair."""
     times: list[tuple[float, float]] = []
@@ -41,22 +44,34 @@ def pairs(
         other()
         if i >= 3:  # warm-up first
             times.append((1e3 * (middle - start), 1e3 * (clock() - middle)))
-    return (*(statistics.median(t) for t in zip(*times, strict=True)), statistics.median(a / b for a, b in times))
+    return (
+        *(statistics.median(t) for t in zip(*times, strict=True)),
+        statistics.median(a / b for a, b in times),
+    )
 
 
 def mlp(before: int, after: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(before, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, after))
+    return nn.Sequential(
+        nn.Linear(before, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, after)
+    )
 
 
-def step(m: int, aggregator: object, objective: object, count: int, repeats: int = 1) -> tuple[float, float, float]:
+def step(
+    m: int, aggregator: object, objective: object, count: int, repeats: int = 1
+) -> tuple[float, float, float]:
     """A training step against the same rows through the same nets, squared error, backward, fused Adam with lr 0."""
     x = {f"m{i}": torch.rand(BATCH, WIDTH) for i in range(m)}
     model = mvkit.Model(
-        {name: mvkit.Modality((WIDTH,)) for name in x}, latent_dim=LATENT, aggregator=aggregator, objective=objective
+        {name: mvkit.Modality((WIDTH,)) for name in x},
+        latent_dim=LATENT,
+        aggregator=aggregator,
+        objective=objective,
     )
     batch = model.conform(mvkit.Batch(x))
     ours = torch.optim.Adam(model.parameters(), 0.0, fused=True)
-    encoders, decoders = ([mlp(a, b) for _ in x] for a, b in ((WIDTH, 2 * LATENT), (LATENT, WIDTH)))
+    encoders, decoders = (
+        [mlp(a, b) for _ in x] for a, b in ((WIDTH, 2 * LATENT), (LATENT, WIDTH))
+    )
     parameters = [p for net in (*encoders, *decoders) for p in net.parameters()]
     bare = torch.optim.Adam(parameters, 0.0, fused=True)
 
@@ -110,7 +125,10 @@ def pipeline(count: int) -> dict[str, float]:
 
     def bare() -> None:
         for index in order(len(rows), shuffle=True, seed=0, epoch=0).split(BATCH):
-            [v.index_select(0, index) for v in (*rows.data.values(), rows.observed, rows.extra["label"])]
+            [
+                v.index_select(0, index)
+                for v in (*rows.data.values(), rows.observed, rows.extra["label"])
+            ]
 
     _, _, slower = pairs(row_by_row, through_pipeline, count)
     ours, _, bare_ratio = pairs(through_pipeline, bare, count)
@@ -125,7 +143,9 @@ def pipeline(count: int) -> dict[str, float]:
 def likelihood(count: int) -> tuple[float, float, float]:
     """log_likelihood at n=1000 against decoding as many rows, in blocks."""
     x = {f"m{i}": torch.rand(16, WIDTH) for i in range(3)}
-    model = mvkit.Model({name: mvkit.Modality((WIDTH,)) for name in x}, latent_dim=LATENT, aggregator="mopoe").eval()
+    model = mvkit.Model(
+        {name: mvkit.Modality((WIDTH,)) for name in x}, latent_dim=LATENT, aggregator="mopoe"
+    ).eval()
     batch = model.conform(mvkit.Batch(x))
     z = torch.randn(4096, LATENT)
 
@@ -146,7 +166,9 @@ def seconds_to_import() -> dict[str, float]:
         "print(len({'sklearn', 'matplotlib', 'pandas', 'scipy', 'torchdata', 'tqdm'} & set(sys.modules) - known))"
     )
     outputs = [
-        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        ).stdout.split()
         for _ in range(7)
     ]
     return {
@@ -180,10 +202,20 @@ def main() -> None:
     for m, bound in ((2, 1.35), (3, 1.25), (5, 1.25)):
         for name, objective in (("poe", "elbo"), ("moe", moe), ("mopoe", "elbo")):
             ours, floor, ratio = step(m, name, objective, count)
-            table[f"step, {name}, M={m}"] = {"ms": ours, "floor": floor, "ratio": ratio, "bound": bound}
+            table[f"step, {name}, M={m}"] = {
+                "ms": ours,
+                "floor": floor,
+                "ratio": ratio,
+                "bound": bound,
+            }
     table["step, mopoe, M=10, 1,023 subsets"] = {**many_subsets(count), "bound": 2.0}
     ours, floor, ratio = likelihood(max(5, count // 4))
-    table["log_likelihood, n=1000, against bare decodes"] = {"ms": ours, "floor": floor, "ratio": ratio, "bound": 1.5}
+    table["log_likelihood, n=1000, against bare decodes"] = {
+        "ms": ours,
+        "floor": floor,
+        "ratio": ratio,
+        "bound": 1.5,
+    }
     table["pipeline"] = pipeline(max(5, count // 4))
     table["import mvkit after torch"] = seconds_to_import()
     table["machine"] = (

@@ -21,13 +21,15 @@ import torch
 
 import mvkit
 from mvkit.data.pipeline import Pipeline
-from mvkit.events import EpochFinished, Event
+from mvkit.training.events import EpochFinished, Event
 
 HERE = Path(__file__)
 
 
-def demo_model(data: mvkit.data.datasets.Splits) -> mvkit.Model:
-    return mvkit.Model(data.modalities, latent_dim=16, aggregator="mopoe", prior="mog", objective="dreg", seed=0)
+def demo_model(data: mvkit.data.datasets.catalogue.Splits) -> mvkit.Model:
+    return mvkit.Model(
+        data.modalities, latent_dim=16, aggregator="mopoe", prior="mog", objective="dreg", seed=0
+    )
 
 
 def overhead(count: int) -> float:
@@ -82,21 +84,29 @@ def processes(count: int) -> dict[str, float]:
     found: dict[str, list[float]] = {"one": [], "two": []}
     for _ in range(count):
         for name, command in (("one", [sys.executable]), ("two", two)):
-            done = subprocess.run([*command, str(HERE), "--worker"], env=environment, capture_output=True, check=True)
+            done = subprocess.run(
+                [*command, str(HERE), "--worker"], env=environment, capture_output=True, check=True
+            )
             found[name].append(json.loads(done.stdout.split()[-1]))
     ratio = statistics.median(b / a for a, b in zip(found["one"], found["two"], strict=True))
     return {name: statistics.median(values) for name, values in found.items()} | {"ratio": ratio}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--count", type=int, default=5)
     options = parser.parse_args()
     if options.worker:
         worker()
         return
-    found = {"overhead": overhead(options.count), "processes": processes(options.count), "torch": torch.__version__}
+    found = {
+        "overhead": overhead(options.count),
+        "processes": processes(options.count),
+        "torch": torch.__version__,
+    }
     print(json.dumps(found, indent=2))
     HERE.with_suffix(".json").write_text(json.dumps(found, indent=2) + "\n")
 

@@ -4,15 +4,18 @@ Axes in every docstring: s samples · j drawn components · k posterior componen
 d shared latent · p private latent · c prior components.
 """
 
-from mvkit import plots, plugins, recipes, testing
-from mvkit.aggregators import Aggregator
-from mvkit.batch import Batch
-from mvkit.checkpoint import describe, load, save
-from mvkit.clusters import prune_clusters
-from mvkit.data.datasets import load_dataset
+from mvkit import _moved, plots, recipes, testing
+from mvkit._version import __version__ as __version__
+from mvkit.core.batch import Batch
+from mvkit.core.family import Family
+from mvkit.core.likelihood import Likelihood
+from mvkit.core.loss import Loss
+from mvkit.core.mixture import Mixture
+from mvkit.core.modality import Modality
+from mvkit.data.dataset import MultimodalDataset
+from mvkit.data.datasets.catalogue import load_dataset
 from mvkit.data.pipeline import Pipeline
-from mvkit.data.sources import MultimodalDataset
-from mvkit.data.writing import as_tables
+from mvkit.data.write_tables import as_tables
 from mvkit.errors import (
     AmbiguousComponent,
     CheckpointError,
@@ -27,25 +30,26 @@ from mvkit.errors import (
 from mvkit.evaluation.evaluate import evaluate
 from mvkit.evaluation.metric import Metric
 from mvkit.evaluation.report import Report, compare
-from mvkit.families import Family
-from mvkit.history import History
-from mvkit.imputation import Imputation, embed, impute
-from mvkit.likelihoods import Likelihood
-from mvkit.losses import Loss
-from mvkit.mixture import Mixture
-from mvkit.modality import Modality
-from mvkit.model import Model
-from mvkit.networks import Network
-from mvkit.objectives import ELBO, Objective
-from mvkit.plugins import available
-from mvkit.priors import Prior
-from mvkit.samplers import Sampler, fit_sampler
-from mvkit.spec import field, spec
-from mvkit.stack import Stack
-from mvkit.stages import Stage
-from mvkit.train import fit
+from mvkit.models.checkpoint import describe, load, save
+from mvkit.models.imputation import Imputation, embed, impute
+from mvkit.models.model import Model
+from mvkit.models.pruning import prune_clusters
+from mvkit.models.samplers import fit_sampler
+from mvkit.models.stack import Stack
+from mvkit.parts.aggregators.aggregator import Aggregator
+from mvkit.parts.networks import Network
+from mvkit.parts.objectives.elbo import ELBO
+from mvkit.parts.objectives.objective import Objective
+from mvkit.parts.priors import Prior
+from mvkit.parts.samplers import Sampler
+from mvkit.registry import plugins
+from mvkit.registry.plugins import available
+from mvkit.registry.spec import field, spec
+from mvkit.training.fit import fit
+from mvkit.training.history import History
+from mvkit.training.stages import Stage
 
-__version__ = "0.1.0"
+_moved.install()
 
 __all__ = [
     "ELBO",

@@ -2,7 +2,7 @@
 
 import sys
 
-from mvkit.cli import main
+from mvkit.apps.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

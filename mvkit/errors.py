@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
 from collections.abc import Iterable
 
 
@@ -57,8 +59,14 @@ class NothingObserved(DataError):
 
     def __init__(self, row: int, given: str = "") -> None:
         what = f"none of the given modalities ({given})" if given else "nothing"
-        remedy = "give empty='prior' to answer from the prior, or leave the row out" if given else "leave the row out"
-        super().__init__(f"batch: row {row} observes {what}; expected one modality at least; {remedy}")
+        remedy = (
+            "give empty='prior' to answer from the prior, or leave the row out"
+            if given
+            else "leave the row out"
+        )
+        super().__init__(
+            f"batch: row {row} observes {what}; expected one modality at least; {remedy}"
+        )
         self.row, self.given = row, given
 
 
@@ -86,3 +94,26 @@ def suggest(name: str, options: Iterable[str]) -> str:
     if near:
         return f"did you mean {lower[near[0]]!r}?"
     return f"known: {', '.join(map(repr, options))}" if options else "there are none"
+
+
+def check_option(name: str, value: object, *choices: object) -> None:
+    """Raises RequestError, which names the option, unless its value is one of the choices."""
+    if not any(value is choice or value == choice for choice in choices):
+        raise RequestError(f"{name}={value!r}; expected {' or '.join(map(repr, choices))}")
+
+
+def check_whole_number(name: str, value: object, low: int | None = None) -> int:
+    """The value as an int; raises RequestError unless it is a whole number of at least `low`."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or (low is not None and value < low):
+        least = "" if low is None else f" of at least {low}"
+        raise RequestError(f"{name}={value!r}; expected a whole number{least}")
+    return int(value)
+
+
+def check_number(name: str, value: object, low: float = 0.0) -> float:
+    """The value as a float; raises RequestError unless it is a finite number of at least `low`."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not low <= float(value) < math.inf:
+        raise RequestError(f"{name}={value!r}; expected a number of at least {low:g}")
+    return float(value)

@@ -8,7 +8,6 @@ Axes: n draws, b rows, m modalities, d latent, c clusters.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,32 +17,19 @@ from einops import einsum, rearrange, repeat
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mvkit.batch import Batch
-from mvkit.data.sources import as_batch
+from mvkit.core.batch import Batch
+from mvkit.core.mixture import Mixture
+from mvkit.data.dataset import as_batch
 from mvkit.errors import RequestError, suggest
 from mvkit.evaluation.report import Report, runs_of
-from mvkit.generative import Generative
-from mvkit.history import History
-from mvkit.mixture import Mixture
-
-
-def _figure(width: float, height: float) -> Any:
-    """A new figure that pyplot does not know of."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise RequestError("plots: matplotlib is not installed: pip install 'mvkit[plots]'") from None
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def axes_of(ax: Any) -> Any:
-    """The axes given, or those of a new figure."""
-    return _figure(5.5, 3.8).add_subplot() if ax is None else ax
+from mvkit.models.multimodal import MultimodalModel
+from mvkit.training.loss_curves import axes_of, new_figure
+from mvkit.training.loss_curves import losses as losses
 
 
 def grid(figure: Any, rows: int, columns: int) -> NDArray[Any]:
     """Axes (rows, columns) without ticks in a figure, or in a new one."""
-    figure = _figure(0.6 + 1.1 * columns, 0.5 + 1.1 * rows) if figure is None else figure
+    figure = new_figure(0.6 + 1.1 * columns, 0.5 + 1.1 * rows) if figure is None else figure
     axes: NDArray[Any] = figure.subplots(rows, columns, squeeze=False)
     for one in axes.flat:
         one.set_xticks([])
@@ -66,7 +52,13 @@ def show(ax: Any, x: Any) -> Any:
 
 
 def translations(
-    model: Generative, data: Any, *, row: int = 0, latent: str = "mean", seed: int = 0, figure: Any = None
+    model: MultimodalModel,
+    data: Any,
+    *,
+    row: int = 0,
+    latent: str = "mean",
+    seed: int = 0,
+    figure: Any = None,
 ) -> NDArray[Any]:
     """What each modality of a row, alone, says of every other: a line is given, a column wanted; axes (m + 1, m).
 
@@ -88,7 +80,7 @@ def translations(
     return axes
 
 
-def _row(model: Generative, data: Any, row: int) -> Batch:
+def _row(model: MultimodalModel, data: Any, row: int) -> Batch:
     batch = model.conform(data)
     if not -len(batch) <= row < len(batch):
         raise RequestError(f"plots: no row {row}; expected one of {len(batch)}")
@@ -96,7 +88,7 @@ def _row(model: Generative, data: Any, row: int) -> Batch:
 
 
 def latent_map(
-    model: Generative,
+    model: MultimodalModel,
     data: Any,
     *,
     given: Iterable[str] | None = None,
@@ -122,12 +114,23 @@ def latent_map(
     if colour is None or (colour == "label" and colour not in extra):
         ax.scatter(*points.T, s=6, linewidths=0)
     elif colour != "cluster" and colour not in extra:
-        raise RequestError(f"latent_map: no {colour!r} in batch.extra; {suggest(colour, ('cluster', *extra))}")
+        raise RequestError(
+            f"latent_map: no {colour!r} in batch.extra; {suggest(colour, ('cluster', *extra))}"
+        )
     else:
         values = np.asarray(model.clusters(data).cpu() if colour == "cluster" else extra[colour])
         for i, value in enumerate(np.unique(values)):
-            ax.scatter(*points[values == value].T, s=6, linewidths=0, color=_colour(i), label=str(value))
-        ax.legend(title=colour, fontsize=7, title_fontsize=7, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
+            ax.scatter(
+                *points[values == value].T, s=6, linewidths=0, color=_colour(i), label=str(value)
+            )
+        ax.legend(
+            title=colour,
+            fontsize=7,
+            title_fontsize=7,
+            markerscale=2,
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
+        )
     ax.set_xlabel(f"{method} 1")
     ax.set_ylabel(f"{method} 2")
     return ax
@@ -145,19 +148,25 @@ def _plane(z: Tensor, method: str, seed: int) -> NDArray[Any]:
         try:
             from umap import UMAP
         except ImportError:
-            raise RequestError("latent_map: method='umap' needs umap-learn; pip install umap-learn") from None
+            raise RequestError(
+                "latent_map: method='umap' needs umap-learn; pip install umap-learn"
+            ) from None
         return np.asarray(UMAP(random_state=seed).fit_transform(z.numpy()))
     if method != "pca":
-        raise RequestError(f"latent_map: unknown method {method!r}; {suggest(method, ('pca', 'umap'))}")
+        raise RequestError(
+            f"latent_map: unknown method {method!r}; {suggest(method, ('pca', 'umap'))}"
+        )
     centred = z - z.mean(0)
     axes = torch.linalg.svd(centred, full_matrices=False).Vh[:2]
-    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # the same picture every time
+    axes = (
+        axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+    )  # the same picture every time
     flat = centred @ axes.T
     return torch.cat([flat, flat.new_zeros(len(flat), 2 - flat.shape[1])], 1).numpy()
 
 
 def traversal(
-    model: Generative,
+    model: MultimodalModel,
     name: str,
     *,
     at: Tensor | None = None,
@@ -180,7 +189,9 @@ def traversal(
     chosen = range(min(8, model.latent_dim)) if dims is None else dims
     wrong = [d for d in chosen if not 0 <= d < model.latent_dim]
     if wrong or not len(chosen):
-        raise RequestError(f"traversal: dims={list(chosen)}; expected some of 0 to {model.latent_dim - 1}")
+        raise RequestError(
+            f"traversal: dims={list(chosen)}; expected some of 0 to {model.latent_dim - 1}"
+        )
     start = model.like.new_zeros(model.latent_dim) if at is None else at.to(model.like)
     z = repeat(start, "d -> r v d", r=len(chosen), v=len(values)).clone()
     for r, d in enumerate(chosen):
@@ -195,33 +206,6 @@ def traversal(
     return axes
 
 
-def losses(
-    history: History | Sequence[Mapping[str, float]], *, terms: Sequence[str] | None = None, ax: Any = None
-) -> Any:
-    """Metrics over epochs, stages set apart by lines; None: the loss, the bound, and theirs in validation."""
-    rows = history.rows if isinstance(history, History) else list(history)
-    if not rows:
-        raise RequestError("losses: the history is empty; train first")
-    keys = {key: None for row in rows for key in row}
-    plain = [k for k in ("loss", "bound", "surrogate_bound") if k in keys]
-    chosen = [*plain, *(f"valid/{k}" for k in plain if f"valid/{k}" in keys)] if terms is None else list(terms)
-    unknown = [key for key in chosen if key not in keys]
-    if unknown or not chosen:
-        raise RequestError(f"losses: no metric {(unknown or [''])[0]!r}; {suggest((unknown or [''])[0], keys)}")
-    ax = axes_of(ax)
-    epochs = np.arange(1, len(rows) + 1)
-    for key in chosen:
-        style = "--" if key.startswith("valid/") else "-"
-        ax.plot(epochs, [row.get(key, np.nan) for row in rows], style, label=key, marker="." if len(rows) < 3 else None)
-    stages = [row.get("stage", 0) for row in rows]
-    for epoch, (before, after) in enumerate(itertools.pairwise(stages), 1):
-        if before != after:
-            ax.axvline(epoch + 0.5, color="0.6", linewidth=1)
-    ax.set_xlabel("epoch")
-    ax.legend(fontsize=8)
-    return ax
-
-
 def coherence(reports: Report | Mapping[str, Report | Sequence[Report]], *, ax: Any = None) -> Any:
     """Coherence by the number of given modalities, with standard errors; several reports of one name: their mean."""
     named = runs_of({"": reports} if isinstance(reports, Report) else reports, "coherence")
@@ -229,12 +213,21 @@ def coherence(reports: Report | Mapping[str, Report | Sequence[Report]], *, ax: 
     for name, each in named.items():
         points: dict[int, list[Any]] = {}
         for score in (score for report in each for score in report.scores):
-            if score.metric == "coherence" and score.given and score.name == f"given {score.given}":
+            if (
+                score.metric == "coherence"
+                and score.given
+                and score.name == f"given {score.given}"
+            ):
                 points.setdefault(score.given, []).append(score)
         if not points:
-            raise RequestError(f"coherence: report {name!r} has none; evaluate with metrics=['coherence']")
+            raise RequestError(
+                f"coherence: report {name!r} has none; evaluate with metrics=['coherence']"
+            )
         values = [np.mean([score.value for score in scores]) for scores in points.values()]
-        spread = [s[0].error if len(s) == 1 else np.std([x.value for x in s], ddof=1) for s in points.values()]
+        spread = [
+            s[0].error if len(s) == 1 else np.std([x.value for x in s], ddof=1)
+            for s in points.values()
+        ]
         ax.errorbar(list(points), values, yerr=spread, marker="o", capsize=3, label=name or None)
     ax.set_xticks(sorted(points))
     ax.set_ylim(0, 1)
@@ -246,7 +239,7 @@ def coherence(reports: Report | Mapping[str, Report | Sequence[Report]], *, ax: 
 
 
 def imputation(
-    model: Generative,
+    model: MultimodalModel,
     data: Any,
     name: str,
     *,
@@ -269,7 +262,9 @@ def imputation(
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
     ax = axes_of(ax)
     where = np.arange(draws.shape[1])
-    ax.fill_between(where, low, high, step="mid", alpha=0.3, linewidth=0, label=f"{level:.0%} interval")
+    ax.fill_between(
+        where, low, high, step="mid", alpha=0.3, linewidth=0, label=f"{level:.0%} interval"
+    )
     ax.plot(where, draws.mean(0), linewidth=1, label="imputed mean")
     if bool(rows.observed[0, model.names.index(name)]):
         real = model.modalities[name].restore(rows.data[name]).reshape(-1).cpu().numpy()
@@ -279,7 +274,7 @@ def imputation(
     return ax
 
 
-def cluster_sizes(model: Generative, data: Any, *, ax: Any = None) -> Any:
+def cluster_sizes(model: MultimodalModel, data: Any, *, ax: Any = None) -> Any:
     """How many rows each cluster of the prior has."""
     found = model.clusters(data).cpu()
     ax = axes_of(ax)
@@ -290,12 +285,18 @@ def cluster_sizes(model: Generative, data: Any, *, ax: Any = None) -> Any:
 
 
 def cluster_samples(
-    model: Generative, *, clusters: Sequence[int] | None = None, seed: int = 0, figure: Any = None
+    model: MultimodalModel,
+    *,
+    clusters: Sequence[int] | None = None,
+    seed: int = 0,
+    figure: Any = None,
 ) -> NDArray[Any]:
     """A sample of each cluster of the prior: a line a cluster, a column a modality; axes (c, m)."""
     chosen = range(model.n_clusters) if clusters is None else clusters
     if not len(chosen):
-        raise RequestError("cluster_samples: the prior has no clusters; make the model with one, such as prior='mog'")
+        raise RequestError(
+            "cluster_samples: the prior has no clusters; make the model with one, such as prior='mog'"
+        )
     axes = grid(figure, len(chosen), len(model.names))
     generator = torch.Generator(model.like.device).manual_seed(seed)
     for i, cluster in enumerate(chosen):
@@ -307,7 +308,7 @@ def cluster_samples(
     return axes
 
 
-def drivers(model: Generative, data: Any, *, ax: Any = None) -> Any:
+def drivers(model: MultimodalModel, data: Any, *, ax: Any = None) -> Any:
     """Which modality drives the posterior: mean shares of its weights and of the precisions of q(z|x_m).
 
     The weight of a component counts for each modality that it looked at, in equal parts. Precisions are inverse
@@ -324,24 +325,30 @@ def drivers(model: Generative, data: Any, *, ax: Any = None) -> Any:
     return ax
 
 
-def driver_shares(model: Generative, data: Any) -> tuple[Tensor, Tensor]:
+def driver_shares(model: MultimodalModel, data: Any) -> tuple[Tensor, Tensor]:
     """Shares of weights and of precisions by modality, (m,) each, means over the rows that observe it."""
     rows = model.conform(data)
     with torch.no_grad():
         posterior = model.posterior(rows)
         evidence = posterior.evidence
         if evidence is None:
-            raise RequestError("drivers: this posterior does not say what its components looked at")
+            raise RequestError(
+                "drivers: this posterior does not say what its components looked at"
+            )
         looked = evidence / evidence.sum(-1, keepdim=True).clamp(min=1)
-        weight = einsum(posterior.log_weight.exp(), looked.to(model.like.dtype), "k b, k b m -> b m")
+        weight = einsum(
+            posterior.log_weight.exp(), looked.to(model.like.dtype), "k b, k b m -> b m"
+        )
         each = [_precision(model, rows, i, name) for i, name in enumerate(model.names)]
     precision = torch.stack(each, 1)
     precision = precision / precision.sum(1, keepdim=True)
     seen = rows.observed.sum(0).clamp(min=1)
-    return (torch.where(rows.observed, weight, 0.0).sum(0) / seen).cpu(), (precision.sum(0) / seen).cpu()
+    return (torch.where(rows.observed, weight, 0.0).sum(0) / seen).cpu(), (
+        precision.sum(0) / seen
+    ).cpu()
 
 
-def _precision(model: Generative, rows: Batch, i: int, name: str) -> Tensor:
+def _precision(model: MultimodalModel, rows: Batch, i: int, name: str) -> Tensor:
     """Mean inverse variance of q(z|x_m) over dimensions, zero where m is unobserved, (b,)."""
     has = rows.observed[:, i]
     out = rows.observed.new_zeros(len(rows), dtype=model.like.dtype)

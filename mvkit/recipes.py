@@ -10,17 +10,20 @@ from typing import Any
 
 import attrs
 
-from mvkit.aggregators import MoPoE
-from mvkit.composed import CRMVAE, JMVAE, MVTCAE, TELBO
-from mvkit.hierarchy import TopDown
-from mvkit.joint import Joint, MeanMessage
-from mvkit.likelihoods import Normal
-from mvkit.modality import Modality, as_modalities
-from mvkit.model import Model
-from mvkit.objectives import ELBO, Align, Sum
-from mvkit.priors import Learnable, MoG, PosteriorMixture
-from mvkit.stack import Stack
-from mvkit.stages import JointThenUnimodal, Linear, Single
+from mvkit.core.modality import Modality, as_modalities
+from mvkit.models.model import Model
+from mvkit.models.stack import Stack
+from mvkit.parts.aggregators.joint_encoder import Joint
+from mvkit.parts.aggregators.messages import MeanMessage
+from mvkit.parts.aggregators.mixtures import MoPoE
+from mvkit.parts.likelihoods import Normal
+from mvkit.parts.objectives.composite import Align, Sum
+from mvkit.parts.objectives.elbo import ELBO
+from mvkit.parts.objectives.published import CRMVAE, JMVAE, MVTCAE, TELBO
+from mvkit.parts.priors import Learnable, MoG, PosteriorMixture
+from mvkit.parts.top_down import TopDown
+from mvkit.training.annealing import Linear
+from mvkit.training.stages import JointThenUnimodal, Single
 
 Modalities = Mapping[str, Any]
 UNIMODAL = ELBO(condition="unimodal", reduce="sum", reconstruct="own")
@@ -51,7 +54,7 @@ def telbo(
 
     Complete rows give the joint terms, every row the unimodal terms of what it has.
 
-    Reference: Vedantam, Fischer, Huang and Murphy, Generative Models of Visually Grounded Imagination, ICLR 2018,
+    Reference: Vedantam, Fischer, Huang and Murphy, MultimodalModel Models of Visually Grounded Imagination, ICLR 2018,
     https://arxiv.org/abs/1705.10762.
     """
     weights, own = dict(lambdas or {}), dict(gammas or {})
@@ -79,12 +82,17 @@ def jmvae(
 ) -> Model:
     """JMVAE-kl: joint ELBO and alignment with unimodal surrogates; their product for larger subsets.
 
-    Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep Generative Models, 2016,
+    Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep MultimodalModel Models, 2016,
     https://arxiv.org/abs/1611.01891.
     """
     objective = JMVAE(alpha=alpha, beta=beta)
     return Model(
-        modalities, latent_dim=latent_dim, aggregator="joint", objective=objective, schedule=_warmup(warmup), **options
+        modalities,
+        latent_dim=latent_dim,
+        aggregator="joint",
+        objective=objective,
+        schedule=_warmup(warmup),
+        **options,
     )
 
 
@@ -104,9 +112,13 @@ def mopoe(
 
     Reference: Sutter, Daunhawer and Vogt, Generalized Multimodal ELBO, ICLR 2021, https://arxiv.org/abs/2105.02470.
     """
-    fusion = MoPoE(subsets=subsets, max_subsets=max_subsets, prior_expert=prior_expert, inference=inference)
+    fusion = MoPoE(
+        subsets=subsets, max_subsets=max_subsets, prior_expert=prior_expert, inference=inference
+    )
     made = _private(modalities, private_dim)
-    return Model(made, latent_dim=latent_dim, aggregator=fusion, objective=ELBO(kl_weight=beta), **options)
+    return Model(
+        made, latent_dim=latent_dim, aggregator=fusion, objective=ELBO(kl_weight=beta), **options
+    )
 
 
 def cmvae(
@@ -124,7 +136,7 @@ def cmvae(
 ) -> Model:
     """CMVAE: mixture of experts, mixture prior, private latents with auxiliary priors; see `prune_clusters`.
 
-    Reference: Palumbo, Manduchi, Laguna, Chopard and Vogt, Deep Generative Clustering with Multimodal Diffusion
+    Reference: Palumbo, Manduchi, Laguna, Chopard and Vogt, Deep MultimodalModel Clustering with Multimodal Diffusion
     Variational Autoencoders, ICLR 2024, https://openreview.net/forum?id=k5THrhXDV3.
     """
     return Model(
@@ -137,28 +149,44 @@ def cmvae(
     )
 
 
-def mvae(modalities: Modalities, latent_dim: int = 10, *, subsets: int = 1, warmup: int = 0, **options: Any) -> Model:
+def mvae(
+    modalities: Modalities,
+    latent_dim: int = 10,
+    *,
+    subsets: int = 1,
+    warmup: int = 0,
+    **options: Any,
+) -> Model:
     """MVAE: product of experts; the joint, the unimodal and some random subsets' ELBOs summed.
 
-    Reference: Wu and Goodman, Multimodal Generative Models for Scalable Weakly-Supervised Learning, NeurIPS 2018,
+    Reference: Wu and Goodman, Multimodal MultimodalModel Models for Scalable Weakly-Supervised Learning, NeurIPS 2018,
     https://arxiv.org/abs/1802.05335.
     """
     random = (ELBO(condition="subset", reconstruct="own"),) * subsets
     objective = Sum(terms=(ELBO(), UNIMODAL, *random))
-    return Model(modalities, latent_dim=latent_dim, objective=objective, schedule=_warmup(warmup), **options)
+    return Model(
+        modalities, latent_dim=latent_dim, objective=objective, schedule=_warmup(warmup), **options
+    )
 
 
 def mmvae(
-    modalities: Modalities, latent_dim: int = 10, *, samples: int = 10, gradient: str = "dreg", **options: Any
+    modalities: Modalities,
+    latent_dim: int = 10,
+    *,
+    samples: int = 10,
+    gradient: str = "dreg",
+    **options: Any,
 ) -> Model:
     """MMVAE: mixture of Laplace experts, importance-weighted, prior with a trained scale.
 
     Reference: Shi, Siddharth, Paige and Torr, Variational Mixture-of-Experts Autoencoders for Multi-Modal Deep
-    Generative Models, NeurIPS 2019, https://arxiv.org/abs/1911.03393.
+    MultimodalModel Models, NeurIPS 2019, https://arxiv.org/abs/1911.03393.
     """
     options = {"family": "laplace_softmax", "prior": Learnable(learn_loc=False), **options}
     estimator = {"name": gradient, "samples": samples}
-    return Model(modalities, latent_dim=latent_dim, aggregator="moe", objective=estimator, **options)
+    return Model(
+        modalities, latent_dim=latent_dim, aggregator="moe", objective=estimator, **options
+    )
 
 
 def mmvaeplus(
@@ -174,7 +202,7 @@ def mmvaeplus(
 ) -> Model:
     """MMVAE+: MMVAE with private latents, drawn from auxiliary priors where another modality is generated.
 
-    Reference: Palumbo, Daunhawer and Vogt, MMVAE+: Enhancing the Generative Quality of Multimodal VAEs without
+    Reference: Palumbo, Daunhawer and Vogt, MMVAE+: Enhancing the MultimodalModel Quality of Multimodal VAEs without
     Compromises, ICLR 2023, https://openreview.net/forum?id=sdQGxouELX.
     """
     options = {"family": "laplace_softmax", "prior": Learnable(learn_loc=False), **options}
@@ -184,7 +212,12 @@ def mmvaeplus(
 
 
 def mvtcae(
-    modalities: Modalities, latent_dim: int = 10, *, alpha: float = 5 / 6, beta: float = 2.5, **options: Any
+    modalities: Modalities,
+    latent_dim: int = 10,
+    *,
+    alpha: float = 5 / 6,
+    beta: float = 2.5,
+    **options: Any,
 ) -> Model:
     """MVTCAE: total correlation between modalities; product of experts without a prior expert.
 
@@ -193,11 +226,18 @@ def mvtcae(
     """
     fusion = {"name": "poe", "prior_expert": False}
     objective = MVTCAE(alpha=alpha, beta=beta)
-    return Model(modalities, latent_dim=latent_dim, aggregator=fusion, objective=objective, **options)
+    return Model(
+        modalities, latent_dim=latent_dim, aggregator=fusion, objective=objective, **options
+    )
 
 
 def dmvae(
-    modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 4, beta: float = 1.0, **options: Any
+    modalities: Modalities,
+    latent_dim: int = 10,
+    *,
+    private_dim: int = 4,
+    beta: float = 1.0,
+    **options: Any,
 ) -> Model:
     """DMVAE: shared and private latents; the joint ELBO and those of each expert alone, which generate everything.
 
@@ -210,18 +250,31 @@ def dmvae(
     return Model(made, latent_dim=latent_dim, aggregator="poe", objective=objective, **options)
 
 
-def crmvae(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, **options: Any) -> Model:
+def crmvae(
+    modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, **options: Any
+) -> Model:
     """CRMVAE: product of experts; reconstruction from the joint and from each own expert, KLs to all of them.
 
     Reference: Suzuki and Matsuo, Mitigating the Limitations of Multimodal VAEs with Coordination-Based Approach,
     2023, https://openreview.net/forum?id=Rn8u4MYgeNJ.
     """
     fusion = {"name": "poe", "prior_expert": False}
-    return Model(modalities, latent_dim=latent_dim, aggregator=fusion, objective=CRMVAE(kl_weight=beta), **options)
+    return Model(
+        modalities,
+        latent_dim=latent_dim,
+        aggregator=fusion,
+        objective=CRMVAE(kl_weight=beta),
+        **options,
+    )
 
 
 def mmvm(
-    modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, standard: float = 0.0, **options: Any
+    modalities: Modalities,
+    latent_dim: int = 10,
+    *,
+    beta: float = 1.0,
+    standard: float = 0.0,
+    **options: Any,
 ) -> Model:
     """MMVM: a latent a modality, whose prior is the mixture of all its row's posteriors.
 
@@ -230,7 +283,14 @@ def mmvm(
     """
     objective = ELBO(condition="unimodal", reduce="sum", reconstruct="own", kl_weight=beta)
     prior = PosteriorMixture(standard=standard)
-    return Model(modalities, latent_dim=latent_dim, aggregator="moe", prior=prior, objective=objective, **options)
+    return Model(
+        modalities,
+        latent_dim=latent_dim,
+        aggregator="moe",
+        prior=prior,
+        objective=objective,
+        **options,
+    )
 
 
 def jnf(
@@ -254,7 +314,12 @@ def jnf(
     return Model(
         modalities,
         latent_dim=latent_dim,
-        aggregator={"name": "mvkit-flows/joint_flow", "flow": flow, "conditional": conditional, "steps": steps},
+        aggregator={
+            "name": "mvkit-flows/joint_flow",
+            "flow": flow,
+            "conditional": conditional,
+            "steps": steps,
+        },
         objective=joint,
         schedule=JointThenUnimodal(share=share, joint=joint, unimodal=align),
         **options,
@@ -305,14 +370,26 @@ def nexus(
 ) -> Stack:
     """Nexus: a VAE a modality, and a mean-message model of their latents with forced perceptual dropout.
 
-    Reference: Vasco, Yin, Melo and Paiva, Leveraging Hierarchy in Multimodal Generative Models for Effective
+    Reference: Vasco, Yin, Melo and Paiva, Leveraging Hierarchy in Multimodal MultimodalModel Models for Effective
     Cross-Modality Inference, Neural Networks 146, 2022, https://doi.org/10.1016/j.neunet.2021.11.019.
     """
     made = as_modalities(modalities)
     widths = {k: bottom_dim if isinstance(bottom_dim, int) else bottom_dim[k] for k in made}
-    low = {k: attrs.evolve(m, private_dim=widths[k], private_beta=bottom_beta) for k, m in made.items()}  # type: ignore[misc]
-    high = {k: Modality((w,), Normal(scale=scale), weight=(gammas or {}).get(k, 1.0)) for k, w in widths.items()}
+    low = {
+        k: attrs.evolve(m, private_dim=widths[k], private_beta=bottom_beta)
+        for k, m in made.items()
+    }  # type: ignore[misc]
+    high = {
+        k: Modality((w,), Normal(scale=scale), weight=(gammas or {}).get(k, 1.0))
+        for k, w in widths.items()
+    }
     fusion = MeanMessage(message_dim=message_dim, dropout_rate=dropout_rate)
     bottom = Model(low, latent_dim=0, **options)
-    top = Model(high, latent_dim=latent_dim, aggregator=fusion, objective=ELBO(kl_weight=top_beta), **options)
+    top = Model(
+        high,
+        latent_dim=latent_dim,
+        aggregator=fusion,
+        objective=ELBO(kl_weight=top_beta),
+        **options,
+    )
     return Stack([bottom, top], schedule=_warmup(warmup))

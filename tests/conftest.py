@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def fresh():
-    from mvkit import plugins
+    from mvkit.registry import plugins
 
     torch.manual_seed(0)
     yield
@@ -35,7 +35,7 @@ def fresh():
 @pytest.fixture
 def packages(tmp_path, monkeypatch):
     """A folder on the path for distributions (see installs.py); what was imported from it is forgotten afterwards."""
-    from mvkit import plugins
+    from mvkit.registry import plugins
 
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delenv("MVKIT_PLUGINS", raising=False)

@@ -1,12 +1,15 @@
 """What several test files need: tiny models in float64 and batches with every pattern of gaps."""
 
+from mvkit.registry import component
 import itertools
 import warnings
 
 import torch
+from torch.nn import functional
 
 import mvkit
-from mvkit import Batch, Modality, Model, SpecError
+from mvkit import Batch, Family, Modality, Model, SpecError, spec
+from mvkit.registry import plugins
 from mvkit.testing import bound_noise
 
 AGGREGATORS = ("poe", "moe", "mopoe", "joint", "mean_message", "gpoe", "wasserstein", "set")
@@ -15,6 +18,28 @@ OBJECTIVES = ("elbo", "telbo", "jmvae", "iwae", "dreg")
 FAMILIES = ("normal", "normal_softplus", "laplace_softmax")
 TABLE = list(itertools.product(AGGREGATORS, PRIORS, OBJECTIVES, FAMILIES))
 NAMES = ("a", "b", "c")
+
+
+@spec
+class Logistic(Family):
+    """A family without any closed form."""
+
+    density = "logistic"
+
+    def scale(self, raw):
+        return functional.softplus(raw) + 1e-6
+
+    def noise(self, size, *, dtype, device, generator):
+        uniform = torch.rand(size, dtype=dtype, device=device, generator=generator)
+        return torch.logit(uniform, eps=torch.finfo(dtype).eps)
+
+    def log_density(self, eps):
+        return -eps - 2 * functional.softplus(-eps)
+
+
+def declare_logistic():
+    """Registers the family `logistic` for the rest of a test."""
+    plugins.declare(component.Component("family", "logistic", "helpers:Logistic"))
 
 
 def modalities(private=0, names=NAMES):
@@ -28,7 +53,16 @@ def modalities(private=0, names=NAMES):
     return {name: every[name] for name in names}
 
 
-def model(aggregator="poe", prior="standard", objective="elbo", family="normal", *, private=0, names=NAMES, **options):
+def model(
+    aggregator="poe",
+    prior="standard",
+    objective="elbo",
+    family="normal",
+    *,
+    private=0,
+    names=NAMES,
+    **options,
+):
     """A tiny model in float64; the warning about untrained surrogates is not what tests look at."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*unimodal encoders")
@@ -63,7 +97,9 @@ def rows(b=8, names=NAMES, missing=True, seed=0):
     }
     data = {name: every[name] for name in names}
     patterns = [p for p in itertools.product([True, False], repeat=len(names)) if any(p)]
-    mask = torch.tensor([patterns[i % len(patterns)] if missing else patterns[0] for i in range(b)])
+    mask = torch.tensor(
+        [patterns[i % len(patterns)] if missing else patterns[0] for i in range(b)]
+    )
     return Batch(data, mask)
 
 
@@ -85,4 +121,6 @@ def loss_and_gradients(made, batch, *, ids=None, names=None, **options):
         found = made.loss(batch, **options)
     if found.loss.requires_grad:
         found.loss.backward()
-    return found, {name: p.grad.clone() if p.grad is not None else None for name, p in made.named_parameters()}
+    return found, {
+        name: p.grad.clone() if p.grad is not None else None for name, p in made.named_parameters()
+    }

@@ -23,13 +23,16 @@ def install(root, package, module, code, parts="", version="1.0", metadata=None)
     info.mkdir(parents=True)
     files = {
         f"{module}.py": textwrap.dedent(code),
-        f"{info.name}/METADATA": metadata or f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n",
+        f"{info.name}/METADATA": metadata
+        or f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n",
         f"{info.name}/INSTALLER": "pip\n",
         f"{info.name}/entry_points.txt": f"[mvkit]\n{module} = {module}\n",
     }
     if parts:
         files[f"{module}_parts.py"] = textwrap.dedent(parts)
-    files[f"{info.name}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{info.name}/RECORD"])
+    files[f"{info.name}/RECORD"] = "".join(
+        f"{name},,\n" for name in [*files, f"{info.name}/RECORD"]
+    )
     for name, text in files.items():
         (root / name).write_text(text)
     return info
@@ -37,9 +40,7 @@ def install(root, package, module, code, parts="", version="1.0", metadata=None)
 
 def declares(*components):
     listed = ", ".join(f"Component({', '.join(map(repr, c))})" for c in components)
-    return (
-        f"from mvkit.plugins import Component, hookimpl\n\n@hookimpl\ndef mvkit_components():\n    return [{listed}]\n"
-    )
+    return f"from mvkit.registry import Component, hookimpl\n\n@hookimpl\ndef mvkit_components():\n    return [{listed}]\n"
 
 
 def guide_package(root):

@@ -14,10 +14,13 @@ from helpers import model, rows
 
 import mvkit
 from mvkit import Stage
-from mvkit.events import CheckpointSaved
-from mvkit.ranks import Ranks
+from mvkit.training.distributed import ProcessGroup
+from mvkit.training.events import CheckpointSaved
 
-FROZEN = [Stage("elbo", 1, ["aggregator.*", "decoders.*"]), Stage("elbo", 1, ["encoders.*"], accumulate=2, ema=0.5)]
+FROZEN = [
+    Stage("elbo", 1, ["aggregator.*", "decoders.*"]),
+    Stage("elbo", 1, ["encoders.*"], accumulate=2, ema=0.5),
+]
 SKIP = {"name": "joint", "incomplete": "skip"}
 CASES = {
     "unequal last batches, incomplete rows": (model, {"data": rows(9)}),
@@ -34,7 +37,7 @@ def quiet(site, shape, dtype, device):
 
 def main(folder):
     torch.set_num_threads(1)
-    ranks, out = Ranks.current(), {}
+    ranks, out = ProcessGroup.current(), {}
 
     def run(name, keep_copy_at=None, resume_from=None, noise=quiet):
         make, options = CASES[name]
@@ -50,7 +53,14 @@ def main(folder):
             if saves == keep_copy_at and isinstance(event, CheckpointSaved):
                 shutil.copytree(at, folder / f"stopped-{ranks.count}")
 
-        settings = {"batch_size": 4, "epochs": 2, "save_every": 0, "checkpoint": at, "listeners": [listen], **options}
+        settings = {
+            "batch_size": 4,
+            "epochs": 2,
+            "save_every": 0,
+            "checkpoint": at,
+            "listeners": [listen],
+            **options,
+        }
         with mvkit.testing.noise(noise):
             history = mvkit.fit(made, settings.pop("data"), **settings)
         return {"history": history.rows, "weights": made.state_dict()}
@@ -59,7 +69,9 @@ def main(folder):
         out[name] = run(name, keep_copy_at=4 if name == "validation" else None)
     other = folder / "stopped-2"  # of a run by two processes: taken up by two, or by one
     if other.exists():
-        shutil.copytree(other, folder / f"again-{ranks.count}", dirs_exist_ok=True) if ranks.first else None
+        shutil.copytree(
+            other, folder / f"again-{ranks.count}", dirs_exist_ok=True
+        ) if ranks.first else None
         ranks.agreed(None)
         out["again"] = run("validation", resume_from=f"again-{ranks.count}")
     torch.save(out, folder / f"{ranks.count}-{ranks.rank}.pt")

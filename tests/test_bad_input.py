@@ -1,6 +1,6 @@
 """Input that people really feed in: the right result, or one error with modality, column or row, value and remedy.
 
-Numbers are those of the project's list of 35 kinds; every kind is shown here, or in the test that `ELSEWHERE` names.
+Numbers are those of the project's list of 35 kinds; every kind is shown here, or in the test that `EXTERNAL_PARTS` names.
 """
 
 import re
@@ -16,7 +16,7 @@ from mvkit import DataError, Model, MultimodalDataset, ShapeError
 pandas = pytest.importorskip("pandas")
 A = pandas.DataFrame({"x": [1.0, 2.0, 3.0], "y": [4.0, 5.0, 6.0]}, index=list("pqr"))
 SEX = pandas.DataFrame({"sex": ["f", "m", "f"]}, index=list("pqr"))
-ELSEWHERE = {
+EXTERNAL_PARTS = {
     3: "test_combinations.py::test_fillers_change_nothing",
     4: "test_errors.py::test_row_with_nothing_observed",
     5: "test_batch.py::test_a_batch_that_is_one_row_and_a_modality_nobody_has",
@@ -65,14 +65,18 @@ def plain(*lengths):
     return {f"t{i}": pandas.DataFrame({f"x{i}": np.ones(n)}) for i, n in enumerate(lengths)}
 
 
-NO_NUMBER = r"tables\['a'\]: column 'z', row '{}': {} is no number; expected numbers; convert the column"
+NO_NUMBER = (
+    r"tables\['a'\]: column 'z', row '{}': {} is no number; expected numbers; convert the column"
+)
 REFUSED = {
     "1 NaN where nothing is missing": (
         lambda: MultimodalDataset.from_tables({"a": A.where(A != 2)}, missing="none"),
         r"data\['a'\]: row 'q', column 'x': NaN, but nothing is missing \(missing='none'\); fill it in",
     ),
     "1 NaN where a mask says observed": (
-        lambda: MultimodalDataset.from_tables({"a": A.where(A != 2)}, missing={"a": np.ones(3, dtype=bool)}),
+        lambda: MultimodalDataset.from_tables(
+            {"a": A.where(A != 2)}, missing={"a": np.ones(3, dtype=bool)}
+        ),
         "row 'q', column 'x': NaN, but the mask says it is observed; fill it in, or correct what is missing",
     ),
     "2 infinite": (
@@ -80,15 +84,21 @@ REFUSED = {
         r"batch.data\['a'\]: row 1 \(id 'q'\), column 'y': inf cannot be taken; expected finite numbers",
     ),
     "2 infinite where a transform is fitted": (
-        lambda: MultimodalDataset.from_tables({"a": A.replace(5.0, -np.inf)}).fit_transforms({"a": "standardise"}),
+        lambda: MultimodalDataset.from_tables({"a": A.replace(5.0, -np.inf)}).fit_transforms(
+            {"a": "standardise"}
+        ),
         r"data\['a'\]: row 1, column 'y': -inf is not finite; expected finite numbers; correct it, or make it NaN",
     ),
     "6 a modality never observed, to be transformed": (
-        lambda: arrays(a=np.ones((2, 1)), b=np.full((2, 1), np.nan)).fit_transforms({"b": "standardise"}),
+        lambda: arrays(a=np.ones((2, 1)), b=np.full((2, 1), np.nan)).fit_transforms(
+            {"b": "standardise"}
+        ),
         r"data\['b'\]: nothing is observed; expected one row at least; leave the modality out",
     ),
     "14 pictures of 0…255 for a bernoulli": (
-        lambda: Model({"a": mvkit.Modality((1, 8, 8), "bernoulli")}).encode({"a": np.full((1, 1, 8, 8), 200)}),
+        lambda: Model({"a": mvkit.Modality((1, 8, 8), "bernoulli")}).encode(
+            {"a": np.full((1, 1, 8, 8), 200)}
+        ),
         r"row 0, element \(0, 0, 0\): 200.0 cannot be taken.*divide pictures of 0…255 by 255",
     ),
     "16 a feature lacks": (
@@ -127,19 +137,37 @@ REFUSED = {
         lambda: MultimodalDataset.from_tables({"a": A.iloc[:0]}),
         r"data\['a'\]: it is empty; expected one row at least",
     ),
-    "20 no table": (lambda: MultimodalDataset.from_tables({}), "data: it is empty; expected one row of one modality"),
+    "20 no table": (
+        lambda: MultimodalDataset.from_tables({}),
+        "data: it is empty; expected one row of one modality",
+    ),
     "27 a category unseen in training": (
         lambda: model(categories()).encode({"c": SEX.replace("m", "x")}),
         r"batch.data\['c'\]: row 1 \(id 'q'\), column 'sex': 'x' is text; expected one of the categories of training, "
         "'f', 'm'; relabel it",
     ),
-    "29 sparse, scipy": (lambda: arrays_of(sparse()), r"data\['a'\]: got a sparse csr_\w+; .*give .toarray\(\)"),
-    "29 sparse, torch": (lambda: arrays_of(torch.eye(2).to_sparse()), r"data\['a'\]: got a sparse tensor; .*to_dense"),
+    "29 sparse, scipy": (
+        lambda: arrays_of(sparse()),
+        r"data\['a'\]: got a sparse csr_\w+; .*give .toarray\(\)",
+    ),
+    "29 sparse, torch": (
+        lambda: arrays_of(torch.eye(2).to_sparse()),
+        r"data\['a'\]: got a sparse tensor; .*to_dense",
+    ),
     "29 strings among numbers": (odd(["1", "n/a", "3"]), NO_NUMBER.format("q", "'n/a'")),
-    "29 an object column with a string": (odd(np.array([1.5, 2, "x"], dtype=object)), NO_NUMBER.format("r", "'x'")),
-    "29 dates": (odd(pandas.to_datetime(["2020-01-01"] * 3)), NO_NUMBER.format("p", r"Timestamp\(.*\)")),
+    "29 an object column with a string": (
+        odd(np.array([1.5, 2, "x"], dtype=object)),
+        NO_NUMBER.format("r", "'x'"),
+    ),
+    "29 dates": (
+        odd(pandas.to_datetime(["2020-01-01"] * 3)),
+        NO_NUMBER.format("p", r"Timestamp\(.*\)"),
+    ),
     "29 complex numbers": (odd([1.0, 2j, 3.0]), NO_NUMBER.format("p", r"\(1\+0j\)")),
-    "29 an array of strings": (lambda: arrays(a=["f", "m"]), r"data\['a'\]: got values of type <U1; expected numbers"),
+    "29 an array of strings": (
+        lambda: arrays(a=["f", "m"]),
+        r"data\['a'\]: got values of type <U1; expected numbers",
+    ),
     "29 text for a model of numbers": (
         lambda: model().encode({"a": A.astype(str)}),
         r"row 0 \(id 'p'\), column 'x': '1.0' is text; expected numbers; convert it",
@@ -157,7 +185,9 @@ REFUSED = {
         "tables: no ids, and lengths that differ",
     ),
     "30 ids for some": (
-        lambda: MultimodalDataset.from_arrays({"a": np.ones((2, 1)), "b": np.ones((2, 1))}, ids={"a": [1, 2]}),
+        lambda: MultimodalDataset.from_arrays(
+            {"a": np.ones((2, 1)), "b": np.ones((2, 1))}, ids={"a": [1, 2]}
+        ),
         r"data\['b'\]: it has no ids, others have; give ids for each modality, or for none",
     ),
 }
@@ -183,7 +213,9 @@ def test_6_a_modality_that_is_never_observed_trains():
 
 def test_14_pictures_that_nobody_scaled_are_said_and_a_transform_helps():
     x = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
-    data = MultimodalDataset.from_arrays({"a": x}, modalities={"a": {"likelihood": {"name": "normal", "scale": 0.25}}})
+    data = MultimodalDataset.from_arrays(
+        {"a": x}, modalities={"a": {"likelihood": {"name": "normal", "scale": 0.25}}}
+    )
     with pytest.warns(UserWarning, match="divide pictures of 0…255 by 255"):
         model(data).conform(data)
     scaled = data.fit_transforms({"a": {"name": "standardise", "over": "all"}})
@@ -196,7 +228,9 @@ def test_16_features_are_matched_by_name():
     gap = A.where(A != 5)
     assert torch.equal(made.encode({"a": gap[["y", "x"]]}), made.encode({"a": gap}))
     seen = np.array([[True, False], [True, True], [False, True]])
-    turned = MultimodalDataset.from_tables({"a": A[["y", "x"]]}, missing={"a": seen[:, ::-1].copy()})
+    turned = MultimodalDataset.from_tables(
+        {"a": A[["y", "x"]]}, missing={"a": seen[:, ::-1].copy()}
+    )
     assert torch.equal(made.encode(turned), made.encode(dataset(missing={"a": seen})))
     assert torch.equal(made.conform(turned).elements["a"], torch.from_numpy(seen))
 
@@ -220,7 +254,9 @@ def test_21_22_few_rows(rows, objective):
 
 def test_23_a_batch_larger_than_the_data():
     data = arrays(a=np.random.randn(3, 2))
-    one, two = (mvkit.fit(model(data), data, epochs=2, batch_size=size)["loss"] for size in (3, 1000))
+    one, two = (
+        mvkit.fit(model(data), data, epochs=2, batch_size=size)["loss"] for size in (3, 1000)
+    )
     assert one == two
 
 
@@ -244,10 +280,14 @@ def test_29_columns_of_objects_that_are_numbers():
     )
     x = MultimodalDataset.from_tables({"a": table}).batch.data["a"][:, 2:]
     nan = np.nan
-    np.testing.assert_array_equal(x.numpy(), [[1.5, 1, 1, nan], [nan, nan, nan, nan], [2, 3, 0, nan]])
+    np.testing.assert_array_equal(
+        x.numpy(), [[1.5, 1, 1, nan], [nan, nan, nan, nan], [2, 3, 0, nan]]
+    )
 
 
-@pytest.mark.parametrize("turn", [np.asfortranarray, lambda x: np.repeat(x, 2, 0)[::2], lambda x: x.astype(">f4")])
+@pytest.mark.parametrize(
+    "turn", [np.asfortranarray, lambda x: np.repeat(x, 2, 0)[::2], lambda x: x.astype(">f4")]
+)
 def test_29_arrays_of_any_layout(turn):
     x = np.arange(6.0).reshape(3, 2)
     turned = turn(x)
@@ -261,7 +301,9 @@ def test_31_flat_numbers():
     assert model(data).conform({"a": np.array([1.0, 2.0])}).data["a"].shape == (2, 1)
 
 
-@pytest.mark.parametrize("label", [["x", "y", "x"], [0.5, 1.5, 0.5], [3, 1, 3], [True, False, True]], ids=str)
+@pytest.mark.parametrize(
+    "label", [["x", "y", "x"], [0.5, 1.5, 0.5], [3, 1, 3], [True, False, True]], ids=str
+)
 def test_34_labels_of_any_kind_stay_out_of_the_model(label):
     data = MultimodalDataset.from_arrays({"a": A.to_numpy()}, label=label)
     assert data.labels.tolist() == label
@@ -269,14 +311,18 @@ def test_34_labels_of_any_kind_stay_out_of_the_model(label):
     mvkit.fit(model(data), data, epochs=1, batch_size=2)
 
 
-@pytest.mark.parametrize("number", ELSEWHERE)
+@pytest.mark.parametrize("number", EXTERNAL_PARTS)
 def test_is_shown_elsewhere(number):
-    file, name = ELSEWHERE[number].split("::")
+    file, name = EXTERNAL_PARTS[number].split("::")
     assert f"def {name}(" in (Path(__file__).parent / file).read_text()
 
 
 def test_every_kind_is_shown():
-    own = [int(n) for name in [*REFUSED, *globals()] for n in re.findall(r"\d+", name.removeprefix("test_"))[:1]]
-    assert set(own) | {22} | set(ELSEWHERE) | set(NO_LIKELIHOOD) == set(range(1, 36))
+    own = [
+        int(n)
+        for name in [*REFUSED, *globals()]
+        for n in re.findall(r"\d+", name.removeprefix("test_"))[:1]
+    ]
+    assert set(own) | {22} | set(EXTERNAL_PARTS) | set(NO_LIKELIHOOD) == set(range(1, 36))
     # there is nothing to refuse yet: whoever adds these adds their bad values here
     assert not set(NO_LIKELIHOOD.values()) & set(mvkit.available("likelihood"))

@@ -7,7 +7,7 @@ from helpers import model, rows
 
 import mvkit
 from mvkit import Batch, Modality, Model
-from mvkit.batch import conform
+from mvkit.core.batch import conform
 
 SHAPES = {"a": (3,), "b": (2, 2)}
 
@@ -25,8 +25,8 @@ def test_nan_says_what_is_missing():
     assert batch.elements["a"].tolist() == [[True] * 3, [True] * 3, [True, False, True]]
     assert "b" not in batch.elements
     assert batch.data["a"].tolist() == [[1, 2, 3], [0, 0, 0], [1, 0, 3]]
-    assert [r.tolist() for r in batch.rows] == [[0, 2], [1]]
-    assert batch.whole.tolist() == []
+    assert [r.tolist() for r in batch.observed_rows] == [[0, 2], [1]]
+    assert batch.complete_rows.tolist() == []
 
 
 def test_an_absent_key_is_unobserved():
@@ -36,7 +36,10 @@ def test_an_absent_key_is_unobserved():
 
 def test_a_mask_goes_before_nan():
     batch = conformed(
-        Batch({"a": torch.ones(2, 3), "b": torch.ones(2, 2, 2)}, torch.tensor([[True, False], [True, True]]))
+        Batch(
+            {"a": torch.ones(2, 3), "b": torch.ones(2, 2, 2)},
+            torch.tensor([[True, False], [True, True]]),
+        )
     )
     assert batch.mask.tolist() == [[True, False], [True, True]]
     assert batch.data["b"][0].abs().sum() == 0
@@ -56,7 +59,14 @@ def test_numpy_of_all_kinds():
     plain = np.arange(6.0).reshape(2, 3)
     frozen = plain.copy()
     frozen.setflags(write=False)
-    for array in (plain, frozen, np.asfortranarray(plain), plain[:, ::-1], plain.astype(">f8"), plain.tolist()):
+    for array in (
+        plain,
+        frozen,
+        np.asfortranarray(plain),
+        plain[:, ::-1],
+        plain.astype(">f8"),
+        plain.tolist(),
+    ):
         assert conformed(Batch({"a": array})).data["a"].shape == (2, 3)
     assert Model(SHAPES).encode({"a": plain.astype(np.float32)}).shape == (2, 10)
 
@@ -67,7 +77,10 @@ def test_values_without_gaps_are_as_those_that_are_looked_at_one_by_one():
     mask = torch.tensor([[True, False], [True, True], [False, True]] * 2)
     every = {k: torch.ones(x.shape, dtype=torch.bool) for k, x in (("a", a), ("b", b))}
     for seen in (None, mask):
-        plain, slow = conformed(Batch({"a": a, "b": b}, seen)), conformed(Batch({"a": a, "b": b}, seen, every))
+        plain, slow = (
+            conformed(Batch({"a": a, "b": b}, seen)),
+            conformed(Batch({"a": a, "b": b}, seen, every)),
+        )
         for name in ("a", "b"):
             assert torch.equal(plain.data[name], slow.data[name])
         assert torch.equal(plain.mask, slow.mask)
@@ -82,10 +95,14 @@ def test_values_without_gaps_are_as_those_that_are_looked_at_one_by_one():
 
 def test_integers_for_bits_and_classes():
     shapes = {"bits": Modality((3,), "bernoulli"), "class": Modality((4,), "categorical")}
-    batch = conformed(Batch({"bits": torch.tensor([[0, 1, 1]]), "class": torch.tensor([2])}), shapes)
+    batch = conformed(
+        Batch({"bits": torch.tensor([[0, 1, 1]]), "class": torch.tensor([2])}), shapes
+    )
     assert batch.data["bits"].tolist() == [[0, 1, 1]]
     assert batch.data["class"].tolist() == [[0, 0, 1, 0]]
-    garbage = Batch({"class": torch.tensor([2, -7])}, torch.tensor([[False, True], [False, False]]))
+    garbage = Batch(
+        {"class": torch.tensor([2, -7])}, torch.tensor([[False, True], [False, False]])
+    )
     assert conformed(garbage, shapes).data["class"].tolist() == [[0, 0, 1, 0], [0, 0, 0, 0]]
 
 
@@ -127,7 +144,9 @@ def test_elements_count_nothing():
         filled = x.clone()
         filled[:, 1] = value
         elements = {"a": torch.tensor([[True, False, True]]).expand(5, 3)}
-        three = made.loss(Batch({"a": filled}, elements=elements), generator=torch.Generator().manual_seed(0))
+        three = made.loss(
+            Batch({"a": filled}, elements=elements), generator=torch.Generator().manual_seed(0)
+        )
         assert torch.equal(one.bound, three.bound)
 
 
@@ -135,14 +154,16 @@ def test_conforming_twice_looks_once():
     made = model()
     batch = made.conform(rows())
     assert made.conform(batch) is batch
-    assert conform(batch, made.layout) is batch
+    assert conform(batch, made.schema) is batch
     assert model().conform(batch) is batch  # alike parts, alike checks
 
 
 def test_take_keeps_everything_in_step():
     made = model()
     batch = mvkit.Batch(
-        rows().data, rows().mask, extra={"label": torch.arange(8), "id": list("abcdefgh"), "n": np.arange(8)}
+        rows().data,
+        rows().mask,
+        extra={"label": torch.arange(8), "id": list("abcdefgh"), "n": np.arange(8)},
     )
     part = made.conform(batch).take(torch.tensor([5, 1]))
     assert part.extra["label"].tolist() == [5, 1]

@@ -19,8 +19,8 @@ from helpers import model, rows
 
 import mvkit
 from mvkit import CheckpointError
-from mvkit.events import CheckpointSaved, RunStarted
-from mvkit.runs import Folder
+from mvkit.training.events import CheckpointSaved, RunStarted
+from mvkit.training.run_folder import Folder
 
 KILLS = int(os.environ.get("MVKIT_CHAOS", "20"))
 MUTATIONS = int(os.environ.get("MVKIT_FUZZ", "1000"))
@@ -34,7 +34,15 @@ def train_until_killed(folder, told):
             os.write(told, struct.pack("<q", event.step))
 
     made = model("mopoe", "mog")
-    mvkit.fit(made, rows(200), epochs=10**6, batch_size=4, checkpoint=folder, save_every=0.05, listeners=[listen])
+    mvkit.fit(
+        made,
+        rows(200),
+        epochs=10**6,
+        batch_size=4,
+        checkpoint=folder,
+        save_every=0.05,
+        listeners=[listen],
+    )
 
 
 def rest(pipe):
@@ -44,7 +52,9 @@ def rest(pipe):
 
 def test_a_killed_run_has_lost_nothing_it_told_of(tmp_path):
     chance, told = random.Random(0), 0
-    mvkit.fit(model("mopoe", "mog"), rows(8), epochs=1)  # what is imported on first use is there before we fork
+    mvkit.fit(
+        model("mopoe", "mog"), rows(8), epochs=1
+    )  # what is imported on first use is there before we fork
     for _ in range(KILLS):
         reader, writer = os.pipe()
         with warnings.catch_warnings():
@@ -99,7 +109,9 @@ def mutated(blob, chance):
     elif kind == 4:
         blob[at:at] = chance.randbytes(size)
     elif kind == 5:
-        blob[:8] = struct.pack("<Q", chance.choice([0, 1, 7, 2**31, 2**63, 2**64 - 1, chance.randrange(len(blob))]))
+        blob[:8] = struct.pack(
+            "<Q", chance.choice([0, 1, 7, 2**31, 2**63, 2**64 - 1, chance.randrange(len(blob))])
+        )
     elif kind == 6:
         at = chance.randrange(8, header)
         blob[at : at + 1] = chance.choice([b"{", b"[", b'"', b"9" * 20, b"\\", b"null", b"\x00"])
@@ -122,7 +134,10 @@ def test_altered_files_are_refused_by_one_error(saved, tmp_path):
             refused += str(other) in str(error)
         else:
             assert altered == blob
-            assert all(torch.equal(value, made.state_dict()[name]) for name, value in again.state_dict().items())
+            assert all(
+                torch.equal(value, made.state_dict()[name])
+                for name, value in again.state_dict().items()
+            )
             refused += 1
         assert time.perf_counter() - start < 2
     assert refused == MUTATIONS
@@ -132,11 +147,13 @@ def resealed(path, target, change):
     """A copy whose header was changed by somebody who knows how checksums are made."""
     from safetensors.torch import load_file
 
-    from mvkit import sealed
+    from mvkit.core import safe_file
 
-    header = sealed.read_header(path)
+    header = safe_file.read_header(path)
     change(header)
-    sealed.write(target, {k: v for k, v in header.items() if k not in ("format", "sha256")}, load_file(path))
+    safe_file.write(
+        target, {k: v for k, v in header.items() if k not in ("format", "sha256")}, load_file(path)
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,7 +184,10 @@ def test_headers_of_another_shape_are_refused(saved, tmp_path, change):
 def run(code, *arguments):
     code = "import sys; sys.path.insert(0, 'tests')\n" + textwrap.dedent(code)
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -222,7 +242,7 @@ def test_loading_needs_twice_the_file_at_most(tmp_path):
 def test_a_full_disk_is_an_error_and_nothing_is_claimed(tmp_path):
     code = """
         import resource, signal, mvkit, torch
-        from mvkit.events import CheckpointSaved, RunStarted
+        from mvkit.training.events import CheckpointSaved, RunStarted
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # as a full disk, for files beyond that size
         told = []
@@ -246,7 +266,9 @@ def test_a_real_small_disk(tmp_path):
         pytest.skip("no right to mount a small tmpfs here")
     try:
         with pytest.raises(OSError, match="No space left"):
-            mvkit.fit(mvkit.Model({"a": (3,)}), {"a": torch.rand(8, 3)}, epochs=1, checkpoint=tmp_path)
+            mvkit.fit(
+                mvkit.Model({"a": (3,)}), {"a": torch.rand(8, 3)}, epochs=1, checkpoint=tmp_path
+            )
         assert not [p for p in tmp_path.rglob("*") if p.suffix in (".safetensors", ".tmp")]
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)

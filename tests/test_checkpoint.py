@@ -10,7 +10,8 @@ from helpers import TABLE, model, refused, rows
 from torch import nn
 
 import mvkit
-from mvkit import CheckpointError, Modality, Model, sealed
+from mvkit import CheckpointError, Modality, Model
+from mvkit.core import safe_file
 
 SHAPES = {"a": (3,), "b": (2, 2)}
 
@@ -32,7 +33,9 @@ def test_every_combination_comes_back(aggregator, prior, objective, family, tmp_
         again = load_quietly(tmp_path / "m.safetensors")
     assert again.spec == made.spec
     assert not again.training
-    for (name, one), other in zip(made.state_dict().items(), again.state_dict().values(), strict=True):
+    for (name, one), other in zip(
+        made.state_dict().items(), again.state_dict().values(), strict=True
+    ):
         assert one.dtype == other.dtype, name
         assert torch.equal(one, other), name
     batch = rows()
@@ -51,8 +54,17 @@ def load_quietly(path, **options):
 def test_the_header_is_readable_and_complete(saved):
     header = mvkit.describe(saved[1])
     assert header["format"] == 1
-    assert header["model"]["prior"] == {"name": "mog", "components": 10, "learn_scale": False, "init": "uniform"}
-    assert header["model"]["modalities"]["a"]["encoder"] == {"name": "mlp", "hidden": [512, 512], "activation": "relu"}
+    assert header["model"]["prior"] == {
+        "name": "mog",
+        "components": 10,
+        "learn_scale": False,
+        "init": "uniform",
+    }
+    assert header["model"]["modalities"]["a"]["encoder"] == {
+        "name": "mlp",
+        "hidden": [512, 512],
+        "activation": "relu",
+    }
     assert header["model"]["private_from"] == "evidence"  # the aggregator's default, written out
     assert header["packages"] == {}
 
@@ -95,7 +107,7 @@ def test_any_flipped_bit(tmp_path):
         for bit in range(8):
             blob[position] ^= 1 << bit
             with pytest.raises(CheckpointError):
-                sealed._checked_header(bytes(blob), "file")
+                safe_file._checked_header(bytes(blob), "file")
             blob[position] ^= 1 << bit
     path.write_bytes(blob)
     mvkit.load(path)
@@ -105,12 +117,14 @@ def test_altered(saved):
     blob = bytearray(saved[1].read_bytes())
     blob[-3] ^= 4
     saved[1].write_bytes(blob)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: altered since it was saved.*another copy"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors: altered since it was saved.*another copy"
+    ):
         mvkit.load(saved[1])
 
 
 def test_of_an_unknown_format(saved, monkeypatch):
-    monkeypatch.setattr(sealed, "FORMAT", 2)
+    monkeypatch.setattr(safe_file, "FORMAT", 2)
     mvkit.save(saved[0], saved[1])
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="format 2, this mvkit reads 1; upgrade mvkit"):
@@ -123,16 +137,25 @@ def test_no_checkpoint_at_all(tmp_path):
     save_file({"x": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="no checkpoint of mvkit"):
         mvkit.load(tmp_path / "other.safetensors")
-    for junk in (b"hello, world, this is text", struct.pack("<Q", 4) + b"null", struct.pack("<Q", 2**63) + b"{}"):
+    for junk in (
+        b"hello, world, this is text",
+        struct.pack("<Q", 4) + b"null",
+        struct.pack("<Q", 2**63) + b"{}",
+    ):
         (tmp_path / "junk").write_bytes(junk)
         with pytest.raises(CheckpointError):
             mvkit.load(tmp_path / "junk")
 
 
 def test_needing_an_absent_plugin(saved, monkeypatch):
-    monkeypatch.setattr("mvkit.checkpoint._packages", lambda spec: {"mvkit-flowprior": "0.1.0"})
+    monkeypatch.setattr(
+        "mvkit.models.checkpoint._packages", lambda spec: {"mvkit-flowprior": "0.1.0"}
+    )
     mvkit.save(saved[0], saved[1])
-    with pytest.raises(CheckpointError, match=r"needs mvkit-flowprior 0\.1\.0.*pip install mvkit-flowprior==0\.1\.0"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"needs mvkit-flowprior 0\.1\.0.*pip install mvkit-flowprior==0\.1\.0",
+    ):
         mvkit.load(saved[1])
 
 
@@ -144,11 +167,14 @@ def test_external_modules(tmp_path):
     mvkit.save(made, path)
     assert mvkit.describe(path)["model"]["modalities"]["a"]["encoder"] == {"external": "Linear"}
     with pytest.raises(
-        CheckpointError, match=r"modalities\.a\.encoder \(Linear\).*encoders=\{'a': …\}, decoders=\{'a': …\}"
+        CheckpointError,
+        match=r"modalities\.a\.encoder \(Linear\).*encoders=\{'a': …\}, decoders=\{'a': …\}",
     ):
         mvkit.load(path)
     with pytest.raises(CheckpointError, match="cannot be built again"):
-        mvkit.load(path, encoders={"a": nn.Linear(2, 8)}, decoders={"a": nn.Sequential(nn.Linear(4, 3))})
+        mvkit.load(
+            path, encoders={"a": nn.Linear(2, 8)}, decoders={"a": nn.Sequential(nn.Linear(4, 3))}
+        )
     fresh = {"a": nn.Sequential(nn.Linear(4, 3), nn.Tanh())}
     again = mvkit.load(path, encoders={"a": nn.Linear(3, 8)}, decoders=fresh)
     x = {"a": torch.randn(2, 3)}
@@ -158,13 +184,17 @@ def test_external_modules(tmp_path):
 
 def test_external_modules_of_aggregators(tmp_path):
     head = nn.Linear(8, 8)
-    made = Model(SHAPES, latent_dim=4, aggregator={"name": "mean_message", "message_dim": 8, "head": head})
+    made = Model(
+        SHAPES, latent_dim=4, aggregator={"name": "mean_message", "message_dim": 8, "head": head}
+    )
     mvkit.save(made, tmp_path / "m")
     with pytest.raises(CheckpointError, match=r"modules=\{'aggregator\.head': …\}"):
         mvkit.load(tmp_path / "m")
     mvkit.load(tmp_path / "m", modules={"aggregator.head": nn.Linear(8, 8)})
     trunk = nn.Linear(3, 6)
-    joint = Model({"a": (3,)}, aggregator={"name": "joint", "trunks": {"a": trunk}}, objective="jmvae")
+    joint = Model(
+        {"a": (3,)}, aggregator={"name": "joint", "trunks": {"a": trunk}}, objective="jmvae"
+    )
     mvkit.save(joint, tmp_path / "j")
     mvkit.load(tmp_path / "j", modules={"aggregator.trunks.a": nn.Linear(3, 6)})
 
@@ -208,6 +238,8 @@ def test_modules_with_buffers_and_dtypes(tmp_path):
     made.loss(mvkit.Batch({"a": torch.randn(4, 3)}))
     mvkit.save(made, tmp_path / "m")
     again = mvkit.load(tmp_path / "m")
-    assert torch.equal(made.decoders["a"].likelihood.scale.running, again.decoders["a"].likelihood.scale.running)
+    assert torch.equal(
+        made.decoders["a"].likelihood.scale.running, again.decoders["a"].likelihood.scale.running
+    )
     assert json.loads(json.dumps(mvkit.describe(tmp_path / "m")))["dtype"] == "float64"
     assert model() is not None

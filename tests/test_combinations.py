@@ -9,7 +9,7 @@ import mvkit
 
 def surrogates_only(made, name):
     """The joint aggregator's unimodal encoders, which elbo, iwae and dreg leave alone on complete rows."""
-    return made.aggregator.defaults.own_trunks and name.startswith("encoders.")
+    return made.aggregator.defaults.has_joint_encoder and name.startswith("encoders.")
 
 
 @pytest.mark.parametrize(("aggregator", "prior", "objective", "family"), TABLE)
@@ -45,7 +45,9 @@ def test_fillers_change_nothing(aggregator, prior, objective, family, private):
         assert torch.equal(found.loss, plain.loss)
         assert torch.equal(found.bound, plain.bound)
         for name, gradient in gradients.items():
-            assert (gradient is None and others[name] is None) or torch.equal(gradient, others[name]), name
+            assert (gradient is None and others[name] is None) or torch.equal(
+                gradient, others[name]
+            ), name
 
 
 @pytest.mark.parametrize("aggregator", ["poe", "moe", "mopoe", "joint", "mean_message"])
@@ -62,7 +64,9 @@ def test_fillers_change_no_output(aggregator, private_from):
             "encode": made.encode(batch),
             "clusters": made.clusters(batch, soft=True),
             "likelihood": made.log_likelihood(batch, n=20, generator=generator()),
-            "conditional": made.log_likelihood(batch, ["a"], ["b"], n=20, empty="prior", generator=generator()),
+            "conditional": made.log_likelihood(
+                batch, ["a"], ["b"], n=20, empty="prior", generator=generator()
+            ),
             "weights": made.log_weights(batch, 3, generator=generator()),
             **made.private(batch),
             **{f"to {k}": v for k, v in made.translate(batch, n=2, generator=generator()).items()},
@@ -93,7 +97,9 @@ def test_a_modality_that_no_row_observes_gets_zero_gradient(aggregator, objectiv
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("aggregator", ["poe", "moe", "mopoe", "joint", "mean_message"])
 def test_any_number_of_modalities(aggregator, count):
-    shapes = {f"m{i}": mvkit.Modality((3,), encoder="linear", decoder="linear") for i in range(count)}
+    shapes = {
+        f"m{i}": mvkit.Modality((3,), encoder="linear", decoder="linear") for i in range(count)
+    }
     made = mvkit.Model(shapes, latent_dim=2, aggregator=aggregator, objective="telbo", seed=0)
     found = made.loss(mvkit.Batch({name: torch.randn(4, 3) for name in shapes}))
     assert torch.isfinite(found.loss)
@@ -102,7 +108,9 @@ def test_any_number_of_modalities(aggregator, count):
 
 @pytest.mark.parametrize("aggregator", ["poe", "moe", "mopoe", "joint", "mean_message"])
 def test_no_shared_latent_where_all_are_private(aggregator):
-    made = mvkit.Model(modalities(private=2), latent_dim=0, aggregator=aggregator, objective="telbo", seed=0).double()
+    made = mvkit.Model(
+        modalities(private=2), latent_dim=0, aggregator=aggregator, objective="telbo", seed=0
+    ).double()
     batch = rows()
     made.loss(batch).loss.backward()
     assert made.encode(batch).shape == (8, 0)

@@ -7,8 +7,8 @@ import torch
 
 import mvkit
 from mvkit import SpecError
-from mvkit.cli import main
-from mvkit.config import Plan, read
+from mvkit.apps.cli import main
+from mvkit.apps.run_file import Plan, read
 
 TEXT = """
 [data]
@@ -41,21 +41,33 @@ def test_the_whole_file_gives_the_same_numbers(recipe, tmp_path):
     assert main(["train", str(one / "run.toml"), "--folder", str(other)]) == 0
     assert (one / "run.toml").read_text() == (other / "run.toml").read_text()
     assert (one / "history.jsonl").read_text() == (other / "history.jsonl").read_text()
-    left, right = (mvkit.load(folder / "model.safetensors").state_dict() for folder in (one, other))
+    left, right = (
+        mvkit.load(folder / "model.safetensors").state_dict() for folder in (one, other)
+    )
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_every_default_is_written_out(file):
     config = Plan.of(read(file)).config
     assert config["data"]["orthogonal"] is True
-    assert config["model"]["aggregator"] == {"name": "mopoe", "prior_expert": "full", "inference": "product"}
+    assert config["model"]["aggregator"] == {
+        "name": "mopoe",
+        "prior_expert": "full",
+        "inference": "product",
+    }
     assert config["model"]["seed"] == 0
     assert config["train"]["lr"] == 1e-3
     assert config["train"]["stages"][0]["optimizer"]["name"] == "adam"
 
 
 def test_changes(file):
-    changes = ["model.prior=mog", "model.prior.components=3", "train.epochs=1", "data.missing=0.5", "model.beta=2.5"]
+    changes = [
+        "model.prior=mog",
+        "model.prior.components=3",
+        "train.epochs=1",
+        "data.missing=0.5",
+        "model.beta=2.5",
+    ]
     config = Plan.of(read(file, changes)).config
     assert config["model"]["prior"]["components"] == 3
     assert config["model"]["objective"]["kl_weight"] == 2.5
@@ -73,7 +85,10 @@ def test_changes(file):
         ("model.modalities.m9.encoder=mlp", r"model\.modalities: no modality 'm9'"),
         ("data.name=polydigit", r"unknown dataset 'polydigit'; did you mean 'polydigits'"),
         ("model.latent_dim.x=3", r"'latent_dim' holds 2, which has no options"),
-        ("tarin.epochs=3", r"--set tarin\.epochs=3: no table \[tarin\] is known; did you mean 'train'"),
+        (
+            "tarin.epochs=3",
+            r"--set tarin\.epochs=3: no table \[tarin\] is known; did you mean 'train'",
+        ),
         ("epochs", r"--set epochs: expected TABLE\.OPTION=VALUE"),
     ],
 )
@@ -90,7 +105,9 @@ def test_no_toml(tmp_path):
         read(tmp_path / "bad.toml")
     (tmp_path / "bad.toml").write_text("[train]\nepochs = 1\n")
     (tmp_path / "other.toml").write_text("[tarin]\nepochs = 1\n")
-    with pytest.raises(SpecError, match=r"other\.toml: no table \[tarin\] is known; did you mean 'train'"):
+    with pytest.raises(
+        SpecError, match=r"other\.toml: no table \[tarin\] is known; did you mean 'train'"
+    ):
         read(tmp_path / "other.toml")
     with pytest.raises(SpecError, match="data: expected the name of a dataset"):
         Plan.of(read(tmp_path / "bad.toml"))
@@ -101,7 +118,9 @@ def test_resume_on_the_command_line(file, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["train", str(file), "--folder", str(run), "--set", "train.epochs=1"]) == 0
     assert main(["resume", str(run)]) == 0
-    assert main(["train", str(file), "--folder", str(run)]) == 1  # other epochs than it was begun with
+    assert (
+        main(["train", str(file), "--folder", str(run)]) == 1
+    )  # other epochs than it was begun with
     assert "was begun with another stages" in capsys.readouterr().err
     assert tomllib.loads((run / "run.toml").read_text())["train"]["epochs"] == 1
     assert main(["resume", str(tmp_path)]) == 1
@@ -113,6 +132,11 @@ def test_doctor(capsys, monkeypatch):
     monkeypatch.setenv("MVKIT_NOTE", "here")
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
-    for part in (f"mvkit {mvkit.__version__}", f"torch {torch.__version__}", "extra [demo]: ", "MVKIT_NOTE='here'"):
+    for part in (
+        f"mvkit {mvkit.__version__}",
+        f"torch {torch.__version__}",
+        "extra [demo]: ",
+        "MVKIT_NOTE='here'",
+    ):
         assert part in shown
     assert "accelerator: " in shown

@@ -8,28 +8,34 @@ import torch
 from torch import nn
 
 import mvkit
-from mvkit import SpecError, plugins, spec
-from mvkit.aggregators import PoE, product_of_observed
-from mvkit.builtins import DECLARED
+from mvkit import SpecError, spec
 from mvkit.data.transforms import Log1p
 from mvkit.evaluation.metric import Metric, mean
-from mvkit.families import Normal
-from mvkit.likelihoods import Normal as NormalLikelihood
-from mvkit.networks import MLP
-from mvkit.objectives import ELBO
-from mvkit.plugins import Component
-from mvkit.priors import DiagonalPrior
-from mvkit.samplers import GMM, GMMSampler
-from mvkit.stages import Adam, Linear, Single, Stage
-from mvkit.testing import ConformanceError, check_component, elsewhere, within
+from mvkit.parts.aggregators.aggregator import product_of_observed
+from mvkit.parts.aggregators.products import PoE
+from mvkit.parts.families import Normal
+from mvkit.parts.likelihoods import Normal as NormalLikelihood
+from mvkit.parts.networks import MLP
+from mvkit.parts.objectives.elbo import ELBO
+from mvkit.parts.priors import DiagonalPrior
+from mvkit.parts.samplers import GMM, GMMSampler
+from mvkit.registry import plugins
+from mvkit.registry.builtin_parts import DECLARED
+from mvkit.registry.component import Component
+from mvkit.testing import ConformanceError, check_component, model_parts, other_parts
+from mvkit.training.annealing import Linear
+from mvkit.training.optimizers import Adam
+from mvkit.training.stages import Single, Stage
 
 BUILT_IN = [(kind, name) for kind, parts in DECLARED.items() for name in parts]
 OPTIONS = {"sum": {"terms": ["elbo", {"name": "align", "alpha": 2.0}], "weights": [1.0, 0.5]}}
 SKIP = {
-    "joint": ["modalities"],  # the weights of its head follow the order; test_symmetry permutes them too
-    "levels": within.CHECKS["objective"],  # of a Stack
-    "top_down_poe": within.CHECKS["aggregator"],  # goes with the prior top_down only
-    "top_down": within.CHECKS["prior"],  # and that with it
+    "joint": [
+        "modalities"
+    ],  # the weights of its head follow the order; test_symmetry permutes them too
+    "levels": model_parts.CHECKS["objective"],  # of a Stack
+    "top_down_poe": model_parts.CHECKS["aggregator"],  # goes with the prior top_down only
+    "top_down": model_parts.CHECKS["prior"],  # and that with it
 }
 
 
@@ -49,7 +55,9 @@ class Documented:
 
 def broken(base, **methods):
     """A spec class like `base` with other methods."""
-    return spec(type("Broken", (base,), {"__doc__": Documented.__doc__, "__annotations__": {}, **methods}))
+    return spec(
+        type("Broken", (base,), {"__doc__": Documented.__doc__, "__annotations__": {}, **methods})
+    )
 
 
 def aggregator(change):
@@ -155,7 +163,10 @@ def network(wrap):
 
 def objective(change):
     return broken(
-        ELBO, forward=lambda self, model, batch, experts: change(ELBO.forward(self, model, batch, experts), batch)
+        ELBO,
+        forward=lambda self, model, batch, experts: change(
+            ELBO.forward(self, model, batch, experts), batch
+        ),
     )
 
 
@@ -164,7 +175,9 @@ def noisy(found, experts, batch):
 
 
 def by_position(found, experts, batch):
-    return attrs.evolve(found, loc=found.loc + experts.loc[:1] * batch.observed[:, 0][None, :, None])
+    return attrs.evolve(
+        found, loc=found.loc + experts.loc[:1] * batch.observed[:, 0][None, :, None]
+    )
 
 
 def all_evidence(found, experts, batch):
@@ -201,7 +214,12 @@ class Drift(Metric):
 WRONG = {
     "no docstring": ("ramp", "docs", broken(Linear, __doc__=None), "has no docstring"),
     "no source": ("aggregator", "docs", broken(PoE, __doc__="A product."), "names no source"),
-    "undocumented option": ("ramp", "docs", broken(Linear, __doc__="A ramp."), "an option 'start' that its docstring"),
+    "undocumented option": (
+        "ramp",
+        "docs",
+        broken(Linear, __doc__="A ramp."),
+        "an option 'start' that its docstring",
+    ),
     "no round trip": (
         "ramp",
         "json",
@@ -238,17 +256,42 @@ WRONG = {
         aggregator(lambda q, e, b: e.loc.zero_() is None or q),
         "changed its input",
     ),
-    "NaN for a pattern": ("aggregator", "masks", aggregator(lost_pairs), "not finite where rows observe"),
-    "evidence of nothing": ("aggregator", "masks", aggregator(all_evidence), "used modalities that rows lack"),
+    "NaN for a pattern": (
+        "aggregator",
+        "masks",
+        aggregator(lost_pairs),
+        "not finite where rows observe",
+    ),
+    "evidence of nothing": (
+        "aggregator",
+        "masks",
+        aggregator(all_evidence),
+        "used modalities that rows lack",
+    ),
     "no gradient": (
         "aggregator",
         "gradients",
         module(moved=lambda self: self.shift.detach()),
         "aggregator.shift that no",
     ),
-    "NaN gradient": ("aggregator", "gradients", module(moved=lambda self: (self.shift - 1).abs().sqrt()), "not finite"),
-    "state that no file has": ("aggregator", "save", module(Forgetful), "gave other codes after save and load"),
-    "global noise": ("aggregator", "determinism", aggregator(noisy), "two losses for one generator"),
+    "NaN gradient": (
+        "aggregator",
+        "gradients",
+        module(moved=lambda self: (self.shift - 1).abs().sqrt()),
+        "not finite",
+    ),
+    "state that no file has": (
+        "aggregator",
+        "save",
+        module(Forgetful),
+        "gave other codes after save and load",
+    ),
+    "global noise": (
+        "aggregator",
+        "determinism",
+        aggregator(noisy),
+        "two losses for one generator",
+    ),
     "rows that mix": (
         "aggregator",
         "rows",
@@ -261,7 +304,12 @@ WRONG = {
         aggregator(lambda q, e, b: attrs.evolve(q, loc=q.loc.cumsum(1))),
         "was permuted",
     ),
-    "order of modalities": ("aggregator", "modalities", aggregator(by_position), "declared in another order"),
+    "order of modalities": (
+        "aggregator",
+        "modalities",
+        aggregator(by_position),
+        "declared in another order",
+    ),
     "rounded": ("network", "precision", network(Rounded), "by differences in float64"),
     "dtype": (
         "objective",
@@ -271,8 +319,18 @@ WRONG = {
     ),
     "prior, shape": ("prior", "shapes", prior(lambda p: p.sum(-1)), "log_prob of z"),
     "prior, NaN": ("prior", "finite", prior(lambda p: p * torch.nan), "not finite"),
-    "likelihood, summed": ("likelihood", "shapes", likelihood(lambda self, p, out, x: p.sum(-1)), "log_prob of shape"),
-    "likelihood, NaN": ("likelihood", "finite", likelihood(lambda self, p, out, x: p / 0 * 0), "not finite"),
+    "likelihood, summed": (
+        "likelihood",
+        "shapes",
+        likelihood(lambda self, p, out, x: p.sum(-1)),
+        "log_prob of shape",
+    ),
+    "likelihood, NaN": (
+        "likelihood",
+        "finite",
+        likelihood(lambda self, p, out, x: p / 0 * 0),
+        "not finite",
+    ),
     "likelihood, no gradient": (
         "likelihood",
         "gradients",
@@ -286,7 +344,12 @@ WRONG = {
         "changed loss where fillers are",
     ),
     "network, rows": ("network", "rows", network(Centred), "expected"),
-    "family, scale": ("family", "finite", broken(Normal, scale=lambda self, raw: raw), "0 or less"),
+    "family, scale": (
+        "family",
+        "finite",
+        broken(Normal, scale=lambda self, raw: raw),
+        "0 or less",
+    ),
     "objective, shape": (
         "objective",
         "shapes",
@@ -317,21 +380,36 @@ WRONG = {
         broken(Single, stages=lambda self, model, epochs: [Stage(None, 3)]),
         "3 epochs of 10",
     ),
-    "schedule, nothing": ("schedule", "contract", broken(Single, stages=lambda self, model, epochs: []), "not empty"),
+    "schedule, nothing": (
+        "schedule",
+        "contract",
+        broken(Single, stages=lambda self, model, epochs: []),
+        "not empty",
+    ),
     "optimizer, idle": (
         "optimizer",
         "contract",
         broken(Adam, optimizer=lambda self, ps, lr: torch.optim.SGD(ps, 0.0)),
         "nearer",
     ),
-    "optimizer, other": ("optimizer", "contract", broken(Adam, optimizer=lambda self, ps, lr: ps), "Optimizer"),
+    "optimizer, other": (
+        "optimizer",
+        "contract",
+        broken(Adam, optimizer=lambda self, ps, lr: ps),
+        "Optimizer",
+    ),
     "transform, one way": (
         "transform",
         "contract",
         broken(Log1p, inverse=lambda self, x: x),
         "other values for forward",
     ),
-    "transform, batch": ("transform", "contract", broken(Log1p, forward=lambda self, x: x - x.mean()), "other values"),
+    "transform, batch": (
+        "transform",
+        "contract",
+        broken(Log1p, forward=lambda self, x: x - x.mean()),
+        "other values",
+    ),
     "sampler, state": (
         "sampler",
         "contract",
@@ -344,14 +422,24 @@ WRONG = {
         broken(GMM, build=lambda self, width: Global(width=width, spec=self)),
         "other draws for one generator",
     ),
-    "metric, nothing": ("metric", "contract", broken(Drift, summary=lambda self, study, scores: []), "no score and no"),
+    "metric, nothing": (
+        "metric",
+        "contract",
+        broken(Drift, summary=lambda self, study, scores: []),
+        "no score and no",
+    ),
     "metric, order": (
         "metric",
         "contract",
         broken(Drift, score=lambda self, study, block, generator: {"a": torch.rand(len(block))}),
         "rows permuted",
     ),
-    "dataset, other": ("dataset", "contract", broken(object, load=lambda self: {}), "expected mvkit.data"),
+    "dataset, other": (
+        "dataset",
+        "contract",
+        broken(object, load=lambda self: {}),
+        "expected mvkit.data",
+    ),
 }
 
 
@@ -359,12 +447,16 @@ WRONG = {
 def test_a_broken_part_fails_in_its_check(monkeypatch, kind, check, cls, reason):
     monkeypatch.setitem(globals(), "Broken", cls)
     plugins.declare(Component(kind, "broken", f"{__name__}:Broken"))
-    with pytest.raises(ConformanceError, match=rf"^{kind} 'broken', check '{check}': it .*{reason}"):
+    with pytest.raises(
+        ConformanceError, match=rf"^{kind} 'broken', check '{check}': it .*{reason}"
+    ):
         check_component(kind, "broken")
 
 
 def test_options_of_the_suite():
-    with pytest.raises(SpecError, match="check_component: no check 'gradient' of priors; did you mean 'gradients'"):
+    with pytest.raises(
+        SpecError, match="check_component: no check 'gradient' of priors; did you mean 'gradients'"
+    ):
         check_component("prior", "mog", skip=["gradient"])
     with pytest.raises(SpecError, match="unknown option of prior 'mog'"):
         check_component("prior", "mog", component=3)
@@ -373,5 +465,10 @@ def test_options_of_the_suite():
 
 def test_every_check_is_seen_to_fail():
     checks = {"docs", "json", "finite", "inputs"}
-    checks |= {check for table in (within.CHECKS, elsewhere.CHECKS) for kind in table.values() for check in kind}
+    checks |= {
+        check
+        for table in (model_parts.CHECKS, other_parts.CHECKS)
+        for kind in table.values()
+        for check in kind
+    }
     assert checks == {check for _, check, _, _ in WRONG.values()}

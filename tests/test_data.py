@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 import mvkit
+from mvkit.data.datasets.polydigits import make
 from mvkit.data.missing import at_random, uniforms
-from mvkit.data.polydigits import make
 
 
 def test_polydigits():
@@ -27,7 +27,8 @@ def test_polydigits():
     assert torch.equal(data.train.batch.mask, again.train.batch.mask)
     assert abs(again.test.batch.mask.float().mean() - 0.5) < 0.03
     assert not torch.equal(
-        mvkit.load_dataset("polydigits", missing=0.3, seed=1).train.batch.mask, data.train.batch.mask
+        mvkit.load_dataset("polydigits", missing=0.3, seed=1).train.batch.mask,
+        data.train.batch.mask,
     )
 
 

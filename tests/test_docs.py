@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import mvkit
-from mvkit import cli
+from mvkit.apps import cli
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("MVKIT_DATA", ROOT.parent / "shared" / "data"))
@@ -45,9 +45,9 @@ def test_tutorials_run(path, tmp_path, monkeypatch):
     source = path.read_text()
     if "MVKIT_DATA" in source:
         folder = Path(os.environ.get("MVKIT_DATA", ROOT.parent / "shared" / "data")).resolve()
-        for needed in ("mnist", "fsdd", "sign_digits"):
-            if not (folder / needed).is_dir():
-                pytest.skip(f"no folder {folder / needed}; set MVKIT_DATA to where the data are")
+        for required in ("mnist", "fsdd", "sign_digits"):
+            if not (folder / required).is_dir():
+                pytest.skip(f"no folder {folder / required}; set MVKIT_DATA to where the data are")
         monkeypatch.setenv("MVKIT_DATA", str(folder))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
@@ -73,9 +73,18 @@ def test_real_data_without_the_files_says_what_is_lacking(tmp_path, monkeypatch)
 
 
 def test_demo(tmp_path, capsys):
-    assert cli.main(["demo", "--folder", str(tmp_path / "new"), "--epochs", "1", "--rows", "256"]) == 0
+    assert (
+        cli.main(["demo", "--folder", str(tmp_path / "new"), "--epochs", "1", "--rows", "256"])
+        == 0
+    )
     shown = capsys.readouterr().out
-    for part in ("joint log-likelihood", "coherence given 4", "cluster accuracy", "demo.png", "mvkit.load("):
+    for part in (
+        "joint log-likelihood",
+        "coherence given 4",
+        "cluster accuracy",
+        "demo.png",
+        "mvkit.load(",
+    ):
         assert part in shown
     assert (tmp_path / "new" / "demo.png").stat().st_size > 10_000
     model = mvkit.load(tmp_path / "new" / "model.safetensors")
@@ -101,7 +110,17 @@ def test_public_names_are_documented():
         assert inspect.getdoc(value), name
 
 
-SOURCED = ("aggregator", "prior", "objective", "family", "likelihood", "network", "optimizer", "metric", "sampler")
+SOURCED = (
+    "aggregator",
+    "prior",
+    "objective",
+    "family",
+    "likelihood",
+    "network",
+    "optimizer",
+    "metric",
+    "sampler",
+)
 
 
 def test_parts_have_a_source():

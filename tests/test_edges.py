@@ -8,8 +8,8 @@ from torch import nn
 
 import mvkit
 from mvkit import Batch, DataError, Modality, Model, NonFiniteError, ShapeError, SpecError
-from mvkit.likelihoods import Context
-from mvkit.plugins import Component
+from mvkit.core.likelihood import Context
+from mvkit.registry.component import Component
 
 PRIVATE = {"a": Modality((3,), private_dim=2), "b": Modality((2,), private_dim=1)}
 
@@ -18,12 +18,17 @@ PRIVATE = {"a": Modality((3,), private_dim=2), "b": Modality((2,), private_dim=1
 def test_stand_ins_for_private_latents_take_no_part_in_likelihoods(aggregator):
     made = model(aggregator, private=1, private_from="evidence", names=("a", "b"))
     other = model(aggregator, private=1, private_from="observed", names=("a", "b"))
-    other.load_state_dict({k: v for k, v in made.state_dict().items() if not k.startswith("cross")})
+    other.load_state_dict(
+        {k: v for k, v in made.state_dict().items() if not k.startswith("cross")}
+    )
     batch = rows(names=("a", "b"), missing=False)
     with torch.no_grad():
         for scale in made.cross.values():
             scale.fill_(-4.0)
-    one, two = (m.log_likelihood(batch, n=50, generator=torch.Generator().manual_seed(0)) for m in (made, other))
+    one, two = (
+        m.log_likelihood(batch, n=50, generator=torch.Generator().manual_seed(0))
+        for m in (made, other)
+    )
     torch.testing.assert_close(one, two)
 
 
@@ -32,7 +37,14 @@ def test_stand_ins_for_private_latents_take_no_part_in_likelihoods(aggregator):
 def test_no_shared_latent_with_every_objective(aggregator, prior):
     for objective in ("iwae", "dreg", "jmvae"):
         made = (
-            Model(PRIVATE, latent_dim=0, aggregator=aggregator, prior=prior, objective=objective, seed=0)
+            Model(
+                PRIVATE,
+                latent_dim=0,
+                aggregator=aggregator,
+                prior=prior,
+                objective=objective,
+                seed=0,
+            )
             if (aggregator != "joint" or objective == "jmvae")
             else None
         )
@@ -43,9 +55,15 @@ def test_no_shared_latent_with_every_objective(aggregator, prior):
 
 
 def test_listed_subsets_and_rows_with_nothing_given():
-    made = Model(dict.fromkeys("abc", (2,)), latent_dim=2, aggregator={"name": "mopoe", "subsets": [["a", "b"]]})
+    made = Model(
+        dict.fromkeys("abc", (2,)),
+        latent_dim=2,
+        aggregator={"name": "mopoe", "subsets": [["a", "b"]]},
+    )
     nothing = torch.full((1, 2), torch.nan)
-    posterior = made.posterior({"a": nothing, "b": nothing, "c": torch.ones(1, 2)}, given=["a", "b"], empty="prior")
+    posterior = made.posterior(
+        {"a": nothing, "b": nothing, "c": torch.ones(1, 2)}, given=["a", "b"], empty="prior"
+    )
     assert torch.isfinite(posterior.mean).all()
     assert posterior.evidence.shape == (posterior.components, 1, 3)
 
@@ -76,7 +94,7 @@ def test_the_optimal_scale_counts_only_draws_that_count():
 
 def test_private_latents_train_in_the_stage_whose_decoders_read_them():
     made = Model(PRIVATE, aggregator="joint", schedule="joint_then_unimodal", seed=0)
-    first, _ = mvkit.stages.as_stages(None, made, 2)
+    first, _ = mvkit.training.stages.as_stages(None, made, 2)
     assert "encoders.*" in first.trainable
     with pytest.raises(SpecError, match="needs 2 epochs"):
         mvkit.fit(made, {"a": torch.ones(4, 3), "b": torch.ones(4, 2)}, epochs=1)
@@ -100,7 +118,9 @@ def test_errors_name_the_row_of_the_whole_data():
 
 def test_given_may_be_an_iterator_or_one_name():
     made, data = model(), rows(2000, missing=False)
-    torch.testing.assert_close(made.encode(data, given=(k for k in ["a"])), made.encode(data, given=["a"]))
+    torch.testing.assert_close(
+        made.encode(data, given=(k for k in ["a"])), made.encode(data, given=["a"])
+    )
     torch.testing.assert_close(made.encode(data, given="a"), made.encode(data, given=["a"]))
 
 
@@ -120,9 +140,13 @@ def test_history_counts_the_rows_behind_each_mean():
         made = model()
         mask = torch.tensor([[True, True, True], *[[True, False, False]] * 3])
         quiet = mvkit.Stage("elbo", 1, optimizer={"name": "adam", "lr": 0.0})
-        with mvkit.testing.noise(lambda site, shape, dtype, device: torch.zeros(shape, dtype=dtype)):
+        with mvkit.testing.noise(
+            lambda site, shape, dtype, device: torch.zeros(shape, dtype=dtype)
+        ):
             means.append(
-                mvkit.fit(made, Batch(rows(4).data, mask), stages=[quiet], batch_size=batch_size)["log_px/b"][0]
+                mvkit.fit(made, Batch(rows(4).data, mask), stages=[quiet], batch_size=batch_size)[
+                    "log_px/b"
+                ][0]
             )
     assert means[0] == pytest.approx(means[1])
 
@@ -135,7 +159,9 @@ def test_an_objective_that_bounds_nothing_says_so():
 
 def test_samples_and_draw_of_composed_objectives():
     for name in ("jmvae", "telbo"):
-        model("mopoe", objective={"name": name, "samples": 3, "draw": "iid"}).loss(rows()).loss.backward()
+        model("mopoe", objective={"name": name, "samples": 3, "draw": "iid"}).loss(
+            rows()
+        ).loss.backward()
 
 
 def test_kmeans_places_once_and_takes_any_loader():
@@ -236,7 +262,13 @@ def test_a_likelihood_that_sums_by_itself():
 
 def test_options_of_fit_and_numbers_of_draws():
     made = model()
-    for options in ({"batch_size": 0}, {"lr": -1.0}, {"seed": 1.5}, {"epochs": 0}, {"batch_size": "4"}):
+    for options in (
+        {"batch_size": 0},
+        {"lr": -1.0},
+        {"seed": 1.5},
+        {"epochs": 0},
+        {"batch_size": "4"},
+    ):
         name = next(iter(options))
         with pytest.raises(mvkit.RequestError, match=f"fit: {name}="):
             mvkit.fit(made, rows(), **options)
@@ -251,7 +283,11 @@ def test_options_of_fit_and_numbers_of_draws():
 
 
 def test_numbers_of_numpy_in_specs():
-    made = Model({"a": (np.int64(3),)}, latent_dim=np.int64(4), prior={"name": "mog", "components": np.int64(3)})
+    made = Model(
+        {"a": (np.int64(3),)},
+        latent_dim=np.int64(4),
+        prior={"name": "mog", "components": np.int64(3)},
+    )
     assert made.encode({"a": np.ones((2, 3))}).shape == (2, 4)
     with pytest.raises(SpecError, match="model.latent_dim: got"):
         Model({"a": (3,)}, latent_dim="4")
@@ -259,10 +295,10 @@ def test_numbers_of_numpy_in_specs():
 
 def test_parts_of_a_session_may_be_declared_again_but_not_shadow():
     for _ in range(2):
-        mvkit.plugins.declare(Component("prior", "mine", "mvkit.priors:Standard"))
+        mvkit.plugins.declare(Component("prior", "mine", "mvkit.parts.priors:Standard"))
     Model({"a": (2,)}, prior="mine")
     with pytest.raises(SpecError, match="is built in; take another name"):
-        mvkit.plugins.declare(Component("prior", "mog", "mvkit.priors:Standard"))
+        mvkit.plugins.declare(Component("prior", "mog", "mvkit.parts.priors:Standard"))
 
 
 def test_a_modality_called_external(tmp_path):
@@ -277,7 +313,9 @@ def test_a_modality_called_external(tmp_path):
 def test_a_prior_of_torchs_kind_follows_the_generator():
     class Flow(nn.Module):
         def forward(self, posterior=None):
-            return torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), torch.ones(2)), 1)
+            return torch.distributions.Independent(
+                torch.distributions.Normal(torch.zeros(2), torch.ones(2)), 1
+            )
 
     made = Model({"a": (3,)}, latent_dim=2)
     made.prior = Flow()

@@ -5,8 +5,18 @@ import torch
 from helpers import model, rows
 
 import mvkit
-from mvkit import Batch, DataError, Modality, Model, RequestError, ShapeError, SpecError, Stage, UnknownComponent
-from mvkit.priors import MoG
+from mvkit import (
+    Batch,
+    DataError,
+    Modality,
+    Model,
+    RequestError,
+    ShapeError,
+    SpecError,
+    Stage,
+    UnknownComponent,
+)
+from mvkit.parts.priors import MoG
 
 SHAPES = {"a": (3,), "b": (2, 2)}
 
@@ -32,7 +42,9 @@ def test_unknown_part():
         "known: 'learnable', 'mog', 'posterior_mixture', 'standard', 'top_down', 'vamp'",
     )
     message(
-        UnknownComponent, lambda: Model({"a": Modality((3,), "gausian")}), "likelihood: unknown likelihood 'gausian'"
+        UnknownComponent,
+        lambda: Model({"a": Modality((3,), "gausian")}),
+        "likelihood: unknown likelihood 'gausian'",
     )
 
 
@@ -42,7 +54,11 @@ def test_unknown_option():
         lambda: Model(SHAPES, prior={"name": "mog", "component": 3}),
         "model.prior.component: unknown option of prior 'mog'; did you mean 'components'?",
     )
-    message(ValueError, lambda: MoG(component=3), "component: unknown option of MoG; did you mean 'components'?")
+    message(
+        ValueError,
+        lambda: MoG(component=3),
+        "component: unknown option of MoG; did you mean 'components'?",
+    )
     message(
         SpecError,
         lambda: Model({"a": {"shape": (3,), "weigth": 2.0}}),
@@ -52,8 +68,14 @@ def test_unknown_option():
 
 
 def test_bad_values_of_options():
-    message(SpecError, lambda: MoG(components=0), "components: got 0; expected an integer of at least 1")
-    message(SpecError, lambda: MoG(learn_scale="yes"), "learn_scale: got 'yes'; expected True or False")
+    message(
+        SpecError,
+        lambda: MoG(components=0),
+        "components: got 0; expected an integer of at least 1",
+    )
+    message(
+        SpecError, lambda: MoG(learn_scale="yes"), "learn_scale: got 'yes'; expected True or False"
+    )
     message(
         SpecError,
         lambda: Model(SHAPES, objective={"name": "elbo", "density": "both"}),
@@ -117,13 +139,23 @@ def test_wrong_shape():
     )
     message(
         ShapeError,
-        lambda: made.loss(Batch({"a": torch.zeros(2, 3)}, elements={"a": torch.ones(2, 2, dtype=torch.bool)})),
+        lambda: made.loss(
+            Batch({"a": torch.zeros(2, 3)}, elements={"a": torch.ones(2, 2, dtype=torch.bool)})
+        ),
         "batch.elements['a']",
         "of shape (2, 3)",
     )
-    message(ShapeError, lambda: made.decode(torch.zeros(2, 3)), "decode: z has shape (2, 3); expected (..., 10)")
+    message(
+        ShapeError,
+        lambda: made.decode(torch.zeros(2, 3)),
+        "decode: z has shape (2, 3); expected (..., 10)",
+    )
     picture = Model({"p": Modality((3, 8, 8))})
-    message(ShapeError, lambda: picture.loss(Batch({"p": torch.zeros(2, 8, 8, 3)})), "channels come first")
+    message(
+        ShapeError,
+        lambda: picture.loss(Batch({"p": torch.zeros(2, 8, 8, 3)})),
+        "channels come first",
+    )
 
 
 def test_wrong_dtype():
@@ -134,7 +166,11 @@ def test_wrong_dtype():
         "dtype torch.int32; expected floats",
         "x.float()",
     )
-    message(ShapeError, lambda: made.loss(Batch({"a": torch.zeros(2, 3, dtype=torch.cfloat)})), "complex")
+    message(
+        ShapeError,
+        lambda: made.loss(Batch({"a": torch.zeros(2, 3, dtype=torch.cfloat)})),
+        "complex",
+    )
     message(
         ShapeError,
         lambda: made.loss(Batch({"a": torch.zeros(2, 3)}, torch.ones(2, 2))),
@@ -173,11 +209,20 @@ def test_row_with_nothing_observed():
     message(DataError, lambda: made.loss(batch), "row 1 observes nothing")
     message(DataError, lambda: mvkit.fit(made, batch, epochs=1), "row 1 observes nothing")
     message(
-        DataError, lambda: made.encode(batch), "row 1 observes none of the given modalities (a, b)", "empty='prior'"
+        DataError,
+        lambda: made.encode(batch),
+        "row 1 observes none of the given modalities (a, b)",
+        "empty='prior'",
     )
-    message(DataError, lambda: made.encode(batch, given=["b"]), "row 0 observes none of the given modalities (b)")
     message(
-        DataError, lambda: made.log_likelihood(batch, ["a"], ["b"]), "row 0 observes none of the given modalities (b)"
+        DataError,
+        lambda: made.encode(batch, given=["b"]),
+        "row 0 observes none of the given modalities (b)",
+    )
+    message(
+        DataError,
+        lambda: made.log_likelihood(batch, ["a"], ["b"]),
+        "row 0 observes none of the given modalities (b)",
     )
     assert made.encode(batch, empty="prior")[1].abs().sum() == 0
     assert made.log_likelihood(batch, n=2)[1] == 0
@@ -195,13 +240,23 @@ def test_latent_dim_0_without_private_latents():
 def test_empty_data():
     made = Model(SHAPES)
     for empty in ({}, {"a": torch.zeros(0, 3)}):
-        message(DataError, lambda empty=empty: mvkit.fit(made, empty, epochs=1), "batch: it is empty; expected one row")
+        message(
+            DataError,
+            lambda empty=empty: mvkit.fit(made, empty, epochs=1),
+            "batch: it is empty; expected one row",
+        )
     message(DataError, lambda: mvkit.fit(made, iter([]), epochs=1), "the loader gave no batch")
-    message(DataError, lambda: made.encode(3), "got int; expected a Batch, a MultimodalDataset or a mapping")
+    message(
+        DataError,
+        lambda: made.encode(3),
+        "got int; expected a Batch, a MultimodalDataset or a mapping",
+    )
 
 
 def test_values_that_a_likelihood_cannot_take():
-    made = Model({"a": Modality((2,), "bernoulli"), "c": Modality((3,), "categorical"), "n": Modality((2,))})
+    made = Model(
+        {"a": Modality((2,), "bernoulli"), "c": Modality((3,), "categorical"), "n": Modality((2,))}
+    )
     message(
         DataError,
         lambda: made.loss(Batch({"a": torch.tensor([[0.5, 1], [0, 2]])})),
@@ -214,7 +269,9 @@ def test_values_that_a_likelihood_cannot_take():
         "batch.data['c']: row 1",
         "a class index out of range cannot be taken; expected indices from 0 to 2",
     )
-    message(DataError, lambda: made.loss(Batch({"c": torch.tensor([[0.5, 0.2, 0.2]])})), "summing to 1")
+    message(
+        DataError, lambda: made.loss(Batch({"c": torch.tensor([[0.5, 0.2, 0.2]])})), "summing to 1"
+    )
     message(
         DataError,
         lambda: made.loss(Batch({"n": torch.tensor([[0.5, torch.inf]])})),
@@ -229,17 +286,26 @@ def test_values_that_a_likelihood_cannot_take():
 
 def test_clusters_without_a_mixture_prior():
     message(
-        RequestError, lambda: model().clusters(rows()), "clusters: prior 'Standard' has no components", "prior='mog'"
+        RequestError,
+        lambda: model().clusters(rows()),
+        "clusters: prior 'Standard' has no components",
+        "prior='mog'",
     )
     message(RequestError, lambda: model().sample(3, cluster=0), "prior='mog'")
-    message(RequestError, lambda: model(prior="mog").sample(3, cluster=10), "no cluster 10; expected 0 to 9")
+    message(
+        RequestError,
+        lambda: model(prior="mog").sample(3, cluster=10),
+        "no cluster 10; expected 0 to 9",
+    )
 
 
 def test_family_that_an_aggregator_cannot_take():
     for name in ("poe", "mopoe", "joint"):
         message(
             SpecError,
-            lambda name=name: Model({**SHAPES, "c": (2,)}, aggregator=name, family="laplace_softmax"),
+            lambda name=name: Model(
+                {**SHAPES, "c": (2,)}, aggregator=name, family="laplace_softmax"
+            ),
             f"model.aggregator: aggregator {name!r} multiplies experts",
             "no closed product",
             "aggregator='moe'",
@@ -259,7 +325,11 @@ def test_questions_about_modalities():
         lambda: made.log_likelihood(rows(), ["a", "b"], ["b"]),
         "'b' is both in `of` and in `given`; take it out of one",
     )
-    message(RequestError, lambda: made.translate(rows(), to=["d"]), "unknown modality 'd'; known: 'a', 'b', 'c'")
+    message(
+        RequestError,
+        lambda: made.translate(rows(), to=["d"]),
+        "unknown modality 'd'; known: 'a', 'b', 'c'",
+    )
     message(RequestError, lambda: made.encode(rows(), given=["d"]), "given: unknown modality 'd'")
     message(
         RequestError,
@@ -267,9 +337,15 @@ def test_questions_about_modalities():
         "'a' has no private latent",
     )
     message(
-        RequestError, lambda: made.log_likelihood(rows(), estimator="exact"), "expected 'importance' or 'predictive'"
+        RequestError,
+        lambda: made.log_likelihood(rows(), estimator="exact"),
+        "expected 'importance' or 'predictive'",
     )
-    message(RequestError, lambda: made.log_weights(rows(), 2, proposal="x"), "expected 'mixture' or 'product'")
+    message(
+        RequestError,
+        lambda: made.log_weights(rows(), 2, proposal="x"),
+        "expected 'mixture' or 'product'",
+    )
     message(RequestError, lambda: made.translate(rows(), latent="median"), "got 'median'")
     message(RequestError, lambda: made.encode(rows(), empty="skip"), "got 'skip'")
 
@@ -282,7 +358,11 @@ def test_stages_that_train_nothing():
         "trainable='encoder.*' matches no parameter",
         "groups are ['aggregator', 'cross', 'decoders', 'encoders', 'prior']",
     )
-    message(SpecError, lambda: mvkit.fit(made, rows(), stages=[Stage("elbo", 1, ("prior.*",))]), "has no parameters")
+    message(
+        SpecError,
+        lambda: mvkit.fit(made, rows(), stages=[Stage("elbo", 1, ("prior.*",))]),
+        "has no parameters",
+    )
     message(
         SpecError,
         lambda: mvkit.fit(made, rows(), stages="joint_then_unimodal"),
@@ -311,7 +391,9 @@ def test_modules_of_the_wrong_width():
         "expected (2, 8): 8 numbers for the aggregator",
     )
     wrong = Model({"a": Modality((3,), decoder=torch.nn.Linear(4, 5))}, latent_dim=4)
-    message(ShapeError, lambda: wrong.decode(torch.zeros(2, 4)), "decoders.a: emitted (2, 5)", "(2, 3)")
+    message(
+        ShapeError, lambda: wrong.decode(torch.zeros(2, 4)), "decoders.a: emitted (2, 5)", "(2, 3)"
+    )
 
 
 def test_joint_warns_that_nothing_trains_the_surrogates():
@@ -324,12 +406,25 @@ def test_joint_warns_that_nothing_trains_the_surrogates():
 def test_a_model_comes_first(name, tmp_path):
     call = getattr(mvkit, name)
     second = tmp_path / "model.safetensors" if name == "save" else model()
-    message(RequestError, lambda: call(rows(), second), f"{name}: got Batch as its model; expected a Model or a Stack")
+    message(
+        RequestError,
+        lambda: call(rows(), second),
+        f"{name}: got Batch as its model; expected a Model or a Stack",
+    )
     assert not list(tmp_path.iterdir())
 
 
 def test_splits_are_not_rows():
     data = mvkit.load_dataset("linear_gaussian", rows=20)
     made = mvkit.Model(data.modalities, latent_dim=2)
-    for call in (made.encode, lambda splits: mvkit.evaluate(made, splits), lambda splits: mvkit.fit(made, splits)):
-        message(DataError, lambda call=call: call(data), "got Splits", "take one of its splits, such as .test")
+    for call in (
+        made.encode,
+        lambda splits: mvkit.evaluate(made, splits),
+        lambda splits: mvkit.fit(made, splits),
+    ):
+        message(
+            DataError,
+            lambda call=call: call(data),
+            "got Splits",
+            "take one of its splits, such as .test",
+        )

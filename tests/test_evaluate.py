@@ -13,7 +13,15 @@ from mvkit.data.transforms import Standardise
 from mvkit.evaluation.metric import Score
 from mvkit.evaluation.report import Report
 
-CHEAP = [{"name": "likelihood", "n": 8}, "coherence", "probe", "clusters", "latents", "reconstruction", "imputation"]
+CHEAP = [
+    {"name": "likelihood", "n": 8},
+    "coherence",
+    "probe",
+    "clusters",
+    "latents",
+    "reconstruction",
+    "imputation",
+]
 CHEAP += [{"name": "calibration", "n": 39}, "frechet"]
 
 
@@ -31,7 +39,9 @@ def features():
 
 
 def measured(made, data, metrics=tuple(CHEAP), **options):
-    return mvkit.evaluate(made, data, metrics, classifiers=classifiers(), features=features(), **options)
+    return mvkit.evaluate(
+        made, data, metrics, classifiers=classifiers(), features=features(), **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,25 +57,50 @@ def test_no_number_depends_on_the_order_or_the_batches(trained, missing):
     assert {score.metric for score in whole.scores} == set(mvkit.available("metric"))
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(5))
     mixed = batch.take(order)
-    for data in (mixed, Pipeline(mixed, batch_size=7), [mixed.take(slice(i, i + 90)) for i in range(0, 600, 90)]):
-        assert repr(measured(trained, data).scores) == repr(whole.scores)  # NaN differs from itself
+    for data in (
+        mixed,
+        Pipeline(mixed, batch_size=7),
+        [mixed.take(slice(i, i + 90)) for i in range(0, 600, 90)],
+    ):
+        assert repr(measured(trained, data).scores) == repr(
+            whole.scores
+        )  # NaN differs from itself
 
 
 def test_transforms_change_no_number_and_judges_see_the_users_units():
     """Of a model of z, and of the same one of 4 z + 2 with the transform that undoes it."""
     generator = torch.Generator().manual_seed(0)
-    z = {n: (64 * torch.randn(80, k, generator=generator)).round() / 64 for n, k in {"a": 3, "b": 2}.items()}
+    z = {
+        n: (64 * torch.randn(80, k, generator=generator)).round() / 64
+        for n, k in {"a": 3, "b": 2}.items()
+    }
     reports = []
     for scale, shift in ((1.0, 0.0), (4.0, 2.0)):
-        steps = {n: Standardise(mean=(shift,) * k, scale=(scale,) * k, shape=(k,)) for n, k in {"a": 3, "b": 2}.items()}
-        made = mvkit.Model({n: Modality(one.shape, transform=[one]) for n, one in steps.items()}, latent_dim=2, seed=0)
+        steps = {
+            n: Standardise(mean=(shift,) * k, scale=(scale,) * k, shape=(k,))
+            for n, k in {"a": 3, "b": 2}.items()
+        }
+        made = mvkit.Model(
+            {n: Modality(one.shape, transform=[one]) for n, one in steps.items()},
+            latent_dim=2,
+            seed=0,
+        )
         undone = {n: lambda x, scale=scale, shift=shift: (x - shift) / scale for n in z}
-        judges = {n: lambda x, undo=undo: (undo(x).sum(1) > 0).long() for n, undo in undone.items()}
-        data = Batch({n: scale * x + shift for n, x in z.items()}, extra={"label": torch.arange(80) % 2})
+        judges = {
+            n: lambda x, undo=undo: (undo(x).sum(1) > 0).long() for n, undo in undone.items()
+        }
+        data = Batch(
+            {n: scale * x + shift for n, x in z.items()}, extra={"label": torch.arange(80) % 2}
+        )
         reports.append(mvkit.evaluate(made, data, CHEAP, classifiers=judges, features=undone))
     plain, moved = (report.frame()["value"].tolist() for report in reports)
     assert moved == pytest.approx(plain, rel=1e-4, abs=1e-5, nan_ok=True)
-    assert {score.metric for score in reports[0].scores} >= {"imputation", "calibration", "coherence", "frechet"}
+    assert {score.metric for score in reports[0].scores} >= {
+        "imputation",
+        "calibration",
+        "coherence",
+        "frechet",
+    }
 
 
 def test_elements_in_some_batches_only(trained):
@@ -78,7 +113,9 @@ def test_elements_in_some_batches_only(trained):
 
 def test_another_seed_draws_other_noise(trained):
     batch = labelled(50)
-    one, two = (measured(trained, batch, [CHEAP[0]], seed=seed)["likelihood/log p(all)"] for seed in (0, 1))
+    one, two = (
+        measured(trained, batch, [CHEAP[0]], seed=seed)["likelihood/log p(all)"] for seed in (0, 1)
+    )
     assert one != two
     assert one == pytest.approx(two, rel=0.1)
 
@@ -95,7 +132,12 @@ def test_what_does_not_fit_is_said_and_the_rest_goes_on():
     made = model("poe", names=("a",))
     report = mvkit.evaluate(made, {"a": torch.randn(30, 3).double()})
     notes = "\n".join(report.notes)
-    for note in ("coherence: one modality", "probe: no labels", "clusters: no labels", "imputation: one modality"):
+    for note in (
+        "coherence: one modality",
+        "probe: no labels",
+        "clusters: no labels",
+        "imputation: one modality",
+    ):
         assert note in notes
     assert "frechet: no network" in notes
     assert {score.metric for score in report.scores} == {"likelihood", "latents", "reconstruction"}
@@ -109,9 +151,13 @@ def test_no_mixture_prior_leaves_kmeans(trained):
 
 def test_a_prior_of_rows_has_no_likelihood_and_no_samples():
     made = mvkit.recipes.mmvm({"a": (3,), "b": (2,)}, latent_dim=2, seed=0)
-    batch = Batch({"a": torch.randn(30, 3), "b": torch.randn(30, 2)}, extra={"label": torch.arange(30) % 2})
+    batch = Batch(
+        {"a": torch.randn(30, 3), "b": torch.randn(30, 2)}, extra={"label": torch.arange(30) % 2}
+    )
     report = mvkit.evaluate(made, batch, ["likelihood", "coherence"])
-    assert "likelihood: the prior depends on the row, so that there is no likelihood" in report.notes
+    assert (
+        "likelihood: the prior depends on the row, so that there is no likelihood" in report.notes
+    )
     assert any("no samples: " in note and "fit_sampler" in note for note in report.notes)
     assert report["coherence/given 1"] >= 0
 
@@ -139,7 +185,9 @@ def test_rows_without_a_label_are_not_scored(trained):
 
 
 def test_train_rows_fit_what_is_fitted(trained):
-    report = measured(trained, labelled(60, missing=False), ["probe"], train=labelled(90, missing=False, seed=1))
+    report = measured(
+        trained, labelled(60, missing=False), ["probe"], train=labelled(90, missing=False, seed=1)
+    )
     assert report.scores[0].rows == 60
     assert not report.notes
 
@@ -150,12 +198,32 @@ def test_train_rows_fit_what_is_fitted(trained):
         (rows(8).take(slice(0, 0)), {}, DataError, "evaluate: data has no rows"),
         ([], {}, DataError, "evaluate: data has no rows"),
         (rows(8), {"train": rows(8).take(slice(0, 0))}, DataError, "evaluate: train has no rows"),
-        (Batch(rows(8).data, torch.zeros(8, 3, dtype=torch.bool)), {}, DataError, "observes nothing in any row"),
+        (
+            Batch(rows(8).data, torch.zeros(8, 3, dtype=torch.bool)),
+            {},
+            DataError,
+            "observes nothing in any row",
+        ),
         (rows(8), {"metrics": ["coherense"]}, UnknownComponent, "did you mean 'coherence'"),
         (rows(8), {"classifiers": {"z": len}}, RequestError, "unknown modality 'z'"),
-        (rows(8), {"classifiers": "svc"}, RequestError, "classifiers='svc'; expected a dict such as {'a': function}"),
-        (rows(8), {"features": {"a": 3}}, RequestError, "features={'a': 3}; expected a dict such as {'a': function}"),
-        (rows(8), {"metrics": "probe"}, RequestError, r"metrics='probe'; expected a list .* such as \['probe'\]"),
+        (
+            rows(8),
+            {"classifiers": "svc"},
+            RequestError,
+            "classifiers='svc'; expected a dict such as {'a': function}",
+        ),
+        (
+            rows(8),
+            {"features": {"a": 3}},
+            RequestError,
+            "features={'a': 3}; expected a dict such as {'a': function}",
+        ),
+        (
+            rows(8),
+            {"metrics": "probe"},
+            RequestError,
+            r"metrics='probe'; expected a list .* such as \['probe'\]",
+        ),
     ],
 )
 def test_bad_input(trained, data, options, error, message):
@@ -166,7 +234,9 @@ def test_bad_input(trained, data, options, error, message):
 def test_labels_that_are_no_classes(trained):
     batch = rows(8)
     with pytest.raises(mvkit.ShapeError, match=r"extra\['label'\] has shape"):
-        mvkit.evaluate(trained, Batch(batch.data, batch.mask, extra={"label": torch.rand(8)}), ["probe"])
+        mvkit.evaluate(
+            trained, Batch(batch.data, batch.mask, extra={"label": torch.rand(8)}), ["probe"]
+        )
 
 
 def test_a_model_that_is_not_finite_is_an_error_that_names_the_row():
@@ -194,7 +264,10 @@ def test_labels_may_be_arrays_lists_or_batches_of_them(trained):
 def test_a_package_that_is_not_there_is_named(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
     report = measured(trained, labelled(30), ["clusters", "latents"])
-    assert "clusters: needs sklearn.cluster, which is not installed: pip install 'mvkit[evaluate]'" in report.notes
+    assert (
+        "clusters: needs sklearn.cluster, which is not installed: pip install 'mvkit[evaluate]'"
+        in report.notes
+    )
     assert report.scores
 
 
@@ -229,7 +302,9 @@ REPORT = Report(
 
 def test_a_report_in_all_its_forms():
     assert REPORT["likelihood/log p(a | b)"] == -3.25
-    with pytest.raises(RequestError, match="nothing called 'likelihood/log p'; did you mean 'likelihood/log p"):
+    with pytest.raises(
+        RequestError, match="nothing called 'likelihood/log p'; did you mean 'likelihood/log p"
+    ):
         REPORT["likelihood/log p"]
     shown = str(REPORT)
     assert "-3.25" in shown
@@ -277,7 +352,9 @@ def test_compare_shows_mean_and_deviation_over_seeds():
 def test_compare_refuses_what_is_no_report():
     with pytest.raises(RequestError, match="compare: 'poe': got 3; expected a Report"):
         mvkit.compare({"poe": 3})
-    with pytest.raises(RequestError, match="compare: got list; expected a dict of reports by name, such as"):
+    with pytest.raises(
+        RequestError, match="compare: got list; expected a dict of reports by name, such as"
+    ):
         mvkit.compare([Report(())])
     with pytest.raises(RequestError, match="compare: got {}; expected a dict"):
         mvkit.compare({})

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mvkit import plugins
-from mvkit.events import Event, Listeners, RunFinished
+from mvkit.registry import component, plugins
+from mvkit.training.events import Event, Listeners, RunFinished
 
 
 @pytest.fixture(autouse=True)
@@ -17,13 +17,13 @@ class Loud:
     def __init__(self):
         self.heard = []
 
-    @plugins.hookimpl
+    @component.hookimpl
     def mvkit_event(self, event):
         self.heard.append(event)
 
 
 class Broken(Loud):
-    @plugins.hookimpl
+    @component.hookimpl
     def mvkit_event(self, event):
         super().mvkit_event(event)
         raise OSError("no disk")

@@ -14,8 +14,9 @@ import torch
 from test_page import browser, run  # noqa: F401, a fixture
 
 import mvkit
-from mvkit import DataError, RequestError, cli
-from mvkit.explore import explore, imputed, moved, responsibilities
+from mvkit import DataError, RequestError
+from mvkit.apps import cli
+from mvkit.apps.explorer import explore, imputed, moved, responsibilities
 
 pytest.importorskip("matplotlib")
 NAMES = ("left", "right")
@@ -42,7 +43,9 @@ def test_what_is_hidden_is_imputed_from_the_rest(made):
     axes = imputed(model, row, ["left"])
     expected = model.translate(row, to=["right"], given=["left"], latent="mean")["right"][0, 0, 0]
     np.testing.assert_allclose(axes[1, 1].images[0].get_array(), expected.clamp(0, 1), rtol=1e-5)
-    np.testing.assert_allclose(axes[0, 1].images[0].get_array(), row.data["right"][0, 0], rtol=1e-6)
+    np.testing.assert_allclose(
+        axes[0, 1].images[0].get_array(), row.data["right"][0, 0], rtol=1e-6
+    )
     assert [axes[0, i].get_title() for i in range(2)] == ["left (given)", "right"]
 
 
@@ -51,7 +54,9 @@ def test_intervals_hold_most_draws(made):
     axes = imputed(model, row, ["left"])
     low, high = (torch.as_tensor(np.asarray(axes[i, 1].images[0].get_array())) for i in (4, 5))
     generator = torch.Generator().manual_seed(9)
-    draws = model.translate(row, to=["right"], given=["left"], n=2000, sample=True, generator=generator)["right"]
+    draws = model.translate(
+        row, to=["right"], given=["left"], n=2000, sample=True, generator=generator
+    )["right"]
     inside = (draws[:, 0, 0].clamp(0, 1) >= low) & (draws[:, 0, 0].clamp(0, 1) <= high)
     assert 0.75 < inside.double().mean() < 0.99  # pictures are clipped to what a screen can show
 
@@ -59,7 +64,9 @@ def test_intervals_hold_most_draws(made):
 def test_responsibilities_are_those_of_what_is_given(made):
     model, row = made
     heights = [bar.get_height() for bar in responsibilities(model, row, ["right"]).patches]
-    np.testing.assert_allclose(heights, model.clusters(row.hide(["right"]), soft=True)[0], rtol=1e-6)
+    np.testing.assert_allclose(
+        heights, model.clusters(row.hide(["right"]), soft=True)[0], rtol=1e-6
+    )
 
 
 def test_moving_a_latent_changes_all_modalities(made):
@@ -67,8 +74,12 @@ def test_moving_a_latent_changes_all_modalities(made):
     axes = moved(model, row, NAMES, 1, 2.0)
     z = model.encode(row)[0] + torch.tensor([0.0, 2.0, 0.0])
     for i, (name, value) in enumerate(model.decode(z).items()):
-        np.testing.assert_allclose(axes[1, i].images[0].get_array(), value[0].clamp(0, 1), rtol=1e-4, atol=1e-6)
-        assert not np.allclose(axes[1, i].images[0].get_array(), axes[0, i].images[0].get_array()), name
+        np.testing.assert_allclose(
+            axes[1, i].images[0].get_array(), value[0].clamp(0, 1), rtol=1e-4, atol=1e-6
+        )
+        assert not np.allclose(
+            axes[1, i].images[0].get_array(), axes[0, i].images[0].get_array()
+        ), name
 
 
 @contextlib.contextmanager
@@ -80,13 +91,15 @@ def served(folder):
         port = free.getsockname()[1]
     program = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from mvkit.plugins import Component, declare\n"
+        "from mvkit.registry import Component, declare\n"
         "declare(Component('dataset', 'few', 'test_page:Few'))\n"
         f"from mvkit.cli import main; main(['explore', {str(folder)!r}, '--port', '{port}', '--no-browser'])"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     try:
-        assert process.stdout.readline() == f"explorer: http://127.0.0.1:{port} (stop with Ctrl-C)\n"
+        assert (
+            process.stdout.readline() == f"explorer: http://127.0.0.1:{port} (stop with Ctrl-C)\n"
+        )
         for _ in range(200):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 break
@@ -133,7 +146,11 @@ def test_the_explorer_in_a_browser(run):  # noqa: F811
             assert until(lambda: [box.is_selected() for box in boxes()]) == [True, True]
             until(lambda: click(0))
             # without the left picture the imputed one, the clusters and the mean are others
-            second = until(lambda: (found := sources()) and all(a != b for a, b in zip(found, first)) and found)
+            second = until(
+                lambda: (
+                    (found := sources()) and all(a != b for a, b in zip(found, first)) and found
+                )
+            )
             until(lambda: click(1))  # nothing is given: the prior; no clusters
             until(lambda: driver.execute_script(FIND, ".alert"))
             until(lambda: sources() != second)
@@ -169,5 +186,7 @@ def test_a_model_outside_the_run_is_refused(run, tmp_path, capsys):  # noqa: F81
 
 def test_panel_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "panel", None)
-    with pytest.raises(RequestError, match=r"panel is not installed: pip install 'mvkit\[explore\]'"):
+    with pytest.raises(
+        RequestError, match=r"panel is not installed: pip install 'mvkit\[explore\]'"
+    ):
         explore(tmp_path)

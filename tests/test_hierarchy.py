@@ -21,7 +21,9 @@ PRIOR = {"name": "top_down", "levels": WIDTHS, "networks": [SMALL]}
 
 def made(objective="elbo", aggregator=FUSION, prior=PRIOR, **options):
     options = {"latent_dim": 5, "seed": 0, **options}
-    return Model(modalities(), aggregator=aggregator, prior=prior, objective=objective, **options).double()
+    return Model(
+        modalities(), aggregator=aggregator, prior=prior, objective=objective, **options
+    ).double()
 
 
 def normal(network, *inputs):
@@ -33,12 +35,19 @@ def descend(oracle, row, eps):
     """Samples of all levels, the top first, and Σ_l KL(q(z_l|x, z_>l) ‖ p(z_l|z_>l))."""
     model, z, kl = oracle.model, torch.zeros(0, dtype=torch.float64), 0.0
     for i, width in enumerate(WIDTHS):
-        p = normal(model.prior.networks[i - 1], z) if i else Normal(torch.zeros(width), torch.ones(width))
+        p = (
+            normal(model.prior.networks[i - 1], z)
+            if i
+            else Normal(torch.zeros(width), torch.ones(width))
+        )
         precision, weighted = p.scale**-2, p.scale**-2 * p.loc
         for name in oracle.observed(row):
             features = model.encoders[name](oracle.data[name][row : row + 1])[0]
             expert = normal(model.aggregator.heads[name][i], features, z)
-            precision, weighted = precision + expert.scale**-2, weighted + expert.scale**-2 * expert.loc
+            precision, weighted = (
+                precision + expert.scale**-2,
+                weighted + expert.scale**-2 * expert.loc,
+            )
         q = Normal(weighted / precision, precision**-0.5)
         kl = kl + kl_divergence(q, p).sum()
         start = sum(WIDTHS[:i])
@@ -71,7 +80,11 @@ def test_the_weights_of_draws_are_the_loop():
             z = torch.zeros(0, dtype=torch.float64)
             value = 0.0
             for i, width in enumerate(WIDTHS):
-                p = normal(model.prior.networks[i - 1], z) if i else Normal(torch.zeros(width), torch.ones(width))
+                p = (
+                    normal(model.prior.networks[i - 1], z)
+                    if i
+                    else Normal(torch.zeros(width), torch.ones(width))
+                )
                 experts = [p]
                 for name in oracle.observed(row):
                     features = model.encoders[name](oracle.data[name][row : row + 1])[0]
@@ -92,26 +105,37 @@ def test_one_level_is_poe():
     shapes = {k: Modality((3,), **nets) for k in "ab"}
     poe = Model(shapes, latent_dim=2, seed=0).double()
     fusion = {"name": "top_down_poe", "features": 4, "network": "linear"}
-    one = Model(shapes, latent_dim=2, aggregator=fusion, prior={"name": "top_down", "levels": 1}, seed=1).double()
+    one = Model(
+        shapes, latent_dim=2, aggregator=fusion, prior={"name": "top_down", "levels": 1}, seed=1
+    ).double()
     with torch.no_grad():
         for name in "ab":
             one.encoders[name].load_state_dict(poe.encoders[name].state_dict())
             one.decoders[name].load_state_dict(poe.decoders[name].state_dict())
             one.aggregator.heads[name][0][0].weight.copy_(torch.eye(4))
             one.aggregator.heads[name][0][0].bias.zero_()
-    batch = Batch({k: torch.randn(6, 3).double() for k in "ab"}, torch.tensor([[1, 1], [1, 0], [0, 1]] * 2).bool())
+    batch = Batch(
+        {k: torch.randn(6, 3).double() for k in "ab"},
+        torch.tensor([[1, 1], [1, 0], [0, 1]] * 2).bool(),
+    )
     found, gradients = loss_and_gradients(one, batch)
     expected, others = loss_and_gradients(poe, batch)
     torch.testing.assert_close(found.bound, expected.bound, rtol=1e-12, atol=1e-12)
     for name, gradient in others.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(one.encode(batch), poe.encode(batch))
-    torch.testing.assert_close(one.encode(batch, "a", empty="prior"), poe.encode(batch, "a", empty="prior"))
+    torch.testing.assert_close(
+        one.encode(batch, "a", empty="prior"), poe.encode(batch, "a", empty="prior")
+    )
 
 
 def linear_gaussian():
     """z_2 ~ N(0, I), z_1 = A z_2 + a + s ε, x_m = W_m z + b_m + ε: log p(x) in closed form."""
-    nets = {"encoder": "linear", "decoder": "linear", "likelihood": {"name": "normal", "scale": 0.9}}
+    nets = {
+        "encoder": "linear",
+        "decoder": "linear",
+        "likelihood": {"name": "normal", "scale": 0.9},
+    }
     shapes = {k: Modality((3,), **nets) for k in "ab"}
     prior = {"name": "top_down", "levels": [1, 2], "networks": ["linear"]}
     fusion = {"name": "top_down_poe", "features": 4, "network": "linear"}
@@ -119,7 +143,9 @@ def linear_gaussian():
     with torch.no_grad():
         down = model.prior.networks[0][0]
         down.weight[2:].zero_()  # a scale that does not depend on the level above
-        for heads in model.aggregator.heads.values():  # broad experts, so that no weight is far from the rest
+        for heads in (
+            model.aggregator.heads.values()
+        ):  # broad experts, so that no weight is far from the rest
             for i, head in enumerate(heads):
                 head[0].weight.mul_(0.3)
                 head[0].bias[i + 1 :] = 3.0
@@ -157,7 +183,9 @@ def test_bounds_stay_below_the_likelihood_and_the_estimate_reaches_it():
         assert (off.abs() < 3).double().mean() >= 0.9
         torch.testing.assert_close(model.log_likelihood(batch, n=10_000), exact, rtol=0, atol=0.1)
     conditional = truth(x, ("a", "b")) - truth(x, ("b",))
-    torch.testing.assert_close(model.log_likelihood(x, "a", "b", n=10_000), conditional, rtol=0, atol=0.15)
+    torch.testing.assert_close(
+        model.log_likelihood(x, "a", "b", n=10_000), conditional, rtol=0, atol=0.15
+    )
 
 
 def test_the_prior_is_its_density_its_draws_and_the_posterior_given_nothing():
@@ -185,7 +213,9 @@ def test_draws_are_of_the_density():
     kl = draws.kl(model.prior_at()).detach()
     many = posterior.draw(5_000, "iid")
     sampled = (many.log_qk - model.prior_at().log_prob(many.z)).detach()
-    closed = torch.stack([posterior.draw(1, "iid").kl(model.prior_at())[0] for _ in range(200)]).detach()
+    closed = torch.stack(
+        [posterior.draw(1, "iid").kl(model.prior_at())[0] for _ in range(200)]
+    ).detach()
     assert kl.shape == (1, 8)
     error = (sampled.var((0, 1)) / 5_000 + closed.var(0) / 200).sqrt()
     assert ((sampled.mean((0, 1)) - closed.mean(0)).abs() < 4 * error).all()
@@ -198,11 +228,15 @@ def test_dreg_has_the_gradient_of_iwae():
         for objective in ("dreg", "iwae"):
             model.zero_grad(set_to_none=True)
             generator = torch.Generator().manual_seed(seed)
-            model.loss(batch, objective={"name": objective, "samples": 3}, generator=generator).loss.backward()
+            model.loss(
+                batch, objective={"name": objective, "samples": 3}, generator=generator
+            ).loss.backward()
             found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
         gaps.append(found[0] - found[1])
     gaps = torch.stack(gaps)
-    decoders = torch.cat([torch.full((p.numel(),), n.startswith("decoders")) for n, p in model.named_parameters()])
+    decoders = torch.cat(
+        [torch.full((p.numel(),), n.startswith("decoders")) for n, p in model.named_parameters()]
+    )
     assert gaps[:, decoders].abs().max() < 1e-12
     off = gaps.mean(0)[~decoders] / (gaps.std(0)[~decoders] / len(gaps) ** 0.5).clamp(min=1e-12)
     assert off.square().mean() < 1.5
@@ -229,9 +263,13 @@ def test_every_combination_trains_or_is_refused(objective, family):
 
 
 def test_life(tmp_path):
-    model = recipes.mhvae(modalities(), latent_dim=5, levels=[1, 2, 2], seed=0, condition="subset", warmup=2).double()
+    model = recipes.mhvae(
+        modalities(), latent_dim=5, levels=[1, 2, 2], seed=0, condition="subset", warmup=2
+    ).double()
     batch = rows(40)
-    history = mvkit.fit(model, Batch(batch.data, rows(40, seed=1).mask), validation=batch, epochs=2, batch_size=16)
+    history = mvkit.fit(
+        model, Batch(batch.data, rows(40, seed=1).mask), validation=batch, epochs=2, batch_size=16
+    )
     assert all(map(math.isfinite, history["valid/loss"]))
     mvkit.save(model, tmp_path / "m")
     again = mvkit.load(tmp_path / "m")
@@ -243,7 +281,9 @@ def test_life(tmp_path):
     z = mixed.rsample(3)
     assert torch.isfinite(mixed.log_prob(z)).all()
     lacking = ~rows().mask[:, 0]
-    torch.testing.assert_close(mixed.log_prob(z)[:, lacking], model.prior_at().log_prob(z)[:, lacking])
+    torch.testing.assert_close(
+        mixed.log_prob(z)[:, lacking], model.prior_at().log_prob(z)[:, lacking]
+    )
     assert model.translate(rows(), ["c"], ["a", "b"], n=2, empty="prior")["c"].shape == (2, 8, 4)
     assert torch.isfinite(model.log_likelihood(rows(), ["a"], ["b"], n=20, empty="prior")).all()
     assert model.decode(torch.zeros(3, 5))["b"].shape == (3, 2, 2)
@@ -262,7 +302,8 @@ def test_the_order_of_modalities_and_copies_change_nothing():
     other.load_state_dict(model.state_dict())
     flipped = Batch(batch.data, batch.mask.flip(1))
     one, two, three = (
-        loss_and_gradients(m, x)[0].loss for m, x in ((model, batch), (other, flipped), (copy.deepcopy(model), batch))
+        loss_and_gradients(m, x)[0].loss
+        for m, x in ((model, batch), (other, flipped), (copy.deepcopy(model), batch))
     )
     torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
     assert torch.equal(one, three)
@@ -289,16 +330,21 @@ def test_modules_of_the_user(tmp_path):
 
 def test_what_does_not_fit_is_refused():
     cases = {
-        r"model\.prior\.levels: got \(2, 2\), which sum to 4, not latent_dim=5": {"levels": [2, 2]},
+        r"model\.prior\.levels: got \(2, 2\), which sum to 4, not latent_dim=5": {
+            "levels": [2, 2]
+        },
         r"model\.prior\.levels: got 6; latent_dim=5 makes 5 at most": {"levels": 6},
         r"levels: got 0; expected an integer of at least 1, or a list of them": {"levels": 0},
-        r"networks: got 3; expected one spec for the levels below the top, or 1": {"networks": ["mlp"] * 3},
+        r"networks: got 3; expected one spec for the levels below the top, or 1": {
+            "networks": ["mlp"] * 3
+        },
     }
     for message, options in cases.items():
         with pytest.raises(SpecError, match=message):
             made(prior={"name": "top_down", **options})
     with pytest.raises(
-        SpecError, match=r"model\.aggregator: goes down the levels of its prior, and 'Standard' has none"
+        SpecError,
+        match=r"model\.aggregator: goes down the levels of its prior, and 'Standard' has none",
     ):
         made(prior="standard")
     assert mvkit.plugins.lookup("prior", "top_down")(levels=3).widths(10) == (3, 3, 4)

@@ -7,7 +7,8 @@ import torch
 from test_truth import exact
 
 import mvkit
-from mvkit import Batch, Modality, Model, MultimodalDataset, RequestError, imputation
+from mvkit import Batch, Modality, Model, MultimodalDataset, RequestError
+from mvkit.models import imputation
 
 pandas = pytest.importorskip("pandas")
 polars = pytest.importorskip("polars")
@@ -23,7 +24,10 @@ def test_whole_modalities_have_the_conditional_mean_and_sd(given):
     batch, truth, n = data.test.batch.take(slice(0, 20)), data.truth, 4000
     missing = [name for name in model.names if name not in given]
     mean, covariance = truth.posterior({name: batch.data[name] for name in given})
-    shown = {name: x if name in given else torch.full_like(x, torch.nan) for name, x in batch.data.items()}
+    shown = {
+        name: x if name in given else torch.full_like(x, torch.nan)
+        for name, x in batch.data.items()
+    }
     found = mvkit.impute(model, shown, n=n, quantiles=(), generator=seeded())
     for name in missing:
         weight = truth.weight[name]
@@ -42,7 +46,10 @@ def by_feature():
     """x_a = z + ε with an encoder that is exact for any missing features, and x_b = W z + ε given in full."""
     plain = {"encoder": "linear", "decoder": "linear"}
     noise = {"name": "normal", "scale": 0.5}
-    shapes = {"a": Modality((3,), noise, indicator=True, **plain), "b": Modality((3,), noise, **plain)}
+    shapes = {
+        "a": Modality((3,), noise, indicator=True, **plain),
+        "b": Modality((3,), noise, **plain),
+    }
     model = Model(shapes, latent_dim=3, seed=0).double().eval()
     weight = {
         "a": torch.diag(torch.tensor([1.0, 2.0, -1.5])).double(),
@@ -65,7 +72,10 @@ def test_single_features_have_the_conditional_mean_and_their_intervals_cover():
     model, weight = by_feature()
     generator, b, n = seeded(1), 2000, 300
     z = torch.randn(b, 3, generator=generator, dtype=torch.float64)
-    full = {k: z @ w.T + 0.5 * torch.randn(b, 3, generator=generator, dtype=torch.float64) for k, w in weight.items()}
+    full = {
+        k: z @ w.T + 0.5 * torch.randn(b, 3, generator=generator, dtype=torch.float64)
+        for k, w in weight.items()
+    }
     gap = torch.rand(b, 3, generator=generator) < 0.4
     gap[gap.all(1), 0] = False
     shown = {"a": torch.where(gap, torch.nan, full["a"]), "b": full["b"]}
@@ -79,7 +89,9 @@ def test_single_features_have_the_conditional_mean_and_their_intervals_cover():
     assert abs(off.square().mean() - 1) < 0.15
     assert abs(off.mean()) < 0.1
     assert torch.equal(found.filled["a"][~gap], full["a"][~gap])
-    few = mvkit.impute(model, shown, n=19, quantiles=(0.05, 0.95), generator=generator)  # the least, the largest
+    few = mvkit.impute(
+        model, shown, n=19, quantiles=(0.05, 0.95), generator=generator
+    )  # the least, the largest
     for made in (found, few):
         low, high = (made.quantiles[q]["a"] for q in (0.05, 0.95))
         inside = ((full["a"] > low) & (full["a"] < high))[gap].double().mean()
@@ -122,8 +134,12 @@ def test_tables_come_back_with_only_their_gaps_filled(fitted):
         assert filled[name].index.equals(frame.index)
         assert filled[name].columns.equals(frame.columns)
         assert not filled[name].isna().any().any()
-        pandas.testing.assert_frame_equal(filled[name].where(frame.notna(), frame), frame, check_dtype=False)
-    pandas.testing.assert_frame_equal(filled["n"], shown["n"])  # nothing missing: not even the type changes
+        pandas.testing.assert_frame_equal(
+            filled[name].where(frame.notna(), frame), frame, check_dtype=False
+        )
+    pandas.testing.assert_frame_equal(
+        filled["n"], shown["n"]
+    )  # nothing missing: not even the type changes
     assert filled["c"].iloc[1, 0] in ("f", "m")
     everywhere = mvkit.impute(model, shown, n=20, all=True, generator=seeded())
     assert not np.isclose(everywhere["a"], filled["a"]).all()
@@ -154,24 +170,33 @@ def test_uncertainty_comes_in_the_same_tables(fitted):
     assert len(found.draws) == 50
     spread = np.array([one["a"].iloc[0, 1] for one in found.draws])
     assert spread.std(ddof=1) == pytest.approx(found.sd["a"].iloc[0, 1], rel=1e-5)
-    assert np.quantile(spread, 0.1, method="weibull") == pytest.approx(found.quantiles[0.1]["a"].iloc[0, 1], rel=1e-5)
+    assert np.quantile(spread, 0.1, method="weibull") == pytest.approx(
+        found.quantiles[0.1]["a"].iloc[0, 1], rel=1e-5
+    )
     assert found.sd["a"].iloc[1:].to_numpy().max() == 0
     assert found.draws[3]["a"].iloc[1:].equals(shown["a"].iloc[1:])
     assert {one["c"].iloc[1, 0] for one in found.draws} == {"f", "m"}
     assert found.sd["c"].isna().to_numpy().tolist() == [[False], [True], [False]]
-    assert found.quantiles[0.9]["c"].iloc[1, 0] is None or pandas.isna(found.quantiles[0.9]["c"].iloc[1, 0])
+    assert found.quantiles[0.9]["c"].iloc[1, 0] is None or pandas.isna(
+        found.quantiles[0.9]["c"].iloc[1, 0]
+    )
 
 
 def test_polars_comes_back_as_polars(fitted):
     model, frames = fitted
-    shown = {k: polars.from_pandas(frame.rename_axis("id").reset_index()) for k, frame in gaps(frames).items()}
+    shown = {
+        k: polars.from_pandas(frame.rename_axis("id").reset_index())
+        for k, frame in gaps(frames).items()
+    }
     filled = mvkit.impute(model, shown, n=5, id="id", generator=seeded())
     same = mvkit.impute(model, gaps(frames), n=5, generator=seeded())
     for name, frame in filled.items():
         assert isinstance(frame, polars.DataFrame)
         assert frame.columns == shown[name].columns
         assert frame["id"].to_list() == shown[name]["id"].to_list()
-        assert frame.drop("id").rows() == [tuple(row) for row in same[name].itertuples(index=False)]
+        assert frame.drop("id").rows() == [
+            tuple(row) for row in same[name].itertuples(index=False)
+        ]
     assert filled["n"].dtypes == shown["n"].dtypes
     z = mvkit.embed(model, shown, id="id")
     assert z.columns == ["id", "z0", "z1"]
@@ -215,13 +240,17 @@ def test_what_a_model_gives_has_names_and_words(fitted):
     table = mvkit.as_tables(model, x, ids=["s0", "s1"])["n"]
     np.testing.assert_array_equal(table.loc[(2, "s1")], x["n"][2, 1])
     picture = Model({"p": (1, 8, 8)}, latent_dim=1)
-    with pytest.raises(mvkit.ShapeError, match=r"as_tables: 'p' has shape \(2, 1, 8, 8\); expected \(b, k\)"):
+    with pytest.raises(
+        mvkit.ShapeError, match=r"as_tables: 'p' has shape \(2, 1, 8, 8\); expected \(b, k\)"
+    ):
         mvkit.as_tables(picture, picture.sample(2))
 
 
 def test_datasets_and_batches_come_back_as_such(fitted):
     model, frames = fitted
-    data = MultimodalDataset.from_tables(gaps(frames), modalities={"c": "categorical"}, label={"s1": 7})
+    data = MultimodalDataset.from_tables(
+        gaps(frames), modalities={"c": "categorical"}, label={"s1": 7}
+    )
     filled = mvkit.impute(model, data, n=5)
     assert isinstance(filled, MultimodalDataset)
     assert filled.ids.tolist() == data.ids.tolist()
@@ -230,7 +259,9 @@ def test_datasets_and_batches_come_back_as_such(fitted):
     assert data.batch.data["a"].isnan().any()
     batch = mvkit.impute(model, data.batch, n=5, to=["a"])
     assert isinstance(batch, Batch)
-    assert model.conform(batch).mask.tolist() == [[True, n, c] for _, n, c in data.batch.mask.tolist()]
+    assert model.conform(batch).mask.tolist() == [
+        [True, n, c] for _, n, c in data.batch.mask.tolist()
+    ]
 
 
 def test_gaps_that_are_not_filled_stay_in_their_columns(fitted):
@@ -249,7 +280,10 @@ def test_words_that_nobody_observes_are_no_matter(fitted):
     tables = {"c": strange, "n": frames["n"].iloc[:3]}
     data = MultimodalDataset.from_tables(tables, modalities={"c": "categorical"})
     hidden = attrs.evolve(
-        data, batch=attrs.evolve(data.batch, mask=torch.tensor([[False, True], [True, True], [True, True]]))
+        data,
+        batch=attrs.evolve(
+            data.batch, mask=torch.tensor([[False, True], [True, True], [True, True]])
+        ),
     )
     filled = mvkit.impute(model, hidden, n=9)
     words = filled.batch.columns["c"].words
@@ -262,10 +296,18 @@ def test_words_that_nobody_observes_are_no_matter(fitted):
 
 
 def test_arrays_keep_their_types():
-    shapes = {"bits": Modality((2,), "bernoulli"), "kind": Modality((3,), "categorical"), "one": Modality((1,))}
+    shapes = {
+        "bits": Modality((2,), "bernoulli"),
+        "kind": Modality((3,), "categorical"),
+        "one": Modality((1,)),
+    }
     model = Model(shapes, latent_dim=2, seed=0).double().eval()
     seen = torch.tensor([[True, True, False], [False, True, True]])
-    data = {"bits": torch.tensor([[0, 1], [9, 9]]), "kind": torch.tensor([2, 0]), "one": torch.tensor([7.0, 1.5])}
+    data = {
+        "bits": torch.tensor([[0, 1], [9, 9]]),
+        "kind": torch.tensor([2, 0]),
+        "one": torch.tensor([7.0, 1.5]),
+    }
     batch = mvkit.impute(model, Batch(data, seen), n=9)
     assert {name: (x.dtype, tuple(x.shape)) for name, x in batch.data.items()} == {
         "bits": (torch.int64, (2, 2)),
@@ -275,7 +317,9 @@ def test_arrays_keep_their_types():
     assert set(batch.data["bits"][1].tolist()) <= {0, 1}
     assert batch.data["kind"][0] == 2
     assert batch.data["one"][1] == 1.5
-    hot = mvkit.impute(model, {"kind": np.array([[0.0, 1, 0], [np.nan] * 3]), "one": np.ones((2, 1))}, n=9)["kind"]
+    hot = mvkit.impute(
+        model, {"kind": np.array([[0.0, 1, 0], [np.nan] * 3]), "one": np.ones((2, 1))}, n=9
+    )["kind"]
     assert hot[0].tolist() == [0, 1, 0]
     assert hot[1].sum() == pytest.approx(1)
     absent = mvkit.impute(model, {"one": np.ones((2, 1))}, to=["bits"], n=9)
@@ -284,14 +328,20 @@ def test_arrays_keep_their_types():
 
 def test_blocks_of_rows_and_stacks(monkeypatch):
     small = {"name": "mlp", "hidden": [4]}
-    shapes = {name: Modality((k,), encoder=small, decoder=small) for name, k in (("a", 2), ("b", 3))}
+    shapes = {
+        name: Modality((k,), encoder=small, decoder=small) for name, k in (("a", 2), ("b", 3))
+    }
     model = mvkit.recipes.nexus(shapes, latent_dim=2)
     x = {"a": torch.randn(50, 2), "b": torch.randn(50, 3)}
     x["b"][::2] = torch.nan
     seen = []
     monkeypatch.setattr(imputation, "MEMORY", 20 * (2 * 3 + imputation.HIDDEN) * 4 * 7)
     generate = model.generate
-    monkeypatch.setattr(model, "generate", lambda plan, found: seen.append(len(found.batch)) or generate(plan, found))
+    monkeypatch.setattr(
+        model,
+        "generate",
+        lambda plan, found: seen.append(len(found.batch)) or generate(plan, found),
+    )
     filled = mvkit.impute(model, x, n=20)
     assert seen == [7] * 7 + [1]
     assert not filled["b"].isnan().any()

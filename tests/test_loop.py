@@ -9,9 +9,9 @@ from torch import nn
 import mvkit
 from mvkit import Batch, Modality, Model, NonFiniteError, RequestError, SpecError, Stage
 from mvkit.data.pipeline import Pipeline
-from mvkit.events import NonFinite
-from mvkit.guard import Guard
 from mvkit.testing import noise
+from mvkit.training.events import NonFinite
+from mvkit.training.nonfinite import Guard
 
 
 def quiet(site, shape, dtype, device):
@@ -21,7 +21,9 @@ def quiet(site, shape, dtype, device):
 def fitted(stage, made=None, data=None, **options):
     made = made or model()
     with noise(quiet):
-        history = mvkit.fit(made, rows(9) if data is None else data, stages=[stage], **{"batch_size": 9, **options})
+        history = mvkit.fit(
+            made, rows(9) if data is None else data, stages=[stage], **{"batch_size": 9, **options}
+        )
     return made, history
 
 
@@ -37,7 +39,11 @@ def test_clipping_clips():
     class Watched:
         def optimizer(self, parameters, lr):
             def note(*_):
-                norms.append(float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])))
+                norms.append(
+                    float(
+                        nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+                    )
+                )
 
             made = torch.optim.SGD(parameters, lr)
             made.register_step_pre_hook(note)
@@ -53,7 +59,9 @@ def test_clipping_clips():
 
 def test_accumulated_batches_are_one_batch():
     whole, _ = fitted(Stage("elbo", 2))
-    parts, _ = fitted(Stage("elbo", 2, accumulate=3), batch_size=4, data=Pipeline(rows(9), batch_size=4))  # 4, 4 and 1
+    parts, _ = fitted(
+        Stage("elbo", 2, accumulate=3), batch_size=4, data=Pipeline(rows(9), batch_size=4)
+    )  # 4, 4 and 1
     same(whole, parts, rtol=1e-9, atol=1e-11)
 
 
@@ -76,14 +84,20 @@ def test_steps_end_a_stage():
 
 
 def test_a_stage_without_progress_ends_early():
-    _, history = fitted(Stage("elbo", 50, patience=2, optimizer={"name": "adam", "lr": 0.0}), validation=rows(4))
+    _, history = fitted(
+        Stage("elbo", 50, patience=2, optimizer={"name": "adam", "lr": 0.0}), validation=rows(4)
+    )
     assert len(history) == 3  # the first is the best
-    with pytest.raises(RequestError, match=r"stage 0 has patience=2, but nothing to judge by; give validation="):
+    with pytest.raises(
+        RequestError, match=r"stage 0 has patience=2, but nothing to judge by; give validation="
+    ):
         mvkit.fit(model(), rows(), stages=[Stage("elbo", 3, patience=2)])
 
 
 def test_learning_rate_schedules():
-    _, history = fitted(Stage("elbo", 4, lr_schedule={"name": "StepLR", "step_size": 1, "gamma": 0.5}), lr=0.08)
+    _, history = fitted(
+        Stage("elbo", 4, lr_schedule={"name": "StepLR", "step_size": 1, "gamma": 0.5}), lr=0.08
+    )
     assert history["lr"] == pytest.approx([0.08, 0.04, 0.02, 0.01])
     by_step = {"name": "ExponentialLR", "gamma": 0.5, "every": "step"}
     _, history = fitted(Stage("elbo", 2, lr_schedule=by_step), lr=0.08, batch_size=3)
@@ -115,7 +129,9 @@ class Spoilt(nn.Module):
 
 def spoilt(**options):
     torch.manual_seed(0)
-    every = modalities() | {"a": Modality((3,), encoder=Spoilt(**options), decoder={"name": "mlp", "hidden": [5]})}
+    every = modalities() | {
+        "a": Modality((3,), encoder=Spoilt(**options), decoder={"name": "mlp", "hidden": [5]})
+    }
     return Model(every, latent_dim=2, seed=0).double()
 
 
@@ -128,9 +144,7 @@ def spoilt_rows():
 def test_the_report_names_terms_rows_and_keeps_the_state_before(tmp_path):
     made, told = spoilt(), []
     options = {"batch_size": 4, "epochs": 1, "checkpoint": tmp_path, "listeners": [told.append]}
-    match = (
-        r"stage 0, epoch 1, batch \d: not finite: .*loss.*\(rows 7 of the data\); the state before it is in .*nonfinite"
-    )
+    match = r"stage 0, epoch 1, batch \d: not finite: .*loss.*\(rows 7 of the data\); the state before it is in .*nonfinite"
     with pytest.raises(NonFiniteError, match=match):
         mvkit.fit(made, spoilt_rows(), **options)
     assert any(isinstance(event, NonFinite) for event in told)
@@ -141,7 +155,9 @@ def test_the_report_names_terms_rows_and_keeps_the_state_before(tmp_path):
 
 
 def test_gradients_that_are_no_numbers_are_named():
-    with pytest.raises(NonFiniteError, match=r"not finite: the gradient of encoders\.a\.inner\.weight"):
+    with pytest.raises(
+        NonFiniteError, match=r"not finite: the gradient of encoders\.a\.inner\.weight"
+    ):
         mvkit.fit(spoilt(only_gradient=True), spoilt_rows(), batch_size=4, epochs=1)
 
 
@@ -208,7 +224,11 @@ def test_bf16_keeps_densities_in_the_models_type():
     data = {"a": torch.randn(8, 3), "b": torch.randn(8, 2)}
     history = mvkit.fit(made, data, epochs=2, precision="bf16")
     assert set(seen) == {torch.bfloat16}
-    full = mvkit.fit(Model({"a": Modality((3,), encoder=Network()), "b": (2,)}, latent_dim=2, seed=0), data, epochs=2)
+    full = mvkit.fit(
+        Model({"a": Modality((3,), encoder=Network()), "b": (2,)}, latent_dim=2, seed=0),
+        data,
+        epochs=2,
+    )
     assert history["loss"][0] == pytest.approx(full["loss"][0], rel=0.1)
     with torch.no_grad():
         assert made.loss(Batch(data)).loss.dtype == torch.float32

@@ -12,8 +12,8 @@ import mvkit
 from mvkit import Batch, DataError, Modality, Model, ShapeError, SpecError, recipes
 from mvkit.evaluation.coherence import Coherence
 from mvkit.evaluation.frechet import frechet_distance
-from mvkit.evaluation.likelihood import Likelihood
-from mvkit.evaluation.metric import ROW, Study
+from mvkit.evaluation.log_likelihood import Likelihood
+from mvkit.evaluation.metric import ROW, EvaluationContext
 from mvkit.evaluation.reconstruction import likeness
 from mvkit.evaluation.representation import agreement
 
@@ -29,7 +29,11 @@ def score(model, data, metric, **options):
 def test_likelihoods_are_those_of_the_truth():
     model, data = exact("poe", sigma=1.0)
     batch, truth = data.test.batch, data.truth
-    asked = {"name": "likelihood", "queries": [(["m0", "m1", "m2"], []), (["m1"], []), (["m0"], ["m1", "m2"])], "n": 50}
+    asked = {
+        "name": "likelihood",
+        "queries": [(["m0", "m1", "m2"], []), (["m1"], []), (["m0"], ["m1", "m2"])],
+        "n": 50,
+    }
     found, report = score(model, batch, asked)
 
     def log_p(*names):
@@ -56,7 +60,7 @@ def test_a_poor_proposal_is_said_to_be_one():
 def test_effective_sample_size_by_hand():
     model, data = exact("poe", sigma=0.5, widen=4.0)
     rows = model.conform(data.test.batch.take(slice(0, 1)))
-    study = Study(model, attrs.evolve(rows, extra={ROW: torch.zeros(1)}))
+    study = EvaluationContext(model, attrs.evolve(rows, extra={ROW: torch.zeros(1)}))
     log_p, size = Likelihood(n=30)._evidence(study, study.rows, torch.Generator().manual_seed(3))
     w = model.log_weights(rows, 30, generator=torch.Generator().manual_seed(3)).exp()[:, 0]
     assert size.item() == pytest.approx((w.sum() ** 2 / (w**2).sum()).item())
@@ -71,7 +75,9 @@ def test_likelihoods_of_incomplete_rows_are_of_what_they_have():
     own = data.truth.log_prob({"m1": rows.data["m1"][has]}).mean().item()
     assert found["log p(m1)"].value == pytest.approx(own, abs=1e-8)
     assert found["log p(m1)"].rows == int(has.sum())
-    assert found["log p(m0 | m1, m2)"].rows == int((rows.mask[:, 0] & rows.mask[:, 1:].any(1)).sum())
+    assert found["log p(m0 | m1, m2)"].rows == int(
+        (rows.mask[:, 0] & rows.mask[:, 1:].any(1)).sum()
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,7 +106,9 @@ def test_perfect_and_random_clusterings():
 
 def test_agreement_by_hand():
     found = agreement(np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 1, 1]))
-    assert found["accuracy"] == pytest.approx(4 / 6)  # clusters 0 and 1 to their classes, 2 left over
+    assert found["accuracy"] == pytest.approx(
+        4 / 6
+    )  # clusters 0 and 1 to their classes, 2 left over
     # ARI: pairs together in both 2, in the clusters 4, in the classes 7, of 15
     expected = 4 * 7 / 15
     assert found["ARI"] == pytest.approx((2 - expected) / ((4 + 7) / 2 - expected))
@@ -115,7 +123,9 @@ def test_agreement_by_hand():
 def test_frechet_distance_of_gaussians():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4000, 3, generator=generator, dtype=torch.float64)
-    x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T  # mean 0, covariance I, exactly
+    x = (x - x.mean(0)) @ torch.linalg.inv(
+        torch.linalg.cholesky(torch.cov(x.T))
+    ).T  # mean 0, covariance I, exactly
     shift = torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64)
     assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(x, 3 * x + shift) == pytest.approx(5 + 3 * (3 - 1) ** 2)
@@ -153,7 +163,10 @@ def test_coverage_of_the_true_model_is_nominal():
 def test_coverage_of_a_model_that_is_too_sure_is_not():
     model, data = exact("poe", sigma=1.0)
     sure = Model(
-        {n: attrs.evolve(m, likelihood={"name": "normal", "scale": 0.1}) for n, m in model.modalities.items()},
+        {
+            n: attrs.evolve(m, likelihood={"name": "normal", "scale": 0.1})
+            for n, m in model.modalities.items()
+        },
         latent_dim=3,
     ).double()
     sure.load_state_dict(model.state_dict())
@@ -189,11 +202,17 @@ def test_errors_count_observed_elements_only():
 
 
 def test_classes_are_scored_by_accuracy():
-    model = Model({"a": Modality((3,), **LINEAR), "b": Modality((4,), "categorical", **LINEAR)}, latent_dim=2, seed=0)
+    model = Model(
+        {"a": Modality((3,), **LINEAR), "b": Modality((4,), "categorical", **LINEAR)},
+        latent_dim=2,
+        seed=0,
+    )
     rows = {"a": torch.randn(30, 3), "b": torch.arange(30) % 4}
     found, _ = score(model, rows, "imputation")
     made = model.translate(rows, to=["b"], given=["a"], latent="mean")["b"][0]
-    assert found["b, accuracy"].value == pytest.approx((made.argmax(1) == rows["b"]).float().mean().item())
+    assert found["b, accuracy"].value == pytest.approx(
+        (made.argmax(1) == rows["b"]).float().mean().item()
+    )
 
 
 @pytest.mark.parametrize("side", [3, 8, 16])
@@ -222,7 +241,9 @@ def test_shares_of_variance_of_a_linear_decoder():
 
 def test_active_dimensions():
     model = Model(
-        {"a": Modality((3,), **LINEAR)}, latent_dim=3, aggregator={"name": "poe", "prior_expert": False}
+        {"a": Modality((3,), **LINEAR)},
+        latent_dim=3,
+        aggregator={"name": "poe", "prior_expert": False},
     ).double()
     with torch.no_grad():
         encoder = model.encoders["a"][0]
@@ -235,7 +256,11 @@ def test_active_dimensions():
 def separated(missing=0.0):
     """A model whose latent is the data, of three far classes, and rows of it."""
     made = {n: Modality((2,), {"name": "normal", "scale": 0.1}, **LINEAR) for n in ("a", "b")}
-    model = Model(made, latent_dim=2, aggregator={"name": "poe", "prior_expert": False}).double().eval()
+    model = (
+        Model(made, latent_dim=2, aggregator={"name": "poe", "prior_expert": False})
+        .double()
+        .eval()
+    )
     with torch.no_grad():
         for name in ("a", "b"):
             encoder, decoder = model.encoders[name][0], model.decoders[name].network[0]
@@ -245,7 +270,10 @@ def separated(missing=0.0):
     generator = torch.Generator().manual_seed(0)
     label = torch.arange(240) % 3
     centre = torch.tensor([[0.0, 5.0], [5.0, 0.0], [-5.0, -5.0]], dtype=torch.float64)[label]
-    data = {n: centre + 0.3 * torch.randn(240, 2, generator=generator, dtype=torch.float64) for n in ("a", "b")}
+    data = {
+        n: centre + 0.3 * torch.randn(240, 2, generator=generator, dtype=torch.float64)
+        for n in ("a", "b")
+    }
     mask = torch.rand(240, 2, generator=generator) > missing
     mask[:, 0] |= ~mask.any(1)
     return model, Batch(data, mask, extra={"label": label})
@@ -255,7 +283,12 @@ def separated(missing=0.0):
 def test_a_model_that_copies_is_coherent_and_separable(missing):
     model, rows = separated(missing)
     report = mvkit.evaluate(model, rows, ["coherence", "probe", "clusters"])
-    for name in ("coherence/given 1", "coherence/self", "probe/accuracy given all", "probe/accuracy given a"):
+    for name in (
+        "coherence/given 1",
+        "coherence/self",
+        "probe/accuracy given all",
+        "probe/accuracy given a",
+    ):
         assert report[name] == 1, name
     assert report["coherence/classifier of a, real values"] == 1
     assert report["clusters/k-means, accuracy"] == 1
@@ -293,9 +326,17 @@ def test_coherence_takes_every_set_or_neighbours():
 @pytest.mark.parametrize(
     ("classifier", "error", "message"),
     [
-        (lambda x: torch.zeros(3), ShapeError, r"the classifier of 'a' gave torch.float32 of shape \(3,\)"),
+        (
+            lambda x: torch.zeros(3),
+            ShapeError,
+            r"the classifier of 'a' gave torch.float32 of shape \(3,\)",
+        ),
         (lambda x: torch.zeros(len(x), 2, 2), ShapeError, "expected scores"),
-        (lambda x: torch.full((len(x), 3), torch.nan), DataError, "classifier of 'a' gave values that are not finite"),
+        (
+            lambda x: torch.full((len(x), 3), torch.nan),
+            DataError,
+            "classifier of 'a' gave values that are not finite",
+        ),
     ],
 )
 def test_a_classifier_that_cannot_be(classifier, error, message):
@@ -319,8 +360,13 @@ def test_probe_of_a_set_that_is_not_there():
 def test_a_stack_is_measured_too():
     nets = {"encoder": {"name": "mlp", "hidden": [8]}, "decoder": {"name": "mlp", "hidden": [8]}}
     model = recipes.nexus(
-        {"a": Modality((3,), **nets), "b": Modality((2,), **nets)}, latent_dim=2, bottom_dim=2, seed=0
+        {"a": Modality((3,), **nets), "b": Modality((2,), **nets)},
+        latent_dim=2,
+        bottom_dim=2,
+        seed=0,
     )
-    rows = Batch({"a": torch.randn(60, 3), "b": torch.randn(60, 2)}, extra={"label": torch.arange(60) % 2})
+    rows = Batch(
+        {"a": torch.randn(60, 3), "b": torch.randn(60, 2)}, extra={"label": torch.arange(60) % 2}
+    )
     report = mvkit.evaluate(model, rows, features={"a": lambda x: x})
     assert {score.metric for score in report.scores} == set(mvkit.available("metric"))

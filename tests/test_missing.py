@@ -49,7 +49,9 @@ def test_single_elements_at_random(data):
     assert batch.mask.any(1).all()
 
 
-@pytest.mark.parametrize(("of", "by"), list(itertools.product(["modalities", "elements"], [None, "label", "value"])))
+@pytest.mark.parametrize(
+    ("of", "by"), list(itertools.product(["modalities", "elements"], [None, "label", "value"]))
+)
 def test_one_modality_is_kept_and_what_was_missing_stays_so(data, of, by):
     less = data.with_missing(0.5, seed=1).with_missing(1.0, of=of, by=by)
     assert (less.batch.mask.sum(1) == 1).all()
@@ -59,7 +61,10 @@ def test_one_modality_is_kept_and_what_was_missing_stays_so(data, of, by):
 
 @pytest.mark.parametrize("of", ["modalities", "elements"])
 def test_a_function_of_seed_and_row(data, of):
-    one, two = data.with_missing(0.4, of=of, seed=2), data.take(slice(0, 50)).with_missing(0.4, of=of, seed=2)
+    one, two = (
+        data.with_missing(0.4, of=of, seed=2),
+        data.take(slice(0, 50)).with_missing(0.4, of=of, seed=2),
+    )
     assert torch.equal(one.batch.mask[:50], two.batch.mask)
     assert not torch.equal(one.batch.mask, data.with_missing(0.4, of=of, seed=3).batch.mask)
     if of == "elements":
@@ -71,11 +76,19 @@ def test_by_label(data):
     less = data.with_missing(rates, by="label")
     for label, rate in rates.items():
         # the floor gives back a third of rate³
-        assert abs((~less.batch.mask[data.labels == label]).float().mean() - (rate - rate**3 / 3)) < 0.03
+        assert (
+            abs((~less.batch.mask[data.labels == label]).float().mean() - (rate - rate**3 / 3))
+            < 0.03
+        )
     grown = data.with_missing(0.3, by="label").batch.mask.float().mean(1)
     assert torch.stack([grown[data.labels == k].mean() for k in range(3)]).diff().lt(-0.1).all()
-    words = MultimodalDataset.from_arrays({"a": np.ones((2, 1)), "b": np.ones((2, 1))}, label=["x", "y"])
-    assert words.with_missing({"x": 1.0, "y": 0.0}, by="label").batch.mask.sum(1).tolist() == [1, 2]
+    words = MultimodalDataset.from_arrays(
+        {"a": np.ones((2, 1)), "b": np.ones((2, 1))}, label=["x", "y"]
+    )
+    assert words.with_missing({"x": 1.0, "y": 0.0}, by="label").batch.mask.sum(1).tolist() == [
+        1,
+        2,
+    ]
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.7])
@@ -111,7 +124,10 @@ def test_what_cannot_be_simulated(data):
         (lambda: data.with_missing(0.5, of="rows"), "of='rows'; expected one of"),
         (lambda: data.with_missing(0.5, by="size"), "by='size'; expected one of"),
         (lambda: data.with_missing(0.5, block=0), "block=0; expected a number of rows"),
-        (lambda: unlabelled.with_missing(0.5, by="label"), "by='label', but there are no labels; give label="),
+        (
+            lambda: unlabelled.with_missing(0.5, by="label"),
+            "by='label', but there are no labels; give label=",
+        ),
         (lambda: data.with_missing({0: 0.5}, by="label"), "no rate for label 1; .*give one"),
     ):
         with pytest.raises(DataError, match=text):
@@ -120,7 +136,9 @@ def test_what_cannot_be_simulated(data):
 
 def test_gaps_that_are_there_already_are_respected():
     x = torch.tensor([[1.0, torch.nan], [torch.nan, torch.nan]])
-    data = MultimodalDataset(Batch({"a": x, "b": torch.ones(2, 1)}), {"a": Modality((2,)), "b": Modality((1,))})
+    data = MultimodalDataset(
+        Batch({"a": x, "b": torch.ones(2, 1)}), {"a": Modality((2,)), "b": Modality((1,))}
+    )
     for of in ("modalities", "elements"):
         batch = seen(data.with_missing(0.0, of=of))
         assert batch.mask.tolist() == [[True, True], [False, True]]
@@ -142,8 +160,14 @@ class Seen(nn.Module):
 
 GAPS = {
     "normal": (torch.tensor([[2.0, torch.nan], [0.0, 1.0]]), [[[2, 0, 1, 0], [0, 1, 1, 1]]]),
-    "picture": (torch.tensor([[[[2.0, torch.nan]]], [[[0.0, 1.0]]]]), [[[[[2, 0]], [[1, 0]]], [[[0, 1]], [[1, 1]]]]]),
-    "categorical": (torch.tensor([[[1.0, 0.0], [torch.nan, torch.nan]]]), [[[[1, 0], [0, 0], [1, 1], [0, 0]]]]),
+    "picture": (
+        torch.tensor([[[[2.0, torch.nan]]], [[[0.0, 1.0]]]]),
+        [[[[[2, 0]], [[1, 0]]], [[[0, 1]], [[1, 1]]]]],
+    ),
+    "categorical": (
+        torch.tensor([[[1.0, 0.0], [torch.nan, torch.nan]]]),
+        [[[[1, 0], [0, 0], [1, 1], [0, 0]]]],
+    ),
 }
 
 
@@ -152,20 +176,33 @@ def test_the_encoder_sees_zeros_and_the_indicator(kind):
     x, [wanted] = GAPS[kind]
     likelihood = "categorical" if kind == "categorical" else "normal"
     encoder = Seen()
-    made = Model({"a": Modality(tuple(x.shape[1:]), likelihood, encoder=encoder, indicator=True)}, latent_dim=1)
+    made = Model(
+        {"a": Modality(tuple(x.shape[1:]), likelihood, encoder=encoder, indicator=True)},
+        latent_dim=1,
+    )
     made.encode({"a": x})
     assert encoder.rows.tolist() == wanted
     plain = Seen()
-    Model({"a": Modality(tuple(x.shape[1:]), likelihood, encoder=plain)}, latent_dim=1).encode({"a": x})
+    Model({"a": Modality(tuple(x.shape[1:]), likelihood, encoder=plain)}, latent_dim=1).encode(
+        {"a": x}
+    )
     assert torch.equal(plain.rows, encoder.rows.chunk(2, 1)[0])
 
 
 @pytest.mark.parametrize("aggregator", ["poe", "mopoe", "joint"])
 def test_the_indicator_trains_and_is_saved(data, aggregator, tmp_path):
     options = {"encoder": {"name": "mlp", "hidden": [4]}, "indicator": True}
-    modalities = {"a": Modality((3,), **options), "b": Modality((2, 2), **options), "c": Modality((4,), "categorical")}
+    modalities = {
+        "a": Modality((3,), **options),
+        "b": Modality((2, 2), **options),
+        "c": Modality((4,), "categorical"),
+    }
     made = Model(modalities, latent_dim=2, aggregator=aggregator, objective="jmvae", seed=0)
-    rows = MultimodalDataset(data.batch, modalities).with_missing(0.3, of="elements").take(slice(0, 64))
+    rows = (
+        MultimodalDataset(data.batch, modalities)
+        .with_missing(0.3, of="elements")
+        .take(slice(0, 64))
+    )
     mvkit.fit(made, rows, epochs=1)
     mvkit.save(made, tmp_path / "m")
     again = mvkit.load(tmp_path / "m")

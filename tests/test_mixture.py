@@ -4,10 +4,17 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Categorical, Independent, Laplace, MixtureSameFamily, Normal, kl_divergence
+from torch.distributions import (
+    Categorical,
+    Independent,
+    Laplace,
+    MixtureSameFamily,
+    Normal,
+    kl_divergence,
+)
 
-from mvkit import families
-from mvkit.mixture import Mixture, equal_weights
+from mvkit.core.mixture import Mixture, equal_weights
+from mvkit.parts import families
 
 FAMILIES = {
     "normal": (families.Normal(), Normal),
@@ -40,7 +47,7 @@ def test_density_in_blocks_is_the_same(monkeypatch):
     leaves = [t.requires_grad_() for t in (q.loc, q.scale, q.log_weight)]
     whole = q.log_prob(z)
     gradients = torch.autograd.grad(whole.sum(), leaves)
-    monkeypatch.setattr("mvkit.mixture.CHUNK", 100)
+    monkeypatch.setattr("mvkit.core.mixture.CHUNK", 100)
     pieces = q.log_prob(z)
     torch.testing.assert_close(pieces, whole)
     for one, other in zip(torch.autograd.grad(pieces.sum(), leaves), gradients, strict=True):
@@ -86,9 +93,11 @@ def test_scales():
 @pytest.mark.parametrize("how", ["stratified", "iid", "balanced"])
 def test_draws_have_the_mixtures_mean(how):
     q = mixture(families.Normal(), b=1)
-    q = Mixture(q.family, *(t.expand(-1, 400, *t.shape[2:]) for t in (q.loc, q.scale, q.log_weight)))
+    q = Mixture(
+        q.family, *(t.expand(-1, 400, *t.shape[2:]) for t in (q.loc, q.scale, q.log_weight))
+    )
     draws = q.draw(200, how)
-    weight = draws.log_weight.exp().unsqueeze(-1)
+    weight = draws.log_pi.exp().unsqueeze(-1)
     mean = (draws.z.mean(0) * weight).sum(0).mean(0)
     torch.testing.assert_close(mean, q.mean[0], rtol=0, atol=0.15 if how == "balanced" else 0.02)
 

@@ -20,7 +20,11 @@ def test_shapes(aggregator):
     assert posterior.mean.shape == (8, 2)
     assert posterior.evidence.shape == (posterior.components, 8, 3)
     assert made.encode(batch).shape == (8, 2)
-    assert {k: v.shape for k, v in made.private(batch).items()} == {"a": (8, 2), "b": (8, 2), "c": (8, 2)}
+    assert {k: v.shape for k, v in made.private(batch).items()} == {
+        "a": (8, 2),
+        "b": (8, 2),
+        "c": (8, 2),
+    }
     assert made.decode(z)["b"].shape == (5, 8, 2, 2)
     assert made.decode(z, {"b": torch.zeros(5, 8, 2).double()})["b"].shape == (5, 8, 2, 2)
     assert made.translate(batch, to=["b"], given=["a"], n=4)["b"].shape == (4, 8, 2, 2)
@@ -43,7 +47,7 @@ def test_arrays_datasets_and_batches_are_alike_and_chunked(aggregator, monkeypat
     arrays = {name: x.numpy() for name, x in batch.data.items()}
     dataset = MultimodalDataset(Batch(batch.data), made.modalities)
     whole = made.encode(batch)
-    monkeypatch.setattr("mvkit.estimates.ROWS", 7)
+    monkeypatch.setattr("mvkit.models.inference.ROWS", 7)
     for data in (batch, arrays, dataset):
         torch.testing.assert_close(made.encode(data), whole)
         torch.testing.assert_close(made.clusters(data, soft=True), made.clusters(batch, soft=True))
@@ -71,8 +75,10 @@ def test_encoding_subsets_is_encoding_each_of_them(aggregator, monkeypatch):
     assert len(found) == 7
     assert all(len(each) > 0 for each in found)
     for given, means in found.items():
-        torch.testing.assert_close(means, made.encode(batch, given, empty="prior"), rtol=1e-12, atol=1e-12)
-    monkeypatch.setattr("mvkit.estimates.ROWS", 7)
+        torch.testing.assert_close(
+            means, made.encode(batch, given, empty="prior"), rtol=1e-12, atol=1e-12
+        )
+    monkeypatch.setattr("mvkit.models.inference.ROWS", 7)
     some = made.encode_subsets(batch, [["c", "a"], "b"], empty="prior")
     assert list(some) == [("c", "a"), ("b",)]
     torch.testing.assert_close(some["c", "a"], found["a", "c"])
@@ -83,9 +89,13 @@ def test_encoding_subsets_is_encoding_each_of_them(aggregator, monkeypatch):
 
 
 def test_encoding_subsets_of_two_levels():
-    made = mvkit.recipes.nexus({"a": (3,), "b": (2,), "c": (1,)}, latent_dim=2, bottom_dim=2).double()
+    made = mvkit.recipes.nexus(
+        {"a": (3,), "b": (2,), "c": (1,)}, latent_dim=2, bottom_dim=2
+    ).double()
     batch = Batch({"a": torch.randn(9, 3), "b": torch.randn(9, 2), "c": torch.randn(9, 1)})
-    calls = called({f"{i}{k}": e for i, level in enumerate(made.levels) for k, e in level.encoders.items()})
+    calls = called(
+        {f"{i}{k}": e for i, level in enumerate(made.levels) for k, e in level.encoders.items()}
+    )
     found = made.encode_subsets(batch)
     assert sorted(calls) == ["0a", "0b", "0c", "1a", "1b", "1c"]
     for given, means in found.items():
@@ -147,7 +157,9 @@ def test_private_latents_of_what_was_not_given_come_from_where_they_are_told():
         made.decoders["b"].network[0].weight[:, 2:] = 1.0
     batch, generator = rows(names=("a", "b"), missing=False), torch.Generator
     own = made.translate(batch, ["b"], ["a"], 200, generator=generator().manual_seed(0))["b"]
-    cross = made.translate(batch, ["b"], ["a"], 200, private_source="cross", generator=generator().manual_seed(0))["b"]
+    cross = made.translate(
+        batch, ["b"], ["a"], 200, private_source="cross", generator=generator().manual_seed(0)
+    )["b"]
     assert cross.std(0).mean() > own.std(0).mean() * 1.2
 
 
@@ -178,7 +190,9 @@ def test_generators_decide_everything():
 
     for one, two in zip(draws(1), draws(1), strict=True):
         assert torch.equal(one, two)
-    assert not any(torch.equal(one, two) for one, two in list(zip(draws(1), draws(2), strict=True))[::3])
+    assert not any(
+        torch.equal(one, two) for one, two in list(zip(draws(1), draws(2), strict=True))[::3]
+    )
 
 
 def test_likelihood_in_blocks_is_the_same_estimate():
@@ -237,7 +251,14 @@ def test_decoding_gives_gradients_to_a_latent_that_asks():
 
 def test_repr_is_for_people():
     shown = repr(model("mopoe", "mog", private=2))
-    for part in ("MoPoE(", "MoG(components=10", "a: (3,)", "Bernoulli()", "private_dim=2 from observed", "hidden=(5,)"):
+    for part in (
+        "MoPoE(",
+        "MoG(components=10",
+        "a: (3,)",
+        "Bernoulli()",
+        "private_dim=2 from observed",
+        "hidden=(5,)",
+    ):
         assert part in shown
 
 
@@ -263,7 +284,7 @@ def test_complete_rows_are_encoded_jointly_and_by_nothing_else():
     for encoder in made.encoders.values():
         encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
     together = made.encode(batch)
-    complete = made.conform(batch).whole
+    complete = made.conform(batch).complete_rows
     assert 0 < len(complete) < 16
     assert sum(seen) == int(batch.mask.sum()) - 3 * len(complete)
     alone = torch.cat([made.encode(batch.take([i])) for i in range(16)])

@@ -49,7 +49,9 @@ def test_a_model_of_tables_keeps_its_transforms():
     numbers = pd.DataFrame({"p": [1.0, 2.0, None, 4.0], "q": [3.0, 1.0, 2.0, 8.0]}, index=ids)
     kinds = pd.DataFrame({"kind": ["u", "v", "u", "v"]}, index=ids)
     codes = model.encode({"x": numbers, "k": kinds})
-    torch.testing.assert_close(codes, torch.tensor(ANSWERS["table"]["encode"]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        codes, torch.tensor(ANSWERS["table"]["encode"]), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_a_run_resumes_and_ends_as_it_would_have(tmp_path):
@@ -66,6 +68,8 @@ def test_a_run_resumes_and_ends_as_it_would_have(tmp_path):
     history = mvkit.fit(model, rows(), checkpoint=tmp_path / "run", resume="must", **settings)
     expected = ANSWERS["run"]
     assert [row["loss"] for row in history.rows] == pytest.approx(expected["loss"], rel=1e-5)
-    assert [row["valid/loss"] for row in history.rows] == pytest.approx(expected["valid"], rel=1e-5)
+    assert [row["valid/loss"] for row in history.rows] == pytest.approx(
+        expected["valid"], rel=1e-5
+    )
     sums = {name: value.double().sum().item() for name, value in model.state_dict().items()}
     assert sums == pytest.approx(expected["weights"], rel=1e-4, abs=1e-5)

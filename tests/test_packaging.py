@@ -20,7 +20,9 @@ NAMES = ROOT / "tests" / "public_names.txt"
 
 def test_public_names_are_those_that_are_stored():
     """Every change is deliberate; `python tests/test_packaging.py` stores the names anew."""
-    assert sorted(mvkit.__all__) == NAMES.read_text().split(), "python tests/test_packaging.py stores them anew"
+    assert sorted(mvkit.__all__) == NAMES.read_text().split(), (
+        "python tests/test_packaging.py stores them anew"
+    )
     assert len(set(mvkit.__all__)) == len(mvkit.__all__)
     for name in mvkit.__all__:
         assert hasattr(mvkit, name)
@@ -33,19 +35,30 @@ def test_types_are_shipped():
 def test_oldest_versions_are_those_that_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     core = dict(one.split(">=") for one in project["dependencies"])
-    extras = [one for extra in project["optional-dependencies"].values() for one in extra if ">=" in one]
+    extras = [
+        one for extra in project["optional-dependencies"].values() for one in extra if ">=" in one
+    ]
     declared = core | dict(one.split(">=") for one in extras)
     lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
     pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
-    assert set(core) - set(pinned) == {"torch"}  # whose oldest wheels for the CPU are not on the index
+    assert set(core) - set(pinned) == {
+        "torch"
+    }  # whose oldest wheels for the CPU are not on the index
     for name, version in pinned.items():
-        assert name == "pyparsing" or version.startswith(declared[name]), name  # which matplotlib 3.8 goes with
+        assert name == "pyparsing" or version.startswith(declared[name]), (
+            name
+        )  # which matplotlib 3.8 goes with
 
 
 def run(*command, cwd=None, **environment):
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MVKIT", "PYTHONPATH"))}
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=clean | environment, capture_output=True, text=True, check=False
+        [str(part) for part in command],
+        cwd=cwd,
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -71,24 +84,40 @@ def clean(built, tmp_path_factory):
     environment = tmp_path_factory.mktemp("clean") / "venv"
     run(sys.executable, "-m", "venv", environment)
     wheel, constraints = f"{built[0]}[demo]", ROOT / "constraints.txt"
-    run(environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--constraint", constraints, wheel)
+    run(
+        environment / "bin" / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--constraint",
+        constraints,
+        wheel,
+    )
     return environment / "bin"
 
 
 @pytest.mark.slow
 def test_wheel_and_sdist_hold_everything(built):
-    own = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mvkit").rglob("*") if path.is_file()}
+    own = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "mvkit").rglob("*") if path.is_file()
+    }
     own = {path for path in own if "__pycache__" not in path and not path.endswith("make.py")}
     with zipfile.ZipFile(built[0]) as wheel:
         assert own <= set(wheel.namelist())
     with tarfile.open(built[1]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    assert own | {"pyproject.toml", "README.md", "LICENSE", "docs/plugins.md", "tests/conftest.py"} <= names
+    assert (
+        own | {"pyproject.toml", "README.md", "LICENSE", "docs/plugins.md", "tests/conftest.py"}
+        <= names
+    )
 
 
 @pytest.mark.slow
 def test_the_demo_runs_in_a_clean_environment(clean, tmp_path):
-    shown = run(clean / "mvkit", "demo", "--epochs", "1", "--rows", "256", "--folder", "out", cwd=tmp_path)
+    shown = run(
+        clean / "mvkit", "demo", "--epochs", "1", "--rows", "256", "--folder", "out", cwd=tmp_path
+    )
     assert "demo.png" in shown
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
@@ -131,9 +160,14 @@ def test_a_package_written_from_the_guide(clean, tmp_path):
             print(error)
     """
     run(clean / "python", "-c", textwrap.dedent(train), cwd=tmp_path)
-    assert run(clean / "python", "-c", textwrap.dedent(load), cwd=tmp_path) == "{'mvkit-sharp': '0.1.0'}\n"
+    assert (
+        run(clean / "python", "-c", textwrap.dedent(load), cwd=tmp_path)
+        == "{'mvkit-sharp': '0.1.0'}\n"
+    )
     run(clean / "python", "-m", "pip", "uninstall", "--quiet", "--yes", "mvkit-sharp")
-    assert "this checkpoint needs mvkit-sharp 0.1.0" in run(clean / "python", "-c", textwrap.dedent(miss), cwd=tmp_path)
+    assert "this checkpoint needs mvkit-sharp 0.1.0" in run(
+        clean / "python", "-c", textwrap.dedent(miss), cwd=tmp_path
+    )
 
 
 @pytest.mark.slow

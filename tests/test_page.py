@@ -9,12 +9,14 @@ import pytest
 import torch
 
 import mvkit
-from mvkit import Batch, DataError, Modality, MultimodalDataset, cli, spec
-from mvkit.data.datasets import Splits
+from mvkit import Batch, DataError, Modality, MultimodalDataset, spec
+from mvkit.apps import cli
+from mvkit.apps.html_report import read_history, render, write_page
+from mvkit.data.datasets.catalogue import Splits
 from mvkit.evaluation.metric import Score
 from mvkit.evaluation.report import Report
-from mvkit.page import read_history, render, write_page
-from mvkit.plugins import Component, declare
+from mvkit.registry.component import Component
+from mvkit.registry.plugins import declare
 
 pytest.importorskip("matplotlib")
 FIGURES = 10
@@ -28,14 +30,22 @@ class Few:
     missing: float = 0.0
 
     def load(self):
-        modalities = {name: Modality((1, 4, 4), {"name": "normal", "scale": 0.25}) for name in ("left", "right")}
-        return Splits(modalities, *(self._rows(modalities, b, seed) for seed, b in enumerate((120, 50, 60))))
+        modalities = {
+            name: Modality((1, 4, 4), {"name": "normal", "scale": 0.25})
+            for name in ("left", "right")
+        }
+        return Splits(
+            modalities, *(self._rows(modalities, b, seed) for seed, b in enumerate((120, 50, 60)))
+        )
 
     def _rows(self, modalities, b, seed):
         generator = torch.Generator().manual_seed(seed)
         label = torch.randint(3, (b,), generator=generator)
         bright = torch.eye(16)[label].reshape(b, 1, 4, 4)
-        data = {name: (bright + 0.1 * torch.rand(b, 1, 4, 4, generator=generator)) / 1.1 for name in modalities}
+        data = {
+            name: (bright + 0.1 * torch.rand(b, 1, 4, 4, generator=generator)) / 1.1
+            for name in modalities
+        }
         mask = torch.rand(b, 2, generator=generator) > self.missing
         mask[~mask.any(1)] = True
         return MultimodalDataset(Batch(data, mask, extra={"label": label}), modalities)
@@ -60,7 +70,9 @@ def run(tmp_path):
 
 def browser():
     """A headless Chromium, or a skipped test."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
+    webdriver = pytest.importorskip(
+        "selenium.webdriver", reason="needs selenium: pip install selenium"
+    )
     found = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
     if not all(found.values()):
         pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
@@ -81,14 +93,18 @@ def test_the_page_in_a_browser(run, tmp_path):
             size = {"width": width, "height": 740, "deviceScaleFactor": 1, "mobile": width < 500}
             driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
             driver.get(page.as_uri())
-            drawn = driver.execute_script("return [...document.images].map(i => i.complete && i.naturalWidth)")
+            drawn = driver.execute_script(
+                "return [...document.images].map(i => i.complete && i.naturalWidth)"
+            )
             assert len(drawn) == FIGURES
             assert min(drawn) > 200
             over = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
             assert driver.execute_script(over) <= 0
             assert driver.execute_script("return window.innerWidth") == width
             assert driver.get_log("browser") == []
-            loaded = driver.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+            loaded = driver.execute_script(
+                "return performance.getEntriesByType('resource').map(e => e.name)"
+            )
             assert all(name.startswith("data:") for name in loaded)
         assert driver.title == "a<run> · mvkit"
         text = driver.find_element("tag name", "body").text
@@ -124,7 +140,9 @@ def test_names_are_escaped_and_details_are_folded():
 
 
 def test_the_command(run, capsys, monkeypatch):
-    monkeypatch.setattr(mvkit.plugins, "available", lambda kind, pattern="*": METRICS if kind == "metric" else [])
+    monkeypatch.setattr(
+        mvkit.plugins, "available", lambda kind, pattern="*": METRICS if kind == "metric" else []
+    )
     assert cli.main(["report", str(run)]) == 0
     assert "coherence" in capsys.readouterr().out
     assert (run / "report.html").stat().st_size > 100_000
@@ -149,7 +167,10 @@ def test_data_that_are_not_named(run, tmp_path, text, message):
 
 def test_data_by_name_take_the_place_of_the_runs(run, tmp_path):
     (run / "run.toml").unlink()
-    assert write_page(run, tmp_path / "report.html", data="few", metrics=["clusters"]).about["rows"] == 60
+    assert (
+        write_page(run, tmp_path / "report.html", data="few", metrics=["clusters"]).about["rows"]
+        == 60
+    )
 
 
 def test_a_history_that_is_cut(tmp_path):

@@ -6,10 +6,10 @@ from torch import distributions
 
 import mvkit
 from mvkit import Modality, Model
-from mvkit.families import LaplaceSoftmax, Normal
-from mvkit.likelihoods import Context
-from mvkit.modality import Sizes
-from mvkit.spec import as_part
+from mvkit.core.likelihood import Context
+from mvkit.core.modality import Sizes
+from mvkit.parts.families import LaplaceSoftmax, Normal
+from mvkit.registry.spec import as_part
 
 SIZES = Sizes(2, Normal(), {"a": Modality((3,))}, None)
 SCALED = {
@@ -29,16 +29,27 @@ def test_densities_are_torchs(name, scale):
     made = likelihood(name, scale=scale)
     out, x = torch.randn(2, 5, 3).double(), torch.randn(5, 3).double()
     oracle = SCALED[name](out, 1.0 if scale == "trained" else scale)
-    torch.testing.assert_close(made.log_prob(out, x, Context()).double(), oracle.log_prob(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        made.log_prob(out, x, Context()).double(), oracle.log_prob(x), rtol=1e-6, atol=1e-6
+    )
     assert torch.equal(made.mean(out), out)
     drawn = made.sample(torch.zeros(20_000), torch.Generator().manual_seed(0))
     median = drawn.abs().median().item()
-    expected = SCALED[name](torch.tensor(0.0), 1.0 if scale == "trained" else scale).sample((200_000,)).abs().median()
+    expected = (
+        SCALED[name](torch.tensor(0.0), 1.0 if scale == "trained" else scale)
+        .sample((200_000,))
+        .abs()
+        .median()
+    )
     assert median == pytest.approx(expected.item(), rel=0.05)
 
 
 @pytest.mark.parametrize(
-    "options", [{"name": "normal", "scale": "trained"}, {"name": "student_t", "df": "trained", "scale": "trained"}]
+    "options",
+    [
+        {"name": "normal", "scale": "trained"},
+        {"name": "student_t", "df": "trained", "scale": "trained"},
+    ],
 )
 def test_trained_scales_get_gradients(options):
     made = Model({"a": Modality((3,), options)}, seed=0)
@@ -51,7 +62,9 @@ def test_trained_scales_get_gradients(options):
 def test_bernoulli_takes_grey_values():
     made = likelihood("bernoulli")
     out, x = torch.randn(2, 5, 3), torch.rand(5, 3)
-    oracle = -torch.nn.functional.binary_cross_entropy_with_logits(out, x.expand_as(out), reduction="none")
+    oracle = -torch.nn.functional.binary_cross_entropy_with_logits(
+        out, x.expand_as(out), reduction="none"
+    )
     torch.testing.assert_close(made.log_prob(out, x, Context()), oracle)
     assert made.sample(torch.zeros(10_000)).mean() == pytest.approx(0.5, abs=0.03)
 
@@ -64,7 +77,9 @@ def test_categorical():
     torch.testing.assert_close(made.log_prob(out, x, Context()), oracle)
     torch.testing.assert_close(made.mean(out).sum(-1), torch.ones(2, 5, 4))
     drawn = made.sample(torch.tensor([0.0, 1.0, 2.0]).expand(20_000, 3))
-    torch.testing.assert_close(drawn.mean(0), torch.softmax(torch.tensor([0.0, 1, 2]), 0), rtol=0, atol=0.02)
+    torch.testing.assert_close(
+        drawn.mean(0), torch.softmax(torch.tensor([0.0, 1, 2]), 0), rtol=0, atol=0.02
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 13), (28, 28), (2, 33, 8)])
@@ -90,9 +105,13 @@ def check_network(name, shape):
         assert encoder(torch.randn(n, *shape)).shape == (n, 7)
         assert decoder(torch.randn(n, 5)).shape == (n, *shape)
     x = torch.randn(4, *shape)
-    torch.testing.assert_close(encoder(x)[1:2], encoder(x[1:2]), rtol=1e-4, atol=1e-5)  # rows apart: no batch norm
+    torch.testing.assert_close(
+        encoder(x)[1:2], encoder(x[1:2]), rtol=1e-4, atol=1e-5
+    )  # rows apart: no batch norm
     assert decoder(1e3 * torch.randn(64, 5)).abs().max() > 2  # unbounded
-    made = Model({"a": Modality(shape, encoder=name, decoder=name)}, latent_dim=2, objective="iwae", seed=0)
+    made = Model(
+        {"a": Modality(shape, encoder=name, decoder=name)}, latent_dim=2, objective="iwae", seed=0
+    )
     mask = torch.zeros(2, 1, dtype=torch.bool) | torch.tensor([[True], [True]])
     made.loss(mvkit.Batch({"a": torch.randn(2, *shape)}, mask)).loss.backward()
 
@@ -108,7 +127,12 @@ def test_convolutions_of_a_modality_that_nobody_has_get_zero_gradient():
 
 @pytest.mark.parametrize("family", [Normal(), LaplaceSoftmax()])
 @pytest.mark.parametrize(
-    "options", [{"name": "standard"}, {"name": "learnable"}, {"name": "mog", "components": 4, "learn_scale": True}]
+    "options",
+    [
+        {"name": "standard"},
+        {"name": "learnable"},
+        {"name": "mog", "components": 4, "learn_scale": True},
+    ],
 )
 def test_priors_start_as_they_should_and_integrate_to_one(options, family):
     prior = as_part("prior", options).build(Sizes(1, family, {}, None))
@@ -126,7 +150,10 @@ def test_mog_responsibilities_are_bayes_rule():
     with torch.no_grad():
         prior.logits.copy_(torch.randn(3))
     z = torch.randn(4, 2)
-    each = distributions.Normal(prior.loc, 1.0).log_prob(z).sum(-1) + torch.log(prior.weights)[:, None]
+    each = (
+        distributions.Normal(prior.loc, 1.0).log_prob(z).sum(-1)
+        + torch.log(prior.weights)[:, None]
+    )
     torch.testing.assert_close(prior.assign(z), torch.softmax(each.T, -1))
 
 
@@ -134,24 +161,33 @@ def test_the_mixture_prior_is_the_cluster_bound_in_value_and_gradient():
     """With the exact q(c|z), Σ_c q(c|z) [log π_c + log p(z|c) - log q(c|z)] is log p(z)."""
     prior = as_part("prior", {"name": "mog", "components": 3}).build(SIZES)
     z = torch.randn(6, 2, requires_grad=True)
-    each = distributions.Normal(prior.loc, 1.0).log_prob(z).sum(-1) + torch.log_softmax(prior.logits, 0)[:, None]
+    each = (
+        distributions.Normal(prior.loc, 1.0).log_prob(z).sum(-1)
+        + torch.log_softmax(prior.logits, 0)[:, None]
+    )
     q = prior.assign(z).T
     loop = (q * (each - torch.log(q))).sum(0)
     leaves = [z, prior.loc, prior.logits]
     torch.testing.assert_close(prior().log_prob(z), loop)
     for one, other in zip(
-        *(torch.autograd.grad(v.sum(), leaves, retain_graph=True) for v in (prior().log_prob(z), loop)), strict=True
+        *(
+            torch.autograd.grad(v.sum(), leaves, retain_graph=True)
+            for v in (prior().log_prob(z), loop)
+        ),
+        strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_kmeans_puts_the_components_at_the_centres():
     pytest.importorskip("sklearn")
-    made = Model({"a": (3,)}, latent_dim=2, prior={"name": "mog", "components": 3, "init": "kmeans"}, seed=0)
+    made = Model(
+        {"a": (3,)}, latent_dim=2, prior={"name": "mog", "components": 3, "init": "kmeans"}, seed=0
+    )
     x = {"a": torch.randn(60, 3)}
     codes = made.encode(x)
     before = made.prior.loc.clone()
-    made.prior.start(lambda: codes, 0)
+    made.prior.initialise(lambda: codes, 0)
     assert not torch.equal(before, made.prior.loc)
     assert made.prior.loc[:, 0].min() >= codes.min()
     mvkit.fit(made, x, epochs=1)

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 import mvkit
 from mvkit import Batch, DataError, Modality, Pipeline, RequestError, ShapeError
-from mvkit.data.feeds import Items, Loaded, Source, Stream
-from mvkit.data.orders import order
+from mvkit.data.batch_order import order
+from mvkit.data.sources import Items, Loaded, Source, Stream
 from mvkit.data.pipeline import as_pipeline
 from mvkit.testing import bound_noise
 
@@ -25,7 +25,11 @@ few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthChec
 
 def numbered(b=11):
     made = rows(b)
-    extra = {"id": torch.arange(b), "label": torch.arange(b) % 3, "word": [f"w{i}" for i in range(b)]}
+    extra = {
+        "id": torch.arange(b),
+        "label": torch.arange(b) % 3,
+        "word": [f"w{i}" for i in range(b)],
+    }
     return attrs.evolve(made, extra=extra)
 
 
@@ -83,7 +87,7 @@ def kinds(batch):
 
 
 KINDS = tuple(kinds(numbered(1)))
-LAYOUT = model().layout
+LAYOUT = model().schema
 
 
 def same(one, other):
@@ -93,7 +97,7 @@ def same(one, other):
         assert x.extra["word"] == y.extra["word"]
         assert torch.equal(x.observed, y.observed)
         assert all(torch.equal(x.data[n], y.data[n]) for n in NAMES)
-        for a, b in zip((*x.rows, x.whole), (*y.rows, y.whole), strict=True):
+        for a, b in zip((*x.rows, x.complete_rows), (*y.rows, y.complete_rows), strict=True):
             assert (a is None) == (b is None)
             assert a is None or torch.equal(a, b)
         assert x.nothing == y.nothing
@@ -103,7 +107,7 @@ def same(one, other):
 def test_rows_from_anywhere_give_the_same_batches(kind):
     batch = numbered()
     options = {"batch_size": 4, "seed": 3, "shuffle": kind != "stream", "layout": LAYOUT}
-    expected = mvkit.batch.conform(batch, LAYOUT)
+    expected = mvkit.core.batch.conform(batch, LAYOUT)
     index = order(11, shuffle=kind != "stream", seed=3, epoch=0).split(4)
     same(list(Pipeline(kinds(batch)[kind], **options)), [expected.take(i) for i in index])
 
@@ -131,17 +135,26 @@ def test_resume_is_exact_at_every_batch_on_any_ranks_and_workers(kind, workers):
             assert second.state_dict() == state
             second.set_epoch(2)  # the epoch that it is in already
             shares.append(list(second))
-        joined = [[i for share in batches for i in share.extra["id"].tolist()] for batches in zip(*shares, strict=True)]
+        joined = [
+            [i for share in batches for i in share.extra["id"].tolist()]
+            for batches in zip(*shares, strict=True)
+        ]
         assert joined == [x.extra["id"].tolist() for x in expected[k:]]
 
 
 @few
-@given(st.integers(1, 30), st.integers(1, 40), st.integers(1, 7), st.sampled_from(["memory", "source", "stream"]))
+@given(
+    st.integers(1, 30),
+    st.integers(1, 40),
+    st.integers(1, 7),
+    st.sampled_from(["memory", "source", "stream"]),
+)
 def test_ranks_share_every_batch_once(b, size, ranks, kind):
     batch = numbered(b)
-    whole = [x.extra["id"] for x in Pipeline(kinds(batch)[kind], batch_size=size, layout=LAYOUT)]
+    whole = [x.extra["id"] for x in Pipeline(kinds(batch)[kind], batch_size=size, schema=LAYOUT)]
     parts = [
-        list(Pipeline(kinds(batch)[kind], batch_size=size, layout=LAYOUT, rank=r, ranks=ranks)) for r in range(ranks)
+        list(Pipeline(kinds(batch)[kind], batch_size=size, schema=LAYOUT, rank=r, ranks=ranks))
+        for r in range(ranks)
     ]
     assert {len(part) for part in parts} == {math.ceil(b / size)}
     for k, ids in enumerate(whole):
@@ -182,21 +195,21 @@ def test_bounds_of_rows_do_not_depend_on_mask_order_or_batches(data):
     size, seed = data.draw(st.integers(1, b)), data.draw(st.integers(0, 99))
     kind = data.draw(st.sampled_from(["memory", "source", "dataset"]))
     found = {}
-    for part in Pipeline(kinds(batch)[kind], batch_size=size, seed=seed, layout=made.layout):
+    for part in Pipeline(kinds(batch)[kind], batch_size=size, seed=seed, schema=made.schema):
         found |= bounds(part)
     assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_one_row_last_and_more_rows_a_batch_than_data():
     assert [len(x) for x in Pipeline(numbered(5), batch_size=4)] == [4, 1]
-    assert [len(x) for x in Pipeline(Dicts(numbered(5)), batch_size=64, layout=LAYOUT)] == [5]
+    assert [len(x) for x in Pipeline(Dicts(numbered(5)), batch_size=64, schema=LAYOUT)] == [5]
     assert len(Pipeline(numbered(5), batch_size=64)) == 1
 
 
 @pytest.mark.parametrize("empty", [Batch({}), [], Gathered(numbered(3).take(slice(0, 0)))])
 def test_no_rows(empty):
     with pytest.raises(DataError, match="no rows; expected one at least"):
-        Pipeline(empty, layout=None if isinstance(empty, Batch) else LAYOUT)
+        Pipeline(empty, schema=None if isinstance(empty, Batch) else LAYOUT)
 
 
 class Broken(Dicts):
@@ -209,7 +222,7 @@ class Broken(Dicts):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_of_an_item_arrives_as_it_was_with_its_row(workers):
     with pytest.raises(FileNotFoundError, match=r"7\.png") as caught:
-        list(Pipeline(Broken(numbered()), batch_size=4, layout=LAYOUT, workers=workers))
+        list(Pipeline(Broken(numbered()), batch_size=4, schema=LAYOUT, workers=workers))
     assert caught.value.errno == 2
     assert "at row 7 of the data" in caught.value.__notes__
 
@@ -229,8 +242,10 @@ def test_rows_of_the_data_are_named_when_a_batch_does_not_fit():
     bad = numbered(6)
     bad.data["b"][4] = 7.0
     bad.mask[4, 1] = True
-    with pytest.raises(DataError, match=r"batch.data\['b'\]: row 1 \(id 4\), element .* 7.0 cannot be taken") as caught:
-        list(Pipeline(Gathered(bad), batch_size=3, shuffle=False, layout=LAYOUT))
+    with pytest.raises(
+        DataError, match=r"batch.data\['b'\]: row 1 \(id 4\), element .* 7.0 cannot be taken"
+    ) as caught:
+        list(Pipeline(Gathered(bad), batch_size=3, shuffle=False, schema=LAYOUT))
     assert "[3, 4, 5]" in caught.value.__notes__[0]
 
 
@@ -269,21 +284,25 @@ def test_an_item_that_is_used_again_leaves_earlier_batches_alone(workers):
 
 def test_items_say_what_they_lack():
     found = Items(
-        [{"a": [1.0, 2.0], "label": 3}, {"b": None, "a": [math.nan, 5.0]}, {"a": [math.nan] * 2, "b": 4, "label": 1}],
+        [
+            {"a": [1.0, 2.0], "label": 3},
+            {"b": None, "a": [math.nan, 5.0]},
+            {"a": [math.nan] * 2, "b": 4, "label": 1},
+        ],
         ("a", "b"),
     ).__getitems__([0, 1, 2])
     assert found.mask.tolist() == [[True, False], [True, False], [False, True]]
     assert found.data["b"].tolist() == [0, 0, 4]
     assert found.extra["label"] == [3, None, 1]
-    layout = mvkit.Model({"a": (2,), "b": Modality((5,), "categorical")}).layout
-    made = mvkit.batch.conform(found, layout)
+    schema = mvkit.Model({"a": (2,), "b": Modality((5,), "categorical")}).schema
+    made = mvkit.core.batch.conform(found, schema)
     assert made.elements["a"].tolist() == [[True, True], [False, True], [True, True]]
     assert made.data["b"][2].tolist() == [0, 0, 0, 0, 1]
 
 
 def test_batches_with_one_pattern_each():
     batch = numbered(40)
-    pipeline = Pipeline(batch, batch_size=4, group="pattern", seed=2, layout=LAYOUT)
+    pipeline = Pipeline(batch, batch_size=4, group="pattern", seed=2, schema=LAYOUT)
     found = list(pipeline)
     assert all(len(x.observed.unique(dim=0)) == 1 for x in found)
     assert sorted(i for x in found for i in x.extra["id"].tolist()) == list(range(40))
@@ -291,14 +310,22 @@ def test_batches_with_one_pattern_each():
     pipeline.set_epoch(1)
     assert [x.extra["id"].tolist() for x in pipeline] != [x.extra["id"].tolist() for x in found]
     bare = Batch({"a": torch.tensor([[1.0], [math.nan], [2.0]])}, extra={"id": torch.arange(3)})
-    assert {tuple(sorted(x.extra["id"].tolist())) for x in Pipeline(bare, group="pattern")} == {(0, 2), (1,)}
+    assert {tuple(sorted(x.extra["id"].tolist())) for x in Pipeline(bare, group="pattern")} == {
+        (0, 2),
+        (1,),
+    }
 
 
 @pytest.mark.parametrize("strings", [False, True])
 def test_balanced_batches(strings):
     label = torch.tensor([0] * 50 + [1] * 8 + [2] * 3)
-    extra = {"kind": [f"k{i}" for i in label.tolist()] if strings else label, "id": torch.arange(61)}
-    pipeline = Pipeline(Batch({"a": torch.rand(61, 2)}, extra=extra), batch_size=9, group="balanced", label="kind")
+    extra = {
+        "kind": [f"k{i}" for i in label.tolist()] if strings else label,
+        "id": torch.arange(61),
+    }
+    pipeline = Pipeline(
+        Batch({"a": torch.rand(61, 2)}, extra=extra), batch_size=9, group="balanced", label="kind"
+    )
     found = list(pipeline)
     assert len(found) == len(pipeline) == 7
     for x in found:
@@ -326,7 +353,9 @@ def test_options_that_cannot_be(options, parts):
 
 
 def test_requests_that_cannot_be_met():
-    with pytest.raises(RequestError, match="needs masks and labels beforehand; a Gathered has none"):
+    with pytest.raises(
+        RequestError, match="needs masks and labels beforehand; a Gathered has none"
+    ):
         list(Pipeline(Gathered(numbered()), group="pattern"))
     with pytest.raises(RequestError, match=r"no labels extra\['labels'\]; did you mean 'label'"):
         list(Pipeline(numbered(), group="balanced", label="labels"))
@@ -336,14 +365,21 @@ def test_requests_that_cannot_be_met():
         Pipeline(numbered()).load_state_dict({"epoch": 0, "batch": 9})
     with pytest.raises(TypeError, match="number of batches of a stream"):
         len(Pipeline(Stream([], NAMES)))
-    with pytest.raises(DataError, match=r"which keys are modalities\? Give layout=model.layout, or Items"):
+    with pytest.raises(
+        DataError, match=r"which keys are modalities\? Give schema=model.schema, or Items"
+    ):
         Pipeline(Dicts(numbered()))
     with pytest.raises(ShapeError, match="unknown modality 'd'; known: 'a', 'b', 'c'"):
-        Pipeline(Items([{}], ("a", "d")), layout=LAYOUT)
+        Pipeline(Items([{}], ("a", "d")), schema=LAYOUT)
     with pytest.raises(ShapeError, match="an item is a tuple; expected a dict"):
-        list(Pipeline([(1, 2)], layout=LAYOUT))
-    with pytest.raises(ShapeError, match=r"'a': row 1 of the batch has shape \(4,\), row 0 \(3,\); expected one shape"):
-        list(Pipeline([{"a": torch.zeros(3)}, {"a": torch.zeros(4)}], shuffle=False, layout=LAYOUT))
+        list(Pipeline([(1, 2)], schema=LAYOUT))
+    with pytest.raises(
+        ShapeError,
+        match=r"'a': row 1 of the batch has shape \(4,\), row 0 \(3,\); expected one shape",
+    ):
+        list(
+            Pipeline([{"a": torch.zeros(3)}, {"a": torch.zeros(4)}], shuffle=False, schema=LAYOUT)
+        )
     with pytest.raises(DataError, match="got int; expected a Batch"):
         Pipeline(3)
 
@@ -352,25 +388,39 @@ def test_requests_that_cannot_be_met():
             return tuple(indices)
 
     with pytest.raises(ShapeError, match=r"Odd.__getitems__ gave a tuple; expected a Batch"):
-        list(Pipeline(Odd(numbered()), layout=LAYOUT))
+        list(Pipeline(Odd(numbered()), schema=LAYOUT))
 
 
 def test_transforms_come_before_conforming():
     batch = numbered(5)
 
     def doubled(batch):
-        return attrs.evolve(batch, data={name: 2 * x if name == "a" else x for name, x in batch.data.items()})
+        return attrs.evolve(
+            batch, data={name: 2 * x if name == "a" else x for name, x in batch.data.items()}
+        )
 
     for kind in ("memory", "dataset", "stream"):
-        found = Pipeline(kinds(batch)[kind], batch_size=2, shuffle=False, layout=LAYOUT, transform=doubled, workers=2)
+        found = Pipeline(
+            kinds(batch)[kind],
+            batch_size=2,
+            shuffle=False,
+            schema=LAYOUT,
+            transform=doubled,
+            workers=2,
+        )
         x = torch.cat([part.data["a"] for part in found])
         assert torch.equal(x, torch.where(batch.mask[:, :1], 2 * batch.data["a"], 0.0))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "list"])  # a list is one of batches
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind != "list"]
+)  # a list is one of batches
 def test_fit_takes_them_all(kind):
     batch = numbered()
-    runs = [mvkit.fit(made := model(), data, epochs=2, batch_size=4, seed=1) for data in (kinds(batch)[kind], batch)]
+    runs = [
+        mvkit.fit(made := model(), data, epochs=2, batch_size=4, seed=1)
+        for data in (kinds(batch)[kind], batch)
+    ]
     assert len(runs[0]) == 2
     assert not made.training
     if kind != "stream":
@@ -379,15 +429,17 @@ def test_fit_takes_them_all(kind):
 
 def test_loaders_of_others():
     batch = numbered()
-    loader = DataLoader(range(11), batch_size=4, collate_fn=lambda index: batch.take(torch.tensor(index)))
+    loader = DataLoader(
+        range(11), batch_size=4, collate_fn=lambda index: batch.take(torch.tensor(index))
+    )
     pipeline = as_pipeline(loader, LAYOUT)
     assert len(pipeline) == 3
-    same(list(pipeline), list(Pipeline(batch, batch_size=4, shuffle=False, layout=LAYOUT)))
+    same(list(pipeline), list(Pipeline(batch, batch_size=4, shuffle=False, schema=LAYOUT)))
     pipeline.load_state_dict({"epoch": 0, "batch": 2})
     assert [x.extra["id"].tolist() for x in pipeline] == [[8, 9, 10]]
     own = Pipeline(batch, batch_size=4, ranks=2, rank=1)
     placed = as_pipeline(own, LAYOUT, ranks=5, rank=3)
     assert [len(x) for x in placed] == [2, 2, 1]  # the share that the user chose
-    assert next(iter(placed)).layout == LAYOUT
-    assert own.layout is None
+    assert next(iter(placed)).schema == LAYOUT
+    assert own.schema is None
     assert isinstance(Gathered(batch), Source)

@@ -9,7 +9,8 @@ from helpers import model, rows
 from test_truth import exact
 
 import mvkit
-from mvkit import Batch, History, RequestError, explore, plots
+from mvkit import Batch, History, RequestError, plots
+from mvkit.apps import explorer
 from mvkit.evaluation.metric import Score
 from mvkit.evaluation.report import Report
 
@@ -28,11 +29,15 @@ def made():
 def data():
     generator = torch.Generator().manual_seed(0)
     values = {n: torch.rand(40, *shape, generator=generator) for n, shape in PICTURES.items()}
-    return Batch(values, torch.arange(80).reshape(40, 2) % 7 > 0, extra={"label": torch.arange(40) % 4})
+    return Batch(
+        values, torch.arange(80).reshape(40, 2) % 7 > 0, extra={"label": torch.arange(40) % 4}
+    )
 
 
 def report(values):
-    return Report(tuple(Score("coherence", f"given {n}", v, 0.1, 9, n) for n, v in enumerate(values, 1)))
+    return Report(
+        tuple(Score("coherence", f"given {n}", v, 0.1, 9, n) for n, v in enumerate(values, 1))
+    )
 
 
 def every(made, data):
@@ -85,7 +90,9 @@ def test_latent_map_keeps_the_distances_of_two_dimensions():
     two = mvkit.Model(PICTURES, latent_dim=2, seed=0).eval()
     batch = {n: torch.rand(20, *shape) for n, shape in PICTURES.items()}
     points = torch.as_tensor(plots.latent_map(two, batch).collections[0].get_offsets().data)
-    torch.testing.assert_close(torch.pdist(points), torch.pdist(two.encode(batch).double()), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        torch.pdist(points), torch.pdist(two.encode(batch).double()), rtol=1e-5, atol=1e-6
+    )
     assert points[:, 0].var() >= points[:, 1].var()
 
 
@@ -102,7 +109,9 @@ def test_traversal_moves_one_dimension(made):
 
 
 def test_losses_over_stages():
-    history = History([{"stage": i // 2, "epoch": 1, "loss": 4.0 - i, "valid/loss": 5.0 - i} for i in range(4)])
+    history = History(
+        [{"stage": i // 2, "epoch": 1, "loss": 4.0 - i, "valid/loss": 5.0 - i} for i in range(4)]
+    )
     ax = plots.losses(history)
     assert [line.get_label() for line in ax.lines][:2] == ["loss", "valid/loss"]
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), [4, 3, 2, 1])
@@ -110,7 +119,9 @@ def test_losses_over_stages():
 
 
 def test_coherence_shows_means_over_runs():
-    ax = plots.coherence({"one": report([0.2, 0.4]), "two": [report([0.2, 0.4]), report([0.4, 0.8])]})
+    ax = plots.coherence(
+        {"one": report([0.2, 0.4]), "two": [report([0.2, 0.4]), report([0.4, 0.8])]}
+    )
     lines = [container.lines[0].get_ydata() for container in ax.containers]
     np.testing.assert_allclose(np.array(lines, float), [[0.2, 0.4], [0.3, 0.6]])
 
@@ -122,7 +133,9 @@ def test_imputation_intervals_are_those_of_the_truth():
     mean, cov = data_.truth.posterior({k: batch.data[k] for k in ("m1", "m2")})
     weight = data_.truth.weight["m0"]
     centre = (mean @ weight.T + data_.truth.bias["m0"])[3]
-    half = 1.2816 * (torch.diagonal(weight @ cov @ weight.T) + 1).sqrt()  # the 90 % quantile of N(0, 1)
+    half = (
+        1.2816 * (torch.diagonal(weight @ cov @ weight.T) + 1).sqrt()
+    )  # the 90 % quantile of N(0, 1)
     np.testing.assert_allclose(ax.lines[0].get_ydata(), centre, atol=0.1)
     low = ax.collections[0].get_paths()[0].vertices[:, 1].min()
     assert low == pytest.approx((centre - half).min().item(), abs=0.15)
@@ -136,7 +149,10 @@ def test_real_values_are_drawn_in_the_users_units():
     ax = plots.imputation(made, rows, "a", row=1, n=39)
     np.testing.assert_allclose(ax.lines[1].get_ydata(), [700.0, 9.0], rtol=1e-6)
     assert abs(np.mean(ax.lines[0].get_ydata()) - 400) < 200  # what is imputed too
-    for axes in (plots.translations(made, rows, row=1), explore.imputed(made, made.conform(rows).take([1]), ["b"])):
+    for axes in (
+        plots.translations(made, rows, row=1),
+        explorer.imputed(made, made.conform(rows).take([1]), ["b"]),
+    ):
         np.testing.assert_allclose(axes[0, 0].lines[0].get_ydata(), [700.0, 9.0], rtol=1e-6)
 
 
@@ -156,7 +172,8 @@ def test_drivers_are_shares(aggregator):
 def test_the_surer_expert_drives():
     """q(z|x_m) is the product of its factor, precision 8 and 1 by hand, with the prior's, 1: shares 9 to 2 in 11."""
     pair = mvkit.Model(
-        {"a": mvkit.Modality((1,), encoder="linear"), "b": mvkit.Modality((1,), encoder="linear")}, latent_dim=1
+        {"a": mvkit.Modality((1,), encoder="linear"), "b": mvkit.Modality((1,), encoder="linear")},
+        latent_dim=1,
     )
     with torch.no_grad():
         for name, precision in (("a", 8.0), ("b", 1.0)):
@@ -172,15 +189,30 @@ def test_the_surer_expert_drives():
     ("draw", "message"),
     [
         (lambda m, d: plots.translations(m, d, row=99), "plots: no row 99; expected one of 40"),
-        (lambda m, d: plots.latent_map(m, d, colour="lable"), "no 'lable' in batch.extra; did you mean 'label'"),
-        (lambda m, d: plots.latent_map(m, d, method="tsne"), "unknown method 'tsne'; known: 'pca', 'umap'"),
+        (
+            lambda m, d: plots.latent_map(m, d, colour="lable"),
+            "no 'lable' in batch.extra; did you mean 'label'",
+        ),
+        (
+            lambda m, d: plots.latent_map(m, d, method="tsne"),
+            "unknown method 'tsne'; known: 'pca', 'umap'",
+        ),
         (lambda m, d: plots.traversal(m, "c"), "traversal: unknown modality 'c'"),
         (lambda m, d: plots.traversal(m, "a", dims=[5]), r"dims=\[5\]; expected some of 0 to 2"),
         (lambda m, d: plots.losses([]), "the history is empty"),
-        (lambda m, d: plots.losses([{"loss": 1.0}], terms=["los"]), "no metric 'los'; did you mean 'loss'"),
+        (
+            lambda m, d: plots.losses([{"loss": 1.0}], terms=["los"]),
+            "no metric 'los'; did you mean 'loss'",
+        ),
         (lambda m, d: plots.coherence(Report(())), "has none; evaluate with"),
-        (lambda m, d: plots.coherence([Report(())]), "coherence: got list; expected a dict of reports by name"),
-        (lambda m, d: plots.imputation(m, d, "a", level=2), "level 2; expected a number between 0 and 1"),
+        (
+            lambda m, d: plots.coherence([Report(())]),
+            "coherence: got list; expected a dict of reports by name",
+        ),
+        (
+            lambda m, d: plots.imputation(m, d, "a", level=2),
+            "level 2; expected a number between 0 and 1",
+        ),
         (lambda m, d: plots.imputation(m, d, "z"), "imputation: unknown modality 'z'"),
         (lambda m, d: plots.cluster_samples(model()), "the prior has no clusters"),
     ],
@@ -192,5 +224,7 @@ def test_requests_that_cannot_be(made, data, draw, message):
 
 def test_matplotlib_that_is_not_there_is_named(made, data, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(RequestError, match=r"matplotlib is not installed: pip install 'mvkit\[plots\]'"):
+    with pytest.raises(
+        RequestError, match=r"matplotlib is not installed: pip install 'mvkit\[plots\]'"
+    ):
         plots.drivers(made, data)

@@ -13,9 +13,11 @@ import pytest
 from installs import PART, declares, guide_package, install
 
 import mvkit
-from mvkit import AmbiguousComponent, SpecError, UnknownComponent, plugins, scaffold
-from mvkit.plugins import Component
-from mvkit.spec import as_part, to_dict
+from mvkit import AmbiguousComponent, SpecError, UnknownComponent
+from mvkit.apps import new_plugin
+from mvkit.registry import plugins
+from mvkit.registry.component import Component
+from mvkit.registry.spec import as_part, to_dict
 from mvkit.testing import check_component
 
 ROOT = Path(__file__).parent.parent
@@ -34,12 +36,16 @@ def test_available():
         "wasserstein",
     ]
     assert mvkit.available("aggregator", "mo*") == ["moe", "mopoe"]
-    with pytest.raises(UnknownComponent, match="unknown kind 'aggregators'; did you mean 'aggregator'"):
+    with pytest.raises(
+        UnknownComponent, match="unknown kind 'aggregators'; did you mean 'aggregator'"
+    ):
         mvkit.available("aggregators")
 
 
 def test_a_package_offers_parts_and_is_not_imported_before_it_is_asked(packages):
-    install(packages, "mvkit-sharp", "sharp", declares(("prior", "sharp", "sharp_parts:Sharp")), PART)
+    install(
+        packages, "mvkit-sharp", "sharp", declares(("prior", "sharp", "sharp_parts:Sharp")), PART
+    )
     mvkit.Model({"a": (2,)}, prior="mog")
     assert "sharp" not in sys.modules  # built-ins never ask
     assert "sharp" in mvkit.available("prior")
@@ -64,8 +70,12 @@ def test_an_object_of_a_package_is_recognised_without_its_name(packages):
 def test_clashes_ask_for_the_qualified_name(packages):
     for package in ("mvkit-one", "mvkit-two"):
         module = package.replace("-", "_")
-        install(packages, package, module, declares(("prior", "sharp", f"{module}_parts:Sharp")), PART)
-    with pytest.raises(AmbiguousComponent, match="name one of 'mvkit-one/sharp', 'mvkit-two/sharp'"):
+        install(
+            packages, package, module, declares(("prior", "sharp", f"{module}_parts:Sharp")), PART
+        )
+    with pytest.raises(
+        AmbiguousComponent, match="name one of 'mvkit-one/sharp', 'mvkit-two/sharp'"
+    ):
         as_part("prior", "sharp")
     assert as_part("prior", "mvkit-two/sharp").power == 2.0
     assert {"mvkit-one/sharp", "mvkit-two/sharp"} <= set(mvkit.available("prior"))
@@ -78,17 +88,20 @@ def test_built_ins_cannot_be_shadowed(packages):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "found"), [("", []), ("mvkit-one", ["one"]), ("mvkit-two, mvkit-one", ["one", "two"])]
+    ("wanted", "found"),
+    [("", []), ("mvkit-one", ["one"]), ("mvkit-two, mvkit-one", ["one", "two"])],
 )
 def test_mvkit_plugins_selects(packages, monkeypatch, wanted, found):
     for name in ("one", "two"):
-        install(packages, f"mvkit-{name}", name, declares(("prior", name, f"{name}_parts:Sharp")), PART)
+        install(
+            packages, f"mvkit-{name}", name, declares(("prior", name, f"{name}_parts:Sharp")), PART
+        )
     monkeypatch.setenv("MVKIT_PLUGINS", wanted)
     assert [n for n in mvkit.available("prior") if n in ("one", "two")] == found
 
 
 def test_parts_of_a_session():
-    plugins.declare(Component("prior", "mine", "mvkit.priors:Standard"))
+    plugins.declare(Component("prior", "mine", "mvkit.parts.priors:Standard"))
     assert "mine" in mvkit.available("prior")
     with pytest.raises(SpecError, match="unknown kind"):
         plugins.declare(Component("prio", "mine", "x:Y"))
@@ -99,14 +112,21 @@ def test_importing_mvkit_imports_no_extra_and_no_plugin():
         "import sys, torch; before = set(sys.modules); import mvkit; extra = set(sys.modules) - before;"
         "print(sorted({'sklearn', 'matplotlib', 'pandas', 'scipy', 'torchdata', 'tqdm'} & extra))"
     )
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
     assert shown.strip() == "[]"
 
 
 def test_parts_of_known_packages_say_what_to_install():
-    with pytest.raises(UnknownComponent, match=r"model\.aggregator: unknown aggregator .*: pip install mvkit-flows"):
+    with pytest.raises(
+        UnknownComponent,
+        match=r"model\.aggregator: unknown aggregator .*: pip install mvkit-flows",
+    ):
         mvkit.recipes.jnf({"a": (2,), "b": (2,)})
-    with pytest.raises(UnknownComponent, match=r"unknown prior 'nsf'; .*: pip install mvkit-flows"):
+    with pytest.raises(
+        UnknownComponent, match=r"unknown prior 'nsf'; .*: pip install mvkit-flows"
+    ):
         mvkit.Model({"a": (2,)}, prior="nsf")
 
 
@@ -120,12 +140,16 @@ def test_every_hook_is_documented_and_tested(hook):
     section = guide.partition(f"\n### `{hook}`\n")[2].partition("\n### ")[0]
     assert len(section.split()) > 30, f"docs/plugins.md has no section '### `{hook}`'"
     arguments = list(inspect.signature(getattr(plugins.Hooks, hook)).parameters)[1:]
-    assert re.search(rf"    {hook}\({''.join(f'{name}[^)]*' for name in arguments)}\) -> ", section)
-    tests = [path for path in (ROOT / "tests").glob("test_*.py") if f"def {hook}(" in path.read_text()]
+    assert re.search(
+        rf"    {hook}\({''.join(f'{name}[^)]*' for name in arguments)}\) -> ", section
+    )
+    tests = [
+        path for path in (ROOT / "tests").glob("test_*.py") if f"def {hook}(" in path.read_text()
+    ]
     assert tests, f"no test implements {hook}"
 
 
-@pytest.mark.parametrize("kind", scaffold.kinds())
+@pytest.mark.parametrize("kind", new_plugin.kinds())
 def test_every_kind_is_documented(kind):
     assert f"\n### {kind}\n" in (ROOT / "docs" / "plugins.md").read_text()
 
@@ -133,7 +157,9 @@ def test_every_kind_is_documented(kind):
 def test_the_package_of_the_guide(packages):
     """The listings of docs/plugins.md, installed; test_packaging does it with pip and a fresh process."""
     root = guide_package(packages / "out")
-    points = tomllib.loads((root / "pyproject.toml").read_text())["project"]["entry-points"]["mvkit"]
+    points = tomllib.loads((root / "pyproject.toml").read_text())["project"]["entry-points"][
+        "mvkit"
+    ]
     install(packages, "mvkit-sharp", "unused", "", version="0.1.0")
     text = "[mvkit]\n" + "".join(f"{name} = {module}\n" for name, module in points.items())
     (packages / "mvkit_sharp-0.1.0.dist-info" / "entry_points.txt").write_text(text)

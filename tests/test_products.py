@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from mvkit.products import Factors
+from mvkit.core.product_of_experts import Factors
 
 M, B, D = 3, 5, 2
 
@@ -13,7 +13,9 @@ class Experts:
     def __init__(self):
         generator = torch.Generator().manual_seed(0)
         self.loc = torch.randn(M, B, D, generator=generator, dtype=torch.float64).requires_grad_()
-        self.scale = torch.rand(M, B, D, generator=generator, dtype=torch.float64).add(0.3).requires_grad_()
+        self.scale = (
+            torch.rand(M, B, D, generator=generator, dtype=torch.float64).add(0.3).requires_grad_()
+        )
 
 
 def factors(experts, kind, prior=1.0):
@@ -38,16 +40,22 @@ def plainly(experts, members, mask, usable, prior=1.0):
 
 
 def gradients(value, *tensors):
-    weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(1), dtype=value.dtype)
+    weights = torch.randn(
+        value.shape, generator=torch.Generator().manual_seed(1), dtype=value.dtype
+    )
     return torch.autograd.grad(
-        (value * weights).sum(), tensors, retain_graph=True, allow_unused=True, materialize_grads=True
+        (value * weights).sum(),
+        tensors,
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
     )
 
 
 @pytest.mark.parametrize("kind", ["alike", "by row"])
 @pytest.mark.parametrize("cached", [1, 2 * B * D, 2**17])
 def test_products_and_their_divergences(kind, cached, monkeypatch):
-    monkeypatch.setattr("mvkit.products.CACHED", cached)
+    monkeypatch.setattr("mvkit.core.product_of_experts.CACHED", cached)
     experts = Experts()
     made, *rest = factors(experts, kind)
     plain = plainly(experts, *rest)
@@ -94,7 +102,9 @@ def test_no_rows_and_no_latent(rows, latent, alike):
     experts = Experts()
     experts.loc, experts.scale = (torch.ones(M, rows, latent).requires_grad_() for _ in range(2))
     members = torch.ones(7, M).bool() if alike else torch.ones(7, rows, M).bool()
-    made = Factors.of(experts, torch.ones(rows, M).bool(), members, torch.ones(7, rows).bool(), 1.0)
+    made = Factors.of(
+        experts, torch.ones(rows, M).bool(), members, torch.ones(7, rows).bool(), 1.0
+    )
     kl = made.kl(torch.zeros(1, 1, latent), torch.ones(1, 1, latent))
     assert made.located[0].shape == (7, rows, latent)
     assert kl.shape == (7, rows)

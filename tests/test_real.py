@@ -14,14 +14,18 @@ import torch
 
 import mvkit
 from mvkit import DataError
-from mvkit.data import paired, real, sound
-from mvkit.data.files import FromFiles, stratified
-from mvkit.data.files import paired as pair
+from mvkit.data.datasets import composed, log_mel, real
+from mvkit.data.datasets.from_files import FromFiles, stratified
+from mvkit.data.datasets.from_files import paired as pair
 from mvkit.data.missing import uniforms
-from mvkit.spec import as_part
+from mvkit.registry.spec import as_part
 
 DATA = Path(os.environ.get("MVKIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
-FILED = [n for n in mvkit.available("dataset") if issubclass(mvkit.plugins.lookup("dataset", n), FromFiles)]
+FILED = [
+    n
+    for n in mvkit.available("dataset")
+    if issubclass(mvkit.plugins.lookup("dataset", n), FromFiles)
+]
 # name, folder, rows of the splits, shapes and ranges; options
 SETS = {
     "mnist": ("mnist", (54_999, 5_001, 10_000), {"image": (1, 28, 28), "label": ()}, {}),
@@ -33,7 +37,12 @@ SETS = {
         {"fou": (76,), "fac": (216,), "kar": (64,), "pix": (240,), "zer": (47,), "mor": (6,)},
         {},
     ),
-    "rosmap": ("rosmap", (196, 49, 106), dict.fromkeys(("mrna", "methylation", "mirna"), (200,)), {}),
+    "rosmap": (
+        "rosmap",
+        (196, 49, 106),
+        dict.fromkeys(("mrna", "methylation", "mirna"), (200,)),
+        {},
+    ),
     "polymnist": ("", (200, 200, 200), {f"m{i}": (3, 28, 28) for i in range(5)}, {"rows": 200}),
     "spoken_digits": (
         "",
@@ -51,7 +60,7 @@ def read_once():
     with pytest.MonkeyPatch.context() as patch:
         for name in ("mnist", "fsdd", "sign_digits"):
             cached = functools.cache(getattr(real, name))
-            for module in (real, paired):
+            for module in (real, composed):
                 patch.setattr(module, name, cached)
         yield
     KEPT.clear()
@@ -60,9 +69,11 @@ def read_once():
 def load(name, **options):
     """A dataset, read once for the same options."""
     folder, _, _, standard = SETS[name]
-    for needed in [folder] if folder else ["mnist", "fsdd", "sign_digits", "polymnist_backgrounds"]:
-        if not (DATA / needed).is_dir():
-            pytest.skip(f"no folder {DATA / needed}; set MVKIT_DATA to where the data are")
+    for required in (
+        [folder] if folder else ["mnist", "fsdd", "sign_digits", "polymnist_backgrounds"]
+    ):
+        if not (DATA / required).is_dir():
+            pytest.skip(f"no folder {DATA / required}; set MVKIT_DATA to where the data are")
     options = {**standard, **options}
     key = (name, *sorted(options.items()))
     if key not in KEPT:
@@ -100,7 +111,9 @@ def test_rows_shapes_and_ranges(name):
 def test_a_seed_decides_everything(name):
     folder, _, _, options = SETS[name]
     first = load(name, missing=0.3, missing_test=0.3)
-    again = mvkit.load_dataset(name, path=str(DATA / folder), missing=0.3, missing_test=0.3, **options)
+    again = mvkit.load_dataset(
+        name, path=str(DATA / folder), missing=0.3, missing_test=0.3, **options
+    )
     other = load(name, missing=0.3, missing_test=0.3, seed=1)
     for one, same, different in zip(*map(splits, (first, again, other)), strict=True):
         assert torch.equal(one.batch.mask, same.batch.mask)
@@ -115,7 +128,9 @@ def test_missing_is_the_share_that_is_missing(name):
     m = len(data.modalities)
     kept = 0.7 + 0.3**m / m  # where all would be missing, one stays
     rows = torch.cat([data.train.batch.mask, data.valid.batch.mask])
-    assert rows.double().mean().item() == pytest.approx(kept, abs=4 * math.sqrt(0.21 / rows.numel()))
+    assert rows.double().mean().item() == pytest.approx(
+        kept, abs=4 * math.sqrt(0.21 / rows.numel())
+    )
     assert rows.any(1).all()
     assert data.test.batch.mask is None
 
@@ -154,7 +169,9 @@ def test_mnist_bits():
     middle = (grey > 0.4) & (grey < 0.6)
     expected, count = grey[middle].mean().item(), int(middle.sum())
     assert drawn[middle].mean().item() == pytest.approx(expected, abs=4 * 0.5 / math.sqrt(count))
-    other = mvkit.load_dataset("mnist", path=DATA / "mnist", binarise="drawn", seed=1).valid.batch.data["image"]
+    other = mvkit.load_dataset(
+        "mnist", path=DATA / "mnist", binarise="drawn", seed=1
+    ).valid.batch.data["image"]
     assert 0.4 < (drawn != other)[middle].float().mean() < 0.6
 
 
@@ -178,7 +195,7 @@ def test_real_speech_can_be_heard_again():
     samples, rate = real.to_sound(pictures)
     assert samples.shape == (30, 4960)
     assert rate == 8000
-    difference = 65 * (sound.log_mel(samples) - pictures)  # decibels
+    difference = 65 * (log_mel.log_mel(samples) - pictures)  # decibels
     assert difference[pictures > 0.5].square().mean().sqrt() < 3
 
 
@@ -190,7 +207,9 @@ def test_mfeat_is_the_files_and_standardises_by_the_training_rows():
             rows = table[one.batch.extra["id"]]
             assert np.allclose(one.batch.data[name].numpy(), rows[:, :-1])
             assert (rows[:, -1] == one.labels.numpy()).all()
-    model = mvkit.Model(data.train.fit_transforms(dict.fromkeys(data.modalities, "standardise")).modalities)
+    model = mvkit.Model(
+        data.train.fit_transforms(dict.fromkeys(data.modalities, "standardise")).modalities
+    )
     for name, x in model.conform(data.train).data.items():
         assert x.mean(0).abs().max() < 1e-4, name
         assert (x.std(0, correction=0) - 1).abs().max() < 1e-4, name
@@ -211,7 +230,7 @@ def test_rosmap_is_the_published_split():
 @pytest.mark.parametrize("translated", [False, True])
 def test_polymnist_pictures_are_digits_over_their_photograph(translated):
     data = load("polymnist", translated=translated)
-    image = paired._photograph(DATA / "polymnist_backgrounds" / paired.PHOTOGRAPHS[2])
+    image = composed._photograph(DATA / "polymnist_backgrounds" / composed.PHOTOGRAPHS[2])
     crops = np.lib.stride_tricks.sliding_window_view(image, (28, 28), axis=(0, 1))
     corners = crops[..., [0, 0, 27, 27], [0, 27, 0, 27]].reshape(-1, 12)
     label = gzip.decompress((DATA / "mnist" / "t10k-labels-idx1-ubyte.gz").read_bytes())
@@ -220,7 +239,9 @@ def test_polymnist_pictures_are_digits_over_their_photograph(translated):
         number = int(data.test.batch.extra["m2_id"][row])
         assert label[8 + number] == data.test.labels[row]
         picture = np.rint(data.test.batch.data["m2"][row].numpy() * 255).astype(np.int64)
-        found = np.flatnonzero((corners == picture[:, [0, 0, 27, 27], [0, 27, 0, 27]].reshape(12)).all(1))
+        found = np.flatnonzero(
+            (corners == picture[:, [0, 0, 27, 27], [0, 27, 0, 27]].reshape(12)).all(1)
+        )
         digit = np.frombuffer(raw, np.uint8, 784, 16 + 784 * number).reshape(28, 28) > 128
         fits = []
         for place in found:
@@ -271,14 +292,18 @@ def test_strata_and_pairs():
         "test": [8, 4, 20],
     }
     assert sorted(np.concatenate(list(parts.values()))) == list(range(160))
-    for part in stratified(np.arange(10_000) % 10, {"train": 0.5, "valid": 0.5}).values():  # shuffled, classes too
+    for part in stratified(
+        np.arange(10_000) % 10, {"train": 0.5, "valid": 0.5}
+    ).values():  # shuffled, classes too
         assert abs(np.corrcoef(np.arange(5000), part)[0, 1]) < 0.05
         assert np.bincount(part[:500] % 10).min() > 25
     items = np.array([2, 0, 1, 2, 0, 2])
     chosen = pair(label, items, uniforms(0, 160, 1)[:, 0])
     assert (items[chosen] == label).all()
     assert np.bincount(chosen).tolist() == [34, 20, 20, 33, 20, 33]
-    assert sorted(pair(label, label, uniforms(0, 160, 1)[:, 0])) == list(range(160))  # a permutation
+    assert sorted(pair(label, label, uniforms(0, 160, 1)[:, 0])) == list(
+        range(160)
+    )  # a permutation
 
 
 def mel(hertz):
@@ -291,7 +316,7 @@ def centres():
 
 
 def test_mel_filters_are_triangles_between_neighbouring_centres():
-    filters, edges = sound.mel_filters().numpy(), centres()
+    filters, edges = log_mel.mel_filters().numpy(), centres()
     hertz = np.arange(257) * 8000 / 512
     for k in range(32):
         triangle = np.interp(hertz, edges[k : k + 3], [0, 1, 0], left=0, right=0)
@@ -301,31 +326,40 @@ def test_mel_filters_are_triangles_between_neighbouring_centres():
 
 
 def test_log_mel_is_scipys_spectrogram_in_bands():
-    samples = torch.randn(3, 4960, generator=torch.Generator().manual_seed(0)) * torch.linspace(0, 1, 4960) ** 4
-    _, _, spectrum = scipy.signal.stft(samples.double().numpy(), 8000, nperseg=512, noverlap=352, padded=False)
-    power = np.einsum("kf,bft->bkt", sound.mel_filters().double().numpy(), abs(spectrum) ** 2)
+    samples = (
+        torch.randn(3, 4960, generator=torch.Generator().manual_seed(0))
+        * torch.linspace(0, 1, 4960) ** 4
+    )
+    _, _, spectrum = scipy.signal.stft(
+        samples.double().numpy(), 8000, nperseg=512, noverlap=352, padded=False
+    )
+    power = np.einsum("kf,bft->bkt", log_mel.mel_filters().double().numpy(), abs(spectrum) ** 2)
     decibels = 10 * np.log10(power / power.max((1, 2), keepdims=True))
     expected = np.clip((decibels + 65) / 65, 0, 1)
     assert (expected == 0).any()
-    assert np.allclose(sound.log_mel(samples)[:, 0].numpy(), expected, atol=1e-4)
-    assert torch.allclose(sound.log_mel(0.01 * samples), sound.log_mel(samples), atol=1e-4)  # loudness does not count
-    assert (sound.log_mel(torch.zeros(1, 4960)) == 0).all()
+    assert np.allclose(log_mel.log_mel(samples)[:, 0].numpy(), expected, atol=1e-4)
+    assert torch.allclose(
+        log_mel.log_mel(0.01 * samples), log_mel.log_mel(samples), atol=1e-4
+    )  # loudness does not count
+    assert (log_mel.log_mel(torch.zeros(1, 4960)) == 0).all()
 
 
 @pytest.mark.parametrize("band", [3, 12, 20, 30])
 def test_a_tone_lands_in_its_band_and_comes_back(band):
     hertz = centres()[band + 1]
     tone = torch.sin(2 * math.pi * hertz * torch.arange(4960) / 8000)[None]
-    picture = sound.log_mel(tone)
+    picture = log_mel.log_mel(tone)
     assert (picture[0, 0, :, 2:-2].argmax(0) == band).all()
     samples, rate = real.to_sound(picture)
     assert samples.shape == (1, 4960)
     assert samples.abs().max().item() == pytest.approx(0.9)
-    assert (sound.log_mel(samples)[0, 0, :, 2:-2].argmax(0) == band).all()
+    assert (log_mel.log_mel(samples)[0, 0, :, 2:-2].argmax(0) == band).all()
     loudest = torch.fft.rfft(samples[0]).abs().argmax().item() * rate / 4960
     assert centres()[band] < loudest < centres()[band + 2]
     assert torch.equal(real.to_sound(picture[0])[0], samples[0])
-    assert torch.equal(real.to_sound(picture.expand(2, 3, 1, 1, 32, 32))[0], samples.expand(2, 3, 1, 4960))
+    assert torch.equal(
+        real.to_sound(picture.expand(2, 3, 1, 1, 32, 32))[0], samples.expand(2, 3, 1, 4960)
+    )
 
 
 def test_cut_keeps_the_loud_part():
@@ -334,7 +368,7 @@ def test_cut_keeps_the_loud_part():
     clips = [generator.integers(-9, 9, n).astype(np.int16) for n in length]
     clips[1][7000:8000] = 20_000
     clips[3][:300] = 20_000
-    out = sound.cut(np.concatenate(clips), length) * 2**15
+    out = log_mel.cut(np.concatenate(clips), length) * 2**15
     for clip, found in zip(clips, out.numpy(), strict=True):
         energy = clip.astype(float) ** 2
         start = round((np.arange(len(clip)) * energy).sum() / energy.sum()) - 2480
@@ -345,11 +379,19 @@ def test_cut_keeps_the_loud_part():
 
 @pytest.mark.parametrize("name", FILED)
 def test_without_files_the_error_says_where_they_come_from(name, tmp_path):
-    with pytest.raises(DataError, match=rf"'{name}'\): no path, and nothing is downloaded by itself; .*https://github"):
+    with pytest.raises(
+        DataError,
+        match=rf"'{name}'\): no path, and nothing is downloaded by itself; .*https://github",
+    ):
         mvkit.load_dataset(name)
-    with pytest.raises(DataError, match=rf"'{name}'\): path='.*nowhere' is no folder; the files are .*https://github"):
+    with pytest.raises(
+        DataError,
+        match=rf"'{name}'\): path='.*nowhere' is no folder; the files are .*https://github",
+    ):
         mvkit.load_dataset(name, path=tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"(npz|csv|gz): no such file; these files are .*https://github.*path="):
+    with pytest.raises(
+        DataError, match=r"(npz|csv|gz): no such file; these files are .*https://github.*path="
+    ):
         mvkit.load_dataset(name, path=tmp_path)
 
 
@@ -363,7 +405,9 @@ def test_broken_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"train-images.*gz: cannot be read \(EOFError"):
         mvkit.load_dataset("mnist", path=tmp_path)
     file.write_bytes(whole)
-    with pytest.raises(DataError, match=r"train-images.*holds values of shape \(100,\); expected \(47040000,\)"):
+    with pytest.raises(
+        DataError, match=r"train-images.*holds values of shape \(100,\); expected \(47040000,\)"
+    ):
         mvkit.load_dataset("mnist", path=tmp_path)
     (tmp_path / "mfeat-fou.csv").write_text("0,1\n1,x\n")
     with pytest.raises(DataError, match=r"mfeat-fou.csv: cannot be read \(ValueError"):
@@ -375,11 +419,15 @@ def test_broken_files_are_named(tmp_path):
 
 def test_pictures_without_pillow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(DataError, match=r"a.jpg: reading photographs needs pillow; pip install 'mvkit\[data\]'"):
-        paired._photograph(tmp_path / "a.jpg")
+    with pytest.raises(
+        DataError, match=r"a.jpg: reading photographs needs pillow; pip install 'mvkit\[data\]'"
+    ):
+        composed._photograph(tmp_path / "a.jpg")
 
 
 def test_a_path_may_be_an_object():
-    assert as_part("dataset", {"name": "mnist", "path": Path("x") / "y"}).path == os.path.join("x", "y")
+    assert as_part("dataset", {"name": "mnist", "path": Path("x") / "y"}).path == os.path.join(
+        "x", "y"
+    )
     with pytest.raises(mvkit.SpecError, match="path: got 3; expected None or a path"):
         as_part("dataset", {"name": "mnist", "path": 3})

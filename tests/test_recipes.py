@@ -75,7 +75,11 @@ class Oracle:
         return own, private
 
     def scale(self, raw):
-        return torch.softmax(raw, -1) * len(raw) + 1e-6 if self.kind is Laplace else torch.exp(raw / 2)
+        return (
+            torch.softmax(raw, -1) * len(raw) + 1e-6
+            if self.kind is Laplace
+            else torch.exp(raw / 2)
+        )
 
     def product(self, experts, prior):
         tau = sum(e.scale**-2 for e in experts) + prior
@@ -83,7 +87,9 @@ class Oracle:
 
     def log_px(self, name, row, z, w=None):
         """λ log p(x_m | z, w)."""
-        out = self.model.decoders[name].network(torch.cat([z, w] if w is not None else [z])[None])[0]
+        out = self.model.decoders[name].network(torch.cat([z, w] if w is not None else [z])[None])[
+            0
+        ]
         x = self.data[name][row]
         if name == "a":
             value = Normal(out, 1.0).log_prob(x).sum()
@@ -91,7 +97,7 @@ class Oracle:
             value = -torch.nn.functional.binary_cross_entropy_with_logits(out, x, reduction="sum")
         else:
             value = (x * torch.log_softmax(out, -1)).sum()
-        return self.model._lambdas[name] * value
+        return self.model._likelihood_weights[name] * value
 
     def standard(self, like):
         return self.kind(torch.zeros_like(like), torch.ones_like(like))
@@ -123,7 +129,9 @@ def joint_q(oracle, row):
     if len(seen) < len(NAMES):
         return oracle.product([oracle.q(name, row)[0] for name in seen], 0.0)
     fusion = oracle.model.aggregator
-    features = torch.cat([fusion.trunks[name](oracle.data[name][row : row + 1])[0] for name in NAMES])
+    features = torch.cat(
+        [fusion.trunks[name](oracle.data[name][row : row + 1])[0] for name in NAMES]
+    )
     loc, raw = fusion.head(features[None])[0].chunk(2)
     return Normal(loc, torch.exp(raw / 2))
 
@@ -137,11 +145,11 @@ def elbo(oracle, row, q, names, beta=1.0, j=0, components=1):
 def test_telbo(form):
     gammas, lambdas = {"a": 0.7, "c": 2.0}, {"b": 1.3}
     model = made("telbo", gammas=gammas, lambdas=lambdas, stages=2)
-    assert model._lambdas["a"] == pytest.approx(4 / 3)  # rescaled by default
+    assert model._likelihood_weights["a"] == pytest.approx(4 / 3)  # rescaled by default
 
     def scaled(oracle, factors):
-        base = dict(oracle.model._lambdas)
-        oracle.model._lambdas = {n: v * factors.get(n, 1.0) for n, v in base.items()}
+        base = dict(oracle.model._likelihood_weights)
+        oracle.model._likelihood_weights = {n: v * factors.get(n, 1.0) for n, v in base.items()}
         return base
 
     def loop(oracle, row):
@@ -149,15 +157,19 @@ def test_telbo(form):
         if form != "second stage" and len(seen) == len(NAMES):
             base = scaled(oracle, lambdas)
             value = value + elbo(oracle, row, joint_q(oracle, row), seen)
-            oracle.model._lambdas = base
+            oracle.model._likelihood_weights = base
         if form != "first stage":
             base = scaled(oracle, gammas)
             value = value + sum(elbo(oracle, row, oracle.q(name, row)[0], [name]) for name in seen)
-            oracle.model._lambdas = base
+            oracle.model._likelihood_weights = base
         return torch.zeros((), dtype=torch.float64, requires_grad=True) + value
 
     stages = model.spec.schedule.stages(model, 4)
-    objective = {"one stage": None, "first stage": stages[0].objective, "second stage": stages[1].objective}[form]
+    objective = {
+        "one stage": None,
+        "first stage": stages[0].objective,
+        "second stage": stages[1].objective,
+    }[form]
     check(model, loop, objective=objective)
 
 
@@ -170,7 +182,10 @@ def test_jmvae():
         return elbo(oracle, row, q, oracle.observed(row), 0.8) - 0.3 * align
 
     check(model, loop)
-    assert made("jmvae", warmup=5).spec.schedule.stages(None, 10)[0].ramps["kl_weight"].at(1, 10) == 0.2
+    assert (
+        made("jmvae", warmup=5).spec.schedule.stages(None, 10)[0].ramps["kl_weight"].at(1, 10)
+        == 0.2
+    )
 
 
 def subsets(seen):
@@ -199,8 +214,16 @@ def test_mopoe(prior_expert, private_dim):
         value = -0.7 * sum(oracle.kl(one) for one in q.values()) / len(usable)
         for name in seen:
             private = oracle.q(name, row)[1]
-            w = None if private is None else private.loc + private.scale * oracle.eps(f"w/{name}", 1, 1)[0, 0, row]
-            value = value + oracle.log_px(name, row, z, w) - (0 if private is None else 0.7 * oracle.kl(private))
+            w = (
+                None
+                if private is None
+                else private.loc + private.scale * oracle.eps(f"w/{name}", 1, 1)[0, 0, row]
+            )
+            value = (
+                value
+                + oracle.log_px(name, row, z, w)
+                - (0 if private is None else 0.7 * oracle.kl(private))
+            )
         return value
 
     check(model, loop, oracle)
@@ -214,9 +237,9 @@ def mixture_weights(oracle, row, k, samples, prior, beta):
     p = oracle.model.modalities["a"].private_dim
     for s in range(samples):
         z = own.loc + own.scale * oracle.eps("z", samples, 3)[s, k, row]
-        log_q = torch.logsumexp(torch.stack([e.log_prob(z).sum() for e, _ in experts.values()]), 0) - math.log(
-            len(seen)
-        )
+        log_q = torch.logsumexp(
+            torch.stack([e.log_prob(z).sum() for e, _ in experts.values()]), 0
+        ) - math.log(len(seen))
         value = beta * (prior(z) - log_q)
         for name in seen:
             w = None
@@ -224,9 +247,14 @@ def mixture_weights(oracle, row, k, samples, prior, beta):
                 private = experts[name][1]
                 w = private.loc + private.scale * oracle.eps(f"w/{name}", samples, 3, p)[s, k, row]
                 if name == NAMES[k]:
-                    value = value + beta * (oracle.standard(w).log_prob(w) - private.log_prob(w)).sum()
+                    value = (
+                        value + beta * (oracle.standard(w).log_prob(w) - private.log_prob(w)).sum()
+                    )
                 else:
-                    w = oracle.scale(oracle.model.cross[name]) * oracle.eps(f"cross/{name}", samples, 3, p)[s, k, row]
+                    w = (
+                        oracle.scale(oracle.model.cross[name])
+                        * oracle.eps(f"cross/{name}", samples, 3, p)[s, k, row]
+                    )
             value = value + oracle.log_px(name, row, z, w)
         logs.append(value)
     return torch.stack(logs)
@@ -235,18 +263,33 @@ def mixture_weights(oracle, row, k, samples, prior, beta):
 @pytest.mark.parametrize("bound", ["loose", "tight"])
 @pytest.mark.parametrize("family", ["normal", "laplace_softmax"])
 def test_cmvae(bound, family):
-    model = made("cmvae", private_dim=2, clusters=3, samples=3, gradient="iwae", bound=bound, beta=0.6, family=family)
+    model = made(
+        "cmvae",
+        private_dim=2,
+        clusters=3,
+        samples=3,
+        gradient="iwae",
+        bound=bound,
+        beta=0.6,
+        family=family,
+    )
 
-    def prior(z):  # the bound of the paper: Σ_c q(c|z) [log π_c + log p(z|c) - log q(c|z)] with the exact q(c|z)
+    def prior(
+        z,
+    ):  # the bound of the paper: Σ_c q(c|z) [log π_c + log p(z|c) - log q(c|z)] with the exact q(c|z)
         pi = torch.log_softmax(model.prior.logits, 0)
         kind = Laplace if family == "laplace_softmax" else Normal
-        each = torch.stack([pi[c] + kind(model.prior.loc[c, 0], 1.0).log_prob(z).sum() for c in range(3)])
+        each = torch.stack(
+            [pi[c] + kind(model.prior.loc[c, 0], 1.0).log_prob(z).sum() for c in range(3)]
+        )
         log_qc = torch.log_softmax(each, 0)
         return (log_qc.exp() * (each - log_qc)).sum()
 
     def loop(oracle, row):
         seen = oracle.observed(row)
-        each = {name: mixture_weights(oracle, row, NAMES.index(name), 3, prior, 0.6) for name in seen}
+        each = {
+            name: mixture_weights(oracle, row, NAMES.index(name), 3, prior, 0.6) for name in seen
+        }
         if bound == "loose":
             return sum(torch.logsumexp(w, 0) - math.log(3) for w in each.values()) / len(seen)
         return torch.logsumexp(torch.cat(list(each.values())), 0) - math.log(3 * len(seen))
@@ -264,7 +307,10 @@ def test_mmvae_and_its_plus(name):
 
     def loop(oracle, row):
         seen = oracle.observed(row)
-        each = [mixture_weights(oracle, row, NAMES.index(n), 3, prior, options.get("beta", 1.0)) for n in seen]
+        each = [
+            mixture_weights(oracle, row, NAMES.index(n), 3, prior, options.get("beta", 1.0))
+            for n in seen
+        ]
         return sum(torch.logsumexp(w, 0) - math.log(3) for w in each) / len(seen)
 
     check(model, loop)
@@ -276,19 +322,25 @@ def test_cmvae_gradient_is_dreg():
     oracle = Oracle(model)
     with mvkit.testing.noise(oracle.source):
         model.loss(oracle.batch).loss.backward()
-    found = {n: p.grad.clone() for n, p in model.named_parameters() if not n.startswith("encoders")}
+    found = {
+        n: p.grad.clone() for n, p in model.named_parameters() if not n.startswith("encoders")
+    }
     model.zero_grad(set_to_none=True)
     twin = made("cmvae", private_dim=2, clusters=3, samples=3, gradient="iwae")
     with mvkit.testing.noise(oracle.source):
         twin.loss(oracle.batch).loss.backward()
     for name, gradient in found.items():  # everything but the encoder has IWAE's gradient
-        torch.testing.assert_close(gradient, dict(twin.named_parameters())[name].grad, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            gradient, dict(twin.named_parameters())[name].grad, rtol=1e-9, atol=1e-12
+        )
 
 
 def test_mvae():
     model = made("mvae", subsets=2)
     oracle = Oracle(model)
-    drawn = bound_noise(list(range(ROWS)), NAMES)("choice/subset", (2, ROWS), torch.float64, torch.device("cpu"))
+    drawn = bound_noise(list(range(ROWS)), NAMES)(
+        "choice/subset", (2, ROWS), torch.float64, torch.device("cpu")
+    )
 
     def loop(oracle, row):
         seen = oracle.observed(row)
@@ -298,7 +350,9 @@ def test_mvae():
         subset = [name for i, name in enumerate(seen) if code >> i & 1]
 
         def bound(names):
-            return elbo(oracle, row, oracle.product([oracle.q(n, row)[0] for n in names], 1.0), names)
+            return elbo(
+                oracle, row, oracle.product([oracle.q(n, row)[0] for n in names], 1.0), names
+            )
 
         return bound(seen) + sum(bound([n]) for n in seen) + 2 * bound(subset)
 
@@ -346,7 +400,10 @@ def test_dmvae():
     def loop(oracle, row):
         seen = oracle.observed(row)
         experts = {name: oracle.q(name, row) for name in seen}
-        shared = [oracle.product([e for e, _ in experts.values()], 1.0), *(e for e, _ in experts.values())]
+        shared = [
+            oracle.product([e for e, _ in experts.values()], 1.0),
+            *(e for e, _ in experts.values()),
+        ]
         value = 0.0
         for q in shared:
             z = q.loc + q.scale * oracle.eps("z", 1, 1)[0, 0, row]
@@ -369,7 +426,10 @@ def test_mmvm(standard):
         value = 0.0
         for name, q in experts.items():
             z = q.loc + q.scale * oracle.eps("z", 1, 1)[0, 0, row]
-            each = [math.log((1 - standard) / len(seen)) + e.log_prob(z).sum() for e in experts.values()]
+            each = [
+                math.log((1 - standard) / len(seen)) + e.log_prob(z).sum()
+                for e in experts.values()
+            ]
             if standard:
                 each.append(math.log(standard) + oracle.standard(z).log_prob(z).sum())
             prior = torch.logsumexp(torch.stack(each), 0)
@@ -382,7 +442,15 @@ def test_mmvm(standard):
 @pytest.mark.parametrize("scale", [1.0, "optimal"])
 def test_nexus(scale):
     """Bottom VAEs and, above their stopped draws, the mean of messages with forced dropout."""
-    model = made("nexus", bottom_dim=2, message_dim=5, scale=scale, bottom_beta=0.7, top_beta=0.6, gammas={"a": 1.4})
+    model = made(
+        "nexus",
+        bottom_dim=2,
+        message_dim=5,
+        scale=scale,
+        bottom_beta=0.7,
+        top_beta=0.6,
+        gammas={"a": 1.4},
+    )
     model.train()
     bottom, top = model.levels
     oracle = Oracle(bottom)
@@ -408,10 +476,17 @@ def test_nexus(scale):
         return q
 
     def residuals(name):
-        return [(z_low[name, r].detach() - outs[name, r].detach()) for r in range(ROWS) if (name, r) in outs]
+        return [
+            (z_low[name, r].detach() - outs[name, r].detach())
+            for r in range(ROWS)
+            if (name, r) in outs
+        ]
 
     tops = {row: above(row) for row in range(ROWS)}
-    sigma = {name: 1.0 if scale == 1.0 else torch.stack(residuals(name)).square().mean().sqrt() for name in NAMES}
+    sigma = {
+        name: 1.0 if scale == 1.0 else torch.stack(residuals(name)).square().mean().sqrt()
+        for name in NAMES
+    }
 
     def loop(oracle, row):
         value = -0.6 * oracle.kl(tops[row])
@@ -419,7 +494,9 @@ def test_nexus(scale):
             low = z_low[name, row]
             value = value + oracle.log_px(name, row, low) - 0.7 * oracle.kl(oracle.q(name, row)[1])
             gamma = 1.4 if name == "a" else 1.0
-            value = value + gamma * Normal(outs[name, row], sigma[name]).log_prob(low.detach()).sum()
+            value = (
+                value + gamma * Normal(outs[name, row], sigma[name]).log_prob(low.detach()).sum()
+            )
         return value
 
     check(model, loop, oracle)
@@ -428,12 +505,20 @@ def test_nexus(scale):
 def test_likelihood_through_both_levels_is_that_of_the_linear_model():
     torch.manual_seed(4)
     nets = {"encoder": "linear", "decoder": "linear"}
-    low = {k: Modality((3,), {"name": "normal", "scale": 0.8}, private_dim=2, **nets) for k in "ab"}
+    low = {
+        k: Modality((3,), {"name": "normal", "scale": 0.8}, private_dim=2, **nets) for k in "ab"
+    }
     high = {k: Modality((2,), {"name": "normal", "scale": 0.9}, **nets) for k in "ab"}
     bottom = mvkit.Model(low, latent_dim=0, seed=1)
     fusion = {"name": "mean_message", "message_dim": 4, "head": "linear"}
-    stack = mvkit.Stack([bottom, mvkit.Model(high, latent_dim=1, aggregator=fusion, seed=2)]).double().eval()
-    with torch.no_grad():  # posteriors broader than the true ones, so that no weight is far from the rest
+    stack = (
+        mvkit.Stack([bottom, mvkit.Model(high, latent_dim=1, aggregator=fusion, seed=2)])
+        .double()
+        .eval()
+    )
+    with (
+        torch.no_grad()
+    ):  # posteriors broader than the true ones, so that no weight is far from the rest
         for level in stack.levels:
             for encoder in level.encoders.values():
                 encoder[0].weight.mul_(0.3)
@@ -446,7 +531,9 @@ def test_likelihood_through_both_levels_is_that_of_the_linear_model():
         down, out = stack.top.decoders[k].network[0], stack.bottom.decoders[k].network[0]
         weights.append(out.weight @ down.weight)
         biases.append(out.weight @ down.bias + out.bias)
-        noise[3 * i : 3 * i + 3, 3 * i : 3 * i + 3] = 0.81 * out.weight @ out.weight.T + 0.64 * torch.eye(3)
+        noise[3 * i : 3 * i + 3, 3 * i : 3 * i + 3] = (
+            0.81 * out.weight @ out.weight.T + 0.64 * torch.eye(3)
+        )
     weight = torch.cat(weights)
     normal = torch.distributions.MultivariateNormal(torch.cat(biases), weight @ weight.T + noise)
     truth = normal.log_prob(torch.cat(list(x.values()), 1)).detach()
@@ -455,20 +542,26 @@ def test_likelihood_through_both_levels_is_that_of_the_linear_model():
     assert (off.abs() < 3).float().mean() >= 0.95
     assert abs(off.mean()) < 3 / 20**0.5
     only = normal_of(normal, slice(0, 3)).log_prob(x["a"]).detach()
-    torch.testing.assert_close(stack.log_likelihood({"a": x["a"]}, n=50_000), only, rtol=0, atol=0.1)
+    torch.testing.assert_close(
+        stack.log_likelihood({"a": x["a"]}, n=50_000), only, rtol=0, atol=0.1
+    )
     bound = torch.stack([stack.loss(x).bound for _ in range(200)]).mean()
     assert bound < truth.mean()
     # predictive: x_a under the top's posterior given b, a normal whose every layer is linear
     given = stack.posterior(x, given=["b"])
     loc, spread = (given.loc[0] @ weight[:3].T + biases[0]), given.scale[0].square()
     spread = torch.einsum("bd,xd,yd->bxy", spread, weight[:3], weight[:3]) + noise[:3, :3]
-    predicted = torch.distributions.MultivariateNormal(loc.detach(), spread.detach()).log_prob(x["a"])
+    predicted = torch.distributions.MultivariateNormal(loc.detach(), spread.detach()).log_prob(
+        x["a"]
+    )
     found = stack.log_likelihood(x, ["a"], ["b"], n=50_000, estimator="predictive")
     torch.testing.assert_close(found, predicted, rtol=0, atol=0.1)
 
 
 def normal_of(normal, part):
-    return torch.distributions.MultivariateNormal(normal.mean[part], normal.covariance_matrix[part, part])
+    return torch.distributions.MultivariateNormal(
+        normal.mean[part], normal.covariance_matrix[part, part]
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -505,13 +598,19 @@ def test_priors_that_would_cancel_are_refused():
 def test_pruning_finds_the_clusters_and_the_model_goes_on(tmp_path):
     model = made("cmvae", clusters=6, private_dim=2, samples=2)
     with torch.no_grad():
-        model.prior.loc.copy_(torch.tensor([[5.0, 5], [-5, 5], [5, -5], [40, 40], [50, 50], [-60, 60]])[:, None])
+        model.prior.loc.copy_(
+            torch.tensor([[5.0, 5], [-5, 5], [5, -5], [40, 40], [50, 50], [-60, 60]])[:, None]
+        )
         for encoder in model.encoders.values():  # posterior means at three of the corners
             encoder[-1].weight[:2].mul_(40).clamp_(-5, 5)
     pruned, entropy = mvkit.prune_clusters(model, rows(64))
     assert set(entropy) == {2, 3, 4, 5, 6}
     assert model.n_clusters == 6
-    assert pruned.n_clusters == min(entropy, key=lambda n: (entropy[n], n)) == pruned.spec.prior.components
+    assert (
+        pruned.n_clusters
+        == min(entropy, key=lambda n: (entropy[n], n))
+        == pruned.spec.prior.components
+    )
     mvkit.fit(pruned, rows(16), epochs=1)
     mvkit.save(pruned, tmp_path / "m")
     assert torch.equal(mvkit.load(tmp_path / "m").clusters(rows()), pruned.clusters(rows()))
@@ -528,7 +627,9 @@ def test_pruning_entropy_is_the_formula():
     for row, m in itertools.product(range(ROWS), range(3)):
         if batch.mask[row, m]:
             z = experts.loc[m, row]
-            each = torch.log_softmax(model.prior.logits, 0) + Normal(model.prior.loc[:, 0], 1.0).log_prob(z).sum(-1)
+            each = torch.log_softmax(model.prior.logits, 0) + Normal(
+                model.prior.loc[:, 0], 1.0
+            ).log_prob(z).sum(-1)
             p = torch.softmax(each, 0)
             h = -(p * p.log()).sum()
             total += 0.7 * h / math.log(3) - (p * (each - p.log())).sum() / 2
@@ -540,14 +641,19 @@ def test_stacks_that_do_not_fit():
     low = {k: Modality((3,), private_dim=2) for k in "ab"}
     with pytest.raises(mvkit.SpecError, match=r"stack\.levels\.0: the bottom needs latent_dim=0"):
         mvkit.Stack([mvkit.Model(low, latent_dim=1), mvkit.Model({"a": (2,), "b": (2,)})])
-    with pytest.raises(mvkit.SpecError, match=r"stack\.levels\.1: its modalities are .* expected the bottom's latents"):
+    with pytest.raises(
+        mvkit.SpecError,
+        match=r"stack\.levels\.1: its modalities are .* expected the bottom's latents",
+    ):
         mvkit.Stack([mvkit.Model(low, latent_dim=0), mvkit.Model({"a": (2,), "b": (3,)})])
 
 
 def test_a_stack_answers_like_a_model():
     low = {k: Modality((3,), private_dim=2) for k in "ab"}
     high = {k: Modality((2,), {"name": "normal", "scale": "optimal"}) for k in "ab"}
-    top = mvkit.Model(high, latent_dim=3, aggregator="moe", prior={"name": "mog", "components": 4}, seed=0)
+    top = mvkit.Model(
+        high, latent_dim=3, aggregator="moe", prior={"name": "mog", "components": 4}, seed=0
+    )
     stack = mvkit.Stack([mvkit.Model(low, latent_dim=0, seed=0), top])
     x = {"a": torch.randn(5, 3), "b": torch.randn(5, 3)}
     assert stack.encode(x, given="a").shape == (5, 3)

@@ -14,8 +14,8 @@ from torch import nn
 
 import mvkit
 from mvkit import CheckpointError, Modality, Model, RequestError, Stage, recipes
-from mvkit.events import CheckpointSaved, RunFinished, StageStarted
-from mvkit.runs import decoded, encoded
+from mvkit.training.events import CheckpointSaved, RunFinished, StageStarted
+from mvkit.training.run_folder import decoded, encoded
 
 
 class Stopped(Exception):
@@ -68,14 +68,21 @@ def interrupted(make, saves, folder, **options):
 
 def uninterrupted(make, folder, **options):
     made = make()
-    return outcome(made, mvkit.fit(made, **{"batch_size": 3, "save_every": 0, "checkpoint": folder, **options}))
+    return outcome(
+        made,
+        mvkit.fit(made, **{"batch_size": 3, "save_every": 0, "checkpoint": folder, **options}),
+    )
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("aggregator", AGGREGATORS)
 def test_every_part_goes_on_with_the_same_bits(aggregator, objective, tmp_path):
     place = AGGREGATORS.index(aggregator) * len(OBJECTIVES) + OBJECTIVES.index(objective)
-    options = {"epochs": 2, "data": rows(7, missing=bool(place % 2)), "validation": rows(4, seed=1)}
+    options = {
+        "epochs": 2,
+        "data": rows(7, missing=bool(place % 2)),
+        "validation": rows(4, seed=1),
+    }
 
     def make():
         return model(aggregator, "mog", objective, private=1)
@@ -89,9 +96,19 @@ def test_every_part_goes_on_with_the_same_bits(aggregator, objective, tmp_path):
 
 ONE_CYCLE = {"name": "OneCycleLR", "max_lr": 0.01, "total_steps": 9, "every": "step"}
 RICH = [
-    Stage("elbo", 2, ["aggregator.*", "decoders.*"], ramps={"kl_weight": "linear"}, ema=0.9, clip=1.0),
+    Stage(
+        "elbo", 2, ["aggregator.*", "decoders.*"], ramps={"kl_weight": "linear"}, ema=0.9, clip=1.0
+    ),
     Stage("jmvae", 2, optimizer="adamw", lr_schedule=ONE_CYCLE),
-    Stage("elbo", 9, ["encoders.*"], accumulate=2, steps=5, patience=2, lr_schedule="ReduceLROnPlateau"),
+    Stage(
+        "elbo",
+        9,
+        ["encoders.*"],
+        accumulate=2,
+        steps=5,
+        patience=2,
+        lr_schedule="ReduceLROnPlateau",
+    ),
 ]
 
 
@@ -99,7 +116,9 @@ RICH = [
 def test_every_moment_of_every_stage(saves, tmp_path):
     def make():
         torch.manual_seed(3)
-        a = Modality((3,), encoder=nn.Sequential(nn.Linear(3, 6), nn.Dropout(0.3), nn.Linear(6, 4)))
+        a = Modality(
+            (3,), encoder=nn.Sequential(nn.Linear(3, 6), nn.Dropout(0.3), nn.Linear(6, 4))
+        )
         parts = {"aggregator": "joint", "objective": "telbo", "seed": 0}
         return Model(modalities() | {"a": a}, latent_dim=2, **parts).double()
 
@@ -133,10 +152,15 @@ def test_a_loader_of_ones_own(tmp_path):
 
 def test_a_stack_and_a_scale_that_learns(tmp_path):
     def make():
-        return recipes.nexus(modalities(), latent_dim=2, bottom_dim=2, message_dim=4, seed=0).double()
+        return recipes.nexus(
+            modalities(), latent_dim=2, bottom_dim=2, message_dim=4, seed=0
+        ).double()
 
     options = {"data": rows(8), "epochs": 2}
-    assert_same(uninterrupted(make, tmp_path / "whole", **options), interrupted(make, 2, tmp_path / "parts", **options))
+    assert_same(
+        uninterrupted(make, tmp_path / "whole", **options),
+        interrupted(make, 2, tmp_path / "parts", **options),
+    )
 
 
 def test_in_a_fresh_process(tmp_path):
@@ -156,7 +180,9 @@ def test_in_a_fresh_process(tmp_path):
     options = {"batch_size": 3, "save_every": 0, "checkpoint": tmp_path / "parts"}
     with pytest.raises(Stopped):
         mvkit.fit(make(), rows(7), epochs=2, listeners=[stop_after(2)], **options)
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "parts")], check=True)
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "parts")], check=True
+    )
     for name in ("history.jsonl", "history.csv"):
         assert (tmp_path / "whole" / name).read_text() == (tmp_path / "parts" / name).read_text()
     again = mvkit.load(tmp_path / "parts" / "model.safetensors")
@@ -180,13 +206,20 @@ def test_the_folder(tmp_path):
     assert isinstance(told[-1], RunFinished)
     assert told[-1].error is None
     best = mvkit.load(tmp_path / "best.safetensors")
-    assert all(torch.equal(value, made.state_dict()[name]) for name, value in best.state_dict().items())
+    assert all(
+        torch.equal(value, made.state_dict()[name]) for name, value in best.state_dict().items()
+    )
     with pytest.raises(CheckpointError, match="the state of a training run; load the run's best"):
         mvkit.load(tmp_path / "checkpoints" / "00000010.safetensors")
     again = model()
     told.clear()
-    assert mvkit.fit(again, rows(8), validation=rows(4), listeners=[told.append], **options).rows == history.rows
-    assert all(torch.equal(value, made.state_dict()[name]) for name, value in again.state_dict().items())
+    assert (
+        mvkit.fit(again, rows(8), validation=rows(4), listeners=[told.append], **options).rows
+        == history.rows
+    )
+    assert all(
+        torch.equal(value, made.state_dict()[name]) for name, value in again.state_dict().items()
+    )
     assert not any(isinstance(event, StageStarted) for event in told)
 
 
@@ -201,7 +234,9 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path):
     blob[-1] ^= 1
     newest.write_bytes(blob)
     made = model()
-    with pytest.warns(UserWarning, match=r"altered since it was saved.*the checkpoint before it is used"):
+    with pytest.warns(
+        UserWarning, match=r"altered since it was saved.*the checkpoint before it is used"
+    ):
         found = outcome(made, mvkit.fit(made, **extra, **options))
     assert_same(whole, found)
 
@@ -211,13 +246,17 @@ def test_what_does_not_fit_the_run(tmp_path):
     with pytest.raises(RequestError, match=r"no good checkpoint in .*take resume='auto'"):
         mvkit.fit(model(), rows(), resume="must", **options)
     mvkit.fit(model(), rows(), **options)
-    with pytest.raises(RequestError, match=r"another lr: 0\.001, got 0\.01; take the same, or another folder"):
+    with pytest.raises(
+        RequestError, match=r"another lr: 0\.001, got 0\.01; take the same, or another folder"
+    ):
         mvkit.fit(model(), rows(), lr=0.01, **options)
     with pytest.raises(RequestError, match=r"another stages: 0: epochs: 1, got 2"):
         mvkit.fit(model(), rows(), **{**options, "epochs": 2})
     with pytest.raises(RequestError, match=r"another model: .*prior"):
         mvkit.fit(model(prior="mog"), rows(), **options)
-    with pytest.raises(RequestError, match=r"holds a run already; take another folder, or resume='auto'"):
+    with pytest.raises(
+        RequestError, match=r"holds a run already; take another folder, or resume='auto'"
+    ):
         mvkit.fit(model(), rows(), resume="never", **options)
 
 

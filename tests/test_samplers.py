@@ -6,7 +6,7 @@ from helpers import model, rows
 
 import mvkit
 from mvkit import Batch, DataError, Modality, Model, RequestError, UnknownComponent, recipes
-from mvkit.samplers import GMM
+from mvkit.parts.samplers import GMM
 
 
 def two_groups(b=4000):
@@ -24,7 +24,9 @@ def test_gmm_finds_weights_means_and_covariances():
     live = GMM(components=2).build(2).double()
     live.fit(z, 0)
     order = live.weight.argsort()
-    torch.testing.assert_close(live.weight[order], torch.tensor([0.25, 0.75], dtype=torch.float64), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        live.weight[order], torch.tensor([0.25, 0.75], dtype=torch.float64), rtol=0, atol=1e-3
+    )
     for component, group in zip(order, (far, ~far), strict=True):
         torch.testing.assert_close(live.loc[component], z[group].mean(0), rtol=0, atol=0.01)
         factor = live.factor[component]
@@ -40,7 +42,9 @@ def test_gmm_samples_what_it_holds():
     assert near.double().mean().item() == pytest.approx(0.25, abs=0.01)
     for picked, group in ((near, far), (~near, ~far)):
         torch.testing.assert_close(drawn[picked].mean(0), z[group].mean(0), rtol=0, atol=0.05)
-        torch.testing.assert_close(torch.cov(drawn[picked].T), torch.cov(z[group].T), rtol=0, atol=0.05)
+        torch.testing.assert_close(
+            torch.cov(drawn[picked].T), torch.cov(z[group].T), rtol=0, atol=0.05
+        )
 
 
 def stack():
@@ -49,15 +53,22 @@ def stack():
     return recipes.nexus(made, latent_dim=2, bottom_dim=2, seed=0).double()
 
 
-@pytest.mark.parametrize("make", [lambda: model("mopoe", private=1), stack], ids=["model", "stack"])
+@pytest.mark.parametrize(
+    "make", [lambda: model("mopoe", private=1), stack], ids=["model", "stack"]
+)
 def test_a_fitted_sampler_is_saved_and_loaded(make, tmp_path):
     made = make().eval()
     batch = rows(60, names=made.names)
     mvkit.fit_sampler(made, batch, GMM(components=3), seed=1)
     mvkit.save(made, tmp_path / "m")
     again = mvkit.load(tmp_path / "m")
-    assert mvkit.describe(tmp_path / "m")["model"]["samplers"] == [{"name": "gmm", "components": 3, "floor": 1e-6}]
-    one, two = (m.sample(5, sampler="gmm", generator=torch.Generator().manual_seed(0)) for m in (made, again))
+    assert mvkit.describe(tmp_path / "m")["model"]["samplers"] == [
+        {"name": "gmm", "components": 3, "floor": 1e-6}
+    ]
+    one, two = (
+        m.sample(5, sampler="gmm", generator=torch.Generator().manual_seed(0))
+        for m in (made, again)
+    )
     assert all(torch.equal(one[name], two[name]) for name in made.names)
     plain = again.sample(5, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(plain["a"], one["a"])
@@ -70,7 +81,9 @@ def test_a_model_without_samplers_has_the_header_it_had():
 def test_private_latents_keep_their_priors():
     made = model("mopoe", private=1).eval()
     mvkit.fit_sampler(made, rows(60), GMM(components=2))
-    _, latents = made.sample(4000, sampler="gmm", latents=True, generator=torch.Generator().manual_seed(0))
+    _, latents = made.sample(
+        4000, sampler="gmm", latents=True, generator=torch.Generator().manual_seed(0)
+    )
     assert latents.cluster is None
     assert latents.private["a"].mean().abs() < 0.06
     assert latents.private["a"].std().item() == pytest.approx(1, abs=0.05)
@@ -79,7 +92,9 @@ def test_private_latents_keep_their_priors():
 def test_the_prior_is_a_sampler_too():
     made = model("poe", "mog").eval()
     one = made.sample(5, generator=torch.Generator().manual_seed(0))["a"]
-    assert torch.equal(one, made.sample(5, sampler="prior", generator=torch.Generator().manual_seed(0))["a"])
+    assert torch.equal(
+        one, made.sample(5, sampler="prior", generator=torch.Generator().manual_seed(0))["a"]
+    )
 
 
 def test_a_prior_of_rows_needs_a_sampler_and_says_so():
@@ -118,11 +133,15 @@ def test_a_report_shows_each_sampler():
 
 def test_requests_that_cannot_be():
     made = model("poe", "mog").eval()
-    with pytest.raises(RequestError, match=r"sampler 'gmm' is not fitted yet; call mvkit.fit_sampler"):
+    with pytest.raises(
+        RequestError, match=r"sampler 'gmm' is not fitted yet; call mvkit.fit_sampler"
+    ):
         made.sample(2, sampler="gmm")
     with pytest.raises(UnknownComponent, match="unknown sampler 'gm'; did you mean 'gmm'"):
         made.sample(2, sampler="gm")
-    with pytest.raises(RequestError, match="a cluster is one of the prior's, not of sampler 'gmm'"):
+    with pytest.raises(
+        RequestError, match="a cluster is one of the prior's, not of sampler 'gmm'"
+    ):
         made.sample(2, cluster=1, sampler="gmm")
     with pytest.raises(DataError, match="needs 10 rows at least; got 8"):
         mvkit.fit_sampler(made, rows(8))

@@ -6,7 +6,9 @@ import tomllib
 
 import pytest
 
-from mvkit import SpecError, cli, plugins, scaffold
+from mvkit import SpecError
+from mvkit.apps import cli, new_plugin
+from mvkit.registry import component, plugins
 
 KINDS = {
     "aggregator",
@@ -26,21 +28,30 @@ KINDS = {
 
 
 def test_there_is_a_template_of_every_kind():
-    assert set(scaffold.kinds()) >= KINDS
-    assert set(scaffold.kinds()) <= set(plugins.KINDS)
+    assert set(new_plugin.kinds()) >= KINDS
+    assert set(new_plugin.kinds()) <= set(component.KINDS)
 
 
-@pytest.mark.parametrize("kind", scaffold.kinds())
+@pytest.mark.parametrize("kind", new_plugin.kinds())
 def test_a_new_package_passes_its_own_tests(packages, monkeypatch, capsys, kind):
-    assert cli.main(["new-plugin", f"mvkit-own-{kind}", "--kind", kind, "--folder", str(packages)]) == 0
+    assert (
+        cli.main(["new-plugin", f"mvkit-own-{kind}", "--kind", kind, "--folder", str(packages)])
+        == 0
+    )
     root = packages / f"mvkit-own-{kind}"
     assert f"wrote {root}; next:" in capsys.readouterr().out
     project = tomllib.loads((root / "pyproject.toml").read_text())
-    info = packages / f"mvkit_own_{kind}-0.1.0.dist-info"  # what pip makes of it; test_packaging has pip do it
+    info = (
+        packages / f"mvkit_own_{kind}-0.1.0.dist-info"
+    )  # what pip makes of it; test_packaging has pip do it
     info.mkdir()
-    (info / "METADATA").write_text(f"Name: {project['project']['name']}\nVersion: {project['project']['version']}\n")
+    (info / "METADATA").write_text(
+        f"Name: {project['project']['name']}\nVersion: {project['project']['version']}\n"
+    )
     points = project["project"]["entry-points"]["mvkit"]
-    (info / "entry_points.txt").write_text("[mvkit]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()))
+    (info / "entry_points.txt").write_text(
+        "[mvkit]\n" + "".join(f"{k} = {v}\n" for k, v in points.items())
+    )
     monkeypatch.syspath_prepend(root / "src")
     plugins.registry.cache_clear()
     assert plugins.problems() == []
@@ -79,6 +90,8 @@ def test_names_that_cannot_be(tmp_path, capsys, name, kind, reason):
 
 def test_an_existing_folder_is_left_alone(tmp_path):
     (tmp_path / "mvkit-sharp").mkdir()
-    with pytest.raises(SpecError, match="mvkit-sharp is there already; choose another name, or remove it"):
-        scaffold.new_plugin("mvkit-sharp", "prior", tmp_path)
+    with pytest.raises(
+        SpecError, match="mvkit-sharp is there already; choose another name, or remove it"
+    ):
+        new_plugin.new_plugin("mvkit-sharp", "prior", tmp_path)
     assert not list((tmp_path / "mvkit-sharp").iterdir())

@@ -6,7 +6,7 @@ import torch
 
 import mvkit
 from mvkit import Batch, DataError, Modality, Model, MultimodalDataset, ShapeError
-from mvkit.data.sources import as_batch
+from mvkit.data.dataset import as_batch
 
 pandas = pytest.importorskip("pandas")
 polars = pytest.importorskip("polars")
@@ -43,7 +43,9 @@ def test_any_order_and_any_part_of_the_rows(seed):
     data = MultimodalDataset.from_tables(frames)
     oracle = joined(*frames.values())
     assert data.ids.tolist() == oracle.index.tolist()
-    np.testing.assert_array_equal(torch.cat(list(data.batch.data.values()), 1).numpy(), oracle.to_numpy())
+    np.testing.assert_array_equal(
+        torch.cat(list(data.batch.data.values()), 1).numpy(), oracle.to_numpy()
+    )
 
 
 def test_polars_by_a_column_of_ids_is_as_pandas():
@@ -53,7 +55,9 @@ def test_polars_by_a_column_of_ids_is_as_pandas():
     assert made.ids.tolist() == other.ids.tolist()
     for name in "ab":
         torch.testing.assert_close(made.batch.data[name], other.batch.data[name], equal_nan=True)
-    with pytest.raises(DataError, match=r"tables\['a'\]: a polars table has no index.*give id='column'"):
+    with pytest.raises(
+        DataError, match=r"tables\['a'\]: a polars table has no index.*give id='column'"
+    ):
         MultimodalDataset.from_tables({"a": columns[0]})
     with pytest.raises(DataError, match="no column 'Id' of ids; did you mean 'id'"):
         MultimodalDataset.from_tables({"a": columns[0]}, id="Id")
@@ -76,11 +80,19 @@ def test_files(tmp_path):
 
 def test_ids_of_text_files_are_text(tmp_path):
     (tmp_path / "a.csv").write_text("id,x\n007,1.5\n010,2.5\n")
-    assert MultimodalDataset.from_files({"a": tmp_path / "a.csv"}, id="id").ids.tolist() == ["007", "010"]
+    assert MultimodalDataset.from_files({"a": tmp_path / "a.csv"}, id="id").ids.tolist() == [
+        "007",
+        "010",
+    ]
 
 
 def test_npz(tmp_path):
-    np.savez(tmp_path / "d.npz", a=np.ones((3, 2)), id=np.array(["p", "q", "r"]), label=np.array([2, 0, 1]))
+    np.savez(
+        tmp_path / "d.npz",
+        a=np.ones((3, 2)),
+        id=np.array(["p", "q", "r"]),
+        label=np.array([2, 0, 1]),
+    )
     data = MultimodalDataset.from_npz(tmp_path / "d.npz")
     assert list(data.modalities) == ["a"]
     assert data.ids.tolist() == ["p", "q", "r"]
@@ -88,11 +100,19 @@ def test_npz(tmp_path):
 
 
 def test_a_mosaic_of_arrays_by_id():
-    arrays = {"a": torch.tensor([[1.0], [2.0]]), "b": np.array([1, 0, 2]), "c": np.array([[True], [False]])}
+    arrays = {
+        "a": torch.tensor([[1.0], [2.0]]),
+        "b": np.array([1, 0, 2]),
+        "c": np.array([[True], [False]]),
+    }
     ids = {"a": ["p", "q"], "b": ["q", "r", "p"], "c": ["r", "q"]}
     data = MultimodalDataset.from_arrays(arrays, ids=ids, label={"p": "x", "r": "y"})
     assert data.ids.tolist() == ["p", "q", "r"]
-    assert data.batch.mask.tolist() == [[True, True, False], [True, True, True], [False, True, True]]
+    assert data.batch.mask.tolist() == [
+        [True, True, False],
+        [True, True, True],
+        [False, True, True],
+    ]
     made = Model(data.modalities, latent_dim=2).conform(data)
     assert made.data["b"].argmax(-1).tolist() == [2, 1, 0]
     assert made.data["c"].tolist() == [[0], [0], [1]]
@@ -107,9 +127,17 @@ def test_modalities_are_inferred_and_overridden():
         "age": np.array([30, 41, 30]),
         "real": [0.5, 1.5, -2.0],
     }
-    data = MultimodalDataset.from_arrays(arrays, modalities={"real": "laplace", "grey": {"encoder": "conv"}})
+    data = MultimodalDataset.from_arrays(
+        arrays, modalities={"real": "laplace", "grey": {"encoder": "conv"}}
+    )
     kinds = {name: type(m.likelihood).__name__ for name, m in data.modalities.items()}
-    assert kinds == {"bits": "Bernoulli", "grey": "Normal", "class": "Categorical", "age": "Normal", "real": "Laplace"}
+    assert kinds == {
+        "bits": "Bernoulli",
+        "grey": "Normal",
+        "class": "Categorical",
+        "age": "Normal",
+        "real": "Laplace",
+    }
     assert data.modalities["class"].shape == (3,)
     assert data.modalities["age"].shape == (1,)
     assert type(data.modalities["grey"].encoder).__name__ == "Conv"
@@ -120,7 +148,9 @@ def test_modalities_are_inferred_and_overridden():
         MultimodalDataset.from_arrays(arrays, modalities={"reel": "normal"})
 
 
-@pytest.mark.parametrize("values", [["f", "m", None, "f"], [1.5, 3.0, np.nan, 1.5]], ids=["words", "numbers"])
+@pytest.mark.parametrize(
+    "values", [["f", "m", None, "f"], [1.5, 3.0, np.nan, 1.5]], ids=["words", "numbers"]
+)
 def test_categories_of_a_table(values):
     table = pandas.DataFrame({"sex": values}, index=list("pqrs"))
     data = MultimodalDataset.from_tables({"c": table, "a": A}, modalities={"c": "categorical"})
@@ -132,11 +162,18 @@ def test_categories_of_a_table(values):
 
 def test_words_of_another_table_are_numbered_as_in_training():
     train = pandas.DataFrame({"sex": ["m", "f", "n"]})
-    made = Model(MultimodalDataset.from_tables({"c": train}, modalities={"c": "categorical"}).modalities, latent_dim=2)
-    assert made.conform({"c": pandas.DataFrame({"sex": ["n", "m"]})}).data["c"].argmax(-1).tolist() == [[2], [1]]
+    made = Model(
+        MultimodalDataset.from_tables({"c": train}, modalities={"c": "categorical"}).modalities,
+        latent_dim=2,
+    )
+    assert made.conform({"c": pandas.DataFrame({"sex": ["n", "m"]})}).data["c"].argmax(
+        -1
+    ).tolist() == [[2], [1]]
 
 
-@pytest.mark.parametrize("label", ["kind", pandas.Series({"q": 3, "p": 1}), {"q": 3, "p": 1}], ids=str)
+@pytest.mark.parametrize(
+    "label", ["kind", pandas.Series({"q": 3, "p": 1}), {"q": 3, "p": 1}], ids=str
+)
 def test_labels_follow_the_ids(label):
     table = A.assign(kind=[1.0, 3.0, np.nan]) if isinstance(label, str) else A
     data = MultimodalDataset.from_tables({"a": table, "b": B}, label=label)
@@ -146,8 +183,12 @@ def test_labels_follow_the_ids(label):
 
 def test_labels_that_cannot_be():
     with pytest.raises(DataError, match="another table says 1; expected one label a row"):
-        MultimodalDataset.from_tables({"a": A.assign(kind=[1, 1, 1]), "b": B.assign(kind=2)}, label="kind")
-    with pytest.raises(DataError, match="label: no table has a column 'kin'; known: 'u', 'x', 'y'"):
+        MultimodalDataset.from_tables(
+            {"a": A.assign(kind=[1, 1, 1]), "b": B.assign(kind=2)}, label="kind"
+        )
+    with pytest.raises(
+        DataError, match="label: no table has a column 'kin'; known: 'u', 'x', 'y'"
+    ):
         MultimodalDataset.from_tables({"a": A, "b": B}, label="kin")
     with pytest.raises(DataError, match="label: got a list without ids"):
         MultimodalDataset.from_tables({"a": A}, label=[1, 2, 3])
@@ -167,16 +208,24 @@ def test_missing_says_what_is_observed():
     seen = np.array([[True, False], [True, True]])
     data = MultimodalDataset.from_arrays(arrays, missing=seen)
     assert torch.equal(data.batch.mask, torch.from_numpy(seen))
-    data = MultimodalDataset.from_arrays(arrays, missing={"a": seen, "b": np.array([[False, True], [False, False]])})
+    data = MultimodalDataset.from_arrays(
+        arrays, missing={"a": seen, "b": np.array([[False, True], [False, False]])}
+    )
     batch = Model(data.modalities, latent_dim=2).conform(data)
     assert batch.elements["a"].tolist() == seen.tolist()
     assert batch.elements["b"][0].tolist() == [False, True]
     assert batch.mask.tolist() == [[True, True], [True, False]]
-    with pytest.raises(ShapeError, match=r"missing: shape \(2, 3\); expected \(2, 2\), a column for each modality"):
+    with pytest.raises(
+        ShapeError, match=r"missing: shape \(2, 3\); expected \(2, 2\), a column for each modality"
+    ):
         MultimodalDataset.from_arrays(arrays, missing=np.ones((2, 3), dtype=bool))
-    with pytest.raises(ShapeError, match=r"missing\['a'\]: torch.float64 of shape \(2, 2\); expected torch.bool"):
+    with pytest.raises(
+        ShapeError, match=r"missing\['a'\]: torch.float64 of shape \(2, 2\); expected torch.bool"
+    ):
         MultimodalDataset.from_arrays(arrays, missing={"a": np.ones((2, 2))})
-    with pytest.raises(DataError, match="missing: got 'zero'; expected 'nan', 'none' or what is observed"):
+    with pytest.raises(
+        DataError, match="missing: got 'zero'; expected 'nan', 'none' or what is observed"
+    ):
         MultimodalDataset.from_arrays(arrays, missing="zero")
     with pytest.raises(DataError, match="missing: no data for 'c'"):
         MultimodalDataset.from_arrays(arrays, missing={"c": seen})
@@ -215,5 +264,7 @@ def test_names_of_features_are_saved_and_fit_their_shape(tmp_path):
 def test_tables_and_arrays_do_not_mix():
     with pytest.raises(ShapeError, match=r"data\['a'\]: a table among arrays"):
         as_batch({"a": A, "b": np.ones((3, 1))})
-    with pytest.raises(DataError, match=r"tables\['b'\]: got ndarray; expected a pandas or polars DataFrame"):
+    with pytest.raises(
+        DataError, match=r"tables\['b'\]: got ndarray; expected a pandas or polars DataFrame"
+    ):
         MultimodalDataset.from_tables({"a": A, "b": np.ones((3, 1))})

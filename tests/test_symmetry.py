@@ -62,11 +62,17 @@ def test_splitting_the_batch(aggregator, prior, objective, family, private):
         return
     batch = rows()
     found, gradients = loss_and_gradients(made, batch)
-    parts = [loss_and_gradients(made, batch.take(slice(i, i + 4)), ids=range(i, i + 4)) for i in (0, 4)]
-    torch.testing.assert_close(found.bound, torch.cat([p[0].bound for p in parts]), **TIGHT, equal_nan=True)
+    parts = [
+        loss_and_gradients(made, batch.take(slice(i, i + 4)), ids=range(i, i + 4)) for i in (0, 4)
+    ]
+    torch.testing.assert_close(
+        found.bound, torch.cat([p[0].bound for p in parts]), **TIGHT, equal_nan=True
+    )
     for name, gradient in gradients.items():
         if gradient is not None:
-            torch.testing.assert_close(gradient, sum(p[1][name] for p in parts) / 2, **TIGHT, msg=name)
+            torch.testing.assert_close(
+                gradient, sum(p[1][name] for p in parts) / 2, **TIGHT, msg=name
+            )
 
 
 @pytest.mark.parametrize("aggregator", ["poe", "moe", "mopoe", "joint", "mean_message"])
@@ -98,7 +104,10 @@ def test_mean_message_dropout_follows_rows_and_names():
 
 def test_drawn_subsets_follow_rows_and_names():
     options = {"name": "mopoe", "max_subsets": 3}
-    made, permuted = model(options, objective="iwae"), model(options, objective="iwae", names=("b", "c", "a"))
+    made, permuted = (
+        model(options, objective="iwae"),
+        model(options, objective="iwae", names=("b", "c", "a")),
+    )
     permuted.load_state_dict(made.state_dict())
     batch = rows(32)
     found, _ = loss_and_gradients(made, batch)

@@ -7,11 +7,12 @@ from torch import nn
 
 import mvkit
 from mvkit import Batch, Modality, Model, Stage
-from mvkit.data.orders import order
+from mvkit.data.batch_order import order
 from mvkit.data.pipeline import Pipeline
-from mvkit.history import Totals
-from mvkit.loop import StageRun
-from mvkit.stages import Cosine, Cyclical, Linear, trainable
+from mvkit.training.annealing import Cosine, Cyclical, Linear
+from mvkit.training.history import Totals
+from mvkit.training.loop import StageRun
+from mvkit.training.stages import trainable
 
 
 def weights(made):
@@ -38,7 +39,8 @@ def test_the_same_seed_gives_the_same_weights():
 def test_training_makes_the_bound_better():
     data = mvkit.load_dataset("linear_gaussian", rows=500, missing=0.3)
     linear = {
-        n: Modality(m.shape, m.likelihood, encoder="linear", decoder="linear") for n, m in data.modalities.items()
+        n: Modality(m.shape, m.likelihood, encoder="linear", decoder="linear")
+        for n, m in data.modalities.items()
     }
     made = Model(linear, latent_dim=3, seed=0).double()
     history = mvkit.fit(made, data.train, validation=data.valid, epochs=60, lr=1e-2, batch_size=50)
@@ -47,13 +49,17 @@ def test_training_makes_the_bound_better():
     complete = Batch(batch.data)
     truth = data.truth.log_prob(dict(complete.data)).mean()
     bound = made.loss(complete, objective={"name": "iwae", "samples": 50}).bound.mean()
-    assert truth - 1.5 < bound < truth + 0.5  # near the entropy of the data: nothing can do better in the mean
+    assert (
+        truth - 1.5 < bound < truth + 0.5
+    )  # near the entropy of the data: nothing can do better in the mean
 
 
 def test_history():
     history = mvkit.fit(model(), rows(), validation=rows(), epochs=2)
     assert len(history) == 2
-    assert {"stage", "epoch", "loss", "bound", "kl", "log_px/a", "valid/loss"} <= set(history.rows[0])
+    assert {"stage", "epoch", "loss", "bound", "kl", "log_px/a", "valid/loss"} <= set(
+        history.rows[0]
+    )
     assert len(history["loss"]) == 2
     assert "History(2 epochs)" in repr(history)
 
@@ -103,9 +109,11 @@ def test_ramps(ramp, values):
 
 def test_ramps_reach_fields_of_terms():
     stage = Stage(ramps={"terms.0.kl_weight": Linear(0.0, 1.0, 2), "kl_weight": "cosine"})
-    from mvkit.spec import as_part
+    from mvkit.registry.spec import as_part
 
-    total = as_part("objective", {"name": "sum", "terms": [{"name": "elbo", "kl_weight": 3.0}, "align"]})
+    total = as_part(
+        "objective", {"name": "sum", "terms": [{"name": "elbo", "kl_weight": 3.0}, "align"]}
+    )
     assert stage.at(total, 1).terms[0].kl_weight == pytest.approx(1.5)
     assert stage.at(total, None).terms[0].kl_weight == pytest.approx(3.0)
     assert stage.at(total, 1).terms[1] == total.terms[1]
@@ -128,9 +136,11 @@ def test_trainable_freezes_the_rest_and_restores_everything():
 
 
 def test_two_stages_of_the_joint_encoder():
-    made = model("joint", objective="telbo", schedule={"name": "joint_then_unimodal", "share": 0.5})
+    made = model(
+        "joint", objective="telbo", schedule={"name": "joint_then_unimodal", "share": 0.5}
+    )
     before = weights(made)
-    stages = mvkit.stages.as_stages(None, made, 4)
+    stages = mvkit.training.stages.as_stages(None, made, 4)
     assert [s.epochs for s in stages] == [2, 2]
     mvkit.fit(made, rows(16, missing=False), stages=stages[:1])
     after = weights(made)
@@ -141,13 +151,15 @@ def test_two_stages_of_the_joint_encoder():
     assert history["stage"] == [0, 0, 1, 1]
     last = weights(made)
     mvkit.fit(made, rows(16), stages=stages[1:])
-    moved = {name.split(".")[0] for name in last if not torch.equal(last[name], weights(made)[name])}
+    moved = {
+        name.split(".")[0] for name in last if not torch.equal(last[name], weights(made)[name])
+    }
     assert moved == {"encoders"}
 
 
 def test_frozen_parts_are_not_evaluated(monkeypatch):
     made = model("joint", objective="telbo", schedule="joint_then_unimodal")
-    first, second = mvkit.stages.as_stages(None, made, 2)
+    first, second = mvkit.training.stages.as_stages(None, made, 2)
     monkeypatch.setattr(type(made.aggregator), "_encode", None)
     mvkit.fit(made, rows(), stages=[second])
     monkeypatch.undo()

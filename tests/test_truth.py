@@ -7,7 +7,7 @@ import torch
 
 import mvkit
 from mvkit import Batch, Model
-from mvkit.likelihoods import Context
+from mvkit.core.likelihood import Context
 
 SUBSETS = [s for n in (1, 2, 3) for s in itertools.combinations(("m0", "m1", "m2"), n)]
 
@@ -16,9 +16,12 @@ def exact(aggregator="poe", objective="elbo", *, orthogonal=True, widen=1.0, **o
     """The true decoders, and encoders that emit the likelihood factors N(z; (WᵀW)⁻¹Wᵀ(x-b), diag σ²(WᵀW)⁻¹)."""
     data = mvkit.load_dataset("linear_gaussian", orthogonal=orthogonal, rows=200, **options)
     linear = {
-        n: mvkit.Modality(m.shape, m.likelihood, encoder="linear", decoder="linear") for n, m in data.modalities.items()
+        n: mvkit.Modality(m.shape, m.likelihood, encoder="linear", decoder="linear")
+        for n, m in data.modalities.items()
     }
-    model = Model(linear, latent_dim=3, aggregator=aggregator, objective=objective, seed=0).double()
+    model = Model(
+        linear, latent_dim=3, aggregator=aggregator, objective=objective, seed=0
+    ).double()
     truth = data.truth
     with torch.no_grad():
         for name in model.names:
@@ -29,7 +32,9 @@ def exact(aggregator="poe", objective="elbo", *, orthogonal=True, widen=1.0, **o
             inverse = torch.linalg.inv(gram) @ weight.T
             encoder.weight[:3], encoder.bias[:3] = inverse, -inverse @ bias
             encoder.weight[3:] = 0
-            variance = sigma**2 * torch.diagonal(torch.linalg.inv(gram))  # not the inverse of the diagonal: no narrower
+            variance = sigma**2 * torch.diagonal(
+                torch.linalg.inv(gram)
+            )  # not the inverse of the diagonal: no narrower
             encoder.bias[3:] = torch.log(widen * variance)
     return model.eval(), data
 
@@ -37,7 +42,10 @@ def exact(aggregator="poe", objective="elbo", *, orthogonal=True, widen=1.0, **o
 def truths(model, data, batch):
     """log p(x_O) of each row, whatever it observes, in closed form."""
     mask = torch.ones(len(batch), 3, dtype=torch.bool) if batch.mask is None else batch.mask
-    rows = [{n: batch.data[n][i : i + 1] for j, n in enumerate(model.names) if mask[i, j]} for i in range(len(batch))]
+    rows = [
+        {n: batch.data[n][i : i + 1] for j, n in enumerate(model.names) if mask[i, j]}
+        for i in range(len(batch))
+    ]
     return torch.cat([data.truth.log_prob(row) for row in rows])
 
 
@@ -48,7 +56,9 @@ def test_poe_of_exact_experts_is_the_exact_posterior(given):
     mean, covariance = data.truth.posterior({n: batch.data[n] for n in given})
     posterior = model.posterior(batch, given=given)
     torch.testing.assert_close(posterior.mean, mean, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(posterior.scale[0] ** 2, covariance.diagonal().expand_as(mean), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        posterior.scale[0] ** 2, covariance.diagonal().expand_as(mean), rtol=1e-10, atol=1e-12
+    )
     off = covariance - torch.diag(covariance.diagonal())
     assert off.abs().max() < 1e-10
 
@@ -58,7 +68,9 @@ def test_poe_of_exact_experts_is_the_exact_posterior(given):
 def test_bound_of_the_exact_posterior_is_the_likelihood(observed, objective):
     model, data = exact(objective=objective)
     shown = {n: data.test.batch.data[n] for n in observed}
-    torch.testing.assert_close(model.loss(Batch(shown)).bound, data.truth.log_prob(shown), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        model.loss(Batch(shown)).bound, data.truth.log_prob(shown), rtol=1e-9, atol=1e-9
+    )
     torch.testing.assert_close(
         model.log_likelihood(Batch(shown), n=3), data.truth.log_prob(shown), rtol=1e-9, atol=1e-9
     )
@@ -97,10 +109,14 @@ def test_one_component_under_the_mixture_density_would_be_biased():
     log_w = model.prior().log_prob(z) - posterior.log_prob(z)
     for name in model.names:
         out = model.decoders[name](z)
-        log_w = log_w + model.decoders[name].likelihood.log_prob(out, batch.data[name], Context()).sum(-1)
+        log_w = log_w + model.decoders[name].likelihood.log_prob(
+            out, batch.data[name], Context()
+        ).sum(-1)
     biased = torch.logsumexp(log_w, 0) - torch.tensor(20_000.0).log()
     truth = data.truth.log_prob(dict(batch.data))
-    assert (biased - truth).mean().abs() > 10 * (model.log_likelihood(batch, n=20_000) - truth).mean().abs()
+    assert (biased - truth).mean().abs() > 10 * (
+        model.log_likelihood(batch, n=20_000) - truth
+    ).mean().abs()
 
 
 @pytest.mark.parametrize("aggregator", ["poe", "moe", "mopoe"])
@@ -112,10 +128,14 @@ def test_bounds_are_ordered(aggregator, missing):
 
     def bound(objective):
         seeds = [torch.Generator().manual_seed(i) for i in range(20)]
-        return torch.stack([model.loss(rows, objective=objective, generator=s).bound for s in seeds]).mean()
+        return torch.stack(
+            [model.loss(rows, objective=objective, generator=s).bound for s in seeds]
+        ).mean()
 
     elbo = bound({"name": "elbo", "density": "mixture", "draw": "stratified"})
-    five, fifty = (bound({"name": "iwae", "samples": n, "draw": "iid", "bound": "tight"}) for n in (5, 50))
+    five, fifty = (
+        bound({"name": "iwae", "samples": n, "draw": "iid", "bound": "tight"}) for n in (5, 50)
+    )
     assert elbo < five < fifty < truth.mean() + 0.02
     # by component, the KL is never less than the mixture's
     assert bound({"name": "elbo", "draw": "stratified"}) <= elbo + 0.05
@@ -128,7 +148,9 @@ def test_conditional_likelihood(proposal):
     joint = data.truth.log_prob(dict(batch.data))
     given = data.truth.log_prob({n: batch.data[n] for n in ("m0", "m2")})
     estimate = model.log_likelihood(batch, ["m1"], ["m0", "m2"], n=80_000, proposal=proposal)
-    torch.testing.assert_close(estimate, joint - given, rtol=0, atol=0.12)  # 4 standard deviations over seeds
+    torch.testing.assert_close(
+        estimate, joint - given, rtol=0, atol=0.12
+    )  # 4 standard deviations over seeds
     predictive = model.log_likelihood(batch, ["m1"], ["m0", "m2"], n=4000, estimator="predictive")
     assert (predictive - (joint - given)).abs().mean() > 0.02  # another quantity
     chain = model.log_likelihood(batch, ["m0", "m2"], n=80_000) + estimate
@@ -147,7 +169,10 @@ def test_private_latents_do_not_bias_the_likelihood():
     """A modality whose private latent is part of a larger linear-Gaussian model, whose marginal is known."""
     torch.manual_seed(3)
     nets = {"encoder": "linear", "decoder": "linear"}
-    shapes = {n: mvkit.Modality((4,), {"name": "normal", "scale": 0.6}, private_dim=1, **nets) for n in ("a", "b")}
+    shapes = {
+        n: mvkit.Modality((4,), {"name": "normal", "scale": 0.6}, private_dim=1, **nets)
+        for n in ("a", "b")
+    }
     model = Model(shapes, latent_dim=2, aggregator="moe", objective="iwae", seed=0).double().eval()
     batch = Batch({n: torch.randn(30, 4, dtype=torch.float64) for n in ("a", "b")})
     joint_weight = torch.zeros(8, 4, dtype=torch.float64)

@@ -32,7 +32,9 @@ print(len(data.train), "rows;", data.train.batch.mask[:3])
 # Every part has a name, and any part goes with any other. `mvkit.available("aggregator")` lists what there is.
 
 # %%
-model = mvkit.Model(data.modalities, latent_dim=16, aggregator="mopoe", prior="mog", objective="dreg", seed=0)
+model = mvkit.Model(
+    data.modalities, latent_dim=16, aggregator="mopoe", prior="mog", objective="dreg", seed=0
+)
 print(model)
 
 # %% [markdown]
@@ -54,7 +56,9 @@ figure.savefig("history.png")
 
 # %%
 rows = data.test.batch.take(slice(0, 6))
-imputed = model.translate(rows, given=["m0", "m1"], n=3, generator=torch.Generator().manual_seed(0))
+imputed = model.translate(
+    rows, given=["m0", "m1"], n=3, generator=torch.Generator().manual_seed(0)
+)
 figure, axes = plt.subplots(6, 8, figsize=(8, 6))
 for row in range(6):
     pictures = [

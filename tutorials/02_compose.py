@@ -31,7 +31,9 @@ for kind in ("aggregator", "prior", "objective", "family", "likelihood", "networ
 
 # %%
 pictures = {
-    name: Modality((1, 8, 8), {"name": "normal", "scale": 0.25}, encoder="conv", decoder="conv", private_dim=4)
+    name: Modality(
+        (1, 8, 8), {"name": "normal", "scale": 0.25}, encoder="conv", decoder="conv", private_dim=4
+    )
     for name in data.modalities
 }
 pictures["m4"] = Modality((1, 8, 8), {"name": "student_t", "scale": 0.2}, private_dim=4)
@@ -43,7 +45,9 @@ pictures["m4"] = Modality((1, 8, 8), {"name": "student_t", "scale": 0.2}, privat
 
 # %%
 models = {
-    "gpoe + vamp + iwae": Model(pictures, latent_dim=16, aggregator="gpoe", prior="vamp", objective="iwae", seed=0),
+    "gpoe + vamp + iwae": Model(
+        pictures, latent_dim=16, aggregator="gpoe", prior="vamp", objective="iwae", seed=0
+    ),
     "wasserstein + mog + elbo": Model(
         pictures,
         latent_dim=16,
@@ -76,11 +80,15 @@ figure, axes = plt.subplots(6, 1 + 4 * len(models), figsize=(9, 6))
 for axis in axes.flat:
     axis.axis("off")
 for i, (name, model) in enumerate(models.items()):
-    imputed = model.translate(rows, given=["m0"], latent="mean", generator=torch.Generator().manual_seed(0))
+    imputed = model.translate(
+        rows, given=["m0"], latent="mean", generator=torch.Generator().manual_seed(0)
+    )
     axes[0, 2 + 4 * i].set_title(name, fontsize=8)
     for row in range(6):
         axes[row, 0].imshow(rows.data["m0"][row, 0].numpy(), cmap="gray", vmin=0, vmax=1)
         for k in range(1, 5):
-            axes[row, 4 * i + k].imshow(imputed[f"m{k}"][0, row, 0].numpy(), cmap="gray", vmin=0, vmax=1)
+            axes[row, 4 * i + k].imshow(
+                imputed[f"m{k}"][0, row, 0].numpy(), cmap="gray", vmin=0, vmax=1
+            )
 axes[0, 0].set_title("given", fontsize=8)
 figure.savefig("compose.png")

@@ -64,7 +64,9 @@ mvkit.fit(telbo, data.train, validation=data.valid, stages=[stage], seed=0)
 # %%
 rows = data.test.batch.take(slice(0, 8))
 figure, axes = plt.subplots(3, 8, figsize=(8, 3.2))
-shown = [rows.data["m1"]] + [m.translate(rows, ["m3"], ["m1"], latent="mean")["m3"][0] for m in (telbo, jmvae)]
+shown = [rows.data["m1"]] + [
+    m.translate(rows, ["m3"], ["m1"], latent="mean")["m3"][0] for m in (telbo, jmvae)
+]
 for line, pictures in zip(axes, shown, strict=True):
     for axis, picture in zip(line, pictures, strict=True):
         axis.imshow(picture[0].numpy(), cmap="gray", vmin=0, vmax=1)

@@ -29,7 +29,13 @@ print(model)
 
 # %%
 ramp = {"levels.1.kl_weight": {"name": "linear", "epochs": 5}}
-history = mvkit.fit(model, data.train, validation=data.valid, stages=[mvkit.Stage(None, epochs=20, ramps=ramp)], seed=0)
+history = mvkit.fit(
+    model,
+    data.train,
+    validation=data.valid,
+    stages=[mvkit.Stage(None, epochs=20, ramps=ramp)],
+    seed=0,
+)
 figure, axis = plt.subplots(figsize=(5, 3))
 for level in (0, 1):
     axis.plot(history[f"valid/levels.{level}/loss"], label=f"level {level}")
@@ -46,7 +52,9 @@ rows = data.test.batch.take(slice(0, 6))
 made = model.translate(rows, given=["m1"], latent="mean")
 figure, axes = plt.subplots(6, 6, figsize=(6, 6))
 for row in range(6):
-    for axis, picture in zip(axes[row], [rows.data["m1"][row], *(made[m][0, row] for m in model.names)], strict=True):
+    for axis, picture in zip(
+        axes[row], [rows.data["m1"][row], *(made[m][0, row] for m in model.names)], strict=True
+    ):
         axis.imshow(picture[0].numpy(), cmap="gray", vmin=0, vmax=1)
         axis.axis("off")
 for axis, title in zip(axes[0], ["given m1", *model.names], strict=True):
@@ -59,4 +67,7 @@ figure.savefig("nexus.png")
 
 # %%
 part = data.test.batch.take(slice(0, 50))
-print("log p(x), nats:", model.log_likelihood(part, n=200, generator=torch.Generator().manual_seed(0)).mean())
+print(
+    "log p(x), nats:",
+    model.log_likelihood(part, n=200, generator=torch.Generator().manual_seed(0)).mean(),
+)

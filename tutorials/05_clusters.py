@@ -19,7 +19,9 @@ import mvkit
 from mvkit import recipes
 
 data = mvkit.load_dataset("polydigits")
-model = recipes.cmvae(data.modalities, latent_dim=16, private_dim=4, clusters=20, samples=1, seed=0)
+model = recipes.cmvae(
+    data.modalities, latent_dim=16, private_dim=4, clusters=20, samples=1, seed=0
+)
 mvkit.fit(model, data.train, validation=data.valid, epochs=20, seed=0)
 
 # %% [markdown]

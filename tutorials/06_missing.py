@@ -19,10 +19,14 @@ from sklearn.svm import SVC
 
 import mvkit
 from mvkit import Modality
-from mvkit.likelihoods import Normal
+from mvkit.parts.likelihoods import Normal
 
 data = mvkit.load_dataset("polydigits")
-train, valid, test = data.train.take(slice(0, 3000)), data.valid.take(slice(0, 300)), data.test.take(slice(0, 400))
+train, valid, test = (
+    data.train.take(slice(0, 3000)),
+    data.valid.take(slice(0, 300)),
+    data.test.take(slice(0, 400)),
+)
 
 # %% [markdown]
 # ## Two kinds of gaps
@@ -35,12 +39,15 @@ whole = train.with_missing(0.5)
 single = train.with_missing(0.5, of="elements")
 print("whole modalities:", whole.batch.mask[:3].tolist())
 print(
-    "single features: ", {name: round(seen.double().mean().item(), 2) for name, seen in single.batch.elements.items()}
+    "single features: ",
+    {name: round(seen.double().mean().item(), 2) for name, seen in single.batch.elements.items()},
 )
 figure, axes = plt.subplots(2, 5, figsize=(6, 2.6))
 for i, name in enumerate(data.modalities):
     x = train.batch.data[name][0, 0]
-    for axis, seen in zip(axes[:, i], (whole.batch.mask[0, i], single.batch.elements[name][0, 0]), strict=True):
+    for axis, seen in zip(
+        axes[:, i], (whole.batch.mask[0, i], single.batch.elements[name][0, 0]), strict=True
+    ):
         axis.imshow(torch.where(seen, x, torch.nan).numpy(), cmap="gray", vmin=0, vmax=1)
     axes[0, i].set_title(name)
 for axis in axes.flat:
@@ -53,12 +60,17 @@ figure.savefig("gaps.png")
 # `indicator=True` it is also told which zeros are gaps.
 
 # %%
-networks = {"encoder": {"name": "mlp", "hidden": (128,)}, "decoder": {"name": "mlp", "hidden": (128,)}}
+networks = {
+    "encoder": {"name": "mlp", "hidden": (128,)},
+    "decoder": {"name": "mlp", "hidden": (128,)},
+}
 
 
 def learn(rows, validation, *, indicator=False, epochs=30):
     part = Modality((1, 8, 8), Normal(scale="optimal"), indicator=indicator, **networks)
-    model = mvkit.Model(dict.fromkeys(data.modalities, part), latent_dim=16, aggregator="mopoe", seed=0)
+    model = mvkit.Model(
+        dict.fromkeys(data.modalities, part), latent_dim=16, aggregator="mopoe", seed=0
+    )
     mvkit.fit(model, rows, validation=validation, epochs=epochs, lr=3e-3, seed=0)
     return model
 
@@ -81,10 +93,13 @@ judges = {name: classifier(name) for name in data.modalities}
 
 
 def measure(model):
-    report = mvkit.evaluate(model, test, ["imputation", {"name": "coherence", "sets": "cyclic"}], classifiers=judges)
+    report = mvkit.evaluate(
+        model, test, ["imputation", {"name": "coherence", "sets": "cyclic"}], classifiers=judges
+    )
     return {
         "coherence, one modality given": report["coherence/given 1"],
-        "R² of imputed pictures": sum(report[f"imputation/{name}, R²"] for name in model.names) / len(model.names),
+        "R² of imputed pictures": sum(report[f"imputation/{name}, R²"] for name in model.names)
+        / len(model.names),
         "log-likelihood, nats": float(model.log_likelihood(test.batch, n=100).mean()),
     }
 
@@ -94,12 +109,16 @@ full = learn(train, valid)
 models = {}
 for rate in (0.25, 0.5, 0.75):
     for curve, of in zip(curves, ("modalities", "elements"), strict=False):
-        models[of, rate] = learn(train.with_missing(rate, of=of), valid.with_missing(rate, of=of, seed=1))
+        models[of, rate] = learn(
+            train.with_missing(rate, of=of), valid.with_missing(rate, of=of, seed=1)
+        )
         curves[curve][rate] = measure(models[of, rate])
 for rate in (0.25, 0.5):
     complete = train.with_missing(rate).batch.mask.all(1).nonzero()[:, 0]
     print(f"{rate:.0%} missing: {len(complete)} complete rows of {len(train)}")
-    curves["complete rows only"][rate] = measure(learn(train.take(complete.repeat(len(train) // len(complete))), valid))
+    curves["complete rows only"][rate] = measure(
+        learn(train.take(complete.repeat(len(train) // len(complete))), valid)
+    )
 nothing = measure(full)
 gaps = {"rate": 0.5, "of": "elements"}
 told = learn(train.with_missing(**gaps), valid.with_missing(**gaps, seed=1), indicator=True)
@@ -107,7 +126,9 @@ print("single features, 50%, told which:", measure(told))
 for curve, found in curves.items():
     curves[curve] = {0.0: nothing, **found}
     for rate, one in curves[curve].items():
-        print(f"{curve}, {rate:.0%}:", ", ".join(f"{key} {value:.2f}" for key, value in one.items()))
+        print(
+            f"{curve}, {rate:.0%}:", ", ".join(f"{key} {value:.2f}" for key, value in one.items())
+        )
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.2))
@@ -139,17 +160,32 @@ rates = {"at random": None, "by value": "value"}
 figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
 for axis, (mechanism, by) in zip(axes, rates.items(), strict=True):
     gaps = {"rate": 0.5, "of": "elements", "by": by}
-    model = learn(train.with_missing(**gaps), valid.with_missing(**gaps, seed=1)) if by else models["elements", 0.5]
+    model = (
+        learn(train.with_missing(**gaps), valid.with_missing(**gaps, seed=1))
+        if by
+        else models["elements", 0.5]
+    )
     checked = test.with_missing(**gaps, seed=2)
-    filled = mvkit.impute(model, checked, n=50, quantiles=(0.05, 0.95), generator=torch.Generator().manual_seed(0))
+    filled = mvkit.impute(
+        model, checked, n=50, quantiles=(0.05, 0.95), generator=torch.Generator().manual_seed(0)
+    )
     hidden = {name: ~seen for name, seen in checked.batch.elements.items()}
     true, made, low, high = (
         torch.cat([batch.data[name][gap] for name, gap in hidden.items()])
-        for batch in (test.batch, filled.filled.batch, filled.quantiles[0.05].batch, filled.quantiles[0.95].batch)
+        for batch in (
+            test.batch,
+            filled.filled.batch,
+            filled.quantiles[0.05].batch,
+            filled.quantiles[0.95].batch,
+        )
     )
     inside = ((low <= true) & (true <= high)).double().mean()
-    print(f"{mechanism}: bias {(made - true).mean():+.3f}, 90 % intervals hold {inside:.2f} of the hidden values")
-    axis.hist([true.numpy(), made.numpy()], bins=30, range=(-0.2, 1.2), label=["hidden", "imputed"])
+    print(
+        f"{mechanism}: bias {(made - true).mean():+.3f}, 90 % intervals hold {inside:.2f} of the hidden values"
+    )
+    axis.hist(
+        [true.numpy(), made.numpy()], bins=30, range=(-0.2, 1.2), label=["hidden", "imputed"]
+    )
     axis.set(title=f"missing {mechanism}", xlabel="grey value")
 axes[0].legend()
 figure.savefig("not_at_random.png", bbox_inches="tight")
@@ -157,7 +193,7 @@ figure.savefig("not_at_random.png", bbox_inches="tight")
 # %% [markdown]
 # Measured: at random, the bias of imputed values is -0.02, and 90 % intervals hold 91 % of what was hidden. By value,
 # the bias is -0.25, on a scale of 0 to 1, and the intervals hold 67 %. Nothing in the data, the bound or the intervals
-# tells one from the other: the hidden values are needed for that. If gaps may depend on what they hide, say so beside
+# tells one from the other: the hidden values are required for that. If gaps may depend on what they hide, say so beside
 # the result, and see how it changes when imputed values are moved by as much as is plausible.
 
 # %% [markdown]
@@ -170,21 +206,36 @@ figure.savefig("not_at_random.png", bbox_inches="tight")
 model = models["modalities", 0.5]
 gappy = test.with_missing(0.5, seed=2)
 imputed = mvkit.impute(
-    model, gappy, n=50, quantiles=(0.05, 0.95), draws=True, generator=torch.Generator().manual_seed(0)
+    model,
+    gappy,
+    n=50,
+    quantiles=(0.05, 0.95),
+    draws=True,
+    generator=torch.Generator().manual_seed(0),
 )
 figure, axes = plt.subplots(6, 7, figsize=(7, 6))
 lacking = (~gappy.batch.mask[:, 0]).nonzero()[:6, 0].tolist()
 for row, line in zip(lacking, axes, strict=True):
-    shown = [test, imputed.filled, imputed.quantiles[0.05], imputed.quantiles[0.95], *imputed.draws[:3]]
+    shown = [
+        test,
+        imputed.filled,
+        imputed.quantiles[0.05],
+        imputed.quantiles[0.95],
+        *imputed.draws[:3],
+    ]
     for axis, one in zip(line, shown, strict=True):
         axis.imshow(one.batch.data["m0"][row, 0].numpy(), cmap="gray", vmin=0, vmax=1)
         axis.set(xticks=[], yticks=[])
-for axis, title in zip(axes[0], ("hidden", "mean", "5 %", "95 %", "draw", "draw", "draw"), strict=True):
+for axis, title in zip(
+    axes[0], ("hidden", "mean", "5 %", "95 %", "draw", "draw", "draw"), strict=True
+):
     axis.set_title(title)
 figure.savefig("imputed.png", bbox_inches="tight")
 
 brightness = torch.stack([one.batch.data["m0"].mean() for one in imputed.draws])
-print(f"mean of m0: {brightness.mean():.4f} ± {brightness.std():.4f}; true {test.batch.data['m0'].mean():.4f}")
+print(
+    f"mean of m0: {brightness.mean():.4f} ± {brightness.std():.4f}; true {test.batch.data['m0'].mean():.4f}"
+)
 
 # %% [markdown]
 # The truth can lie many of these deviations away: draws tell what the gaps leave open to a trained model, not what

@@ -29,7 +29,9 @@ from mvkit import MultimodalDataset, plots
 
 source = Path(os.environ.get("MVKIT_DATA", "../shared/data")) / "mfeat"
 if not source.is_dir():
-    print(f"nothing to do: there is no folder {source}; set MVKIT_DATA to the folder that has mfeat/mfeat-*.csv")
+    print(
+        f"nothing to do: there is no folder {source}; set MVKIT_DATA to the folder that has mfeat/mfeat-*.csv"
+    )
     sys.exit()
 
 # %% [markdown]
@@ -44,7 +46,11 @@ truth = {name: pandas.read_csv(source / f"mfeat-{name}.csv") for name in views}
 for name, table in truth.items():
     table.columns = [*(f"{name}{i}" for i in range(table.shape[1] - 1)), "digit"]
     table.index = pandas.Index([f"s{i:04}" for i in range(len(table))], name="id")
-kept = MultimodalDataset.from_tables(truth, label="digit").with_missing(0.5, seed=0).batch.mask.numpy()
+kept = (
+    MultimodalDataset.from_tables(truth, label="digit")
+    .with_missing(0.5, seed=0)
+    .batch.mask.numpy()
+)
 for i, name in enumerate(views):
     truth[name][kept[:, i]].sample(frac=1, random_state=i).to_csv(f"{name}.csv")
     print(f"{name}.csv: {kept[:, i].sum()} rows of {truth[name].shape[1] - 1} features")
@@ -56,7 +62,9 @@ for i, name in enumerate(views):
 # are saved in the model, and all that it gives back is in the units of the files.
 
 # %%
-data = MultimodalDataset.from_files({name: f"{name}.csv" for name in views}, id="id", label="digit")
+data = MultimodalDataset.from_files(
+    {name: f"{name}.csv" for name in views}, id="id", label="digit"
+)
 train, valid, test = data.split(0.7, 0.1, 0.2)
 train = train.fit_transforms(dict.fromkeys(views, "standardise"))
 print(len(data), "rows;", data.batch.mask[:3].tolist())
@@ -67,7 +75,10 @@ print(len(data), "rows;", data.batch.mask[:3].tolist())
 
 # %%
 network = {"name": "mlp", "hidden": (256,)}
-parts = {name: attrs.evolve(part, encoder=network, decoder=network) for name, part in train.modalities.items()}
+parts = {
+    name: attrs.evolve(part, encoder=network, decoder=network)
+    for name, part in train.modalities.items()
+}
 prior = {"name": "mog", "components": 10}
 model = mvkit.Model(parts, latent_dim=16, aggregator="mopoe", prior=prior, seed=0)
 history = mvkit.fit(model, train, validation=valid, epochs=60, seed=0)
@@ -77,7 +88,9 @@ history = mvkit.fit(model, train, validation=valid, epochs=60, seed=0)
 # Tables in, tables out: `embed` gives a row for each id of any of the tables.
 
 # %%
-tables = {name: pandas.read_csv(f"{name}.csv", index_col="id").drop(columns="digit") for name in views}
+tables = {
+    name: pandas.read_csv(f"{name}.csv", index_col="id").drop(columns="digit") for name in views
+}
 embedding = mvkit.embed(model, tables)
 embedding.to_csv("embedding.csv")
 print(embedding.iloc[:3, :4])
@@ -103,16 +116,25 @@ figure.savefig("latent_map.png", bbox_inches="tight")
 
 # %%
 imputed = mvkit.impute(
-    model, tables, n=100, quantiles=(0.05, 0.95), rows="all", generator=torch.Generator().manual_seed(0)
+    model,
+    tables,
+    n=100,
+    quantiles=(0.05, 0.95),
+    rows="all",
+    generator=torch.Generator().manual_seed(0),
 )
 held = pandas.Index(test.ids)  # digits that were not trained on
 for name in views:
     rows = held.difference(tables[name].index)
     real = truth[name].loc[rows].drop(columns="digit")
-    made, low, high = (one[name].loc[rows] for one in (imputed.filled, *imputed.quantiles.values()))
+    made, low, high = (
+        one[name].loc[rows] for one in (imputed.filled, *imputed.quantiles.values())
+    )
     error, spread = ((made - real) ** 2).mean(), ((real - tables[name].mean()) ** 2).mean()
     inside = ((low <= real) & (real <= high)).to_numpy().mean()
-    print(f"{name}: {len(rows)} rows imputed, R² {1 - (error / spread).mean():.2f}, 90 % intervals hold {inside:.2f}")
+    print(
+        f"{name}: {len(rows)} rows imputed, R² {1 - (error / spread).mean():.2f}, 90 % intervals hold {inside:.2f}"
+    )
     imputed.filled[name].to_csv(f"{name}_imputed.csv")
 
 # %% [markdown]

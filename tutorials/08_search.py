@@ -62,7 +62,9 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True)
 left.scatter(over["number"], over["value"], label="complete")
 left.plot(over["number"], over["value"].cummax(), label="best so far")
 pruned = trials[trials["state"] == "PRUNED"]
-left.scatter(pruned["number"], pruned["value"], marker="x", color="gray", label="pruned, its last bound")
+left.scatter(
+    pruned["number"], pruned["value"], marker="x", color="gray", label="pruned, its last bound"
+)
 left.set(xlabel="trial", ylabel="bound on validation rows, nats")
 left.legend()
 for (aggregator, prior), group in over.groupby(["params_model.aggregator", "params_model.prior"]):

@@ -55,7 +55,10 @@ judges = {name: classifier(name) for name in splits[0.0].modalities}
 
 # %%
 network = {"name": "mlp", "hidden": (256,)}
-modalities = {name: attrs.evolve(one, encoder=network, decoder=network) for name, one in splits[0.0].modalities.items()}
+modalities = {
+    name: attrs.evolve(one, encoder=network, decoder=network)
+    for name, one in splits[0.0].modalities.items()
+}
 recipe = {
     "mopoe": recipes.mopoe,
     "cmvae": lambda *given, **options: recipes.cmvae(*given, samples=1, **options),
@@ -71,7 +74,11 @@ for rate in MISSING:
             mvkit.fit(model, train[rate], epochs=20, seed=seed)
             mvkit.fit_sampler(model, train[rate], "gmm", seed=seed)
             report = mvkit.evaluate(
-                model, test, ["coherence", "probe", likelihood], train=train[rate], classifiers=judges
+                model,
+                test,
+                ["coherence", "probe", likelihood],
+                train=train[rate],
+                classifiers=judges,
             )
             models.setdefault((rate, name), []).append(model)
             reports.setdefault((rate, name), []).append(report)
@@ -117,9 +124,16 @@ figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained", sharey
 for axis, rate in zip(axes, MISSING, strict=True):
     found = tables[rate].frame()
     found = found[found["name"].isin(both)].replace({"name": both})
-    mean, sd = (found.pivot(index="model", columns="name", values=v).loc[list(recipe)] for v in ("mean", "sd"))
-    mean[["prior", "gmm"]].plot.bar(yerr=sd[["prior", "gmm"]], capsize=3, rot=0, ax=axis, xlabel="", legend=False)
-    axis.set(title=f"{rate:.0%} missing in training", ylabel="unconditional coherence", ylim=(0, 1))
+    mean, sd = (
+        found.pivot(index="model", columns="name", values=v).loc[list(recipe)]
+        for v in ("mean", "sd")
+    )
+    mean[["prior", "gmm"]].plot.bar(
+        yerr=sd[["prior", "gmm"]], capsize=3, rot=0, ax=axis, xlabel="", legend=False
+    )
+    axis.set(
+        title=f"{rate:.0%} missing in training", ylabel="unconditional coherence", ylim=(0, 1)
+    )
     print(mean[["prior", "gmm"]].round(3))
 axis.legend(title="sampler", loc="center left", bbox_to_anchor=(1, 0.5))
 figure.savefig("samplers.png")

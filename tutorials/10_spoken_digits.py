@@ -13,9 +13,9 @@
 # it; three in ten are missing in training. Afterwards the model hears a digit and shows how it is written and signed,
 # or sees it and says it. Needs `mvkit[evaluate,plots]`.
 #
-# **The data are not in the package.** Three folders are needed, `mnist`, `fsdd` and `sign_digits`, side by side in the
+# **The data are not in the package.** Three folders are required, `mnist`, `fsdd` and `sign_digits`, side by side in the
 # one that the environment variable `MVKIT_DATA` names, or else in `../shared/data` (run this from the repository's
-# root). `mvkit.data.real` says what is in each and where it comes from; without them the next cell says what is amiss.
+# root). `mvkit.data.datasets.real` says what is in each and where it comes from; without them the next cell says what is amiss.
 
 # %%
 import os
@@ -31,7 +31,7 @@ from sklearn.svm import SVC
 
 import mvkit
 from mvkit import plots, recipes
-from mvkit.data.sound import to_sound
+from mvkit.data.datasets.log_mel import to_sound
 
 folder = os.environ.get("MVKIT_DATA", "../shared/data")
 data = mvkit.load_dataset("spoken_digits", path=folder, rows=3000, missing=0.3)
@@ -47,10 +47,15 @@ print("observed, of 3,000 training rows:", data.train.batch.observed.sum(0).toli
 
 # %%
 network = {"name": "mlp", "hidden": (256,)}
-modalities = {name: attrs.evolve(one, encoder=network, decoder=network) for name, one in data.modalities.items()}
+modalities = {
+    name: attrs.evolve(one, encoder=network, decoder=network)
+    for name, one in data.modalities.items()
+}
 model = recipes.mopoe(modalities, latent_dim=16, seed=0)
 validation = data.valid.batch.take(slice(0, 500))
-history = mvkit.fit(model, data.train, validation=validation, epochs=50, batch_size=64, lr=2e-3, seed=0)
+history = mvkit.fit(
+    model, data.train, validation=validation, epochs=50, batch_size=64, lr=2e-3, seed=0
+)
 plots.losses(history).figure.savefig("losses.png")
 
 # %% [markdown]
@@ -66,7 +71,9 @@ lines = {"heard": heard.data["sound"].flip(2)}  # low tones below
 lines |= {f"{name}, {'ab'[i]}": seen[name][i] for name in ("image", "sign") for i in range(2)}
 lines["real sign"] = heard.data["sign"]
 figure = plt.figure(figsize=(10, 6.2), layout="constrained")
-for line, (called, pictures) in zip(plots.grid(figure, len(lines), 10), lines.items(), strict=True):
+for line, (called, pictures) in zip(
+    plots.grid(figure, len(lines), 10), lines.items(), strict=True
+):
     line[0].set_ylabel(called)
     for axis, picture in zip(line, pictures, strict=True):
         plots.show(axis, picture)
@@ -109,9 +116,15 @@ def classifier(name, column):
 
 
 judges = {name: classifier(name, column) for column, name in enumerate(data.modalities)}
-report = mvkit.evaluate(model, test, ["coherence", "clusters", "latents"], train=data.train, classifiers=judges)
+report = mvkit.evaluate(
+    model, test, ["coherence", "clusters", "latents"], train=data.train, classifiers=judges
+)
 print(report)
-print(report.frame().query("metric == 'coherence' and detail")[["name", "value", "error"]].to_string(index=False))
+print(
+    report.frame()
+    .query("metric == 'coherence' and detail")[["name", "value", "error"]]
+    .to_string(index=False)
+)
 
 # %% [markdown]
 # ## Where the digits lie
@@ -123,7 +136,9 @@ codes = model.encode(test).numpy()
 found = KMeans(10, n_init=10, random_state=0).fit_predict(codes)
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 plots.latent_map(model, test, ax=left)
-counts = torch.zeros(10, 10).index_put_((torch.as_tensor(found), test.extra["label"]), torch.ones(300), accumulate=True)
+counts = torch.zeros(10, 10).index_put_(
+    (torch.as_tensor(found), test.extra["label"]), torch.ones(300), accumulate=True
+)
 right.imshow(counts[counts.argmax(1).argsort()].numpy(), cmap="Blues")
 right.set(xlabel="digit", ylabel="cluster", xticks=range(10), yticks=range(10))
 figure.savefig("latents.png")

@@ -24,7 +24,9 @@ import torch
 import mvkit
 from mvkit.testing import check_component
 
-os.environ["MVKIT_PLUGINS"] = "mvkit-sharpest"  # only this package, whatever else is installed here
+os.environ["MVKIT_PLUGINS"] = (
+    "mvkit-sharpest"  # only this package, whatever else is installed here
+)
 root = Path("mvkit-sharpest")
 source = root / "src" / "mvkit_sharpest"
 source.mkdir(parents=True, exist_ok=True)
@@ -50,7 +52,7 @@ sharpest = "mvkit_sharpest"
 """)
 
 (source / "__init__.py").write_text("""
-from mvkit.plugins import Component, hookimpl
+from mvkit.registry import Component, hookimpl
 
 
 @hookimpl
@@ -125,7 +127,10 @@ rows = data.test.batch.take(slice(0, 100))
 for aggregator in ("poe", "sharpest"):
     model = mvkit.Model(data.modalities, latent_dim=16, aggregator=aggregator, prior="mog", seed=0)
     mvkit.fit(model, data.train, validation=data.valid, epochs=5, seed=0)
-    print(f"{aggregator:<10}", model.log_likelihood(rows, n=200, generator=torch.Generator().manual_seed(0)).mean())
+    print(
+        f"{aggregator:<10}",
+        model.log_likelihood(rows, n=200, generator=torch.Generator().manual_seed(0)).mean(),
+    )
 
 # %% [markdown]
 # ## Saved

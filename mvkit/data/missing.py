@@ -15,11 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mvkit.batch import Batch
+from mvkit.core.batch import Batch
+from mvkit.core.modality import Modality
 from mvkit.errors import DataError, suggest
-from mvkit.modality import Modality
 
 Array = NDArray[np.float64]
+
+
 Bools = NDArray[np.bool_]
 
 
@@ -28,7 +30,9 @@ def uniforms(seed: int, rows: int, columns: int, *, start: int = 0) -> Array:
     row = np.arange(rows, dtype=np.uint64)[:, None]
     column = np.arange(start, start + columns, dtype=np.uint64)[None, :]
     with np.errstate(over="ignore"):
-        state = np.uint64(seed % 2**63) * np.uint64(0x9E3779B97F4A7C15) + row * np.uint64(0xD1B54A32D192ED03)
+        state = np.uint64(seed % 2**63) * np.uint64(0x9E3779B97F4A7C15) + row * np.uint64(
+            0xD1B54A32D192ED03
+        )
         state = state + (column + np.uint64(1)) * np.uint64(0x8CB92BA72F3D8DD7)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             state = (state ^ (state >> np.uint64(shift))) * np.uint64(factor)
@@ -62,29 +66,45 @@ class Simulation:
     def __attrs_post_init__(self) -> None:
         for name, known in (("of", ("modalities", "elements")), ("by", (None, "label", "value"))):
             if getattr(self, name) not in known:
-                raise DataError(f"with_missing: {name}={getattr(self, name)!r}; expected one of {known}")
+                raise DataError(
+                    f"with_missing: {name}={getattr(self, name)!r}; expected one of {known}"
+                )
         rates = self.rate.values() if isinstance(self.rate, Mapping) else [self.rate]
         for rate in rates:
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
                 raise DataError(f"with_missing: rate {rate!r}; expected a number in [0, 1]")
         if self.block < 1:
-            raise DataError(f"with_missing: block={self.block}; expected a number of rows, 1 at least")
+            raise DataError(
+                f"with_missing: block={self.block}; expected a number of rows, 1 at least"
+            )
 
     def apply(self, batch: Batch, modalities: Mapping[str, Modality]) -> Batch:
         """The batch with fewer places observed; what was missing stays so, and a row keeps one place at least."""
-        if batch.layout is not None:
-            raise DataError("with_missing: these rows were conformed to a model; expected them as they were before")
-        seen = [_seen(batch, modality, name, i) for i, (name, modality) in enumerate(modalities.items())]
+        if batch.schema is not None:
+            raise DataError(
+                "with_missing: these rows were conformed to a model; expected them as they were before"
+            )
+        seen = [
+            _seen(batch, modality, name, i)
+            for i, (name, modality) in enumerate(modalities.items())
+        ]
         whole = np.stack([one.any(1) for one in seen], 1)
         order = tuple(modalities)
         if self.of == "modalities":
             rates = np.stack(
-                [self._rates(batch, name, _means(batch, name, seen[i])) for i, name in enumerate(order)], 1
+                [
+                    self._rates(batch, name, _means(batch, name, seen[i]))
+                    for i, name in enumerate(order)
+                ],
+                1,
             )
             kept = _kept(whole, self._uniforms(*whole.shape), rates)
             return attrs.evolve(batch, mask=torch.from_numpy(kept), order=order)
         every = np.concatenate(seen, 1)
-        wide = [self._rates(batch, name, _flat(batch, name, one)) for name, one in zip(order, seen, strict=True)]
+        wide = [
+            self._rates(batch, name, _flat(batch, name, one))
+            for name, one in zip(order, seen, strict=True)
+        ]
         kept = _kept(every, self._uniforms(*every.shape), np.concatenate(wide, 1))
         parts = np.split(kept, np.cumsum([one.shape[1] for one in seen])[:-1], axis=1)
         mask = np.stack([part.any(1) for part in parts], 1)
@@ -97,20 +117,28 @@ class Simulation:
 
     def _uniforms(self, rows: int, columns: int) -> Array:
         """Uniforms (b, n), the same for all rows of a block."""
-        return np.repeat(uniforms(self.seed, math.ceil(rows / self.block), columns), self.block, axis=0)[:rows]
+        return np.repeat(
+            uniforms(self.seed, math.ceil(rows / self.block), columns), self.block, axis=0
+        )[:rows]
 
     def _rates(self, batch: Batch, name: str, values: Array) -> Array:
         """The rate of each place of a modality, whose values (b, n) or (b,) are NaN where missing."""
         if self.by == "label":
             labels = batch.extra.get("label")
             if labels is None:
-                raise DataError("with_missing: by='label', but there are no labels; give label= to the dataset")
+                raise DataError(
+                    "with_missing: by='label', but there are no labels; give label= to the dataset"
+                )
             rates = _by_label(np.asarray(labels), self.rate)
             return rates.reshape(-1, *[1] * (values.ndim - 1)) + np.zeros_like(values)
         rate = self.rate
         if isinstance(rate, Mapping):
             rate = rate.get(name, 0.0)
-        return _tilted(rate, _ranks(values)) if self.by == "value" else np.full(values.shape, float(rate))
+        return (
+            _tilted(rate, _ranks(values))
+            if self.by == "value"
+            else np.full(values.shape, float(rate))
+        )
 
 
 def _tilted(rate: float, rank: Array) -> Array:
@@ -119,7 +147,7 @@ def _tilted(rate: float, rank: Array) -> Array:
 
 
 def _ranks(values: Array) -> Array:
-    """Ranks over the rows that are not NaN, in (0, 1); NaN sorts last."""
+    """ProcessGroup over the rows that are not NaN, in (0, 1); NaN sorts last."""
     count = np.maximum((~np.isnan(values)).sum(0), 1)
     ranks: Array = np.minimum((values.argsort(0, kind="stable").argsort(0) + 0.5) / count, 1.0)
     return ranks
@@ -134,7 +162,9 @@ def _by_label(labels: NDArray[Any], rate: Any) -> Array:
     known = {str(label): float(value) for label, value in rate.items()}
     for kind in kinds:
         if str(kind) not in known:
-            raise DataError(f"with_missing: no rate for label {kind.item()!r}; {suggest(str(kind), known)}; give one")
+            raise DataError(
+                f"with_missing: no rate for label {kind.item()!r}; {suggest(str(kind), known)}; give one"
+            )
     return np.array([known[str(kind)] for kind in kinds])[code]
 
 
@@ -165,9 +195,14 @@ def raw_values(batch: Batch, name: str, modalities: Mapping[str, Modality]) -> T
     Raises:
         DataError: there are none.
     """
-    x, seen = batch.data.get(name), _seen(batch, modalities[name], name, list(modalities).index(name))
+    x, seen = (
+        batch.data.get(name),
+        _seen(batch, modalities[name], name, list(modalities).index(name)),
+    )
     if x is None or not seen.any():
-        raise DataError(f"data[{name!r}]: nothing is observed; expected one row at least; leave the modality out")
+        raise DataError(
+            f"data[{name!r}]: nothing is observed; expected one row at least; leave the modality out"
+        )
     wide = torch.from_numpy(seen).reshape(len(x), *_element_shape(modalities[name]))
     x = x.reshape(-1, 1) if x.ndim < wide.ndim else x
     wide = wide.reshape(*wide.shape, *[1] * (x.ndim - wide.ndim))

@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvkit.batch import Batch
-from mvkit.data.sources import MultimodalDataset
+from mvkit.core.batch import Batch
+from mvkit.data.dataset import MultimodalDataset
 from mvkit.data.tables import objects
 from mvkit.errors import DataError
 
 
-def pair_by_label(datasets: Sequence[MultimodalDataset], *, times: int = 1, seed: int = 0) -> MultimodalDataset:
+def pair_by_label(
+    datasets: Sequence[MultimodalDataset], *, times: int = 1, seed: int = 0
+) -> MultimodalDataset:
     """One dataset of rows of several, drawn at random among those of the same label; a function of the seed.
 
     Each row of the first dataset stands `times` times, each time with other partners; the rows of the others are used
@@ -39,14 +41,18 @@ def pair_by_label(datasets: Sequence[MultimodalDataset], *, times: int = 1, seed
     """
     modalities = {name: m for data in datasets for name, m in data.modalities.items()}
     if len(modalities) < sum(len(data.modalities) for data in datasets):
-        raise DataError("pair_by_label: two datasets have a modality of the same name; expected different ones; rename")
+        raise DataError(
+            "pair_by_label: two datasets have a modality of the same name; expected different ones; rename"
+        )
     labels = [_labels(data, i) for i, data in enumerate(datasets)]
     wanted = np.tile(labels[0], times)
     first = torch.arange(len(labels[0])).repeat(times)
     parts = [datasets[0].take(first)]
     for i, other in enumerate(datasets[1:], 1):
         parts.append(other.take(_partners(wanted, labels[i], i, seed)))
-    batches = [part.with_missing(0.0).batch for part in parts]  # with masks, whatever says what is missing
+    batches = [
+        part.with_missing(0.0).batch for part in parts
+    ]  # with masks, whatever says what is missing
     mask = torch.cat([batch.mask for batch in batches if batch.mask is not None], 1)
     elements = {name: x for batch in batches for name, x in (batch.elements or {}).items()}
     extra = {"label": batches[0].extra["label"]}
@@ -60,7 +66,9 @@ def pair_by_label(datasets: Sequence[MultimodalDataset], *, times: int = 1, seed
 
 def _labels(data: MultimodalDataset, i: int) -> np.ndarray:
     if data.labels is None:
-        raise DataError(f"pair_by_label: dataset {i} has no labels; expected one for each row; give label= to it")
+        raise DataError(
+            f"pair_by_label: dataset {i} has no labels; expected one for each row; give label= to it"
+        )
     return np.asarray(data.labels)
 
 
@@ -69,7 +77,10 @@ def _partners(wanted: np.ndarray, labels: np.ndarray, i: int, seed: int) -> Tens
     generator = torch.Generator().manual_seed((seed * 1_000_003 + i) % 2**63)
     chosen = torch.empty(len(wanted), dtype=torch.long)
     for label in np.unique(wanted):
-        places, pool = np.flatnonzero(wanted == label), torch.from_numpy(np.flatnonzero(labels == label))
+        places, pool = (
+            np.flatnonzero(wanted == label),
+            torch.from_numpy(np.flatnonzero(labels == label)),
+        )
         if not len(pool):
             raise DataError(
                 f"pair_by_label: dataset {i} has no row of label {label.item()!r}; expected one at least; leave those "

@@ -18,14 +18,27 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from mvkit.batch import Batch, conform, refuse_empty
-from mvkit.data.feeds import Described, Items, Loaded, Ordered, Source, Stream, collate, gather, observed, split
-from mvkit.data.orders import balanced, by_pattern, generator, order
-from mvkit.data.sources import MultimodalDataset, as_batch
+from mvkit.core.batch import Batch, check_not_empty, conform
+from mvkit.core.validation import Schema
+from mvkit.data.batch_order import balanced, by_pattern, generator, order
+from mvkit.data.dataset import MultimodalDataset, as_batch
+from mvkit.data.sources import (
+    Described,
+    Items,
+    Loaded,
+    Ordered,
+    Source,
+    Stream,
+    collate,
+    gather,
+    observed,
+    split,
+)
 from mvkit.errors import DataError, RequestError, ShapeError, suggest
-from mvkit.values import Layout
 
-_BLOCK = 64  # batches in memory whose masks are looked at together, which is cheaper than one by one
+_BLOCK = (
+    64  # batches in memory whose masks are looked at together, which is cheaper than one by one
+)
 
 
 class Pipeline:
@@ -33,12 +46,12 @@ class Pipeline:
 
     Args:
         rows: a batch, a dataset or a mapping of arrays, all in memory; a `Source`; a torch `Dataset` or a list of
-            items, which are mappings (see `mvkit.data.feeds`); any iterable of items, a stream; `Loaded(batches)`.
+            items, which are mappings (see `mvkit.data.sources`); any iterable of items, a stream; `Loaded(batches)`.
         batch_size: rows a batch, over all ranks together; the last may have fewer.
         shuffle: whether each epoch has an order of its own; streams come as they are.
         seed: of the order.
         device: where batches go; pinned and prefetched if it is not the CPU.
-        layout: a model's, to which batches are conformed in the worker (rows in memory once, now); rows that observe
+        schema: a model's, to which batches are conformed in the worker (rows in memory once, now); rows that observe
             nothing are then refused.
         transform: applied to each batch before it is conformed; a function of the batch alone.
         group: `"pattern"`: the rows of a batch observe the same modalities; `"balanced"`: every batch holds every label
@@ -63,7 +76,7 @@ class Pipeline:
         shuffle: bool = True,
         seed: int = 0,
         device: torch.device | str = "cpu",
-        layout: Layout | None = None,
+        schema: Schema | None = None,
         transform: Callable[[Batch], Batch] | None = None,
         group: Literal["pattern", "balanced"] | None = None,
         label: str = "label",
@@ -73,12 +86,16 @@ class Pipeline:
     ) -> None:
         _check(batch_size=(batch_size, 1), workers=(workers, 0), ranks=(ranks, 1), rank=(rank, 0))
         if rank >= ranks:
-            raise RequestError(f"Pipeline: rank={rank}; expected one of 0 to {ranks - 1}, since ranks={ranks}")
+            raise RequestError(
+                f"Pipeline: rank={rank}; expected one of 0 to {ranks - 1}, since ranks={ranks}"
+            )
         if group not in (None, "pattern", "balanced"):
-            raise RequestError(f"Pipeline: group={group!r}; expected None, 'pattern' or 'balanced'")
-        self.rows = _as_rows(rows, layout)
+            raise RequestError(
+                f"Pipeline: group={group!r}; expected None, 'pattern' or 'balanced'"
+            )
+        self.rows = _as_rows(rows, schema)
         self.batch_size, self.shuffle, self.seed = int(batch_size), shuffle, int(seed)
-        self.device, self.layout, self.transform = torch.device(device), layout, transform
+        self.device, self.schema, self.transform = torch.device(device), schema, transform
         self.group, self.label = group, label
         self.workers, self.rank, self.ranks = int(workers), int(rank), int(ranks)
         self.epoch = self._start = self._handed = 0
@@ -90,24 +107,32 @@ class Pipeline:
         if isinstance(self.rows, Loaded) and isinstance(self.rows.batches, Sized):
             return len(self.rows.batches)
         if not isinstance(self.rows, Batch | Source):
-            raise TypeError("Pipeline: nobody knows the number of batches of a stream before its end")
-        return len(self.indices()) if self.group == "pattern" else math.ceil(len(self.rows) / self.batch_size)
+            raise TypeError(
+                "Pipeline: nobody knows the number of batches of a stream before its end"
+            )
+        return (
+            len(self.indices())
+            if self.group == "pattern"
+            else math.ceil(len(self.rows) / self.batch_size)
+        )
 
-    def placed(self, layout: Layout, device: torch.device | str, *, rank: int = 0, ranks: int = 1) -> Pipeline:
-        """A copy for a model: its layout, its device, and a share of the batches unless it has one."""
+    def placed(
+        self, schema: Schema, device: torch.device | str, *, rank: int = 0, ranks: int = 1
+    ) -> Pipeline:
+        """A copy for a model: its schema, its device, and a share of the batches unless it has one."""
         made = copy.copy(self)
-        made.layout, made.device = layout, torch.device(device)
+        made.schema, made.device = schema, torch.device(device)
         if self.ranks == 1:
             made.rank, made.ranks = rank, ranks
-        made.rows = _as_rows(self.rows, layout)
+        made.rows = _as_rows(self.rows, schema)
         made._conform_all()
         return made
 
     def _conform_all(self) -> None:
         """Rows in memory are conformed once; they are then gathered in blocks of batches."""
         self._in_blocks = isinstance(self.rows, Batch) and self.transform is None
-        if self._in_blocks and self.layout is not None:
-            self.rows = _conformed(cast(Batch, self.rows), self.layout)
+        if self._in_blocks and self.schema is not None:
+            self.rows = _conformed(cast(Batch, self.rows), self.schema)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of the next pass; a pass that `load_state_dict` set in the same epoch stays."""
@@ -124,7 +149,9 @@ class Pipeline:
         The state at the end of an epoch gives a pass without batches; `set_epoch` to the next one begins that.
         """
         if set(state) != {"epoch", "batch"}:
-            raise RequestError(f"Pipeline: state {dict(state)!r}; expected the keys epoch and batch; see state_dict")
+            raise RequestError(
+                f"Pipeline: state {dict(state)!r}; expected the keys epoch and batch; see state_dict"
+            )
         known = isinstance(self.rows, Batch | Source)
         if known and not 0 <= state["batch"] <= len(self):
             raise RequestError(
@@ -150,9 +177,15 @@ class Pipeline:
             )
         if self.group == "balanced":
             if self.label not in rows.extra:
-                raise RequestError(f"Pipeline: no labels extra[{self.label!r}]; {suggest(self.label, rows.extra)}")
+                raise RequestError(
+                    f"Pipeline: no labels extra[{self.label!r}]; {suggest(self.label, rows.extra)}"
+                )
             return balanced(chosen, rows.extra[self.label], self.batch_size)
-        mask = rows.mask if rows.mask is not None else observed(cast(Batch, rows), tuple(cast(Batch, rows).data))
+        mask = (
+            rows.mask
+            if rows.mask is not None
+            else observed(cast(Batch, rows), tuple(cast(Batch, rows).data))
+        )
         random = generator(self.seed, self.epoch) if self.shuffle else None
         return by_pattern(chosen, mask, self.batch_size, random)
 
@@ -167,7 +200,11 @@ class Pipeline:
                 raise made
             for batch in made:
                 self._handed += 1
-                yield batch if self.device.type == "cpu" else batch.to(self.device, non_blocking=True)
+                yield (
+                    batch
+                    if self.device.type == "cpu"
+                    else batch.to(self.device, non_blocking=True)
+                )
 
     def _nodes(self, start: int) -> Any:
         """A fresh graph each pass: its state is (epoch, number of batches), nothing else."""
@@ -193,7 +230,11 @@ class Pipeline:
             else:
                 todo = self.indices()[start:]
                 step = _BLOCK if self.device.type == "cpu" else 1  # pinned memory is scarce
-                yield from (todo[i : i + step] for i in range(0, len(todo), step)) if self._in_blocks else todo
+                yield from (
+                    (todo[i : i + step] for i in range(0, len(todo), step))
+                    if self._in_blocks
+                    else todo
+                )
         except Exception as error:
             yield error
 
@@ -213,18 +254,24 @@ class Pipeline:
     def _one(self, job: Any) -> Batch:
         """This rank's share of a batch."""
         batch = as_batch(job) if isinstance(self.rows, Loaded) else None
-        every = job if isinstance(job, Tensor) else torch.arange(len(job if batch is None else batch))
+        every = (
+            job if isinstance(job, Tensor) else torch.arange(len(job if batch is None else batch))
+        )
         share = _share(every, self.rank, self.ranks)
-        index = share if len(share) else every[:1]  # one row, dropped in the end: there must be something to conform
+        index = (
+            share if len(share) else every[:1]
+        )  # one row, dropped in the end: there must be something to conform
         try:
             if isinstance(self.rows, Stream):
                 batch = collate([job[i] for i in index.tolist()], self.rows.names)
             elif isinstance(self.rows, Source):
-                batch = gather(self.rows, index.tolist(), None if self.layout is None else self.layout.names)
+                batch = gather(
+                    self.rows, index.tolist(), None if self.schema is None else self.schema.names
+                )
             else:
                 batch = (cast(Batch, self.rows) if batch is None else batch).take(index)
             batch = batch if self.transform is None else self.transform(batch)
-            batch = batch if self.layout is None else _conformed(batch, self.layout)
+            batch = batch if self.schema is None else _conformed(batch, self.schema)
         except Exception as error:
             if isinstance(job, Tensor):
                 error.add_note(f"the batch has these rows of the data, in order: {index.tolist()}")
@@ -234,7 +281,7 @@ class Pipeline:
 
 def as_pipeline(
     data: Any,
-    layout: Layout,
+    schema: Schema,
     *,
     batch_size: int = 128,
     shuffle: bool = True,
@@ -244,12 +291,12 @@ def as_pipeline(
     rank: int = 0,
     ranks: int = 1,
 ) -> Pipeline:
-    """Whatever a model can be trained on, as a pipeline of batches conformed to its layout.
+    """Whatever a model can be trained on, as a pipeline of batches conformed to its schema.
 
     Args:
-        data: what `Pipeline` takes; a `Pipeline`, of which layout, device and ranks are set in a copy; or any other
+        data: what `Pipeline` takes; a `Pipeline`, of which schema, device and ranks are set in a copy; or any other
             iterable, which gives batches, not rows.
-        layout: the model's.
+        schema: the model's.
         batch_size: rows a batch, over all ranks together.
         shuffle: whether each epoch has an order of its own.
         seed: of the order.
@@ -259,8 +306,11 @@ def as_pipeline(
         ranks: of so many.
     """
     if isinstance(data, Pipeline):
-        return data.placed(layout, device, rank=rank, ranks=ranks)
-    rows = isinstance(data, Batch | MultimodalDataset | Mapping | Source | Dataset | Stream | Loaded | Tensor | str)
+        return data.placed(schema, device, rank=rank, ranks=ranks)
+    rows = isinstance(
+        data,
+        Batch | MultimodalDataset | Mapping | Source | Dataset | Stream | Loaded | Tensor | str,
+    )
     table = type(data).__module__.partition(".")[0] in ("numpy", "pandas", "polars")
     if isinstance(data, Iterable) and not rows and not table:
         data = Loaded(data)
@@ -270,16 +320,16 @@ def as_pipeline(
         shuffle=shuffle,
         seed=seed,
         device=device,
-        layout=layout,
+        schema=schema,
         workers=workers,
         rank=rank,
         ranks=ranks,
     )
 
 
-def _as_rows(rows: Any, layout: Layout | None) -> Batch | Source | Stream | Loaded:
+def _as_rows(rows: Any, schema: Schema | None) -> Batch | Source | Stream | Loaded:
     """Rows in memory, by index, in a stream, or batches."""
-    names = None if layout is None else layout.names
+    names = None if schema is None else schema.names
     if isinstance(rows, Items | Stream) and names is not None:
         strange = next((name for name in rows.names if name not in names), None)
         if strange is not None:
@@ -291,13 +341,17 @@ def _as_rows(rows: Any, layout: Layout | None) -> Batch | Source | Stream | Load
         return as_batch(rows).to("cpu")
     if isinstance(rows, Source):
         return rows
-    kind: Any = Stream if isinstance(rows, IterableDataset) or not isinstance(rows, Sized) else Items
-    if not isinstance(rows, Dataset | list | tuple) and (kind is Items or not isinstance(rows, Iterable)):
+    kind: Any = (
+        Stream if isinstance(rows, IterableDataset) or not isinstance(rows, Sized) else Items
+    )
+    if not isinstance(rows, Dataset | list | tuple) and (
+        kind is Items or not isinstance(rows, Iterable)
+    ):
         return as_batch(rows)
     if names is None:
         raise DataError(
             f"Pipeline: a {type(rows).__name__} gives items, but which keys are modalities? Give "
-            f"layout=model.layout, or {kind.__name__}(rows, names) of mvkit.data.feeds"
+            f"schema=model.schema, or {kind.__name__}(rows, names) of mvkit.data.feeds"
         )
     made: Items | Stream = kind(rows, names)
     return made
@@ -307,17 +361,23 @@ def _share(index: Tensor, rank: int, ranks: int) -> Tensor:
     return index if ranks == 1 else torch.tensor_split(index, ranks)[rank]
 
 
-def _conformed(batch: Batch, layout: Layout) -> Batch:
-    batch = conform(batch, layout)
-    refuse_empty(batch)
+def _conformed(batch: Batch, schema: Schema) -> Batch:
+    batch = conform(batch, schema)
+    check_not_empty(batch)
     return batch
 
 
 def _pinned(made: Iterable[Batch] | Exception) -> list[Batch] | Exception:
-    return made if isinstance(made, Exception) else [batch.map(lambda tensor: tensor.pin_memory()) for batch in made]
+    return (
+        made
+        if isinstance(made, Exception)
+        else [batch.map(lambda tensor: tensor.pin_memory()) for batch in made]
+    )
 
 
 def _check(**options: tuple[Any, int]) -> None:
     for name, (value, low) in options.items():
         if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < low:
-            raise RequestError(f"Pipeline: {name}={value!r}; expected a whole number of at least {low}")
+            raise RequestError(
+                f"Pipeline: {name}={value!r}; expected a whole number of at least {low}"
+            )

@@ -1,6 +1,6 @@
 """Datasets larger than memory: a folder of safetensors shards, read memory-mapped.
 
-`index.safetensors` is sealed (`mvkit.sealed`): its header tells the modalities and the shards with their SHA-256; masks
+`index.safetensors` is sealed (`mvkit.core.safe_file`): its header tells the modalities and the shards with their SHA-256; masks
 and `extra` are its tensors and stay in memory. A shard holds `data/<modality>` and `elements/<modality>` of its rows.
 """
 
@@ -26,18 +26,24 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-import mvkit
-from mvkit import sealed
-from mvkit.batch import Batch
-from mvkit.data.feeds import observed
-from mvkit.data.orders import order, windowed
+from mvkit._version import __version__
+from mvkit.core import safe_file
+from mvkit.core.batch import Batch
+from mvkit.core.modality import Modality, as_modalities
+from mvkit.data.batch_order import order, windowed
+from mvkit.data.sources import observed
 from mvkit.errors import DataError, ShapeError
-from mvkit.modality import Modality, as_modalities
-from mvkit.spec import to_dict
+from mvkit.registry.spec import to_dict
 
 INDEX = "index.safetensors"
+
+
 _SHARD = 2**24  # bytes of a shard unless told otherwise
+
+
 _AROUND = 2**16  # bytes that the kernel maps around one that is read
+
+
 _MAPS = 512  # shards mapped at a time: each keeps a file open
 
 
@@ -63,11 +69,15 @@ def save_shards(
     """
     folder, modalities = Path(folder), as_modalities(modalities)
     if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder}: there is something in it; expected a new or empty folder; choose another")
+        raise FileExistsError(
+            f"{folder}: there is something in it; expected a new or empty folder; choose another"
+        )
     nets = [(name, net) for name, m in modalities.items() for net in (m.encoder, m.decoder)]
     module = next((name for name, net in nets if isinstance(net, nn.Module)), None)
     if module is not None:
-        raise DataError(f"save: modality {module!r} holds a module, which no file can; give it to the model instead")
+        raise DataError(
+            f"save: modality {module!r} holds a module, which no file can; give it to the model instead"
+        )
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
     try:
@@ -117,9 +127,11 @@ class _Writer:
             {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
         )
         file = f"shard-{len(self.shards):05d}.safetensors"
-        sealed.write_whole(self.folder / file, blob)
+        safe_file.write_whole(self.folder / file, blob)
         digest = hashlib.sha256(blob).hexdigest()
-        self.shards.append({"file": file, "rows": len(batch), "bytes": len(blob), "digest": digest})
+        self.shards.append(
+            {"file": file, "rows": len(batch), "bytes": len(blob), "digest": digest}
+        )
 
     def finish(self) -> None:
         """Writes the index."""
@@ -131,17 +143,22 @@ class _Writer:
             if all(isinstance(part, Tensor) for part in parts):
                 tensors[f"extra/{key}"] = torch.cat(parts)
             else:
-                lists = [part.tolist() if isinstance(part, np.ndarray | Tensor) else part for part in parts]
+                lists = [
+                    part.tolist() if isinstance(part, np.ndarray | Tensor) else part
+                    for part in parts
+                ]
                 values = list(itertools.chain.from_iterable(lists))
-                tensors[f"json/{key}"] = torch.frombuffer(bytearray(json.dumps(values).encode()), dtype=torch.uint8)
+                tensors[f"json/{key}"] = torch.frombuffer(
+                    bytearray(json.dumps(values).encode()), dtype=torch.uint8
+                )
         header = {
-            "mvkit": mvkit.__version__,
+            "mvkit": __version__,
             "order": list(self.modalities),
             "modalities": {name: to_dict(modality) for name, modality in self.modalities.items()},
             "kinds": self.kinds,
             "shards": self.shards,
         }
-        sealed.write(self.folder / INDEX, header, tensors)
+        safe_file.write(self.folder / INDEX, header, tensors)
 
 
 class Shards:
@@ -173,15 +190,27 @@ class Shards:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, window: int | None = 4, memory: int = 132_000_000, verify: bool = False
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        window: int | None = 4,
+        memory: int = 132_000_000,
+        verify: bool = False,
     ) -> None:
         self.folder, self.window, self.memory = Path(folder), window, memory
         if not (self.folder / INDEX).is_file():
-            raise DataError(f"{folder}: no folder of shards: {INDEX} is not there; expected one that save wrote")
-        header, tensors = sealed.read(self.folder / INDEX)
-        self.modalities = as_modalities({name: header["modalities"][name] for name in header["order"]})
+            raise DataError(
+                f"{folder}: no folder of shards: {INDEX} is not there; expected one that save wrote"
+            )
+        header, tensors = safe_file.read(self.folder / INDEX)
+        self.modalities = as_modalities(
+            {name: header["modalities"][name] for name in header["order"]}
+        )
         self.shards: list[dict[str, Any]] = header["shards"]
-        self.kinds = {key: (getattr(torch, kind), tuple(shape)) for key, (kind, shape) in header["kinds"].items()}
+        self.kinds = {
+            key: (getattr(torch, kind), tuple(shape))
+            for key, (kind, shape) in header["kinds"].items()
+        }
         extra: dict[str, Any] = {}
         for key, value in tensors.items():
             kind, _, name = key.partition("/")
@@ -204,7 +233,9 @@ class Shards:
         if verify:
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != shard["digest"]:
-                    raise DataError(f"{path}: altered since it was saved: its SHA-256 does not fit; take another copy")
+                    raise DataError(
+                        f"{path}: altered since it was saved: its SHA-256 does not fit; take another copy"
+                    )
 
     def __len__(self) -> int:
         return len(self.table)
@@ -237,23 +268,36 @@ class Shards:
         shard = np.searchsorted(self._ends, index[turn], side="right")
         local = index[turn] - (self._ends - self.counts)[shard]
         cuts = [0, *(np.flatnonzero(np.diff(shard)) + 1).tolist(), len(index)]
-        made = {key: torch.empty(len(index), *shape, dtype=dtype) for key, (dtype, shape) in self.kinds.items()}
-        raw = {k: x.reshape(len(index), math.prod(x.shape[1:])).view(torch.uint8).numpy() for k, x in made.items()}
+        made = {
+            key: torch.empty(len(index), *shape, dtype=dtype)
+            for key, (dtype, shape) in self.kinds.items()
+        }
+        raw = {
+            k: x.reshape(len(index), math.prod(x.shape[1:])).view(torch.uint8).numpy()
+            for k, x in made.items()
+        }
         for start, stop in itertools.pairwise(cuts):
             if start < stop:
                 mapped = self._map(int(shard[start]))
-                mapped.copy(local[start:stop], {key: rows[start:stop] for key, rows in raw.items()})
+                mapped.copy(
+                    local[start:stop], {key: rows[start:stop] for key, rows in raw.items()}
+                )
         with self._lock:
             self._give_back(0)
         found = {key: value.index_select(0, back) for key, value in made.items()}
         elements = {key[9:]: value for key, value in found.items() if key.startswith("elements/")}
         data = {key[5:]: value for key, value in found.items() if key.startswith("data/")}
-        return attrs.evolve(self.table.take(torch.from_numpy(index)), data=data, elements=elements or None)
+        return attrs.evolve(
+            self.table.take(torch.from_numpy(index)), data=data, elements=elements or None
+        )
 
     def _map(self, i: int) -> _Map:
         with self._lock:
             if i not in self._maps:
-                shard, whole = self.shards[i], self.window is not None  # all rows of a window are wanted soon
+                shard, whole = (
+                    self.shards[i],
+                    self.window is not None,
+                )  # all rows of a window are wanted soon
                 self._give_back(shard["bytes"] if whole else 0)
                 if len(self._maps) >= _MAPS:
                     self._maps.pop(next(iter(self._maps)))
@@ -263,7 +307,9 @@ class Shards:
 
     def _give_back(self, more: int) -> None:
         """Makes room for so many bytes more; pages stay in the system's cache."""
-        held = more + sum(min(mapped.touched, len(mapped.memory)) for mapped in self._maps.values())
+        held = more + sum(
+            min(mapped.touched, len(mapped.memory)) for mapped in self._maps.values()
+        )
         for i, mapped in list(self._maps.items()) if held > self.memory else ():
             if self.window is None:
                 mapped.memory.madvise(mmap.MADV_DONTNEED)
@@ -284,7 +330,9 @@ class _Map:
     @classmethod
     def open(cls, path: Path, rows: int, *, whole: bool) -> _Map:
         """Maps a file for reading; `whole` reads it now, in one go instead of page by page."""
-        flags = mmap.MAP_SHARED | (getattr(mmap, "MAP_POPULATE", 0) if whole else 0)  # only Linux has it
+        flags = mmap.MAP_SHARED | (
+            getattr(mmap, "MAP_POPULATE", 0) if whole else 0
+        )  # only Linux has it
         with path.open("rb") as file:
             memory = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ)
         size = 8 + struct.unpack("<Q", memory[:8])[0]

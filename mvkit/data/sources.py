@@ -1,363 +1,280 @@
-"""Datasets: rows in memory with their gaps, from arrays, tables and files.
+"""What a pipeline can draw from when the rows are not one batch in memory: rows by index, rows in a stream, batches.
 
-Axes: b rows, m modalities, k features.
+An item is a mapping: keys that name a modality are data, where an absent key, None or all NaN means unobserved; all
+other keys go to `Batch.extra`, where numbers and arrays of one shape become a tensor and anything else a list with None
+for rows that lack it. Items are copied when they are read, so that a dataset may use its buffers again.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
-import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import numbers
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
-from mvkit.batch import Batch
-from mvkit.data import tables
-from mvkit.data.missing import Simulation, raw_values
-from mvkit.data.tables import Table, is_table
-from mvkit.data.transforms import OneHot, fitted
-from mvkit.errors import DataError, ShapeError, suggest
-from mvkit.likelihoods import Bernoulli, Categorical, Normal
-from mvkit.modality import Modality
-from mvkit.values import Columns, as_tensor
+from mvkit.core.batch import Batch
+from mvkit.core.validation import as_tensor
+from mvkit.errors import NothingObserved, ShapeError
 
-if TYPE_CHECKING:
-    from mvkit.data.shards import Shards
+
+@runtime_checkable
+class Source(Protocol):
+    """Rows that are gathered by index, a batch at a time: all that a pipeline asks for.
+
+    `__getitems__` gives a `Batch` of the rows at the indices, in their order, or a list of items (see the module's
+    docstring). It must be a pure function of the indices: workers call it at the same time, for any batch.
+
+    Example:
+        >>> import torch
+        >>> from mvkit import Batch, Pipeline
+        >>> class Squares:
+        ...     def __len__(self): return 10
+        ...     def __getitems__(self, indices): return Batch({"a": torch.tensor(indices)[:, None] ** 2.0})
+        >>> [batch.data["a"].flatten().tolist() for batch in Pipeline(Squares(), batch_size=4, shuffle=False)]
+        [[0.0, 1.0, 4.0, 9.0], [16.0, 25.0, 36.0, 49.0], [64.0, 81.0]]
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: list[int], /) -> Any: ...
+
+
+@runtime_checkable
+class Ordered(Protocol):
+    """A source with an order of its own, which `shuffle` then asks for."""
+
+    def epoch_order(self, *, seed: int, epoch: int) -> Tensor:
+        """Indices of the rows in an epoch, (b,): a pure function of its arguments."""
+        ...
+
+
+@runtime_checkable
+class Described(Protocol):
+    """Rows of which masks (b, m) and `extra` are known before they are read: what grouped batches need."""
+
+    @property
+    def mask(self) -> Tensor | None: ...
+
+    @property
+    def extra(self) -> dict[str, Any]: ...
 
 
 @attrs.frozen(eq=False)
-class MultimodalDataset:
-    """Rows of several modalities with gaps: map-style, a whole batch at a time.
-
-    Values stay in the user's units; `modalities` say what they are and how a model sees them. Modalities are inferred
-    where they are not given: bits (bool, or only 0 and 1) are `bernoulli`; whole numbers (b,) that use each of 0 … C-1
-    are the classes of a `categorical`; anything else is `normal` with a trained scale.
+class Items:
+    """A source from anything with a length and items by index, such as a `torch.utils.data.Dataset` of dicts.
 
     Args:
-        batch: all rows.
-        modalities: what they are, for `Model(dataset.modalities)`.
+        dataset: gives an item for each index.
+        names: the modalities, in the model's order; other keys go to `extra`.
 
     Example:
-        >>> import numpy as np
-        >>> from mvkit import MultimodalDataset
-        >>> arrays = {"sound": np.array([[0.5, 1.5], [np.nan, np.nan]]), "word": np.array([1, 0])}
-        >>> data = MultimodalDataset.from_arrays(arrays, ids=["a", "b"])
-        >>> data.modalities["word"].likelihood, data.batch.mask.tolist()
-        (Categorical(), [[True, True], [False, True]])
+        >>> from mvkit.data.sources import Items
+        >>> rows = [{"a": [1.0, 2.0], "label": 0}, {"b": [3.0], "label": 1}]
+        >>> Items(rows, ("a", "b")).__getitems__([0, 1]).mask.tolist()
+        [[True, False], [False, True]]
     """
 
-    batch: Batch
-    modalities: dict[str, Modality]
-
-    @classmethod
-    def from_arrays(
-        cls,
-        arrays: Mapping[str, Any],
-        *,
-        ids: Any = None,
-        label: Any = None,
-        missing: Any = "nan",
-        modalities: Mapping[str, Any] | None = None,
-        disjoint: bool = False,
-    ) -> MultimodalDataset:
-        """Rows of arrays or tensors, (b, *shape) a modality.
-
-        Args:
-            arrays: by modality.
-            ids: an id for each row; or a mapping from modality to the ids of its rows, which are then aligned: the
-                rows are all ids, in order of first appearance, and unobserved where a modality lacks them.
-            label: a label for each row, or a mapping from id to label; kept, never modelled.
-            missing: `nan`: NaN is missing; `none`: nothing is, and NaN an error; or what is observed: (b, m) bool, or
-                a mapping from modality to bool (b,) or (b, *shape).
-            modalities: what a modality is, where it is not as inferred: a `Modality`, a dict of its options, or the
-                name of a likelihood.
-            disjoint: whether a modality may share no id with any other.
-
-        Raises:
-            DataError: ids that stand twice, or are disjoint; NaN where nothing is missing.
-            ShapeError: lengths that differ without ids.
-        """
-        own = ids if isinstance(ids, Mapping) else dict.fromkeys(arrays, ids)
-        made = {name: Table(as_tensor(x, f"data[{name!r}]"), _listed(own.get(name))) for name, x in arrays.items()}
-        return _dataset(cls, made, label, missing, modalities, disjoint)
-
-    @classmethod
-    def from_tables(
-        cls,
-        frames: Mapping[str, Any],
-        *,
-        id: str | None = None,
-        label: Any = None,
-        missing: Any = "nan",
-        modalities: Mapping[str, Any] | None = None,
-        disjoint: bool = False,
-    ) -> MultimodalDataset:
-        """Rows of pandas or polars tables, one a modality, aligned by index, or the column `id`; never by position.
-
-        Args:
-            frames: by modality; columns are features, and their names are kept.
-            id: the column that holds ids; None: pandas' index.
-            label: name of a column of labels, a Series by id, or a mapping from id to label.
-            missing: see `from_arrays`.
-            modalities: likewise; `categorical` for tables of text.
-            disjoint: likewise.
-
-        Raises:
-            DataError: as `from_arrays`; text among numbers, with column, row and value.
-        """
-        frames = {name: tables.frame_of(name, frame, id) for name, frame in frames.items()}
-        tables.refuse_counted(frames)
-        if isinstance(label, str):
-            label = tables.pop_label(frames, label)
-        elif label is not None and not isinstance(label, Mapping) and tables.library(label) != "pandas":
-            raise DataError(
-                f"label: got a {type(label).__name__} without ids; expected a column's name, a Series or a mapping"
-            )
-        made = {
-            name: tables.read_table(name, frame, text=_likelihood_given(modalities, name) == "categorical")
-            for name, frame in frames.items()
-        }
-        return _dataset(cls, made, label, missing, modalities, disjoint)
-
-    @classmethod
-    def from_files(
-        cls, files: Mapping[str, str | os.PathLike[str]], *, id: str | None = None, **options: Any
-    ) -> MultimodalDataset:
-        """Rows of one CSV, TSV or Parquet file a modality, aligned by the column `id`; see `from_tables`.
-
-        Ids of text files are text: "007" is not 7.
-        """
-        return cls.from_tables(tables.read_files(files, id), **options)
-
-    @classmethod
-    def from_npz(
-        cls, file: str | os.PathLike[str], *, id: str = "id", label: str = "label", **options: Any
-    ) -> MultimodalDataset:
-        """Rows of an `.npz` file: an array a modality, and ids and labels if there are arrays of these names."""
-        with np.load(file, allow_pickle=False) as loaded:
-            arrays = dict(loaded)
-        ids, labels = arrays.pop(id, None), arrays.pop(label, None)
-        return cls.from_arrays(arrays, ids=ids, label=labels, **options)
+    dataset: Any
+    names: tuple[str, ...]
 
     def __len__(self) -> int:
-        return len(self.batch)
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.batch.take(torch.tensor([range(len(self))[index]]))
+        return len(self.dataset)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        return self.batch.take(torch.as_tensor(indices))
-
-    def save(self, folder: str | os.PathLike[str], *, rows_per_shard: int | None = None) -> None:
-        """Writes a folder of safetensors shards; see `mvkit.data.shards.save_shards`."""
-        from mvkit.data.shards import save_shards
-
-        save_shards(self.batch, folder, self.modalities, rows_per_shard=rows_per_shard)
-
-    @staticmethod
-    def open(folder: str | os.PathLike[str], **options: Any) -> Shards:
-        """Rows of a folder that `save` wrote, memory-mapped; options as of `mvkit.data.shards.Shards`."""
-        from mvkit.data.shards import Shards
-
-        return Shards(folder, **options)
-
-    @property
-    def labels(self) -> Any:
-        """`extra["label"]`, if there is one: numbers (b,), or an array of words."""
-        return self.batch.extra.get("label")
-
-    @property
-    def ids(self) -> Any:
-        """`extra["id"]`, if there is one: an array (b,) of whatever the ids are."""
-        return self.batch.extra.get("id")
-
-    def take(self, index: Tensor | slice | Sequence[int]) -> MultimodalDataset:
-        """The rows at `index` (n,)."""
-        return attrs.evolve(self, batch=self.batch.take(index))
-
-    def with_missing(
-        self, rate: Any, *, of: str = "modalities", by: str | None = None, block: int = 1, seed: int = 0
-    ) -> MultimodalDataset:
-        """The dataset with more missing, by simulation: a function of (seed, row), so of no batch and no worker.
-
-        What was missing stays so, and a row keeps one observed modality at least.
-
-        Args:
-            rate: the share of places to hide, or a mapping from modality to share; with `by="label"`, or from label.
-            of: hide whole `modalities`, or single `elements` (features, pixels).
-            by: None: at random. Not at random: `label`: more in later labels, or each label at its rate; `value`: more
-                where values are larger (of a modality: its mean), by rank over the dataset.
-            block: rows in a row that lack the same, such as those of a day or a site.
-            seed: of the missingness.
-        """
-        simulation = Simulation(rate, of, by, block, seed)
-        if isinstance(rate, Mapping) and by != "label":
-            for name in rate:
-                if name not in self.modalities:
-                    raise DataError(f"with_missing: no modality {name!r}; {suggest(str(name), self.modalities)}")
-        return attrs.evolve(self, batch=simulation.apply(self.batch, self.modalities))
-
-    def fit_transforms(self, transforms: Mapping[str, Any]) -> MultimodalDataset:
-        """The dataset with transforms fitted to its observed values, on `modalities`; values themselves stay raw.
-
-        Fit on the training rows only; a model made with these modalities applies the same numbers to any other data,
-        and gives values back in the user's units. Likelihoods are then densities in the model's units.
-
-        Args:
-            transforms: a transform or a list of them by modality (`mvkit.available("transform")`), first to last.
-
-        Example:
-            >>> data = MultimodalDataset.from_arrays({"rna": np.array([[0.0, 9.0], [4.0, 2.0]])})
-            >>> data.fit_transforms({"rna": ["log1p", "standardise"]}).modalities["rna"].transform
-            (Log1p(), Standardise(over='feature', fitted))
-        """
-        made = dict(self.modalities)
-        for name, wanted in transforms.items():
-            if name not in made:
-                raise DataError(f"fit_transforms: no modality {name!r}; {suggest(str(name), made)}")
-            made[name] = fitted(name, made[name], raw_values(self.batch, name, made), wanted)
-        return attrs.evolve(self, modalities=made)
-
-    def split(self, *shares: float, seed: int = 0) -> tuple[MultimodalDataset, ...]:
-        """Parts of rows drawn at random, such as `split(0.8, 0.1, 0.1)`; a function of the seed."""
-        if not shares or min(shares) <= 0 or sum(shares) > 1 + 1e-9:
-            raise DataError(f"split: got {shares}; expected positive shares that add up to 1 at most")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        ends = [round(float(end) * len(self)) for end in np.cumsum([0.0, *shares])]
-        return tuple(self.take(order[start:end]) for start, end in itertools.pairwise(ends))
+        items = []
+        for i in indices:
+            try:
+                items.append(read(self.dataset[i], self.names))
+            except Exception as error:
+                error.add_note(f"at row {i} of the data")
+                raise
+        return collate(items, self.names)
 
 
-def as_batch(data: Any) -> Batch:
-    """A batch, a dataset, or a mapping of arrays or of pandas tables as a batch."""
-    if isinstance(data, Batch):
-        return data
-    if isinstance(data, MultimodalDataset):
-        own = data.batch.layout is not None or data.batch.mask is None or data.batch.order is not None
-        return data.batch if own else attrs.evolve(data.batch, order=tuple(data.modalities))
-    if isinstance(data, Mapping):
-        framed = [name for name, value in data.items() if is_table(value)]
-        if framed and len(framed) < len(data):
-            raise ShapeError(f"data[{framed[0]!r}]: a table among arrays; expected tables only, or arrays only")
-        return tables.from_frames(data) if framed else Batch(dict(data))
-    splits = "; take one of its splits, such as .test" if hasattr(data, "train") and hasattr(data, "test") else ""
-    raise DataError(
-        f"got {type(data).__name__}; expected a Batch, a MultimodalDataset or a mapping from modality to array{splits}"
+@attrs.frozen(eq=False)
+class Stream:
+    """Rows one after another, from an iterable or an `IterableDataset`; an epoch is one pass.
+
+    Resuming at batch k reads and drops the rows before it. Every rank reads all rows and keeps its share of each batch,
+    so that the batches are the same on any number of ranks.
+
+    Args:
+        items: an iterable of items (see the module's docstring), the same at each pass.
+        names: the modalities, in the model's order; other keys go to `extra`.
+    """
+
+    items: Iterable[Any]
+    names: tuple[str, ...]
+
+    def batches(self, size: int, start: int) -> Iterator[list[dict[str, Any]]]:
+        """Lists of so many items, from batch `start` on."""
+        rows = enumerate(self.items)
+        for _ in itertools.islice(rows, start * size):
+            pass
+        while batch := [self._read(i, item) for i, item in itertools.islice(rows, size)]:
+            yield batch
+
+    def _read(self, i: int, item: Any) -> dict[str, Any]:
+        try:
+            return read(item, self.names)
+        except Exception as error:
+            error.add_note(f"at row {i} of the stream")
+            raise
+
+
+@attrs.frozen(eq=False)
+class Loaded:
+    """Batches that somebody else made, an epoch a pass: batches or mappings of arrays, such as a `DataLoader` gives.
+
+    Args:
+        batches: an iterable of them. Resuming at batch k makes and drops those before it.
+    """
+
+    batches: Iterable[Any]
+
+
+def read(item: Any, names: Sequence[str]) -> dict[str, Any]:
+    """A copy of an item without what it lacks; values of modalities as tensors."""
+    if not isinstance(item, Mapping):
+        raise ShapeError(
+            f"an item is a {type(item).__name__}; expected a dict from modality to values"
+        )
+    return {
+        name: as_tensor(value, repr(name)).reshape(np.shape(value)).clone()
+        if name in names
+        else copy.deepcopy(value)
+        for name, value in item.items()
+        if value is not None
+    }
+
+
+def gather(source: Source, index: list[int], names: Sequence[str] | None) -> Batch:
+    """The rows of a source at some indices, as a batch."""
+    found = source.__getitems__(index)
+    if isinstance(found, Batch):
+        return found
+    if not isinstance(found, list) or names is None:
+        raise ShapeError(
+            f"{type(source).__name__}.__getitems__ gave a {type(found).__name__}; expected a Batch, or a list of items "
+            "and schema=model.schema, which says what are modalities"
+        )
+    return collate([read(item, names) for item in found], names)
+
+
+def collate(items: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Batch:
+    """Items that were read, as a batch with a mask (b, m)."""
+    data: dict[str, Tensor] = {}
+    mask = torch.zeros(len(items), len(names), dtype=torch.bool)
+    for i, name in enumerate(names):
+        present = [name in item for item in items]
+        if not any(present):
+            continue
+        first = items[present.index(True)][name]
+        values = [item.get(name, torch.zeros_like(first)) for item in items]
+        odd = next((r for r, value in enumerate(values) if value.shape != first.shape), None)
+        if odd is not None:
+            raise ShapeError(
+                f"{name!r}: row {odd} of the batch has shape {tuple(values[odd].shape)}, row {present.index(True)} "
+                f"{tuple(first.shape)}; expected one shape in all rows; pad or crop them"
+            )
+        data[name] = torch.stack(values)
+        flat = data[name].reshape(len(items), -1)
+        mask[:, i] = torch.tensor(present) & ~torch.isnan(flat).all(1)
+    if not data:
+        raise NothingObserved(0)
+    keys = dict.fromkeys(key for item in items for key in item if key not in names)
+    return Batch(
+        data, mask, extra={key: _column([item.get(key) for item in items]) for key in keys}
     )
 
 
-def _listed(ids: Any) -> list[Any] | None:
-    return None if ids is None else ids.tolist() if isinstance(ids, np.ndarray | Tensor) else list(ids)
+def observed(batch: Batch, names: Sequence[str]) -> Tensor:
+    """What each row of a batch observes, (b, m): its mask, or what elements and NaN say."""
+    if batch.mask is not None:
+        if batch.mask.shape[1] != len(names):
+            raise ShapeError(
+                f"batch.mask: shape {tuple(batch.mask.shape)}; expected {(len(batch), len(names))}, columns "
+                f"{', '.join(names)}"
+            )
+        return batch.mask
+    given, columns = batch.elements or {}, []
+    for name in names:
+        value = batch.data.get(name)
+        if value is None:
+            columns.append(torch.zeros(len(batch), dtype=torch.bool))
+        else:
+            present = given[name] if name in given else ~torch.isnan(value)
+            columns.append(present.reshape(len(value), -1).any(1))
+    return torch.stack(columns, dim=1)
 
 
-def _likelihood_given(modalities: Mapping[str, Any] | None, name: str) -> Any:
-    given = (modalities or {}).get(name)
-    given = given.get("likelihood") if isinstance(given, Mapping) else given
-    given = given.likelihood if isinstance(given, Modality) else given
-    return "categorical" if isinstance(given, Categorical) else given
+def split(rows: Batch, indices: Sequence[Tensor]) -> Iterator[Batch]:
+    """`rows.take` at each of some indices (n,); what follows from the mask is found in a few steps for all of them.
 
+    Values are gathered when a batch is asked for: gathered ahead, they leave the processor's cache.
+    """
+    if rows.schema is None or rows.mask is None:
+        yield from map(rows.take, indices)
+        return
+    sizes = [len(index) for index in indices]
+    mask = rows.mask.index_select(0, torch.cat(list(indices)))
+    tensors = {name: value for name, value in rows.extra.items() if isinstance(value, Tensor)}
+    lists = Batch(
+        {},
+        rows.mask,
+        extra={name: value for name, value in rows.extra.items() if name not in tensors},
+    )
 
-def _dataset(
-    cls: type[MultimodalDataset], made: dict[str, Table], label: Any, missing: Any, given: Any, disjoint: bool
-) -> MultimodalDataset:
-    for name in given or {}:
-        if name not in made:
-            raise DataError(f"modalities: no data for {name!r}; {suggest(str(name), made)}")
-    if isinstance(missing, Mapping):
-        for name in missing:
-            if name not in made:
-                raise DataError(f"missing: no data for {name!r}; {suggest(str(name), made)}")
-    checked, modalities = {}, {}
-    for i, (name, table) in enumerate(made.items()):
-        table = _with_gaps(name, table, missing, i, len(made))
-        modalities[name], values = _inferred(name, table, (given or {}).get(name))
-        checked[name] = attrs.evolve(table, values=values)
-    batch = tables.align(checked, disjoint=disjoint)
-    if label is not None:
-        batch.extra["label"] = tables.labels_of(label, batch.extra.get("id"), len(batch))
-    return cls(batch, modalities)
+    def pick(values: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+        return {name: value.index_select(0, index) for name, value in values.items()}
 
-
-def _with_gaps(name: str, table: Table, missing: Any, i: int, m: int) -> Table:
-    """The table with gaps as `missing` says: NaN in floats, `seen` for other values."""
-    x, where = table.values, f"data[{name!r}]"
-    if isinstance(missing, str):
-        if missing not in ("nan", "none"):
-            raise DataError(f"missing: got {missing!r}; expected 'nan', 'none' or what is observed, as bool")
-        if missing == "none":
-            _refuse_nan(where, table, torch.ones_like(x, dtype=torch.bool), "nothing is missing (missing='none')")
-        return table
-    given = missing.get(name) if isinstance(missing, Mapping) else missing
-    if given is None:
-        return table
-    seen = as_tensor(given, f"missing[{name!r}]")
-    if not isinstance(missing, Mapping):
-        if seen.shape != (len(x), m):
-            raise ShapeError(f"missing: shape {tuple(seen.shape)}; expected {(len(x), m)}, a column for each modality")
-        seen = seen[:, i]
-    if seen.dtype != torch.bool or tuple(seen.shape) not in (tuple(x.shape[:1]), tuple(x.shape)):
-        raise ShapeError(
-            f"missing[{name!r}]: {seen.dtype} of shape {tuple(seen.shape)}; expected torch.bool, True where observed, "
-            f"of shape {tuple(x.shape[:1])} or {tuple(x.shape)}"
+    for index, part, known in zip(indices, mask.split(sizes), _indices(mask, sizes), strict=True):
+        extra = pick(tensors, index) | (lists.take(index).extra if lists.extra else {})
+        elements = rows.elements and pick(rows.elements, index)
+        yield Batch(
+            pick(rows.data, index),
+            part,
+            elements,
+            extra,
+            schema=rows.schema,
+            hidden=rows.hidden,
+            **known,
         )
-    wide = seen.reshape(-1, *[1] * (x.ndim - seen.ndim)).expand(x.shape) if seen.ndim < x.ndim else seen
-    _refuse_nan(where, table, wide, "the mask says it is observed")
-    if x.is_floating_point():
-        return attrs.evolve(table, values=torch.where(wide, x, torch.nan))
-    return attrs.evolve(table, seen=seen)
 
 
-def _refuse_nan(where: str, table: Table, seen: Tensor, why: str) -> None:
-    bad = ~tables.presence(table.values) & seen
-    if bad.any():
-        row, *rest = bad.nonzero()[0].tolist()
-        at = f"column {table.columns.names[rest[0]]!r}" if table.columns else f"element {tuple(rest)}"
-        raise DataError(f"{where}: {table.called(row)}, {at}: NaN, but {why}; fill it in, or correct what is missing")
+def _indices(mask: Tensor, sizes: list[int]) -> Iterator[dict[str, Any]]:
+    """What `mvkit.core.batch.indices_of` says of each part of a mask (n, m), with few steps a part."""
+    flags = np.ascontiguousarray(mask.numpy().T)
+    every, some = np.logical_and.reduce(flags), np.logical_or.reduce(flags)
+    columns, no_gap, start = [*flags, every], bool(some.all()), 0
+    if every.all():
+        complete = {
+            "observed_rows": (None,) * len(flags),
+            "complete_rows": None,
+            "first_empty_row": None,
+        }
+        yield from (complete for _ in sizes)
+        return
+    for size in sizes:
+        stop = start + size
+        found = [column[start:stop].nonzero()[0] for column in columns]
+        *rows, whole = [None if index.size == size else torch.from_numpy(index) for index in found]
+        nothing = None if no_gap or some[start:stop].all() else int(some[start:stop].argmin())
+        yield {"observed_rows": tuple(rows), "complete_rows": whole, "first_empty_row": nothing}
+        start = stop
 
 
-def _inferred(name: str, table: Table, given: Any) -> tuple[Modality, Tensor]:
-    """What a modality is, and its values with an axis of features at least."""
-    x, columns = table.values, table.columns
-    classes = x.ndim == 1 and not x.is_floating_point() and x.dtype != torch.bool
-    wanted = _likelihood_given({name: given}, name)
-    if isinstance(given, Modality):
-        unnamed = columns and not given.features and given.raw_shape == tuple(x.shape[1:])
-        return attrs.evolve(given, features=columns.names) if columns and unnamed else given, x  # type: ignore[misc]
-    options = dict(given) if isinstance(given, Mapping) else {} if given is None else {"likelihood": given}
-    if not len(x):
-        raise DataError(f"data[{name!r}]: it is empty; expected one row at least; leave the modality out")
-    if classes and wanted in (None, "categorical") and x.unique().tolist() == list(range(int(x.max()) + 1)):
-        return Modality(**{"shape": (int(x.max()) + 1,), "likelihood": Categorical(), **options}), x
-    x = rearrange(x, "b -> b 1") if x.ndim == 1 else x
-    options = {"shape": tuple(x.shape[1:]), **options}
-    options |= {"features": columns.names} if columns and "features" not in options else {}
-    if (columns and columns.words) or wanted == "categorical":
-        return _categories(x, columns, options)
-    if "likelihood" not in options:
-        seen = tables.presence(x)
-        bits = bool(((x == 0) | (x == 1) | ~seen).all()) and bool(seen.any())
-        options["likelihood"] = Bernoulli() if bits else Normal(scale="trained")
-    plain = Modality(**options)
-    whole = plain.likelihood.build(None).integers  # only some likelihoods take integers, tables are full of them
-    return plain, x if whole or x.is_floating_point() else _exact(x)
-
-
-def _exact(x: Tensor) -> Tensor:
-    """Whole numbers as floats that hold them all: large ones, such as dates, need float64."""
-    return x.float() if x.element_size() <= 2 else x.double()
-
-
-def _categories(x: Tensor, columns: Columns | None, options: dict[str, Any]) -> tuple[Modality, Tensor]:
-    """A modality of categories: words, numbers, or classes on the last axis already."""
-    words = columns.words if columns else None
-    x = x.double()
-    seen = tables.presence(x).all(-1, keepdim=True)
-    if not words and x.shape[-1] > 1 and not bool((Categorical().outside(x) & seen).any()):
-        return Modality(**{**options, "features": ()}), x.to(torch.get_default_dtype())
-    step = OneHot(categories=words) if words else OneHot().fit(x, (), "categories")
-    shape = (*x.shape[1:], len(step.categories))
-    return Modality(**{**options, "shape": shape, "likelihood": Categorical(), "transform": (step,)}), x
+def _column(values: list[Any]) -> Any:
+    """A tensor from numbers or arrays of one shape; anything else as it is."""
+    if not all(
+        isinstance(value, numbers.Number | np.ndarray | np.generic | Tensor) for value in values
+    ):
+        return values
+    tensors = [value if isinstance(value, Tensor) else torch.as_tensor(value) for value in values]
+    return torch.stack(tensors) if len({tensor.shape for tensor in tensors}) == 1 else values

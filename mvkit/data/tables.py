@@ -19,11 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mvkit.batch import Batch
+from mvkit.core.batch import Batch
+from mvkit.core.validation import Columns
 from mvkit.errors import DataError, ShapeError, suggest
-from mvkit.values import Columns
 
-READERS = {".csv": ("read_csv", ","), ".tsv": ("read_csv", "\t"), ".parquet": ("read_parquet", None)}
+READERS = {
+    ".csv": ("read_csv", ","),
+    ".tsv": ("read_csv", "\t"),
+    ".parquet": ("read_parquet", None),
+}
 
 
 @attrs.frozen(eq=False)
@@ -66,23 +70,35 @@ def frame_of(name: str, table: Any, id: str | None) -> Any:
     where = f"tables[{name!r}]"
     if library(table) == "polars":
         if id is None:
-            raise DataError(f"{where}: a polars table has no index; expected ids in a column; give id='column'")
-        frame = table.to_frame().to_pandas() if type(table).__name__ == "Series" else table.to_pandas()
+            raise DataError(
+                f"{where}: a polars table has no index; expected ids in a column; give id='column'"
+            )
+        frame = (
+            table.to_frame().to_pandas() if type(table).__name__ == "Series" else table.to_pandas()
+        )
     elif library(table) == "pandas":
         frame = table.to_frame() if type(table).__name__ == "Series" else table
     else:
         kind = type(table).__name__
-        raise DataError(f"{where}: got {kind}; expected a pandas or polars DataFrame; use from_arrays for arrays")
+        raise DataError(
+            f"{where}: got {kind}; expected a pandas or polars DataFrame; use from_arrays for arrays"
+        )
     if id is not None and frame.index.name != id:
         if id not in frame.columns:
-            raise DataError(f"{where}: no column {id!r} of ids; {suggest(id, map(str, frame.columns))}")
+            raise DataError(
+                f"{where}: no column {id!r} of ids; {suggest(id, map(str, frame.columns))}"
+            )
         frame = frame.set_index(id)
     twice = frame.columns[frame.columns.duplicated()]
     if len(twice):
-        raise DataError(f"{where}: two columns are called {twice[0]!r}; expected names that differ; rename one")
+        raise DataError(
+            f"{where}: two columns are called {twice[0]!r}; expected names that differ; rename one"
+        )
     if frame.index.hasnans:
         row = int(np.flatnonzero(frame.index.isna())[0])
-        raise DataError(f"{where}: row {row} has no id; expected one for each; fill it in, or drop the row")
+        raise DataError(
+            f"{where}: row {row} has no id; expected one for each; fill it in, or drop the row"
+        )
     return frame
 
 
@@ -103,7 +119,9 @@ def read_table(name: str, frame: Any, *, text: bool) -> Table:
         flat = flat.map(str, na_action="ignore")
         words = tuple(sorted(flat.dropna().unique()))
         codes = pandas.Categorical(flat, categories=words).codes.astype(float).reshape(frame.shape)
-        return Table(torch.from_numpy(np.where(codes < 0, np.nan, codes)), ids, Columns(names, words))
+        return Table(
+            torch.from_numpy(np.where(codes < 0, np.nan, codes)), ids, Columns(names, words)
+        )
     for column in odd:
         _refuse_text(name, column, frame[column])
     single = all(dtype == np.float32 for dtype in frame.dtypes)
@@ -119,7 +137,9 @@ def _refuse_text(name: str, column: Any, values: Any) -> None:
         if not isinstance(value, numbers.Real | Decimal | np.bool_) and not _null(value)
     ]
     # "n/a" says more than the "1.5" before it
-    for row, value in sorted(strange, key=lambda pair: isinstance(pair[1], str) and _reads_as_number(pair[1])):
+    for row, value in sorted(
+        strange, key=lambda pair: isinstance(pair[1], str) and _reads_as_number(pair[1])
+    ):
         raise DataError(
             f"tables[{name!r}]: column {column!r}, row {row!r}: {value!r} is no number; expected numbers; convert the "
             "column (pandas.to_numeric), drop it, or, if it holds categories, give text columns a table of their own "
@@ -153,13 +173,19 @@ def read_files(files: Mapping[str, str | os.PathLike[str]], id: str | None) -> d
     for name, path in files.items():
         suffix = next((s for s in reversed(Path(path).suffixes) if s in READERS), None)
         if suffix is None:
-            raise DataError(f"files[{name!r}]: got {str(path)!r}; expected a file ending in {', '.join(READERS)}")
+            raise DataError(
+                f"files[{name!r}]: got {str(path)!r}; expected a file ending in {', '.join(READERS)}"
+            )
         reader, separator = READERS[suffix]
         # ids stay text in text files: 007 is not 7
-        options = {} if separator is None else {"sep": separator, "dtype": {id: str} if id else None}
+        options = (
+            {} if separator is None else {"sep": separator, "dtype": {id: str} if id else None}
+        )
         frames[name] = frame_of(name, getattr(pandas, reader)(path, **options), id)
         if id is None and len(files) > 1 and _counted(frames[name]):
-            raise DataError(f"files[{name!r}]: several files, and no ids to align them by; give id='column'")
+            raise DataError(
+                f"files[{name!r}]: several files, and no ids to align them by; give id='column'"
+            )
     return frames
 
 
@@ -167,10 +193,14 @@ def _counted(frame: Any) -> bool:
     """Whether the index merely counts rows, as that of a table that nobody gave ids."""
     import pandas
 
-    return isinstance(frame.index, pandas.RangeIndex) and frame.index.name is None and frame.index.start == 0
+    return (
+        isinstance(frame.index, pandas.RangeIndex)
+        and frame.index.name is None
+        and frame.index.start == 0
+    )
 
 
-def refuse_counted(frames: Mapping[str, Any]) -> None:
+def check_lengths(frames: Mapping[str, Any]) -> None:
     """Raises DataError for tables of different lengths whose indices only count rows."""
     lengths = {name: len(frame) for name, frame in frames.items()}
     if len(set(lengths.values())) > 1 and all(map(_counted, frames.values())):
@@ -195,18 +225,25 @@ def align(tables: Mapping[str, Table], *, disjoint: bool = False) -> Batch:
     named = {name: table.ids for name, table in tables.items() if table.ids is not None}
     if named and len(named) < len(tables):
         lacking = next(name for name in tables if name not in named)
-        raise DataError(f"data[{lacking!r}]: it has no ids, others have; give ids for each modality, or for none")
+        raise DataError(
+            f"data[{lacking!r}]: it has no ids, others have; give ids for each modality, or for none"
+        )
     lengths = {name: len(table.values) for name, table in tables.items()}
     if not named:
         if len(set(lengths.values())) > 1:
-            raise ShapeError(f"data: {lengths} rows, and no ids; expected as many in each; give ids={{name: ids}}")
+            raise ShapeError(
+                f"data: {lengths} rows, and no ids; expected as many in each; give ids={{name: ids}}"
+            )
         return _joined(tables, max(lengths.values()), {}, None)
     every = {name: _places(name, ids, lengths[name]) for name, ids in named.items()}
     if not disjoint:
         _refuse_disjoint(every)
     ids = list(dict.fromkeys(itertools.chain.from_iterable(every.values())))
     place = {one: i for i, one in enumerate(ids)}
-    rows = {name: torch.tensor([place[one] for one in own], dtype=torch.long) for name, own in every.items()}
+    rows = {
+        name: torch.tensor([place[one] for one in own], dtype=torch.long)
+        for name, own in every.items()
+    }
     return _joined(tables, len(ids), rows, ids)
 
 
@@ -235,7 +272,9 @@ def _refuse_disjoint(every: Mapping[str, Mapping[Any, int]]) -> None:
             )
 
 
-def _joined(tables: Mapping[str, Table], b: int, rows: Mapping[str, Tensor], ids: list[Any] | None) -> Batch:
+def _joined(
+    tables: Mapping[str, Table], b: int, rows: Mapping[str, Tensor], ids: list[Any] | None
+) -> Batch:
     data, elements, mask = {}, {}, torch.zeros(b, len(tables), dtype=torch.bool)
     for i, (name, table) in enumerate(tables.items()):
         x, index = table.values, rows.get(name, torch.arange(len(table.values)))
@@ -245,7 +284,9 @@ def _joined(tables: Mapping[str, Table], b: int, rows: Mapping[str, Tensor], ids
         mask[index, i] = flat.any(1)
         if table.seen is not None and seen.ndim > 1 and not bool(flat.all()):
             elements[name] = (
-                seen if whole else torch.zeros(b, *seen.shape[1:], dtype=torch.bool).index_copy(0, index, seen)
+                seen
+                if whole
+                else torch.zeros(b, *seen.shape[1:], dtype=torch.bool).index_copy(0, index, seen)
             )
         filler = torch.nan if x.is_floating_point() else 0
         data[name] = x if whole else x.new_full((b, *x.shape[1:]), filler).index_copy(0, index, x)
@@ -269,8 +310,10 @@ def presence(x: Tensor) -> Tensor:
 def from_frames(tables: Mapping[str, Any], id: str | None = None) -> Batch:
     """Tables that a model is given directly, aligned by index."""
     frames = {name: frame_of(name, table, id) for name, table in tables.items()}
-    refuse_counted(frames)
-    return align({name: read_table(name, frame, text=True) for name, frame in frames.items()}, disjoint=True)
+    check_lengths(frames)
+    return align(
+        {name: read_table(name, frame, text=True) for name, frame in frames.items()}, disjoint=True
+    )
 
 
 def labels_of(label: Any, ids: Sequence[Any] | None, b: int) -> Any:
@@ -284,16 +327,22 @@ def labels_of(label: Any, ids: Sequence[Any] | None, b: int) -> Any:
     if library(label) == "pandas" or isinstance(label, Mapping):
         known = dict(label.items())
         if ids is None or not any(one in known for one in ids):
-            raise DataError("label: none of its ids is an id of a row; give labels by the same ids, or as a plain list")
+            raise DataError(
+                "label: none of its ids is an id of a row; give labels by the same ids, or as a plain list"
+            )
         values: Any = [known.get(one) for one in ids]
     else:
         values = label.tolist() if isinstance(label, Tensor | np.ndarray) else list(label)
         if len(values) != b:
-            raise ShapeError(f"label: {len(values)} for {b} rows; expected one for each, or a mapping from id to label")
+            raise ShapeError(
+                f"label: {len(values)} for {b} rows; expected one for each, or a mapping from id to label"
+            )
     if any(isinstance(one, str) for one in values):
         return objects(values)
     lacking = any(one is None for one in values)
-    return torch.tensor([float("nan") if one is None else one for one in values] if lacking else values)
+    return torch.tensor(
+        [float("nan") if one is None else one for one in values] if lacking else values
+    )
 
 
 def pop_label(frames: dict[str, Any], label: str) -> dict[Any, Any]:
@@ -305,7 +354,9 @@ def pop_label(frames: dict[str, Any], label: str) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     holders = [name for name, frame in frames.items() if label in frame.columns]
     if not holders:
-        raise DataError(f"label: no table has a column {label!r}; {suggest(label, _all_columns(frames))}")
+        raise DataError(
+            f"label: no table has a column {label!r}; {suggest(label, _all_columns(frames))}"
+        )
     for name in holders:
         for one, value in frames[name][label].dropna().items():
             if found.setdefault(one, value) != value:

@@ -17,22 +17,24 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from mvkit.core.modality import Modality
 from mvkit.errors import DataError, SpecError
-from mvkit.modality import Modality
-from mvkit.spec import as_part, field, flag, number, numbers, one_of, spec
+from mvkit.registry.renamed import RenamedMethods
+from mvkit.registry.spec import as_part, field, flag, number, numbers, one_of, spec
 
 MOST = 200_000  # numbers that a JSON header can well hold
 
 
-class Transform(ABC):
+class Transform(RenamedMethods, ABC):
     """An elementwise step from the user's units to the model's.
 
     To implement one, decorate a subclass with `@spec` and write `forward` and `inverse`; if it learns numbers, `fit`
     too, which returns a spec that holds them, and `ready`. Set `likelihood` if its values need one; `classes` if it
     adds a class axis at the end; `drawn` if values are probabilities of bits to draw in training; `support` and
-    `outside` to refuse values that cannot be. `words` are the categories that numbers stand for.
+    `out_of_support` to refuse values that cannot be. `words` are the categories that numbers stand for.
     """
 
+    renamed = {"outside": "out_of_support"}
     likelihood: str | None = None
     classes: bool = False
     drawn: bool = False
@@ -50,7 +52,7 @@ class Transform(ABC):
         """Itself fitted to rows x (b, *shape), NaN where missing; `names` of features and `where` are for messages."""
         return self
 
-    def outside(self, x: Tensor) -> Tensor:
+    def out_of_support(self, x: Tensor) -> Tensor:
         """Elements that it cannot take, bool, shaped like x."""
         return ~torch.isfinite(x)
 
@@ -119,7 +121,9 @@ class Standardise(Transform):
                 stacklevel=4,
             )
         scale = torch.where(constant, 1.0, scale)
-        return attrs.evolve(self, mean=tuple(mean.tolist()), scale=tuple(scale.tolist()), shape=shape)  # type: ignore[misc]
+        return attrs.evolve(
+            self, mean=tuple(mean.tolist()), scale=tuple(scale.tolist()), shape=shape
+        )  # type: ignore[misc]
 
     def _like(self, values: tuple[float, ...], x: Tensor) -> Tensor:
         return torch.tensor(values, dtype=x.dtype, device=x.device).reshape(self.shape or ())
@@ -150,7 +154,7 @@ class Log1p(Transform):
     def inverse(self, x: Tensor) -> Tensor:
         return torch.expm1(x)
 
-    def outside(self, x: Tensor) -> Tensor:
+    def out_of_support(self, x: Tensor) -> Tensor:
         return ~(torch.isfinite(x) & (x > -1))
 
 
@@ -175,7 +179,9 @@ class OneHot(Transform):
     def fit(self, x: Tensor, names: tuple[str, ...], where: str) -> OneHot:
         found = x[~torch.isnan(x)].unique().tolist()
         if len(found) > MOST or not found:
-            raise DataError(f"{where}: {len(found)} categories; expected 1 to {MOST}; leave one_hot out")
+            raise DataError(
+                f"{where}: {len(found)} categories; expected 1 to {MOST}; leave one_hot out"
+            )
         return self if self.categories else attrs.evolve(self, categories=tuple(found))  # type: ignore[misc]
 
     def _values(self, x: Tensor) -> Tensor:
@@ -188,7 +194,7 @@ class OneHot(Transform):
     def inverse(self, x: Tensor) -> Tensor:
         return self._values(x)[x.argmax(-1)]
 
-    def outside(self, x: Tensor) -> Tensor:
+    def out_of_support(self, x: Tensor) -> Tensor:
         return ~torch.isin(x, self._values(x))
 
     def before(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -205,7 +211,9 @@ class OneHot(Transform):
     @property
     def support(self) -> str:  # type: ignore[override]
         """What it takes."""
-        shown = ", ".join(map(repr, self.categories[:8])) + (", …" if len(self.categories) > 8 else "")
+        shown = ", ".join(map(repr, self.categories[:8])) + (
+            ", …" if len(self.categories) > 8 else ""
+        )
         return f"one of the categories of training, {shown}; relabel it"
 
     def __repr__(self) -> str:
@@ -236,7 +244,7 @@ class Binarise(Transform):
     def inverse(self, x: Tensor) -> Tensor:
         return x
 
-    def outside(self, x: Tensor) -> Tensor:
+    def out_of_support(self, x: Tensor) -> Tensor:
         return ~((x >= 0) & (x <= 1)) if self.drawn else ~torch.isfinite(x)
 
 
@@ -249,26 +257,45 @@ def fitted(name: str, modality: Modality, x: Tensor, wanted: Any) -> Modality:
         DataError: a value that a transform cannot take, with row and column.
     """
     if any(step.words for step in modality.transform):
-        raise SpecError("its values number words, which one_hot takes already; leave it out", f"fit_transforms.{name}")
+        raise SpecError(
+            "its values number words, which one_hot takes already; leave it out",
+            f"fit_transforms.{name}",
+        )
     where, seen = f"data[{name!r}]", ~torch.isnan(x)
     steps: list[Any] = []
-    _refuse(torch.isinf(x), x, modality, where, "is not finite; expected finite numbers; correct it, or make it NaN")
+    _refuse(
+        torch.isinf(x),
+        x,
+        modality,
+        where,
+        "is not finite; expected finite numbers; correct it, or make it NaN",
+    )
     for one in wanted if isinstance(wanted, list | tuple) else [wanted]:
         try:
             step: Any = as_part("transform", one)
         except SpecError as error:
             raise error.within(f"fit_transforms.{name}") from None
         if steps and steps[-1].classes:
-            raise SpecError("one_hot comes last; put the others before it", f"fit_transforms.{name}")
+            raise SpecError(
+                "one_hot comes last; put the others before it", f"fit_transforms.{name}"
+            )
         step = step.fit(x, modality.features, where)
-        _refuse(step.outside(x) & seen, x, modality, where, f"cannot be taken by {step!r}; expected {step.support}")
+        _refuse(
+            step.out_of_support(x) & seen,
+            x,
+            modality,
+            where,
+            f"cannot be taken by {step!r}; expected {step.support}",
+        )
         x = step.forward(torch.where(seen, x, 0.0))
         x = x if step.classes else torch.where(seen, x, torch.nan)
         steps.append(step)
-    likelihood = next((step.likelihood for step in reversed(steps) if step.likelihood), modality.likelihood)
+    likelihood = next(
+        (step.likelihood for step in reversed(steps) if step.likelihood), modality.likelihood
+    )
     if likelihood is modality.likelihood:
         live = as_part("likelihood", likelihood).build(None)
-        taken = not live.class_axis and not bool((live.outside(x) & seen).any())
+        taken = not live.class_axis and not bool((live.out_of_support(x) & seen).any())
         likelihood = likelihood if taken else "normal"
     shape = tuple(x.shape[1:])
     return attrs.evolve(modality, shape=shape, likelihood=likelihood, transform=tuple(steps))  # type: ignore[misc]
@@ -277,5 +304,9 @@ def fitted(name: str, modality: Modality, x: Tensor, wanted: Any) -> Modality:
 def _refuse(bad: Tensor, x: Tensor, modality: Modality, where: str, what: str) -> None:
     if bad.any():
         row, *place = bad.nonzero()[0].tolist()
-        at = f"column {modality.features[place[0]]!r}" if modality.features else f"element {tuple(place)}"
+        at = (
+            f"column {modality.features[place[0]]!r}"
+            if modality.features
+            else f"element {tuple(place)}"
+        )
         raise DataError(f"{where}: row {row}, {at}: {x[(row, *place)].item()} {what}")

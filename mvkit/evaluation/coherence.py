@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvkit.batch import Batch
-from mvkit.evaluation.metric import Metric, Score, Scores, Study, mean, scatter, subset
-from mvkit.spec import field, one_of, spec
+from mvkit.core.batch import Batch
+from mvkit.evaluation.metric import EvaluationContext, Metric, Score, Scores, mean, scatter, subset
+from mvkit.registry.spec import field, one_of, spec
 
 Names = tuple[str, ...]
 EVERY = 5  # modalities up to which all sets are taken
@@ -32,18 +32,22 @@ class Coherence(Metric):
         sampler: what draws the latents of the samples; None: the prior, and each sampler that was fitted.
 
     Reference: Shi, Siddharth, Paige and Torr, Variational Mixture-of-Experts Autoencoders for Multi-Modal Deep
-    Generative Models, NeurIPS 2019, https://arxiv.org/abs/1911.03393.
+    MultimodalModel Models, NeurIPS 2019, https://arxiv.org/abs/1911.03393.
     """
 
     sets: str | None = field(default=None, check=one_of(None, "all", "cyclic"))
     latent: str = field(default="draw", check=one_of("draw", "mean"))
     sampler: str | None = field(default=None)
 
-    def refusal(self, study: Study) -> str | None:
+    def incompatibility(self, study: EvaluationContext) -> str | None:
         """See `Metric.refusal`."""
-        return "one modality: there is no other to agree with" if len(study.model.names) < 2 else study.unlabelled()
+        return (
+            "one modality: there is no other to agree with"
+            if len(study.model.names) < 2
+            else study.unlabelled()
+        )
 
-    def rows(self, study: Study) -> Batch:
+    def rows(self, study: EvaluationContext) -> Batch:
         """See `Metric.rows`."""
         every = all(name in study.classifiers for name in study.model.names)
         return study.rows if every else study.held("coherence")
@@ -54,9 +58,14 @@ class Coherence(Metric):
         if self.sets == "all" or (self.sets is None and m <= EVERY):
             return [given for n in range(1, m) for given in itertools.combinations(names, n)]
         starts = itertools.product(range(1, m), range(m))
-        return [tuple(sorted((names[(i + j) % m] for j in range(n)), key=names.index)) for n, i in starts]
+        return [
+            tuple(sorted((names[(i + j) % m] for j in range(n)), key=names.index))
+            for n, i in starts
+        ]
 
-    def score(self, study: Study, block: Batch, generator: torch.Generator) -> dict[Any, Tensor]:
+    def score(
+        self, study: EvaluationContext, block: Batch, generator: torch.Generator
+    ) -> dict[Any, Tensor]:
         """See `Metric.score`."""
         names = study.model.names
         labels = study.labels(block)
@@ -65,7 +74,10 @@ class Coherence(Metric):
             has = subset(block, given, names).cpu() & (labels >= 0)
             targets = [k for k in names if k not in given or len(given) == 1]
             if not has.any():
-                found |= {(given, k): torch.full((len(block),), torch.nan, dtype=torch.double) for k in targets}
+                found |= {
+                    (given, k): torch.full((len(block),), torch.nan, dtype=torch.double)
+                    for k in targets
+                }
                 continue
             rows = block.take(has.to(block.observed.device))
             made = study.translate(rows, targets, given, latent=self.latent, generator=generator)
@@ -74,7 +86,11 @@ class Coherence(Metric):
                 found[given, name] = scatter(right.double(), has)
         for name in names:
             has = subset(block, [name], names).cpu() & (labels >= 0)
-            seen = study.classify(name, block.data[name][has.to(block.observed.device)]) if has.any() else labels[has]
+            seen = (
+                study.classify(name, block.data[name][has.to(block.observed.device)])
+                if has.any()
+                else labels[has]
+            )
             found["classifier", name] = scatter((seen == labels[has]).double(), has)
         for sampler in self._samplers(study):
             samples = study.draw(len(block), sampler, generator)
@@ -83,10 +99,10 @@ class Coherence(Metric):
                 found["unconditional", sampler] = (seen == seen[0]).all(0).double()
         return found
 
-    def _samplers(self, study: Study) -> list[str]:
+    def _samplers(self, study: EvaluationContext) -> list[str]:
         return [self.sampler] if self.sampler else ["prior", *study.model.samplers]
 
-    def summary(self, study: Study, scores: Scores) -> list[Score]:
+    def summary(self, study: EvaluationContext, scores: Scores) -> list[Score]:
         """See `Metric.summary`; by number of given modalities, pooled over the sets and what is generated."""
         names = study.model.names
         by_set: dict[Names, list[Tensor]] = {given: [] for given in self.given(names)}
@@ -97,7 +113,9 @@ class Coherence(Metric):
             if given in by_set:
                 (own if target in given else by_set[given]).append(values)
         for n in range(1, len(names)):
-            pooled = torch.stack([values for given, each in by_set.items() if len(given) == n for values in each])
+            pooled = torch.stack(
+                [values for given, each in by_set.items() if len(given) == n for values in each]
+            )
             found.append(mean("coherence", f"given {n}", pooled.nanmean(0), given=n))
         found.append(mean("coherence", "self", torch.stack(own).nanmean(0), given=1))
         for sampler in self._samplers(study):
@@ -106,7 +124,13 @@ class Coherence(Metric):
                 found.append(mean("coherence", name, scores["unconditional", sampler], given=0))
         for given, each in by_set.items():
             name = f"given {', '.join(given)}"
-            found.append(mean("coherence", name, torch.stack(each).nanmean(0), given=len(given), detail=True))
+            found.append(
+                mean(
+                    "coherence", name, torch.stack(each).nanmean(0), given=len(given), detail=True
+                )
+            )
         for name in names:
-            found.append(mean("coherence", f"classifier of {name}, real values", scores["classifier", name]))
+            found.append(
+                mean("coherence", f"classifier of {name}, real values", scores["classifier", name])
+            )
         return found

@@ -18,23 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import mvkit
-from mvkit import plugins
-from mvkit.batch import Batch, conform
+from mvkit._version import __version__
+from mvkit.core.batch import Batch, conform
+from mvkit.data.dataset import as_batch
 from mvkit.data.pipeline import Pipeline
-from mvkit.data.sources import as_batch
 from mvkit.errors import DataError, RequestError, suggest
-from mvkit.evaluation.metric import ROW, Metric, Score, Study
+from mvkit.evaluation.metric import ROW, EvaluationContext, Metric, Score
 from mvkit.evaluation.report import Report
-from mvkit.generative import Generative
-from mvkit.mechanism import check_model
-from mvkit.spec import as_part
+from mvkit.models.multimodal import MultimodalModel, check_model
+from mvkit.registry import plugins
+from mvkit.registry.spec import as_part
 
 BLOCK = 512  # rows; noise is drawn a block at a time, so this is part of what a number means
 
 
 def evaluate(
-    model: Generative,
+    model: MultimodalModel,
     data: Any,
     metrics: Sequence[Any] | None = None,
     *,
@@ -81,13 +80,18 @@ def evaluate(
     """
     check_model(model, "evaluate")
     if isinstance(metrics, str | Mapping):
-        raise RequestError(f"evaluate: metrics={metrics!r}; expected a list of metrics, such as [{metrics!r}]")
-    chosen = [as_part("metric", one) for one in (plugins.available("metric") if metrics is None else metrics)]
+        raise RequestError(
+            f"evaluate: metrics={metrics!r}; expected a list of metrics, such as [{metrics!r}]"
+        )
+    chosen = [
+        as_part("metric", one)
+        for one in (plugins.available("metric") if metrics is None else metrics)
+    ]
     classifiers = _functions("classifiers", classifiers, model.names)
     features = _functions("features", features, model.names)
     rows, lost = _ordered(model, data, seed, "data")
     fitting = None if train is None else _ordered(model, train, seed, "train")[0]
-    study = Study(model, rows, fitting, label, classifiers, features, seed)
+    study = EvaluationContext(model, rows, fitting, label, classifiers, features, seed)
     if lost:
         study.note(f"{lost:,} rows observe nothing and are left out")
     scores: list[Score] = []
@@ -95,7 +99,11 @@ def evaluate(
         for metric in chosen:
             scores += _measured(metric, study, bar)
     about = {"model": model.header(), "seed": seed, "rows": len(rows)}
-    versions = {"mvkit": mvkit.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    versions = {
+        "mvkit": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
     return Report(tuple(scores), tuple(study.notes), about | {"versions": versions})
 
 
@@ -104,19 +112,21 @@ def _functions(what: str, given: Any, names: Sequence[str]) -> dict[str, Callabl
     if given is None:
         return {}
     if not isinstance(given, Mapping) or not all(map(callable, given.values())):
-        raise RequestError(f"evaluate: {what}={given!r}; expected a dict such as {{{names[0]!r}: function}}")
+        raise RequestError(
+            f"evaluate: {what}={given!r}; expected a dict such as {{{names[0]!r}: function}}"
+        )
     for name in given:
         if name not in names:
             raise RequestError(f"evaluate: unknown modality {name!r}; {suggest(str(name), names)}")
     return dict(given)
 
 
-def _measured(metric: Metric, study: Study, bar: Any) -> list[Score]:
+def _measured(metric: Metric, study: EvaluationContext, bar: Any) -> list[Score]:
     """The scores of a metric; none, and a note, if it does not fit."""
     name = str(plugins.name_of("metric", type(metric)))
     bar.set_description(name)
     try:
-        reason = metric.refusal(study)
+        reason = metric.incompatibility(study)
         if reason:
             raise RequestError(reason)
         rows = metric.rows(study)
@@ -133,33 +143,41 @@ def _measured(metric: Metric, study: Study, bar: Any) -> list[Score]:
     except RequestError as error:
         study.note(f"{name}: {error}")
     except ModuleNotFoundError as error:
-        study.note(f"{name}: needs {error.name}, which is not installed: pip install 'mvkit[evaluate]'")
+        study.note(
+            f"{name}: needs {error.name}, which is not installed: pip install 'mvkit[evaluate]'"
+        )
     return []
 
 
-def _ordered(model: Generative, data: Any, seed: int, what: str) -> tuple[Batch, int]:
+def _ordered(model: MultimodalModel, data: Any, seed: int, what: str) -> tuple[Batch, int]:
     """Conformed rows that observe something, in an order of their contents, and how many do not."""
     batches = _batches(model, data)
     if not sum(map(len, batches)):
         raise DataError(f"evaluate: {what} has no rows; expected one at least; check the split")
     rows = _joined(batches)
-    extra = {name: torch.as_tensor(np.asarray(value)) for name, value in rows.extra.items() if _numeric(value)}
+    extra = {
+        name: torch.as_tensor(np.asarray(value))
+        for name, value in rows.extra.items()
+        if _numeric(value)
+    }
     rows = attrs.evolve(rows, extra={**extra, ROW: torch.arange(len(rows))})
     kept = rows.observed.any(1)
     order = np.argsort(fingerprint(rows, seed), kind="stable")
     order = order[kept.numpy()[order]]
     if not len(order):
-        raise DataError(f"evaluate: {what} observes nothing in any row; expected one modality at least a row")
+        raise DataError(
+            f"evaluate: {what} observes nothing in any row; expected one modality at least a row"
+        )
     return rows.take(torch.from_numpy(order)), int((~kept).sum())
 
 
-def _batches(model: Generative, data: Any) -> list[Batch]:
+def _batches(model: MultimodalModel, data: Any) -> list[Batch]:
     """Conformed batches on the CPU of whatever `fit` takes; empty ones are left out."""
     if isinstance(data, Pipeline):
         data = data.rows
     single = isinstance(data, Mapping) or not isinstance(data, Iterable)
     batches = [as_batch(one).to("cpu") for one in ([data] if single else data)]
-    return [conform(batch, model.layout) for batch in batches if len(batch)]
+    return [conform(batch, model.schema) for batch in batches if len(batch)]
 
 
 def _joined(batches: list[Batch]) -> Batch:
@@ -170,7 +188,10 @@ def _joined(batches: list[Batch]) -> Batch:
     elements = {}
     for name in names:
         like = next(batch.elements[name] for batch in batches if name in (batch.elements or {}))  # type: ignore[index]
-        full = [(batch.elements or {}).get(name, like.new_ones(len(batch), *like.shape[1:])) for batch in batches]
+        full = [
+            (batch.elements or {}).get(name, like.new_ones(len(batch), *like.shape[1:]))
+            for batch in batches
+        ]
         elements[name] = torch.cat(full)
     data = {name: torch.cat([batch.data[name] for batch in batches]) for name in batches[0].data}
     extra = {
@@ -179,7 +200,7 @@ def _joined(batches: list[Batch]) -> Batch:
         if all(name in batch.extra for batch in batches)
     }
     mask = torch.cat([batch.observed for batch in batches])
-    joined = Batch(data, mask, elements or None, extra, layout=batches[0].layout)
+    joined = Batch(data, mask, elements or None, extra, schema=batches[0].schema)
     return joined.take(slice(None))  # notes which rows observe what
 
 
@@ -191,9 +212,13 @@ def fingerprint(rows: Batch, seed: int) -> Any:
     for value in (rows.observed, *rows.data.values(), *(rows.elements or {}).values(), *extra):
         flat = np.ascontiguousarray(value.reshape(len(rows), -1).numpy())
         words = flat.view(f"u{flat.dtype.itemsize}")
-        factors = torch.randint(-(2**63), 2**63 - 1, (words.shape[1],), generator=generator).numpy()
+        factors = torch.randint(
+            -(2**63), 2**63 - 1, (words.shape[1],), generator=generator
+        ).numpy()
         odd = factors.view(np.uint64) | np.uint64(1)
-        for start in range(0, len(rows), BLOCK):  # as 64 bits, all rows at once would be several times the data
+        for start in range(
+            0, len(rows), BLOCK
+        ):  # as 64 bits, all rows at once would be several times the data
             total[start : start + BLOCK] += words[start : start + BLOCK].astype(np.uint64) @ odd
     return total
 

@@ -10,10 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvkit.batch import Batch
+from mvkit.core.batch import Batch
 from mvkit.errors import ShapeError
-from mvkit.evaluation.metric import Metric, Score, Scores, Study, finite, scatter, subset
-from mvkit.spec import field, spec
+from mvkit.evaluation.metric import (
+    EvaluationContext,
+    Metric,
+    Score,
+    Scores,
+    finite,
+    scatter,
+    subset,
+)
+from mvkit.registry.spec import field, spec
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
@@ -31,7 +39,9 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     # Σ^½ T Σ^½ is symmetric and has the eigenvalues of Σ T, which is not
     cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
-    return float((a.mean(0) - b.mean(0)).square().sum() + first.trace() + second.trace() - 2 * cross)
+    return float(
+        (a.mean(0) - b.mean(0)).square().sum() + first.trace() + second.trace() - 2 * cross
+    )
 
 
 @spec
@@ -47,11 +57,17 @@ class Frechet(Metric):
 
     sampler: str | None = field(default=None)
 
-    def refusal(self, study: Study) -> str | None:
+    def incompatibility(self, study: EvaluationContext) -> str | None:
         """See `Metric.refusal`."""
-        return None if study.features else "no network to take features of; give features={name: function}"
+        return (
+            None
+            if study.features
+            else "no network to take features of; give features={name: function}"
+        )
 
-    def score(self, study: Study, block: Batch, generator: torch.Generator) -> dict[Any, Tensor]:
+    def score(
+        self, study: EvaluationContext, block: Batch, generator: torch.Generator
+    ) -> dict[Any, Tensor]:
         """See `Metric.score`."""
         names = study.model.names
         samples = study.draw(len(block), self.sampler, generator)
@@ -61,20 +77,30 @@ class Frechet(Metric):
             if has.any():
                 found[name, "real"] = self._features(study, name, block.data[name], block, has)
             if samples is not None:
-                found[name, "samples"] = self._features(study, name, samples[name], block, torch.ones_like(has))
+                found[name, "samples"] = self._features(
+                    study, name, samples[name], block, torch.ones_like(has)
+                )
             others = [k for k in names if k != name]
             known = has & block.hide(others).observed.any(1)
             if others and known.any():
-                made = study.translate(block.take(known), [name], others, generator=generator)[name][0]
-                values = torch.zeros_like(block.data[name]).index_copy(0, known.nonzero()[:, 0], made)
+                made = study.translate(block.take(known), [name], others, generator=generator)[
+                    name
+                ][0]
+                values = torch.zeros_like(block.data[name]).index_copy(
+                    0, known.nonzero()[:, 0], made
+                )
                 found[name, "given all others"] = self._features(study, name, values, block, known)
         return found
 
     @staticmethod
-    def _features(study: Study, name: str, x: Tensor, block: Batch, rows: Tensor) -> Tensor:
+    def _features(
+        study: EvaluationContext, name: str, x: Tensor, block: Batch, rows: Tensor
+    ) -> Tensor:
         """Features (b, f) of the flagged rows, NaN in the others."""
         kept = block.take(rows)
-        found = torch.as_tensor(study.features[name](study.model.modalities[name].restore(x[rows]))).detach()
+        found = torch.as_tensor(
+            study.features[name](study.model.modalities[name].restore(x[rows]))
+        ).detach()
         if found.ndim != 2 or len(found) != len(kept):
             raise ShapeError(
                 f"evaluate: the features of {name!r} have shape {tuple(found.shape)} for {tuple(x[rows].shape)}; "
@@ -82,16 +108,21 @@ class Frechet(Metric):
             )
         return scatter(finite(found, kept, f"a feature of {name!r}").to(rows.device), rows)
 
-    def summary(self, study: Study, scores: Scores) -> list[Score]:
+    def summary(self, study: EvaluationContext, scores: Scores) -> list[Score]:
         """See `Metric.summary`."""
         found = []
         for name in study.features:
             for what in ("samples", "given all others"):
-                real, made = (_complete(scores.get((name, kind), torch.empty(0, 1))) for kind in ("real", what))
+                real, made = (
+                    _complete(scores.get((name, kind), torch.empty(0, 1)))
+                    for kind in ("real", what)
+                )
                 if min(len(real), len(made)) > 1:
                     given = 0 if what == "samples" else len(study.model.names) - 1
                     value = frechet_distance(real, made)
-                    found.append(Score("frechet", f"{name}, {what}", value, rows=len(made), given=given))
+                    found.append(
+                        Score("frechet", f"{name}, {what}", value, rows=len(made), given=given)
+                    )
         return found
 
 

@@ -1,4 +1,4 @@
-"""Metric: what is measured of a model on rows; Study: the model, the rows and whatever else a metric may use.
+"""Metric: what is measured of a model on rows; EvaluationContext: the model, the rows and whatever else a metric may use.
 
 Axes: b rows, m modalities, d latent, c classes.
 """
@@ -17,9 +17,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mvkit.batch import Batch
+from mvkit.core.batch import Batch
 from mvkit.errors import DataError, RequestError, ShapeError
-from mvkit.generative import Generative
+from mvkit.models.multimodal import MultimodalModel
+from mvkit.registry.renamed import RenamedMethods
 
 Scores = Mapping[Hashable, Tensor]
 ROW = "mvkit.row"  # in `Batch.extra`: a row's number in the user's data, for messages
@@ -48,7 +49,7 @@ class Score:
     detail: bool = False
 
 
-class Metric(ABC):
+class Metric(RenamedMethods, ABC):
     """Something measured of a model.
 
     To implement one, decorate a subclass with `@spec` and write the two abstract methods. `score` sees a block of
@@ -57,20 +58,24 @@ class Metric(ABC):
     block. A `RequestError` from any method means that the metric does not fit: the report says so and goes on.
     """
 
-    def refusal(self, study: Study) -> str | None:
+    renamed = {"refusal": "incompatibility"}
+
+    def incompatibility(self, study: EvaluationContext) -> str | None:
         """Why it does not fit the model or the data; None if it does."""
         return None
 
-    def rows(self, study: Study) -> Batch:
+    def rows(self, study: EvaluationContext) -> Batch:
         """The rows that it scores."""
         return study.rows
 
     @abstractmethod
-    def score(self, study: Study, block: Batch, generator: torch.Generator) -> dict[Any, Tensor]:
+    def score(
+        self, study: EvaluationContext, block: Batch, generator: torch.Generator
+    ) -> dict[Any, Tensor]:
         """What is found of each row of a block, {key: (b, …)}."""
 
     @abstractmethod
-    def summary(self, study: Study, scores: Scores) -> list[Score]:
+    def summary(self, study: EvaluationContext, scores: Scores) -> list[Score]:
         """The lines of the report, from the scores of all rows."""
 
 
@@ -112,7 +117,7 @@ def subset(block: Batch, names: Iterable[str], among: Iterable[str]) -> Tensor:
 
 
 @attrs.frozen(eq=False)
-class Study:
+class EvaluationContext:
     """What metrics look at.
 
     Args:
@@ -126,7 +131,7 @@ class Study:
         notes: what the report has to say beside its numbers; keys of a dict, so that nothing is said twice.
     """
 
-    model: Generative
+    model: MultimodalModel
     rows: Batch
     train: Batch | None = None
     label: str = "label"
@@ -182,23 +187,35 @@ class Study:
         """Why labels are of no use; None if they are there."""
         if self.label not in self.rows.extra:
             return f"no labels: extra[{self.label!r}] is not in the data"
-        return None if bool((self.labels(self.rows) >= 0).any()) else f"extra[{self.label!r}] labels no row"
+        return (
+            None
+            if bool((self.labels(self.rows) >= 0).any())
+            else f"extra[{self.label!r}] labels no row"
+        )
 
     def generator(self, what: str) -> torch.Generator:
         """Randomness that is a function of the seed and a name."""
         digest = hashlib.sha256(f"{self.seed}/{what}".encode()).digest()
-        return torch.Generator(self.model.like.device).manual_seed(int.from_bytes(digest[:7], "big"))
+        return torch.Generator(self.model.like.device).manual_seed(
+            int.from_bytes(digest[:7], "big")
+        )
 
     def encode(self, block: Batch, given: Iterable[str]) -> Tensor:
         """Posterior means (b, d) given modalities."""
         return finite(self.model.encode(block, list(given)), block, "the posterior mean")
 
-    def translate(self, block: Batch, to: Iterable[str], given: Iterable[str], **options: Any) -> dict[str, Tensor]:
+    def translate(
+        self, block: Batch, to: Iterable[str], given: Iterable[str], **options: Any
+    ) -> dict[str, Tensor]:
         """Modalities generated from others, {name: (n, b, *shape)}, in the model's units, as those of a block."""
         made = self.model.translate(block, list(to), list(given), units="model", **options)
-        return {name: finite(x, block, f"modality {name!r}, generated,", 1) for name, x in made.items()}
+        return {
+            name: finite(x, block, f"modality {name!r}, generated,", 1) for name, x in made.items()
+        }
 
-    def draw(self, n: int, sampler: str | None, generator: torch.Generator) -> dict[str, Tensor] | None:
+    def draw(
+        self, n: int, sampler: str | None, generator: torch.Generator
+    ) -> dict[str, Tensor] | None:
         """Rows {name: (n, *shape)} from the prior or a sampler, in the model's units; None, with a note, if not."""
         try:
             return self.model.sample(n, sampler=sampler, units="model", generator=generator)  # type: ignore[no-any-return]
@@ -222,18 +239,22 @@ class Study:
             x = self.model.modalities[name].restore(x)
         found = torch.as_tensor(classify(x)).detach().cpu()
         where = f"evaluate: the classifier of {name!r}"
-        fine = found.ndim == 2 or (found.ndim == 1 and not (found.dtype.is_floating_point or found.dtype == torch.bool))
+        fine = found.ndim == 2 or (
+            found.ndim == 1 and not (found.dtype.is_floating_point or found.dtype == torch.bool)
+        )
         if not fine or len(found) != len(x):
             raise ShapeError(
                 f"{where} gave {found.dtype} of shape {tuple(found.shape)} for {tuple(x.shape)}; expected scores "
                 f"({len(x)}, classes) or whole numbers ({len(x)},)"
             )
         if not torch.isfinite(found).all():
-            raise DataError(f"{where} gave values that are not finite; expected numbers; look at its weights")
+            raise DataError(
+                f"{where} gave values that are not finite; expected numbers; look at its weights"
+            )
         return found.argmax(1) if found.ndim == 2 else found.long()
 
 
-def fit_classifier(study: Study, name: str) -> Callable[[Tensor], Any]:
+def fit_classifier(study: EvaluationContext, name: str) -> Callable[[Tensor], Any]:
     """A classifier of a modality's real values: a perceptron with one hidden layer, fitted on the study's rows."""
     from sklearn.neural_network import MLPClassifier
 

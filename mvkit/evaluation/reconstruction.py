@@ -12,9 +12,9 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
-from mvkit.batch import Batch
-from mvkit.evaluation.metric import Metric, Score, Scores, Study, mean, scatter, subset
-from mvkit.spec import field, integer, one_of, spec
+from mvkit.core.batch import Batch
+from mvkit.evaluation.metric import EvaluationContext, Metric, Score, Scores, mean, scatter, subset
+from mvkit.registry.spec import field, integer, one_of, spec
 
 LEVELS = (0.5, 0.8, 0.95)
 MEMORY = 2**26  # bytes that the draws of a block of rows may take
@@ -32,7 +32,9 @@ def likeness(a: Tensor, b: Tensor, span: float) -> Tensor:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     sigma = min(1.5, ((min(a.shape[-2:]) - 1) // 2) / 3.5)
-    made = structural_similarity_index_measure(a, b, sigma=sigma, data_range=span, reduction="none")
+    made = structural_similarity_index_measure(
+        a, b, sigma=sigma, data_range=span, reduction="none"
+    )
     return made.reshape(len(a))  # type: ignore[union-attr]
 
 
@@ -50,7 +52,9 @@ class Accuracy(Metric):
     def given(self, names: tuple[str, ...], name: str) -> tuple[str, ...]:
         """The modalities to generate `name` from."""
 
-    def score(self, study: Study, block: Batch, generator: torch.Generator) -> dict[Any, Tensor]:
+    def score(
+        self, study: EvaluationContext, block: Batch, generator: torch.Generator
+    ) -> dict[Any, Tensor]:
         """See `Metric.score`."""
         found: dict[Any, Tensor] = {}
         names = study.model.names
@@ -58,20 +62,30 @@ class Accuracy(Metric):
             given = self.given(names, name)
             has = subset(block, [name], names) & block.hide(given).observed.any(1)
             rows, (classes, picture) = block.take(has), _kind(study, name)
-            for key in ("right",) if classes else ("mse", "mae", "numbers", *(("ssim",) if picture else ())):
+            for key in (
+                ("right",)
+                if classes
+                else ("mse", "mae", "numbers", *(("ssim",) if picture else ()))
+            ):
                 found[name, key] = study.model.like.new_full((len(block),), torch.nan)
             if not len(rows):
                 continue
-            made = study.translate(rows, [name], given, latent="mean", generator=generator)[name][0]
+            made = study.translate(rows, [name], given, latent="mean", generator=generator)[name][
+                0
+            ]
             for key, values in self._compare(study, name, made, rows).items():
                 found[name, key] = scatter(values, has)
         return found
 
-    def _compare(self, study: Study, name: str, made: Tensor, rows: Batch) -> dict[str, Tensor]:
+    def _compare(
+        self, study: EvaluationContext, name: str, made: Tensor, rows: Batch
+    ) -> dict[str, Tensor]:
         """Scores (b,) of generated values."""
         x, counted, (classes, picture) = rows.data[name], present(rows, name), _kind(study, name)
         if classes:
-            right = torch.where(counted.all(-1) if counted.ndim == x.ndim else counted, _same(made, x), torch.nan)
+            right = torch.where(
+                counted.all(-1) if counted.ndim == x.ndim else counted, _same(made, x), torch.nan
+            )
             return {"right": right.reshape(len(x), -1).nanmean(1)}
         off = torch.where(counted, made - x, 0.0).reshape(len(x), -1)
         n = counted.reshape(len(x), -1).sum(1).to(x.dtype)
@@ -82,19 +96,21 @@ class Accuracy(Metric):
         return found
 
     @staticmethod
-    def _span(study: Study, name: str) -> float:
+    def _span(study: EvaluationContext, name: str) -> float:
         """What the real values of a modality span."""
         rows = study.rows.take(subset(study.rows, [name], study.model.names))
         x = rows.data[name][present(rows, name)]
         return max(float(x.max() - x.min()), 1e-12)
 
-    def summary(self, study: Study, scores: Scores) -> list[Score]:
+    def summary(self, study: EvaluationContext, scores: Scores) -> list[Score]:
         """See `Metric.summary`; errors are means over observed elements."""
         found = []
         for name in study.model.names:
             given = len(self.given(study.model.names, name))
             if (name, "right") in scores:
-                found.append(mean(self.called, f"{name}, accuracy", scores[name, "right"], given=given))
+                found.append(
+                    mean(self.called, f"{name}, accuracy", scores[name, "right"], given=given)
+                )
                 continue
             known = ~scores[name, "numbers"].isnan()
             if not known.any():
@@ -112,7 +128,7 @@ class Accuracy(Metric):
                 found.append(mean(self.called, f"{name}, SSIM", scores[name, "ssim"], given=given))
         return found
 
-    def _spread(self, study: Study, name: str, known: Tensor) -> float:
+    def _spread(self, study: EvaluationContext, name: str, known: Tensor) -> float:
         """Mean squared deviation of the elements that were scored from the elements' means."""
         rows = self.rows(study).take(known.cpu())
         counted, x = present(rows, name), rows.data[name].double()
@@ -120,9 +136,12 @@ class Accuracy(Metric):
         return float(torch.where(counted, (x - centre).square(), 0.0).sum() / counted.sum())
 
 
-def _kind(study: Study, name: str) -> tuple[bool, bool]:
+def _kind(study: EvaluationContext, name: str) -> tuple[bool, bool]:
     """Whether a modality holds classes, and whether it is a picture."""
-    classes, shape = study.model.layout.likelihoods[name].class_axis, study.model.modalities[name].shape
+    classes, shape = (
+        study.model.schema.likelihoods[name].class_axis,
+        study.model.modalities[name].shape,
+    )
     return classes, len(shape) == 3 and not classes and min(shape[1:]) >= 3
 
 
@@ -154,9 +173,13 @@ class Imputation(Accuracy):
 
     called = "imputation"
 
-    def refusal(self, study: Study) -> str | None:
+    def incompatibility(self, study: EvaluationContext) -> str | None:
         """See `Metric.refusal`."""
-        return None if len(study.model.names) > 1 else "one modality: there is no other to impute it from"
+        return (
+            None
+            if len(study.model.names) > 1
+            else "one modality: there is no other to impute it from"
+        )
 
     def given(self, names: tuple[str, ...], name: str) -> tuple[str, ...]:
         """See `Accuracy.given`."""
@@ -181,21 +204,23 @@ class Calibration(Metric):
     n: int = field(default=199, check=integer(39))
     limit: int | None = field(default=1000, check=one_of(None, other=integer(1)))
 
-    def refusal(self, study: Study) -> str | None:
+    def incompatibility(self, study: EvaluationContext) -> str | None:
         """See `Metric.refusal`."""
         if len(study.model.names) < 2:
             return "one modality: there is no other to impute it from"
         return None if self._names(study) else "no modality with continuous values"
 
     @staticmethod
-    def _names(study: Study) -> list[str]:
-        return [name for name, one in study.model.layout.likelihoods.items() if not one.integers]
+    def _names(study: EvaluationContext) -> list[str]:
+        return [name for name, one in study.model.schema.likelihoods.items() if not one.integers]
 
-    def rows(self, study: Study) -> Batch:
+    def rows(self, study: EvaluationContext) -> Batch:
         """See `Metric.rows`."""
         return study.first(self.limit, "calibration")
 
-    def score(self, study: Study, block: Batch, generator: torch.Generator) -> dict[Any, Tensor]:
+    def score(
+        self, study: EvaluationContext, block: Batch, generator: torch.Generator
+    ) -> dict[Any, Tensor]:
         """See `Metric.score`."""
         found: dict[Any, Tensor] = {}
         for name in self._names(study):
@@ -211,9 +236,18 @@ class Calibration(Metric):
             found[name] = scatter(each, has)
         return found
 
-    def _inside(self, study: Study, name: str, rows: Batch, given: list[str], generator: torch.Generator) -> Tensor:
+    def _inside(
+        self,
+        study: EvaluationContext,
+        name: str,
+        rows: Batch,
+        given: list[str],
+        generator: torch.Generator,
+    ) -> Tensor:
         """Observed elements inside each interval, and how many there are, (b, levels + 1)."""
-        made = study.translate(rows, [name], given, n=self.n, sample=True, generator=generator)[name]
+        made = study.translate(rows, [name], given, n=self.n, sample=True, generator=generator)[
+            name
+        ]
         x, counted = rows.data[name], present(rows, name)
         below, above = (made < x).sum(0), (made > x).sum(0)
         columns = []
@@ -222,7 +256,7 @@ class Calibration(Metric):
             columns.append((below >= least) & (above >= least) & counted)
         return reduce(torch.stack([*columns, counted], 1).to(x.dtype), "b l ... -> b l", "sum")
 
-    def summary(self, study: Study, scores: Scores) -> list[Score]:
+    def summary(self, study: EvaluationContext, scores: Scores) -> list[Score]:
         """See `Metric.summary`."""
         found = []
         for name in self._names(study):

@@ -31,7 +31,9 @@ class Table(ABC):
         widths = [max(map(len, column)) for column in zip(titles, *lines, strict=True)]
         flush = [str.ljust, str.ljust, *[str.rjust] * len(titles)]
         return "\n".join(
-            "  ".join(pad(cell, width) for pad, cell, width in zip(flush, line, widths, strict=False)).rstrip()
+            "  ".join(
+                pad(cell, width) for pad, cell, width in zip(flush, line, widths, strict=False)
+            ).rstrip()
             for line in (titles, *lines)
         )
 
@@ -98,7 +100,9 @@ class Report(Table):
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """See `Table.cells`."""
         shown = [score for score in self.scores if not score.detail]
-        lines = [[s.metric, s.name, _number(s.value), _number(s.error), f"{s.rows:,}"] for s in shown]
+        lines = [
+            [s.metric, s.name, _number(s.value), _number(s.error), f"{s.rows:,}"] for s in shown
+        ]
         return ["metric", "name", "value", "error", "rows"], lines
 
     def __str__(self) -> str:
@@ -126,7 +130,10 @@ class Report(Table):
         try:
             data = json.loads(text)
             scores = [
-                Score(**score | {k: math.nan if score[k] is None else score[k] for k in ("value", "error")})
+                Score(
+                    **score
+                    | {k: math.nan if score[k] is None else score[k] for k in ("value", "error")}
+                )
                 for score in data["scores"]
             ]
             return cls(tuple(scores), tuple(data["notes"]), data["about"])
@@ -145,7 +152,9 @@ class Comparison(Table):
         found: dict[tuple[str, str], dict[str, list[float]]] = {}
         for model, reports in self.runs.items():
             for score in (score for report in reports for score in report.scores):
-                found.setdefault((score.metric, score.name), {}).setdefault(model, []).append(score.value)
+                found.setdefault((score.metric, score.name), {}).setdefault(model, []).append(
+                    score.value
+                )
         return found
 
     def frame(self) -> Any:
@@ -161,7 +170,13 @@ class Comparison(Table):
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """See `Table.cells`."""
-        detail = {(s.metric, s.name) for r in self.runs.values() for one in r for s in one.scores if s.detail}
+        detail = {
+            (s.metric, s.name)
+            for r in self.runs.values()
+            for one in r
+            for s in one.scores
+            if s.detail
+        }
         lines = []
         for key, by_model in self._values().items():
             if key not in detail:
@@ -202,11 +217,15 @@ def runs_of(reports: Any, where: str) -> dict[str, tuple[Report, ...]]:
     """Reports by the name of their model, one or several each."""
     if not isinstance(reports, Mapping) or not reports:
         found = type(reports).__name__ if reports else repr(reports)
-        raise RequestError(f"{where}: got {found}; expected a dict of reports by name, such as {{'mopoe': report}}")
+        raise RequestError(
+            f"{where}: got {found}; expected a dict of reports by name, such as {{'mopoe': report}}"
+        )
     runs = {}
     for name, given in reports.items():
         each = tuple(given) if isinstance(given, list | tuple) else (given,)
         if not each or not all(isinstance(one, Report) for one in each):
-            raise RequestError(f"{where}: {name!r}: got {given!r}; expected a Report or a list of them")
+            raise RequestError(
+                f"{where}: {name!r}: got {given!r}; expected a Report or a list of them"
+            )
         runs[name] = each
     return runs

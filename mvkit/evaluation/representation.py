@@ -12,11 +12,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mvkit.batch import Batch
+from mvkit.core.batch import Batch
 from mvkit.errors import SpecError, suggest
-from mvkit.estimates import ROWS, evaluation
-from mvkit.evaluation.metric import Metric, Score, Scores, Study, finite, mean, scatter, subset
-from mvkit.spec import field, integer, number, one_of, spec
+from mvkit.evaluation.metric import (
+    EvaluationContext,
+    Metric,
+    Score,
+    Scores,
+    finite,
+    mean,
+    scatter,
+    subset,
+)
+from mvkit.models.inference import ROWS, evaluation
+from mvkit.registry.spec import field, integer, number, one_of, spec
 
 
 @spec
@@ -32,35 +41,47 @@ class Probe(Metric):
 
     given: tuple[Any, ...] | None = None
 
-    def refusal(self, study: Study) -> str | None:
+    def incompatibility(self, study: EvaluationContext) -> str | None:
         """See `Metric.refusal`."""
         for name in (name for given in self.given or () for name in given):
             if name not in study.model.names:
-                raise SpecError(f"unknown modality {name!r}; {suggest(str(name), study.model.names)}", "given")
+                raise SpecError(
+                    f"unknown modality {name!r}; {suggest(str(name), study.model.names)}", "given"
+                )
         return study.unlabelled() or (None if study.model.latent_dim else "no shared latent")
 
-    def rows(self, study: Study) -> Batch:
+    def rows(self, study: EvaluationContext) -> Batch:
         """See `Metric.rows`."""
         return study.held("probe")
 
     def _sets(self, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
         """Given modalities by what the report calls them; none: whatever the row has."""
-        every = ([(name,) for name in names] if len(names) > 1 else []) if self.given is None else self.given
+        every = (
+            ([(name,) for name in names] if len(names) > 1 else [])
+            if self.given is None
+            else self.given
+        )
         whole: dict[str, tuple[str, ...]] = {"all": ()} if self.given is None else {}
         return {", ".join(given): given for given in every} | whole
 
-    def score(self, study: Study, block: Batch, generator: torch.Generator) -> dict[Any, Tensor]:
+    def score(
+        self, study: EvaluationContext, block: Batch, generator: torch.Generator
+    ) -> dict[Any, Tensor]:
         """See `Metric.score`."""
         labels = study.labels(block).to(block.observed.device)
         found: dict[Any, Tensor] = {"label": labels}
         for called, given in self._sets(study.model.names).items():
             has = (labels >= 0) & subset(block, given, study.model.names)
-            codes = study.encode(block.take(has), given or study.model.names) if has.any() else None
+            codes = (
+                study.encode(block.take(has), given or study.model.names) if has.any() else None
+            )
             width = study.model.latent_dim
-            found[called] = scatter(study.model.like.new_zeros(0, width) if codes is None else codes, has)
+            found[called] = scatter(
+                study.model.like.new_zeros(0, width) if codes is None else codes, has
+            )
         return found
 
-    def summary(self, study: Study, scores: Scores) -> list[Score]:
+    def summary(self, study: EvaluationContext, scores: Scores) -> list[Score]:
         """See `Metric.summary`."""
         fitted = self._fitting(study)
         found = []
@@ -68,16 +89,30 @@ class Probe(Metric):
             x, y = _known(fitted, called)
             test, label = _known(scores, called)
             if len(np.unique(y)) < 2 or not len(label):
-                study.note(f"probe: given {called}: needs rows of two classes to fit on, and one to score")
+                study.note(
+                    f"probe: given {called}: needs rows of two classes to fit on, and one to score"
+                )
                 continue
-            right = torch.from_numpy((_line(x, y, study.seed).predict(test) == label).astype(float))
-            found.append(mean("probe", f"accuracy given {called}", right, given=len(given or study.model.names)))
+            right = torch.from_numpy(
+                (_line(x, y, study.seed).predict(test) == label).astype(float)
+            )
+            found.append(
+                mean(
+                    "probe",
+                    f"accuracy given {called}",
+                    right,
+                    given=len(given or study.model.names),
+                )
+            )
         return found
 
-    def _fitting(self, study: Study) -> Scores:
+    def _fitting(self, study: EvaluationContext) -> Scores:
         rows = study.fitting.to(study.model.like.device)
         if study.label not in rows.extra:
-            return {"label": torch.zeros(0), **{k: torch.zeros(0, 1) for k in self._sets(study.model.names)}}
+            return {
+                "label": torch.zeros(0),
+                **{k: torch.zeros(0, 1) for k in self._sets(study.model.names)},
+            }
         return self.score(study, rows, study.generator("probe"))
 
 
@@ -93,7 +128,9 @@ def _line(x: NDArray[Any], y: NDArray[Any], seed: int) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, random_state=seed)).fit(x, y)
+    return make_pipeline(
+        StandardScaler(), LogisticRegression(max_iter=2000, random_state=seed)
+    ).fit(x, y)
 
 
 @spec
@@ -112,20 +149,22 @@ class Clusters(Metric):
 
     k: int | None = field(default=None, check=one_of(None, other=integer(1)))
 
-    def refusal(self, study: Study) -> str | None:
+    def incompatibility(self, study: EvaluationContext) -> str | None:
         """See `Metric.refusal`."""
         if not study.model.n_clusters:
             study.note("clusters: the prior is no mixture to assign rows to; k-means only")
         return study.unlabelled() or (None if study.model.latent_dim else "no shared latent")
 
-    def score(self, study: Study, block: Batch, generator: torch.Generator) -> dict[Any, Tensor]:
+    def score(
+        self, study: EvaluationContext, block: Batch, generator: torch.Generator
+    ) -> dict[Any, Tensor]:
         """See `Metric.score`."""
         found = {"label": study.labels(block), "z": study.encode(block, study.model.names)}
         if study.model.n_clusters:
             found["mixture"] = study.model.clusters(block)
         return found
 
-    def summary(self, study: Study, scores: Scores) -> list[Score]:
+    def summary(self, study: EvaluationContext, scores: Scores) -> list[Score]:
         """See `Metric.summary`."""
         from sklearn.cluster import KMeans
 
@@ -134,7 +173,11 @@ class Clusters(Metric):
         k = self.k or len(np.unique(labels[known]))
         if k > len(labels):
             raise SpecError(f"got {k}; expected at most {len(labels)}, the number of rows", "k")
-        means = KMeans(k, n_init=10, random_state=study.seed).fit(scores["z"].cpu().double().numpy()).labels_
+        means = (
+            KMeans(k, n_init=10, random_state=study.seed)
+            .fit(scores["z"].cpu().double().numpy())
+            .labels_
+        )
         parts = {"k-means": means}
         if "mixture" in scores:
             parts["mixture"] = scores["mixture"].cpu().numpy()
@@ -159,7 +202,9 @@ def agreement(clusters: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
 
     counts = contingency_matrix(labels, clusters)
     return {
-        "accuracy": float(counts[linear_sum_assignment(counts, maximize=True)].sum() / len(labels)),
+        "accuracy": float(
+            counts[linear_sum_assignment(counts, maximize=True)].sum() / len(labels)
+        ),
         "NMI": float(normalized_mutual_info_score(labels, clusters)),
         "ARI": float(adjusted_rand_score(labels, clusters)),
     }
@@ -182,17 +227,21 @@ class Latents(Metric):
 
     threshold: float = field(default=0.01, check=number(0.0))
 
-    def score(self, study: Study, block: Batch, generator: torch.Generator) -> dict[Any, Tensor]:
+    def score(
+        self, study: EvaluationContext, block: Batch, generator: torch.Generator
+    ) -> dict[Any, Tensor]:
         """See `Metric.score`."""
         found: dict[Any, Tensor] = {}
         if study.model.latent_dim:
             found["shared"] = study.encode(block, study.model.names)
         for name, w in study.model.private(block).items():
             has = subset(block, [name], study.model.names)
-            found[name] = scatter(finite(w[has], block.take(has), f"the private latent of {name!r}"), has)
+            found[name] = scatter(
+                finite(w[has], block.take(has), f"the private latent of {name!r}"), has
+            )
         return found
 
-    def summary(self, study: Study, scores: Scores) -> list[Score]:
+    def summary(self, study: EvaluationContext, scores: Scores) -> list[Score]:
         """See `Metric.summary`."""
         found = []
         for key, latents in scores.items():
@@ -203,12 +252,18 @@ class Latents(Metric):
             if key != "shared" and "shared" in scores:
                 known = ~latents.isnan().any(1)
                 share = private_share(study, str(key), scores["shared"][known], latents[known])
-                found.append(Score("latents", f"share of variance of {key}, private", share, rows=len(kept)))
-                found.append(Score("latents", f"share of variance of {key}, shared", 1 - share, rows=len(kept)))
+                found.append(
+                    Score("latents", f"share of variance of {key}, private", share, rows=len(kept))
+                )
+                found.append(
+                    Score(
+                        "latents", f"share of variance of {key}, shared", 1 - share, rows=len(kept)
+                    )
+                )
         return found
 
 
-def private_share(study: Study, name: str, z: Tensor, w: Tensor) -> float:
+def private_share(study: EvaluationContext, name: str, z: Tensor, w: Tensor) -> float:
     """The private latent's share of the variance of a modality, from latents z (b, d) and w (b, p) of rows."""
     if len(z) < 3:
         return float("nan")
@@ -216,9 +271,15 @@ def private_share(study: Study, name: str, z: Tensor, w: Tensor) -> float:
     private = shared = 0.0
     with evaluation(study.model), torch.no_grad():
         # the other latents are those of the next rows and of the next but one
-        for latents in zip(*(torch.split(x.roll(i, 0), ROWS) for x in (z, w) for i in range(3)), strict=True):
+        for latents in zip(
+            *(torch.split(x.roll(i, 0), ROWS) for x in (z, w) for i in range(3)), strict=True
+        ):
             z0, _, z2, _, w1, w2 = latents
-            base = study.model.decode_one(name, z0, w1)
-            private += float((base - study.model.decode_one(name, z0, w2)).double().square().sum())
-            shared += float((base - study.model.decode_one(name, z2, w1)).double().square().sum())
+            base = study.model.decoding.decode(name, z0, w1)
+            private += float(
+                (base - study.model.decoding.decode(name, z0, w2)).double().square().sum()
+            )
+            shared += float(
+                (base - study.model.decoding.decode(name, z2, w1)).double().square().sum()
+            )
     return private / (private + shared) if private + shared else float("nan")

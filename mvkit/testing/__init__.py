@@ -1,6 +1,6 @@
 """Help for tests: the conformance suite that every part passes, and noise that the test chooses."""
 
 from mvkit.testing.conformance import ConformanceError, check_component
-from mvkit.testing.injection import bound_noise, noise
+from mvkit.testing.injected_noise import bound_noise, noise
 
 __all__ = ["ConformanceError", "bound_noise", "check_component", "noise"]

@@ -23,7 +23,9 @@ def batch(b=12):
 @pytest.mark.parametrize("aggregator", ["poe", "moe", "mopoe"])
 def test_life(name, objective, aggregator, tmp_path):
     prior = {"name": name, "transforms": 1, "hidden": [8]}
-    model = Model(SHAPES, latent_dim=2, aggregator=aggregator, prior=prior, objective=objective, seed=0)
+    model = Model(
+        SHAPES, latent_dim=2, aggregator=aggregator, prior=prior, objective=objective, seed=0
+    )
     mvkit.fit(model, batch(), validation=batch(), epochs=2)
     mvkit.save(model, tmp_path / "m")
     assert mvkit.describe(tmp_path / "m")["packages"] == {"mvkit-flows": "0.1.0"}
@@ -61,7 +63,9 @@ def test_a_flow_prior_learns_what_a_standard_one_cannot():
         optimizer.zero_grad()
         (-prior().log_prob(z).mean()).backward()
         optimizer.step()
-    gaussian = -0.5 * math.log((2 * math.pi * math.e) ** 2 * torch.linalg.det(torch.cov(z.T)).item())
+    gaussian = -0.5 * math.log(
+        (2 * math.pi * math.e) ** 2 * torch.linalg.det(torch.cov(z.T)).item()
+    )
     assert prior().log_prob(z).mean() > gaussian + 0.5
 
 
@@ -72,7 +76,10 @@ def test_a_flow_sampler_is_fitted_saved_and_used(tmp_path):
     mvkit.save(model, tmp_path / "m")
     assert mvkit.describe(tmp_path / "m")["packages"] == {"mvkit-flows": "0.1.0"}
     again = mvkit.load(tmp_path / "m")
-    one, two = (m.sample(5, sampler="flow", generator=torch.Generator().manual_seed(1))["a"] for m in (model, again))
+    one, two = (
+        m.sample(5, sampler="flow", generator=torch.Generator().manual_seed(1))["a"]
+        for m in (model, again)
+    )
     assert torch.equal(one, two)
     assert not any(p.requires_grad for p in again.samplers.parameters())
 

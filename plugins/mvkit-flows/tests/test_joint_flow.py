@@ -84,7 +84,9 @@ def test_a_stage_is_the_loop_of_the_paper(stage, flow, conditional):
             for name in NAMES:
                 out = model.encoders[name](x[name][None])[0]
                 base = zuko.distributions.DiagNormal(out[:D], torch.exp(out[D:] / 2))
-                bent = zuko.distributions.NormalizingFlow(fusion.flows[name](out if conditional else None), base)
+                bent = zuko.distributions.NormalizingFlow(
+                    fusion.flows[name](out if conditional else None), base
+                )
                 total = total - (q.log_prob(z).sum() - bent.log_prob(z)) / samples
     expected = -total / ROWS
     expected.backward()
@@ -116,7 +118,9 @@ def test_life(flow, tmp_path):
     generator = torch.Generator().manual_seed(0)
     mask = torch.rand(40, 3, generator=generator) > 0.3
     mask[~mask.any(1), 0] = True
-    history = mvkit.fit(model, Batch(rows(40).data, mask), validation=rows(40), epochs=2, batch_size=16)
+    history = mvkit.fit(
+        model, Batch(rows(40).data, mask), validation=rows(40), epochs=2, batch_size=16
+    )
     assert history["stage"] == [0, 1]
     assert all(map(math.isfinite, history["valid/loss"]))
     mvkit.save(model, tmp_path / "m")
@@ -126,9 +130,15 @@ def test_life(flow, tmp_path):
     assert torch.equal(model.encode(rows()), again.encode(rows()))
     assert all(torch.isfinite(x).all() for x in model.sample(5).values())
     assert torch.isfinite(model.log_likelihood(rows(), n=20)).all()
-    assert torch.isfinite(model.log_likelihood(rows(), ["a"], ["b", "c"], n=20, empty="prior")).all()
-    assert torch.isfinite(model.log_likelihood(rows(), ["a"], ["b"], n=20, estimator="predictive", empty="prior")).all()
-    one, two = (model.translate(rows(), n=2, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.isfinite(
+        model.log_likelihood(rows(), ["a"], ["b", "c"], n=20, empty="prior")
+    ).all()
+    assert torch.isfinite(
+        model.log_likelihood(rows(), ["a"], ["b"], n=20, estimator="predictive", empty="prior")
+    ).all()
+    one, two = (
+        model.translate(rows(), n=2, generator=torch.Generator().manual_seed(1)) for _ in range(2)
+    )
     for name in NAMES:
         assert torch.isfinite(one[name]).all()
         assert torch.equal(one[name], two[name])
@@ -146,7 +156,10 @@ def test_fillers_change_nothing():
     for i, name in enumerate(NAMES):
         junk[name][~batch.mask[:, i]] = torch.nan
     other = Batch(junk, batch.mask)
-    one, two = (model.loss(each, generator=torch.Generator().manual_seed(0)).loss for each in (batch, other))
+    one, two = (
+        model.loss(each, generator=torch.Generator().manual_seed(0)).loss
+        for each in (batch, other)
+    )
     assert torch.equal(one, two)
     assert torch.equal(model.encode(batch), model.encode(other))
 
@@ -159,7 +172,9 @@ def test_an_answer_does_not_depend_on_other_rows():
 
 @pytest.mark.parametrize("flow", ["maf", "nsf"])
 def test_densities_integrate_to_one_and_are_those_of_the_draws(flow):
-    model = recipes.jnf(dict.fromkeys(NAMES, (2,)), latent_dim=1, flow={"name": flow, "hidden": [8]}, seed=1).double()
+    model = recipes.jnf(
+        dict.fromkeys(NAMES, (2,)), latent_dim=1, flow={"name": flow, "hidden": [8]}, seed=1
+    ).double()
     x = {k: torch.randn(1, 2, generator=torch.Generator().manual_seed(2)).double() for k in "ab"}
     q = model.posterior(x)
     grid = torch.linspace(-15, 15, 6001, dtype=torch.float64)
@@ -172,7 +187,9 @@ def test_densities_integrate_to_one_and_are_those_of_the_draws(flow):
     batch = model.conform(x)
     for name, each in model.aggregator.unimodal(model.experts(batch), batch).items():
         draws = each.draw(5, "stratified")
-        torch.testing.assert_close(draws.log_qk[:, 0], each.log_prob(draws.z[:, 0]), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            draws.log_qk[:, 0], each.log_prob(draws.z[:, 0]), rtol=1e-6, atol=1e-6
+        )
         assert each.active.all() == (name in x)
 
 
@@ -180,13 +197,17 @@ def linear_gaussian():
     """x_m = W_m z + ε with exact Gaussian posteriors: linear encoders, flows that are the identity."""
     scale, d = 0.6, 2
     nets = {"likelihood": {"name": "normal", "scale": scale}, **LINEAR}
-    model = recipes.jnf({k: Modality((3,), **nets) for k in NAMES}, latent_dim=d, flow=SMALL, seed=3).double()
+    model = recipes.jnf(
+        {k: Modality((3,), **nets) for k in NAMES}, latent_dim=d, flow=SMALL, seed=3
+    ).double()
     weights = {}
     with torch.no_grad():
         for p in model.aggregator.flows.parameters():
             p.zero_()
         for i, name in enumerate(NAMES):
-            w = torch.linalg.qr(torch.randn(3, d, generator=torch.Generator().manual_seed(i)).double())[0]
+            w = torch.linalg.qr(
+                torch.randn(3, d, generator=torch.Generator().manual_seed(i)).double()
+            )[0]
             w = w * torch.tensor([1.0 + i, 0.5 + i / 2])
             precision = 1 + (w * w).sum(0) / scale**2
             decoder, encoder = model.decoders[name].network[0], model.encoders[name][0]
@@ -204,11 +225,13 @@ def test_products_of_exact_posteriors_are_exact():
     x = {k: torch.randn(6, 3, generator=torch.Generator().manual_seed(9)).double() for k in given}
     precision = 1 + sum((weights[k] ** 2).sum(0) for k in given) / scale**2
     mean = sum(x[k] @ weights[k] for k in given) / scale**2 / precision
-    torch.testing.assert_close(model.encode(x), mean, rtol=1e-5, atol=1e-5)  # chains in mirrored pairs
+    torch.testing.assert_close(
+        model.encode(x), mean, rtol=1e-5, atol=1e-5
+    )  # chains in mirrored pairs
     single = x["a"] @ weights["a"] / scale**2 / (1 + (weights["a"] ** 2).sum(0) / scale**2)
     torch.testing.assert_close(model.encode(x, "a"), single, rtol=1e-9, atol=1e-9)
     n = 500
-    found = model.condition(model.conform(x), None, "error", inference=True).posterior
+    found = model.posterior_given(model.conform(x), model.names, "error", inference=True)
     z = found.rsample(n, torch.Generator().manual_seed(0))
     off = (z.mean(0) - mean) * precision.sqrt() * n**0.5
     assert off.abs().max() < 4
@@ -222,21 +245,37 @@ def test_likelihoods_of_incomplete_rows_are_exact():
     model, weights, scale = linear_gaussian()
     x = {k: torch.randn(6, 3, generator=torch.Generator().manual_seed(9)).double() for k in "ab"}
     w = torch.cat([weights["a"], weights["b"]])
-    truth = MultivariateNormal(torch.zeros(6).double(), w @ w.T + scale**2 * torch.eye(6)).log_prob(
-        torch.cat([x["a"], x["b"]], 1)
-    )
-    ratio = (model.log_weights(Batch(x), 5_000, generator=torch.Generator().manual_seed(0)) - truth).exp()
+    truth = MultivariateNormal(
+        torch.zeros(6).double(), w @ w.T + scale**2 * torch.eye(6)
+    ).log_prob(torch.cat([x["a"], x["b"]], 1))
+    ratio = (
+        model.log_weights(Batch(x), 5_000, generator=torch.Generator().manual_seed(0)) - truth
+    ).exp()
     assert ((ratio.mean(0) - 1).abs() < 4 * ratio.std(0) / 5_000**0.5).all()
-    only = MultivariateNormal(torch.zeros(3).double(), weights["a"] @ weights["a"].T + scale**2 * torch.eye(3))
-    torch.testing.assert_close(model.log_likelihood({"a": x["a"]}, n=10), only.log_prob(x["a"]))  # no variance at all
+    only = MultivariateNormal(
+        torch.zeros(3).double(), weights["a"] @ weights["a"].T + scale**2 * torch.eye(3)
+    )
+    torch.testing.assert_close(
+        model.log_likelihood({"a": x["a"]}, n=10), only.log_prob(x["a"])
+    )  # no variance at all
 
 
 @pytest.mark.parametrize("correct_prior", [True, False])
 def test_chains_reach_a_product_that_is_not_normal(correct_prior):
     shapes, flow = dict.fromkeys(NAMES, (2,)), {"name": "nsf", "hidden": [8]}
-    fusion = {"name": "joint_flow", "flow": flow, "correct_prior": correct_prior, "chains": 32, "steps": 60}
-    model = Model(shapes, latent_dim=1, aggregator=fusion, schedule="joint_then_unimodal", seed=1).double()
-    x = {k: 2 * torch.randn(3, 2, generator=torch.Generator().manual_seed(2)).double() for k in "ab"}
+    fusion = {
+        "name": "joint_flow",
+        "flow": flow,
+        "correct_prior": correct_prior,
+        "chains": 32,
+        "steps": 60,
+    }
+    model = Model(
+        shapes, latent_dim=1, aggregator=fusion, schedule="joint_then_unimodal", seed=1
+    ).double()
+    x = {
+        k: 2 * torch.randn(3, 2, generator=torch.Generator().manual_seed(2)).double() for k in "ab"
+    }
     batch = model.conform(x)
     flows, n = model.aggregator.unimodal(model.experts(batch), batch), 1500
     grid = torch.linspace(-12, 12, 8001, dtype=torch.float64).reshape(-1, 1, 1)
@@ -244,7 +283,9 @@ def test_chains_reach_a_product_that_is_not_normal(correct_prior):
     log_p = sum(flows[k].log_prob(grid) for k in "ab") - log_prior
     p = torch.softmax(log_p, 0)
     cdf = p.cumsum(0).detach()
-    z = model.condition(batch, None, "error", inference=True).posterior.rsample(n, torch.Generator().manual_seed(0))
+    z = model.posterior_given(batch, model.names, "error", inference=True).rsample(
+        n, torch.Generator().manual_seed(0)
+    )
     for row in range(3):
         drawn = z[:, row, 0].sort().values
         at = cdf[torch.searchsorted(grid.flatten(), drawn).clamp(max=8000), row]
@@ -258,31 +299,48 @@ def test_chains_reach_a_product_that_is_not_normal(correct_prior):
 def test_what_does_not_fit_is_refused():
     shapes = dict.fromkeys(NAMES, (2,))
     options = {"schedule": "joint_then_unimodal"}
-    with pytest.raises(SpecError, match=r"model\.aggregator\.flow: got Standard\(\); expected a flow"):
+    with pytest.raises(
+        SpecError, match=r"model\.aggregator\.flow: got Standard\(\); expected a flow"
+    ):
         Model(shapes, aggregator={"name": "joint_flow", "flow": "standard"}, **options)
-    with pytest.raises(SpecError, match=r"model\.aggregator\.joint: got PoE\(.*\); expected 'joint'"):
+    with pytest.raises(
+        SpecError, match=r"model\.aggregator\.joint: got PoE\(.*\); expected 'joint'"
+    ):
         Model(shapes, aggregator={"name": "joint_flow", "joint": "poe"}, **options)
     with pytest.raises(SpecError, match=r"correct_prior: this prior depends on encoders"):
         Model(shapes, aggregator="joint_flow", prior="vamp", **options)
     with pytest.raises(SpecError, match="a flow needs a latent_dim of 1 at least"):
-        Model({"a": Modality((2,), private_dim=1)}, latent_dim=0, aggregator="joint_flow", **options)
-    found = made().condition(made().conform(rows()), ["a", "b"], "prior", inference=True).posterior
+        Model(
+            {"a": Modality((2,), private_dim=1)}, latent_dim=0, aggregator="joint_flow", **options
+        )
+    found = made().posterior_given(made().conform(rows()), ("a", "b"), "prior", inference=True)
     with pytest.raises(mvkit.RequestError, match="known up to a constant only"):
         found.log_prob(torch.zeros(ROWS, D))
 
 
 def test_mvkit_knows_what_this_package_offers():
-    from mvkit.builtins import ELSEWHERE
+    from mvkit.registry.builtin_parts import EXTERNAL_PARTS
 
     offered = {(one.kind, one.name) for one in mvkit_flows.mvkit_components()}
-    assert offered == {(kind, name) for kind, names in ELSEWHERE["mvkit-flows"].items() for name in names}
+    assert offered == {
+        (kind, name) for kind, names in EXTERNAL_PARTS["mvkit-flows"].items() for name in names
+    }
 
 
 @pytest.mark.parametrize("objective", ["telbo", "jmvae", "iwae", "dreg"])
 def test_other_objectives_train_it(objective):
     model = Model(
-        modalities(), latent_dim=D, aggregator="joint_flow", objective=objective, schedule="joint_then_unimodal"
+        modalities(),
+        latent_dim=D,
+        aggregator="joint_flow",
+        objective=objective,
+        schedule="joint_then_unimodal",
     )
     model.double().loss(rows()).loss.backward()
-    gradients = [p.grad for name, p in model.named_parameters() if name.startswith("aggregator.flows")]
-    assert all((g is not None and torch.isfinite(g).all()) == (objective in ("telbo", "jmvae")) for g in gradients)
+    gradients = [
+        p.grad for name, p in model.named_parameters() if name.startswith("aggregator.flows")
+    ]
+    assert all(
+        (g is not None and torch.isfinite(g).all()) == (objective in ("telbo", "jmvae"))
+        for g in gradients
+    )

@@ -8,8 +8,8 @@ import torch
 
 import mvkit
 from mvkit import Batch, Model
-from mvkit.experts import Experts
-from mvkit.families import Normal
+from mvkit.core.experts import Experts
+from mvkit.parts.families import Normal
 
 NAMES = ("c", "a", "d", "b")  # not in the order of names
 PATTERNS = torch.tensor(list(itertools.product([True, False], repeat=4))[:-1])
@@ -28,7 +28,13 @@ def pooled(model, loc, log_variance, mask=None, *, training=False, inference=Fal
     batch = model.conform(Batch(data, mask))
     generator = torch.Generator().manual_seed(0)
     experts = Experts(
-        {}, model.modalities, batch, family=Normal(), width=model.width, training=training, generator=generator
+        {},
+        model.modalities,
+        batch,
+        family=Normal(),
+        width=model.width,
+        training=training,
+        generator=generator,
     )
     experts.__dict__["_located"] = (loc, torch.exp(log_variance / 2))
     fuse = model.aggregator.inference if inference else model.aggregator.forward
@@ -54,7 +60,11 @@ def components(posterior, row):
         if weight:
             members = tuple(posterior.evidence[k, row].nonzero().flatten().tolist())
             assert members not in found
-            found[members] = (weight, posterior.loc[k, row].detach().numpy(), posterior.scale[k, row].detach().numpy())
+            found[members] = (
+                weight,
+                posterior.loc[k, row].detach().numpy(),
+                posterior.scale[k, row].detach().numpy(),
+            )
     return found
 
 
@@ -81,7 +91,9 @@ def test_code_is_the_matrix_formula_in_every_subset_row_and_dimension(rho):
                 correlation = np.where(np.eye(len(s)), 1.0, rho)
                 inverse = np.linalg.inv(np.outer(sigma, sigma) * correlation)
                 assert scale[d] == pytest.approx((u @ inverse @ u) ** -0.5, rel=1e-9)
-                assert mean[d] == pytest.approx(u @ inverse @ mu / (u @ inverse @ u), rel=1e-8, abs=1e-10)
+                assert mean[d] == pytest.approx(
+                    u @ inverse @ mu / (u @ inverse @ u), rel=1e-8, abs=1e-10
+                )
 
 
 def test_code_without_correlation_is_mopoe_without_prior_expert():
@@ -96,7 +108,9 @@ def test_code_of_equal_experts_counts_them_less_than_once_each():
     loc, log_variance = (t[:1].expand(4, -1, -1) for t in drawn())
     posterior = pooled(made({"name": "code", "rho": 0.7}), loc, log_variance, inference=True)
     torch.testing.assert_close(posterior.loc[0], loc[0])
-    torch.testing.assert_close(posterior.scale[0].square(), torch.exp(log_variance[0]) * (1 + 3 * 0.7) / 4)
+    torch.testing.assert_close(
+        posterior.scale[0].square(), torch.exp(log_variance[0]) * (1 + 3 * 0.7) / 4
+    )
 
 
 def test_code_may_leave_the_hull_of_its_experts():
@@ -104,7 +118,9 @@ def test_code_may_leave_the_hull_of_its_experts():
     loc = torch.tensor([0.0, 1.0]).double().reshape(2, 1, 1)
     for ratio, outside in ((1.9, False), (2.1, True)):
         variance = torch.tensor([1.0, ratio**2]).double().reshape(2, 1, 1)
-        posterior = pooled(made({"name": "code", "rho": 0.5}, ("a", "b"), 1), loc, variance.log(), inference=True)
+        posterior = pooled(
+            made({"name": "code", "rho": 0.5}, ("a", "b"), 1), loc, variance.log(), inference=True
+        )
         assert (posterior.mean.item() < 0) == outside
 
 
@@ -117,7 +133,9 @@ def test_mwb_is_the_barycentre_of_every_subset():
         for s in expected:
             weight, mean, scale = found[s]
             assert weight == pytest.approx(1 / len(expected))
-            np.testing.assert_allclose(mean, loc[list(s), row].numpy().mean(0), rtol=1e-10, atol=1e-12)
+            np.testing.assert_allclose(
+                mean, loc[list(s), row].numpy().mean(0), rtol=1e-10, atol=1e-12
+            )
             np.testing.assert_allclose(scale, sd[list(s), row].mean(0), rtol=1e-10)
 
 
@@ -134,7 +152,11 @@ GRID = torch.linspace(-40, 40, 40_001, dtype=torch.float64)
 
 def pool_on_grid(model, loc, log_variance, observed):
     """(Σ w √q)², normalised by quadrature."""
-    weight = torch.ones(4) if model.aggregator.logits is None else [model.aggregator.logits[n].exp() for n in NAMES]
+    weight = (
+        torch.ones(4)
+        if model.aggregator.logits is None
+        else [model.aggregator.logits[n].exp() for n in NAMES]
+    )
     normals = torch.distributions.Normal(loc, torch.exp(log_variance / 2))
     roots = torch.exp(normals.log_prob(GRID.reshape(-1, 1)).reshape(-1, 4) / 2)
     pool = sum(weight[i].item() * roots[:, i] for i in range(4) if observed[i]) ** 2
@@ -143,7 +165,10 @@ def pool_on_grid(model, loc, log_variance, observed):
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_hoelder_is_the_squared_sum_of_roots(trained):
-    model, (loc, log_variance) = made({"name": "hoelder", "trained": trained}, d=1), drawn(d=1, spread=1.5)
+    model, (loc, log_variance) = (
+        made({"name": "hoelder", "trained": trained}, d=1),
+        drawn(d=1, spread=1.5),
+    )
     for i, name in enumerate(NAMES if trained else ()):
         model.aggregator.logits[name].data.fill_(0.4 * i)
     with torch.no_grad():
@@ -175,7 +200,9 @@ def test_hellinger_has_the_moments_of_the_pool():
         mean = torch.trapezoid(GRID * density, GRID)
         variance = torch.trapezoid((GRID - mean) ** 2 * density, GRID)
         assert posterior.loc[0, row, 0].item() == pytest.approx(mean.item(), abs=1e-7)
-        assert posterior.scale[0, row, 0].square().item() == pytest.approx(variance.item(), rel=1e-6)
+        assert posterior.scale[0, row, 0].square().item() == pytest.approx(
+            variance.item(), rel=1e-6
+        )
 
 
 @pytest.mark.parametrize("aggregator", ["code", "mwb", "hoelder", "hellinger"])
@@ -183,7 +210,9 @@ def test_densities_integrate_to_one(aggregator):
     loc, log_variance = drawn(d=1, spread=1.5)
     posterior = pooled(made(aggregator, d=1), loc, log_variance, PATTERNS)
     density = posterior.log_prob(GRID.reshape(-1, 1, 1).expand(-1, 15, 1)).exp()
-    torch.testing.assert_close(torch.trapezoid(density, GRID, dim=0), torch.ones(15).double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        torch.trapezoid(density, GRID, dim=0), torch.ones(15).double(), rtol=1e-6, atol=0
+    )
     torch.testing.assert_close(posterior.log_weight.exp().sum(0), torch.ones(15).double())
 
 
@@ -203,21 +232,35 @@ def test_equal_experts_are_one(aggregator):
     loc, log_variance = (t[:1].expand(4, -1, -1) for t in drawn())
     posterior = pooled(made(aggregator), loc, log_variance, PATTERNS)
     z = torch.randn(5, 15, 3, dtype=torch.float64)
-    expected = torch.distributions.Normal(loc[0], torch.exp(log_variance[0] / 2)).log_prob(z).sum(-1)
+    expected = (
+        torch.distributions.Normal(loc[0], torch.exp(log_variance[0] / 2)).log_prob(z).sum(-1)
+    )
     torch.testing.assert_close(posterior.log_prob(z), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("aggregator", [{"name": "code", "rho": 0.999}, "code", "mwb", "hoelder", "hellinger"])
+@pytest.mark.parametrize(
+    "aggregator", [{"name": "code", "rho": 0.999}, "code", "mwb", "hoelder", "hellinger"]
+)
 def test_extreme_variances_leave_all_finite(aggregator, dtype):
     """Every pair of log-variances from -50, 0 and 50, far and near means, every pattern of gaps."""
     values = torch.tensor(list(itertools.product([-50.0, 0.0, 50.0], repeat=4)), dtype=dtype)
     log_variance = values.T.repeat_interleave(15, 1).unsqueeze(-1).requires_grad_()
-    loc = torch.linspace(-30, 30, 4, dtype=dtype).reshape(4, 1, 1).expand(-1, 81 * 15, 1).clone().requires_grad_()
-    posterior = pooled(made(aggregator, d=1, dtype=dtype), loc, log_variance, PATTERNS.repeat(81, 1))
+    loc = (
+        torch.linspace(-30, 30, 4, dtype=dtype)
+        .reshape(4, 1, 1)
+        .expand(-1, 81 * 15, 1)
+        .clone()
+        .requires_grad_()
+    )
+    posterior = pooled(
+        made(aggregator, d=1, dtype=dtype), loc, log_variance, PATTERNS.repeat(81, 1)
+    )
     assert (posterior.scale > 0).all()
     weight = posterior.log_weight.exp()
-    value = (weight.unsqueeze(-1) * (posterior.scale.log() + posterior.loc)).sum() + weight.square().sum()
+    value = (
+        weight.unsqueeze(-1) * (posterior.scale.log() + posterior.loc)
+    ).sum() + weight.square().sum()
     value.backward()
     for tensor in (posterior.loc, posterior.scale, loc.grad, log_variance.grad):
         assert torch.isfinite(tensor).all()

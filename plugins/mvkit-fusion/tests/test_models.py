@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import mvkit
-from mvkit import Batch, Modality, Model, SpecError, bounds
+from mvkit import Batch, Modality, Model, SpecError
+from mvkit.core import bounds
 from mvkit.testing import bound_noise, noise
 
 PARTS = ["code", "mwb", "hoelder", "hellinger"]
@@ -24,13 +25,17 @@ CODE = {"name": "sum", "terms": ["elbo", "entropy"]}
 def model(aggregator, names=NAMES, private=0, **options):
     nets = {"encoder": {"name": "mlp", "hidden": [4]}, "decoder": "linear", "private_dim": private}
     modalities = {name: Modality((2 + NAMES.index(name),), **nets) for name in names}
-    return Model(modalities, latent_dim=2, aggregator=aggregator, **{"seed": 0, **options}).double()
+    return Model(
+        modalities, latent_dim=2, aggregator=aggregator, **{"seed": 0, **options}
+    ).double()
 
 
 def rows(b=14, names=NAMES):
     """Every pattern of gaps, twice."""
     generator = torch.Generator().manual_seed(0)
-    data = {name: torch.randn(b, 2 + i, generator=generator).double() for i, name in enumerate(NAMES)}
+    data = {
+        name: torch.randn(b, 2 + i, generator=generator).double() for i, name in enumerate(NAMES)
+    }
     patterns = [p for p in itertools.product([True, False], repeat=3) if any(p)]
     mask = torch.tensor([patterns[i % 7] for i in range(b)])
     return Batch(data, mask[:, [NAMES.index(name) for name in names]])
@@ -42,7 +47,9 @@ def fixed(made, batch, ids=None):
     with noise(bound_noise(list(ids or range(len(batch))), made.names)):
         found = made.loss(batch)
     found.loss.backward()
-    return found, {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}
+    return found, {
+        name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None
+    }
 
 
 def same(gradients, others):
@@ -51,7 +58,9 @@ def same(gradients, others):
         torch.testing.assert_close(gradient, others[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("objective", ["elbo", "iwae", "dreg", CODE], ids=["elbo", "iwae", "dreg", "sum"])
+@pytest.mark.parametrize(
+    "objective", ["elbo", "iwae", "dreg", CODE], ids=["elbo", "iwae", "dreg", "sum"]
+)
 @pytest.mark.parametrize("prior", ["standard", "mog", "vamp"])
 @pytest.mark.parametrize("aggregator", PARTS)
 def test_every_parameter_is_trained(aggregator, prior, objective):
@@ -87,9 +96,13 @@ def test_life(options, tmp_path):
 @pytest.mark.parametrize("objective", ["elbo", "iwae"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_permuting_modalities(options, objective):
-    made, permuted = (model(options, names, objective=objective) for names in (NAMES, ("c", "a", "b")))
+    made, permuted = (
+        model(options, names, objective=objective) for names in (NAMES, ("c", "a", "b"))
+    )
     with torch.no_grad():
-        for parameter in made.aggregator.parameters() if isinstance(made.aggregator, torch.nn.Module) else ():
+        for parameter in (
+            made.aggregator.parameters() if isinstance(made.aggregator, torch.nn.Module) else ()
+        ):
             parameter.add_(torch.linspace(-1, 1, parameter.numel()).reshape(parameter.shape))
     permuted.load_state_dict(made.state_dict())
     found, gradients = fixed(made, rows())
@@ -114,7 +127,10 @@ def test_fillers_change_nothing(options, private, rule):
     found, gradients = fixed(made, plain)
     assert torch.isfinite(found.bound).all()
     for value in (torch.nan, torch.inf, 1e6):
-        data = {k: x.masked_fill(~plain.mask[:, [i]], value) for i, (k, x) in enumerate(plain.data.items())}
+        data = {
+            k: x.masked_fill(~plain.mask[:, [i]], value)
+            for i, (k, x) in enumerate(plain.data.items())
+        }
         other, others = fixed(made, Batch(data, plain.mask))
         assert torch.equal(found.bound, other.bound)
         assert all(torch.equal(gradient, others[name]) for name, gradient in gradients.items())
@@ -141,7 +157,11 @@ def test_the_bound_of_code_is_that_of_the_paper():
         each = made.terms(whole, draw="stratified")
     logits, total = made.aggregator.logits.detach().clone().requires_grad_(), 0.0
     for row in range(14):
-        usable = [s for s in range(7) if all(whole.observed[row, i] for i in range(3) if (s + 1) >> i & 1)]
+        usable = [
+            s
+            for s in range(7)
+            if all(whole.observed[row, i] for i in range(3) if (s + 1) >> i & 1)
+        ]
         pi = torch.softmax(logits[usable], 0)
         for p, s in zip(pi, usable, strict=True):
             bound = each.log_px[0, s, row].sum() - 0.4 * each.kl[s, row]
@@ -169,7 +189,9 @@ def test_bounds_are_below_the_likelihood():
     likelihood = made.log_likelihood(rows(), n=4000, generator=generator)
     batch = made.conform(rows())
     with torch.no_grad():
-        elbo = torch.stack([made.loss(batch, objective="elbo", generator=generator).bound for _ in range(50)]).mean(0)
+        elbo = torch.stack(
+            [made.loss(batch, objective="elbo", generator=generator).bound for _ in range(50)]
+        ).mean(0)
     assert (elbo < likelihood + 0.1).all()
 
 
@@ -177,7 +199,9 @@ def test_bounds_are_below_the_likelihood():
 @pytest.mark.parametrize("draw", ["iid", "balanced"])
 def test_draws_that_would_leave_weights_without_gradient_are_refused(aggregator, draw):
     made = model(aggregator, objective={"name": "elbo", "draw": draw})
-    with pytest.raises(SpecError, match="draw: got .* leaves trained component weights.*draw='stratified'"):
+    with pytest.raises(
+        SpecError, match="draw: got .* leaves trained component weights.*draw='stratified'"
+    ):
         made.loss(rows())
 
 
@@ -196,13 +220,17 @@ def test_stratified_draws_give_weights_the_gradient_of_the_bound(aggregator):
                     flat[i] += step
                     values.append(fixed(made, batch)[0].loss.item())
                 flat[i] += 1e-5
-                assert (values[0] - values[1]) / 2e-5 == pytest.approx(gradient[i].item(), rel=1e-4, abs=1e-7)
+                assert (values[0] - values[1]) / 2e-5 == pytest.approx(
+                    gradient[i].item(), rel=1e-4, abs=1e-7
+                )
 
 
 def test_entropy_counts_active_rows_and_one_component_has_none():
     batch = rows()
     assert model("hellinger", objective="entropy").loss(batch).loss.item() == 0
-    skipping = model({"name": "joint", "incomplete": "skip"}, objective="jmvae").loss(batch, objective="entropy")
+    skipping = model({"name": "joint", "incomplete": "skip"}, objective="jmvae").loss(
+        batch, objective="entropy"
+    )
     assert (skipping.loss.item(), skipping.counts["entropy"].item()) == (0, 2)
     moe = model("moe", objective={"name": "entropy", "alpha": 2.0})
     expected = -2 * torch.log(batch.mask.sum(1).double())
@@ -212,7 +240,9 @@ def test_entropy_counts_active_rows_and_one_component_has_none():
 
 @pytest.mark.parametrize("aggregator", ["code", "hoelder", "hellinger"])
 def test_products_need_a_normal_family(aggregator):
-    with pytest.raises(SpecError, match=f"aggregator: aggregator '{aggregator}' multiplies experts"):
+    with pytest.raises(
+        SpecError, match=f"aggregator: aggregator '{aggregator}' multiplies experts"
+    ):
         model(aggregator, family="laplace_softmax")
 
 
@@ -223,13 +253,18 @@ def test_mwb_takes_any_family():
 
 @pytest.mark.parametrize("name", ["code", "mwb"])
 def test_too_many_modalities(name):
-    with pytest.raises(SpecError, match="all subsets of 13 modalities in evaluation; expected at most 12.*mopoe"):
+    with pytest.raises(
+        SpecError, match="all subsets of 13 modalities in evaluation; expected at most 12.*mopoe"
+    ):
         Model({f"m{i}": (1,) for i in range(13)}, aggregator=name)
 
 
 @pytest.mark.parametrize("rho", [-0.1, 1.0, "high"])
 def test_rho_is_checked(rho):
-    with pytest.raises(SpecError, match=f"aggregator.rho: got {rho!r}; expected None or a number at least 0.0 and at"):
+    with pytest.raises(
+        SpecError,
+        match=f"aggregator.rho: got {rho!r}; expected None or a number at least 0.0 and at",
+    ):
         model({"name": "code", "rho": rho})
 
 
@@ -248,10 +283,16 @@ def test_elbo_is_a_weighted_mean_of_single_component_bounds():
     experts = made.experts(batch)
     posterior = made.aggregator.forward(experts, batch)
     with noise(lambda site, shape, dtype, device: torch.zeros(shape, dtype=dtype)):
-        whole = bounds.elbo(made.terms(batch, experts=experts, posterior=posterior, draw="stratified"))
+        whole = bounds.elbo(
+            made.terms(batch, experts=experts, posterior=posterior, draw="stratified")
+        )
         total = 0.0
         for k in range(posterior.components):
-            parts = {name: getattr(posterior, name)[k : k + 1] for name in ("loc", "scale", "evidence")}
+            parts = {
+                name: getattr(posterior, name)[k : k + 1] for name in ("loc", "scale", "evidence")
+            }
             alone = attrs.evolve(posterior, log_weight=torch.zeros(1, 14).double(), **parts)
-            total = total + posterior.log_weight[k].exp() * bounds.elbo(made.terms(batch, posterior=alone))
+            total = total + posterior.log_weight[k].exp() * bounds.elbo(
+                made.terms(batch, posterior=alone)
+            )
     torch.testing.assert_close(whole, total)

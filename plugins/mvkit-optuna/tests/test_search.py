@@ -12,10 +12,16 @@ from mvkit import Modality, RequestError, SpecError
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 TINY = {"name": "mlp", "hidden": [4]}
 BASE = {
-    "model": {"modalities": {k: Modality((3,), encoder=TINY, decoder=TINY) for k in "ab"}, "latent_dim": 2},
+    "model": {
+        "modalities": {k: Modality((3,), encoder=TINY, decoder=TINY) for k in "ab"},
+        "latent_dim": 2,
+    },
     "train": {"epochs": 2, "batch_size": 16},
 }
-PARTS = {"model.prior.components": Int(2, 5), "model.prior": Choice("standard", "mog")}  # in any order
+PARTS = {
+    "model.prior.components": Int(2, 5),
+    "model.prior": Choice("standard", "mog"),
+}  # in any order
 
 
 def rows(seed=0):
@@ -32,8 +38,16 @@ def run(search, trials, **options):
 
 
 def test_a_trial_replaces_fields_of_specs_and_options_of_fit():
-    space = {**PARTS, "model.modalities.a.private_dim": Int(0, 3), "train.lr": LogFloat(1e-4, 1e-1)}
-    parameters = {"model.prior": "mog", "model.prior.components": 4, "model.modalities.a.private_dim": 3}
+    space = {
+        **PARTS,
+        "model.modalities.a.private_dim": Int(0, 3),
+        "train.lr": LogFloat(1e-4, 1e-1),
+    }
+    parameters = {
+        "model.prior": "mog",
+        "model.prior.components": 4,
+        "model.modalities.a.private_dim": 3,
+    }
     found = Search(space, BASE).configuration({**parameters, "train.lr": 0.01})
     assert found["model"].prior == mvkit.plugins.lookup("prior", "mog")(components=4)
     assert [m.private_dim for m in found["model"].modalities.values()] == [3, 0]
@@ -55,14 +69,35 @@ def test_a_choice_may_be_a_dict_or_a_spec():
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        ({"model.latent": Int(1, 2)}, r"search.model.latent: ModelSpec has no 'latent'; did you mean 'latent_dim'\?"),
+        (
+            {"model.latent": Int(1, 2)},
+            r"search.model.latent: ModelSpec has no 'latent'; did you mean 'latent_dim'\?",
+        ),
         ({"modle.prior": Choice("mog")}, r"search.modle: no 'modle' here; did you mean 'model'\?"),
-        ({"model.modalities.c.weight": Float(0, 1)}, r"search.model.modalities.c: no 'c' here; known: 'a', 'b'"),
-        ({"train.epoch": Int(1, 2)}, r"search.train.epoch: no 'epoch' here; did you mean 'epochs'\?"),
-        ({"model.prior.components": Int(1, 9)}, "search.model.prior.components: Standard has no 'components'"),
-        ({**PARTS, "model.prior.component": Int(1, 9)}, r"MoG has no 'component'; did you mean 'components'\?"),
-        ({"model.latent_dim": Int(-1, 4)}, "search.model.latent_dim: got -1; expected an integer of at least 0"),
-        ({"model.prior": Choice("standard", "mogg")}, r"unknown prior 'mogg'; did you mean 'mog'\?"),
+        (
+            {"model.modalities.c.weight": Float(0, 1)},
+            r"search.model.modalities.c: no 'c' here; known: 'a', 'b'",
+        ),
+        (
+            {"train.epoch": Int(1, 2)},
+            r"search.train.epoch: no 'epoch' here; did you mean 'epochs'\?",
+        ),
+        (
+            {"model.prior.components": Int(1, 9)},
+            "search.model.prior.components: Standard has no 'components'",
+        ),
+        (
+            {**PARTS, "model.prior.component": Int(1, 9)},
+            r"MoG has no 'component'; did you mean 'components'\?",
+        ),
+        (
+            {"model.latent_dim": Int(-1, 4)},
+            "search.model.latent_dim: got -1; expected an integer of at least 0",
+        ),
+        (
+            {"model.prior": Choice("standard", "mogg")},
+            r"unknown prior 'mogg'; did you mean 'mog'\?",
+        ),
     ],
 )
 def test_paths_and_values_are_checked_when_the_search_is_made(space, message):
@@ -95,7 +130,9 @@ def test_the_best_trial_can_be_made_again():
     _, history = search.fit(study.best_params, rows(), validation=rows(1))
     kept = min(history.rows, key=lambda row: row["valid/loss"])
     assert kept["valid/bound"] == study.best_value
-    assert study.best_value == max(trial.value for trial in study.trials if trial.value is not None)
+    assert study.best_value == max(
+        trial.value for trial in study.trials if trial.value is not None
+    )
 
 
 def test_networks_of_the_users_own_begin_anew_in_each_trial():
@@ -104,7 +141,10 @@ def test_networks_of_the_users_own_begin_anew_in_each_trial():
         return nn.Linear(3, 4)
 
     own = network()
-    model = {**BASE["model"], "modalities": {**BASE["model"]["modalities"], "a": Modality((3,), encoder=own)}}
+    model = {
+        **BASE["model"],
+        "modalities": {**BASE["model"]["modalities"], "a": Modality((3,), encoder=own)},
+    }
     search = Search({"train.lr": Choice(0.1)}, {**BASE, "model": model})
     values = [trial.value for trial in run(search, 2).trials]
     assert values[0] == values[1]
@@ -121,7 +161,10 @@ def test_a_study_goes_on(tmp_path):
 
 def test_a_study_of_another_search_is_refused(tmp_path):
     run(Search({"train.lr": Choice(0.1)}, BASE), 1, storage=tmp_path / "study.db")
-    with pytest.raises(RequestError, match="search: study 'mvkit' was begun with another space: .*; take another name"):
+    with pytest.raises(
+        RequestError,
+        match="search: study 'mvkit' was begun with another space: .*; take another name",
+    ):
         run(Search({"train.lr": Choice(0.2)}, BASE), 2, storage=tmp_path / "study.db")
 
 
@@ -139,10 +182,14 @@ def test_parts_that_do_not_go_together_count_as_pruned():
     space = {"model.family": Choice("normal", "laplace_softmax"), "train.seed": Int(0, 99)}
     study = run(Search(space, BASE), 8)
     for trial in study.trials:
-        refused = trial.params["model.family"] != "normal"  # the product of Laplace experts has no closed form
+        refused = (
+            trial.params["model.family"] != "normal"
+        )  # the product of Laplace experts has no closed form
         assert (trial.state.name == "PRUNED") == refused
         assert ("closed product" in trial.user_attrs.get("refused", "")) == refused
-    with pytest.raises(SpecError, match="search: every trial was refused, the last one since: .*closed product"):
+    with pytest.raises(
+        SpecError, match="search: every trial was refused, the last one since: .*closed product"
+    ):
         run(Search({"model.family": Choice("laplace_softmax")}, BASE), 2)
 
 
@@ -152,5 +199,7 @@ def test_a_run_that_meets_no_number_counts_as_failed():
 
 
 def test_an_unknown_metric_is_named():
-    with pytest.raises(RequestError, match="metric='valid/bond' is not in the history; did you mean 'valid/bound'"):
+    with pytest.raises(
+        RequestError, match="metric='valid/bond' is not in the history; did you mean 'valid/bound'"
+    ):
         run(Search({"train.lr": Choice(0.1)}, BASE, metric="valid/bond"), 1)

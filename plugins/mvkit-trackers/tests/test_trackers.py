@@ -10,8 +10,17 @@ import torch
 from mvkit_trackers import MLflow, TensorBoard, WandB
 
 import mvkit
-from mvkit import RequestError, Stage, plugins
-from mvkit.events import CheckpointSaved, EpochFinished, Listeners, NonFinite, RunFinished, RunStarted, StageStarted
+from mvkit import RequestError, Stage
+from mvkit.registry import plugins
+from mvkit.training.events import (
+    CheckpointSaved,
+    EpochFinished,
+    Listeners,
+    NonFinite,
+    RunFinished,
+    RunStarted,
+    StageStarted,
+)
 
 MODEL = {"name": "model", "latent_dim": 3, "modalities": {"rna+": {"shape": [5]}}, "unused": []}
 OPTIONS = {"epochs": 3, "lr": 0.001}
@@ -24,7 +33,9 @@ def first(folder):
         StageStarted(0, Stage("iwae", 3)),
         EpochFinished({"stage": 0, "epoch": 1, "loss": 4.0}, 10),
         CheckpointSaved(folder / "step-10", 10),
-        EpochFinished({"stage": 0, "epoch": 2, "loss": 99.0, "valid/log_px/rna+": float("inf")}, 20),
+        EpochFinished(
+            {"stage": 0, "epoch": 2, "loss": 99.0, "valid/log_px/rna+": float("inf")}, 20
+        ),
     ]
 
 
@@ -49,7 +60,12 @@ def tell(tracker, events):
 @pytest.fixture(autouse=True)
 def offline(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("WANDB_PROJECT", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MVKIT_TRACKERS"):
+    for name in (
+        "WANDB_PROJECT",
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_EXPERIMENT_NAME",
+        "MVKIT_TRACKERS",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -83,7 +99,10 @@ def test_tensorboard_has_numbers_steps_configuration_stages_and_status(tmp_path)
     tell(TensorBoard(tmp_path / "a"), second(tmp_path))
     found = board(tmp_path / "a")
     assert scalars(found, "loss") == [(20, 2.0), (30, 1.0)]
-    assert json.loads(text(found, "config")) == {"model": MODEL, "options": {**OPTIONS, "resume": "auto"}}
+    assert json.loads(text(found, "config")) == {
+        "model": MODEL,
+        "options": {**OPTIONS, "resume": "auto"},
+    }
     assert json.loads(text(found, "stage/0"))["objective"]["name"] == "iwae"
     assert "decoders.rna+" in text(found, "nonfinite")
     assert text(found, "status") == "finished"
@@ -102,7 +121,10 @@ def test_tensorboard_goes_on_after_the_checkpoint_and_hides_what_came_after_it(t
 @pytest.mark.usefixtures("needs_tensorboard")
 def test_tensorboard_shows_the_last_run_that_starts_afresh_in_a_folder(tmp_path):
     for loss in (5.0, 6.0):
-        tell(TensorBoard("a"), [*first(tmp_path)[:2], EpochFinished({"loss": loss}, 7), RunFinished(None)])
+        tell(
+            TensorBoard("a"),
+            [*first(tmp_path)[:2], EpochFinished({"loss": loss}, 7), RunFinished(None)],
+        )
     assert scalars(board("a"), "loss") == [(7, 6.0)]
 
 
@@ -136,8 +158,12 @@ def logged():
     pytest.importorskip("wandb", reason="pip install 'mvkit-trackers[wandb]'")
 
     def read(folder, runs):
-        deadline = time.monotonic() + 20  # W&B's own process writes on for some milliseconds after `finish`
-        while sum(r.HasField("exit") for r in records(folder)) < runs and time.monotonic() < deadline:
+        deadline = (
+            time.monotonic() + 20
+        )  # W&B's own process writes on for some milliseconds after `finish`
+        while (
+            sum(r.HasField("exit") for r in records(folder)) < runs and time.monotonic() < deadline
+        ):
             time.sleep(0.02)
         found = {"ids": [], "config": {}, "rows": [], "summary": {}, "exit": []}
         for record in records(folder):
@@ -146,7 +172,9 @@ def logged():
                 found["project"] = record.run.project
             found["config"] |= {key(i): json.loads(i.value_json) for i in record.config.update}
             if record.HasField("history"):
-                found["rows"].append({key(i): json.loads(i.value_json) for i in record.history.item})
+                found["rows"].append(
+                    {key(i): json.loads(i.value_json) for i in record.history.item}
+                )
             found["summary"] |= {key(i): json.loads(i.value_json) for i in record.summary.update}
             if record.HasField("exit"):
                 found["exit"].append(record.exit.exit_code)
@@ -164,7 +192,11 @@ def test_wandb_has_numbers_steps_configuration_stages_and_status(tmp_path, logge
     assert found["config"]["options"] == {**OPTIONS, "resume": "auto"}
     assert json.loads(found["summary"]["stage/0"])["objective"]["name"] == "iwae"
     assert "decoders.rna+" in found["summary"]["nonfinite"]
-    assert (found["summary"]["status"], found["summary"]["error"], found["exit"]) == ("failed", "no disk", [1])
+    assert (found["summary"]["status"], found["summary"]["error"], found["exit"]) == (
+        "failed",
+        "no disk",
+        [1],
+    )
 
 
 def test_wandb_goes_on_under_the_same_id(tmp_path, logged):
@@ -180,7 +212,9 @@ def test_wandb_goes_on_under_the_same_id(tmp_path, logged):
 
 # MLflow
 
-mlflow_only = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # its imports' own
+mlflow_only = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning"
+)  # its imports' own
 
 
 @pytest.fixture(scope="module")
@@ -192,8 +226,12 @@ def store(tmp_path_factory):
 
 def run_of(tracker):
     run = tracker.client.get_run(tracker.id)
-    history = {name: tracker.client.get_metric_history(tracker.id, name) for name in run.data.metrics}
-    return run, {name: sorted((m.step, m.value) for m in metrics) for name, metrics in history.items()}
+    history = {
+        name: tracker.client.get_metric_history(tracker.id, name) for name in run.data.metrics
+    }
+    return run, {
+        name: sorted((m.step, m.value) for m in metrics) for name, metrics in history.items()
+    }
 
 
 @mlflow_only
@@ -252,7 +290,9 @@ def test_a_run_of_fit_that_is_resumed_has_one_log(tmp_path):
     history = train()
     found = board(tmp_path / "run" / "tensorboard")
     assert [step for step, _ in scalars(found, "loss")] == [2, 4, 6, 8]
-    assert [value for _, value in scalars(found, "loss")] == pytest.approx(history["loss"], rel=1e-6)
+    assert [value for _, value in scalars(found, "loss")] == pytest.approx(
+        history["loss"], rel=1e-6
+    )
     config = json.loads(text(found, "config"))
     assert (config["model"]["latent_dim"], config["options"]["batch_size"]) == (1, 4)
     assert text(found, "status") == "finished"
@@ -286,7 +326,9 @@ def test_the_environment_asks(tmp_path, listeners, monkeypatch):
 
 def test_an_unknown_tracker_is_named(tmp_path, listeners, monkeypatch):
     monkeypatch.setenv("MVKIT_TRACKERS", "tensorbord")
-    with pytest.warns(UserWarning, match="MVKIT_TRACKERS: no tracker 'tensorbord'; did you mean 'tensorboard'?"):
+    with pytest.warns(
+        UserWarning, match="MVKIT_TRACKERS: no tracker 'tensorbord'; did you mean 'tensorboard'?"
+    ):
         listeners().tell(first(tmp_path)[0])
 
 
@@ -299,7 +341,9 @@ def test_a_tracker_that_raises_leaves_the_others_alone(tmp_path, listeners, monk
     monkeypatch.setattr(MLflow, "begin", broken)
     told = listeners()
     events = [*first(tmp_path), RunFinished(None)]
-    with pytest.warns(UserWarning, match="MVKIT_TRACKERS: mlflow raised OSError: no disk; it logs no more"):
+    with pytest.warns(
+        UserWarning, match="MVKIT_TRACKERS: mlflow raised OSError: no disk; it logs no more"
+    ):
         told.tell(events[0])
     tell(told.tell, events[1:])
     assert scalars(board(tmp_path / "tensorboard"), "loss") == [(10, 4.0), (20, 99.0)]
@@ -307,5 +351,7 @@ def test_a_tracker_that_raises_leaves_the_others_alone(tmp_path, listeners, monk
 
 def test_a_library_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(RequestError, match=r"wandb cannot be imported .*pip install 'mvkit-trackers\[wandb\]'"):
+    with pytest.raises(
+        RequestError, match=r"wandb cannot be imported .*pip install 'mvkit-trackers\[wandb\]'"
+    ):
         WandB()(first(tmp_path)[0])

@@ -1,6 +1,6 @@
 """Normalizing-flow parts for mvkit. Imported at discovery, so it stays light."""
 
-from mvkit.plugins import Component, hookimpl
+from mvkit.registry.component import Component, hookimpl
 
 
 @hookimpl
@@ -9,6 +9,13 @@ def mvkit_components() -> list[Component]:
     return [
         Component("prior", "nsf", "mvkit_flows.priors:NSF", "neural spline flow"),
         Component("prior", "maf", "mvkit_flows.priors:MAF", "masked autoregressive flow"),
-        Component("aggregator", "joint_flow", "mvkit_flows.joint_flow:JointFlow", "joint encoder with unimodal flows"),
-        Component("sampler", "flow", "mvkit_flows.samplers:Flow", "neural spline flow, fitted to latents"),
+        Component(
+            "aggregator",
+            "joint_flow",
+            "mvkit_flows.joint_flow:JointFlow",
+            "joint encoder with unimodal flows",
+        ),
+        Component(
+            "sampler", "flow", "mvkit_flows.samplers:Flow", "neural spline flow, fitted to latents"
+        ),
     ]

@@ -10,13 +10,14 @@ from einops import rearrange
 from torch import nn
 
 from mvkit import Batch, Mixture, SpecError, spec
-from mvkit.aggregators import Aggregator, Defaults, MoEAggregator, raw_experts
-from mvkit.experts import Experts
-from mvkit.joint import Joint
-from mvkit.modality import Sizes
-from mvkit.posterior import Posterior
-from mvkit.priors import Prior
-from mvkit.spec import field, flag, integer, part
+from mvkit.core.experts import Experts
+from mvkit.core.modality import Sizes
+from mvkit.core.posterior import Posterior
+from mvkit.parts.aggregators.aggregator import Aggregator, Defaults, raw_experts
+from mvkit.parts.aggregators.joint_encoder import Joint
+from mvkit.parts.aggregators.mixtures import MoEAggregator
+from mvkit.parts.priors import Prior
+from mvkit.registry.spec import field, flag, integer, part
 from mvkit_flows.posteriors import Product, Transported
 from mvkit_flows.priors import Flow
 
@@ -63,14 +64,21 @@ class JointFlow:
         prior = sizes.live_prior
         moves = isinstance(prior, Prior) and (prior.conditional or prior.pseudo_inputs is not None)
         if moves and self.correct_prior and len(sizes.names) > 2:
-            raise SpecError("this prior depends on encoders, so nothing divides by it; take False", "correct_prior")
+            raise SpecError(
+                "this prior depends on encoders, so nothing divides by it; take False",
+                "correct_prior",
+            )
         return JointFlowAggregator(self, sizes)
 
 
 class JointFlowAggregator(nn.Module, Aggregator):
     """Never looks at flows unless a row is incomplete and someone asks about it."""
 
-    defaults = Defaults(raw_experts=False, own_trunks=True, unimodal=("encoders.*", "aggregator.flows.*"))
+    defaults = Defaults(
+        has_unimodal_experts=False,
+        has_joint_encoder=True,
+        unimodal=("encoders.*", "aggregator.flows.*"),
+    )
 
     def __init__(self, spec: JointFlow, sizes: Sizes) -> None:
         super().__init__()
@@ -78,7 +86,9 @@ class JointFlowAggregator(nn.Module, Aggregator):
         self.joint = attrs.evolve(spec.joint, incomplete="skip").build(sizes)
         self.mixture = MoEAggregator(sizes)
         context = self.width(sizes.latent) if spec.conditional else 0
-        self.flows = nn.ModuleDict({k: spec.flow.flow(sizes.latent, context).transform for k in sizes.names})
+        self.flows = nn.ModuleDict(
+            {k: spec.flow.flow(sizes.latent, context).transform for k in sizes.names}
+        )
         self._prior = (sizes.live_prior,)  # a module of the model's, not of this one
 
     def forward(self, experts: Experts, batch: Batch) -> Mixture:
@@ -88,7 +98,7 @@ class JointFlowAggregator(nn.Module, Aggregator):
     def posterior(self, experts: Experts, batch: Batch) -> Posterior:
         """The joint encoder's where complete, elsewhere the mixture of the flows."""
         joint = self.forward(experts, batch)
-        if batch.whole is None:
+        if batch.complete_rows is None:
             return joint
         return joint.where(batch.observed.all(1), self._flows(experts, batch))
 
@@ -96,7 +106,7 @@ class JointFlowAggregator(nn.Module, Aggregator):
         """The joint encoder's where complete, elsewhere a flow, or the product of several."""
         joint, mask = self.forward(experts, batch), batch.observed
         complete, several = mask.all(1), mask.sum(1) > 1
-        if batch.whole is None:
+        if batch.complete_rows is None:
             return joint
         flows = self._flows(experts, batch)
         if not (several & ~complete).any():
@@ -115,8 +125,11 @@ class JointFlowAggregator(nn.Module, Aggregator):
     def _flows(self, experts: Experts, batch: Batch) -> Transported:
         """The mixture of the flows of what each row observes."""
         # modalities that no row has cost nothing
-        seen = [index is None or len(index) > 0 for index in batch.rows]
-        flows = tuple(flow if any_row else None for flow, any_row in zip(self.flows.values(), seen, strict=True))
+        seen = [index is None or len(index) > 0 for index in batch.observed_rows]
+        flows = tuple(
+            flow if any_row else None
+            for flow, any_row in zip(self.flows.values(), seen, strict=True)
+        )
         context = experts.stats if self.spec.conditional else None
         return Transported(self.mixture.forward(experts, batch), flows, context, self.spec.points)
 

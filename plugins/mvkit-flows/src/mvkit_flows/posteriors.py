@@ -13,10 +13,10 @@ import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
-from mvkit import noise
+from mvkit.core import noise
+from mvkit.core.mixture import Mixture
+from mvkit.core.posterior import Draws, Posterior
 from mvkit.errors import RequestError
-from mvkit.mixture import Mixture
-from mvkit.posterior import Draws, Posterior
 
 ACCEPTANCE = 0.8  # what chains adapt their steps to
 START = 16  # pairs of points behind the moments that chains start from
@@ -57,7 +57,9 @@ class Transported(Posterior):
     def active(self) -> Tensor | None:
         return self.base.active
 
-    def draw(self, n: int, how: str, generator: torch.Generator | None = None, site: str = "z") -> Draws:
+    def draw(
+        self, n: int, how: str, generator: torch.Generator | None = None, site: str = "z"
+    ) -> Draws:
         drawn = self.base.draw(n, how, generator, site)
         s, j, b, _ = drawn.z.shape
         stratified = repeat(torch.arange(j, device=drawn.z.device), "j -> s j b", s=s, b=b)
@@ -70,7 +72,7 @@ class Transported(Posterior):
             context = None if self.context is None else self.context[k].index_select(0, index[2])
             bent, change = flow(context).inv.call_and_ladj(drawn.z[index])
             z, ladj = z.index_put(index, bent), ladj.index_put(index, change)
-        return Draws(self, z, drawn.component, drawn.log_weight, lambda: drawn.log_qk - ladj, self.kl)
+        return Draws(self, z, drawn.component, drawn.log_pi, lambda: drawn.log_qk - ladj, self.kl)
 
     def each(self, z: Tensor) -> Tensor:
         """Log q_k(z), (..., b, d) -> (..., k, b); 0 where no row can use the component."""
@@ -81,7 +83,11 @@ class Transported(Posterior):
                 continue
             at, ladj = flow(None if self.context is None else self.context[k]).call_and_ladj(z)
             loc, scale = self.base.loc[k], self.base.scale[k]
-            found.append(self.base.family.log_density((at - loc) / scale).sum(-1) - scale.log().sum(-1) + ladj)
+            found.append(
+                self.base.family.log_density((at - loc) / scale).sum(-1)
+                - scale.log().sum(-1)
+                + ladj
+            )
         return torch.stack(found, -2)
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -93,7 +99,11 @@ class Transported(Posterior):
         found = []
         for k, flow in enumerate(self.flows):
             z = self.base.loc[k] + self.base.scale[k] * points
-            z = z if flow is None else flow(None if self.context is None else self.context[k]).inv(z)
+            z = (
+                z
+                if flow is None
+                else flow(None if self.context is None else self.context[k]).inv(z)
+            )
             found.append((z.mean(0), z.var(0)))
         mean, variance = (torch.stack(each) for each in zip(*found, strict=True))
         return mean, variance
@@ -104,7 +114,9 @@ class Transported(Posterior):
         return reduce(weight * self.moments(self.points)[0], "k b d -> b d", "sum")
 
     def detach(self) -> Transported:
-        flows = tuple(None if one is None else copy.deepcopy(one).requires_grad_(False) for one in self.flows)
+        flows = tuple(
+            None if one is None else copy.deepcopy(one).requires_grad_(False) for one in self.flows
+        )
         context = None if self.context is None else self.context.detach()
         return attrs.evolve(self, base=self.base.detach(), flows=flows, context=context)
 
@@ -147,7 +159,11 @@ class Product(Posterior):
     @property
     def excess(self) -> Tensor:
         """How often the product counts the prior too many, (b,)."""
-        return 0.0 * self.log_weight[0] if self.prior is None else (self.members.sum(0) - 1).clamp(min=0)
+        return (
+            0.0 * self.log_weight[0]
+            if self.prior is None
+            else (self.members.sum(0) - 1).clamp(min=0)
+        )
 
     def target(self, z: Tensor) -> Tensor:
         """Log-density up to a constant a row, (..., b, d) -> (..., b)."""
@@ -157,13 +173,19 @@ class Product(Posterior):
     def start(self) -> tuple[Tensor, Tensor]:
         """Mean and scale of the product of normals with the components' moments over N(0, I)^(n-1), (b, d) each."""
         mean, variance = self.parts.moments(START)
-        precision = torch.where(rearrange(self.members, "k b -> k b 1"), variance.reciprocal(), 0.0)
+        precision = torch.where(
+            rearrange(self.members, "k b -> k b 1"), variance.reciprocal(), 0.0
+        )
         # exact posteriors are no broader together than apart; learnt ones might leave nothing
-        total = torch.maximum(precision.sum(0) - rearrange(self.excess, "b -> b 1"), precision.amax(0))
+        total = torch.maximum(
+            precision.sum(0) - rearrange(self.excess, "b -> b 1"), precision.amax(0)
+        )
         total = torch.where(total > 0, total, 1.0)
         return (precision * mean).sum(0) / total, torch.rsqrt(total)
 
-    def draw(self, n: int, how: str, generator: torch.Generator | None = None, site: str = "z") -> Draws:
+    def draw(
+        self, n: int, how: str, generator: torch.Generator | None = None, site: str = "z"
+    ) -> Draws:
         b, d = self.parts.base.loc.shape[1:]
 
         def normals(at: str) -> Tensor:
@@ -183,15 +205,25 @@ class Product(Posterior):
         generator = torch.Generator(like.device).manual_seed(0)
 
         def normals(at: str) -> Tensor:  # mirrored pairs: no error where the product is symmetric
-            half = noise.draw(at, (self.chains, 1, like.shape[-1]), like, generator=generator, sampler=torch.randn)
+            half = noise.draw(
+                at,
+                (self.chains, 1, like.shape[-1]),
+                like,
+                generator=generator,
+                sampler=torch.randn,
+            )
             return torch.cat([half, -half]).expand(-1, like.shape[1], -1)
 
         def uniforms(at: str) -> Tensor:
-            return repeat(noise.draw(at, (self.chains, 1), like, generator=generator), "n 1 -> (2 n) 1")
+            return repeat(
+                noise.draw(at, (self.chains, 1), like, generator=generator), "n 1 -> (2 n) 1"
+            )
 
         return reduce(self._chains(normals, uniforms, "nodes"), "t n b d -> b d", "mean")
 
-    def _chains(self, normals: Callable[[str], Tensor], uniforms: Callable[[str], Tensor], site: str) -> Tensor:
+    def _chains(
+        self, normals: Callable[[str], Tensor], uniforms: Callable[[str], Tensor], site: str
+    ) -> Tensor:
         """States of the second half of the transitions, (t, n, b, d)."""
         # also inside inference_mode, whose tensors autograd refuses
         with torch.inference_mode(False), torch.enable_grad():
@@ -199,10 +231,14 @@ class Product(Posterior):
             with torch.no_grad():
                 loc, scale = fixed.start()
             z = loc + scale * normals(site).clone()
-            return hamiltonian(fixed.target, z, scale, normals, uniforms, steps=self.steps, leapfrog=self.leapfrog)
+            return hamiltonian(
+                fixed.target, z, scale, normals, uniforms, steps=self.steps, leapfrog=self.leapfrog
+            )
 
     def log_prob(self, z: Tensor) -> Tensor:
-        raise RequestError("a product of flow posteriors is known up to a constant only; posterior() has a density")
+        raise RequestError(
+            "a product of flow posteriors is known up to a constant only; posterior() has a density"
+        )
 
     def detach(self) -> Product:
         return attrs.evolve(self, parts=self.parts.detach())
@@ -211,8 +247,12 @@ class Product(Posterior):
 def _ordinary(parts: Transported) -> Transported:
     """The same, stopped, in tensors that autograd takes."""
     base, still = parts.base.detach(), parts.context
-    base = attrs.evolve(base, loc=base.loc.clone(), scale=base.scale.clone(), log_weight=base.log_weight.clone())
-    return attrs.evolve(parts, base=base, context=None if still is None else still.detach().clone())
+    base = attrs.evolve(
+        base, loc=base.loc.clone(), scale=base.scale.clone(), log_weight=base.log_weight.clone()
+    )
+    return attrs.evolve(
+        parts, base=base, context=None if still is None else still.detach().clone()
+    )
 
 
 def hamiltonian(

@@ -9,7 +9,7 @@ import zuko
 from torch import nn
 
 from mvkit import spec
-from mvkit.spec import field, integer
+from mvkit.registry.spec import field, integer
 
 
 class Flow(ABC):
@@ -64,7 +64,9 @@ class MAF(Flow):
     hidden: tuple[int, ...] = (64, 64)
 
     def flow(self, features: int, context: int = 0) -> zuko.lazy.Flow:
-        return zuko.flows.MAF(features, context, transforms=self.transforms, hidden_features=list(self.hidden))
+        return zuko.flows.MAF(
+            features, context, transforms=self.transforms, hidden_features=list(self.hidden)
+        )
 
 
 class FlowPrior(nn.Module):

@@ -9,8 +9,8 @@ import zuko
 from torch import Tensor, nn
 
 from mvkit import Sampler, spec
-from mvkit.generation import sampled
-from mvkit.spec import field, integer, number
+from mvkit.core.noise import sampled
+from mvkit.registry.spec import field, integer, number
 
 
 @spec
@@ -45,7 +45,9 @@ class FlowSampler(nn.Module, Sampler):
     def __init__(self, spec: Flow, width: int) -> None:
         super().__init__()
         self.spec = spec
-        self.flow = zuko.flows.NSF(width, transforms=spec.transforms, hidden_features=list(spec.hidden))
+        self.flow = zuko.flows.NSF(
+            width, transforms=spec.transforms, hidden_features=list(spec.hidden)
+        )
         self.register_buffer("loc", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from mvkit import spec
-from mvkit.batch import Batch
-from mvkit.experts import Experts
-from mvkit.losses import Loss
-from mvkit.objectives import Objective
-from mvkit.spec import field, number
+from mvkit.core.batch import Batch
+from mvkit.core.experts import Experts
+from mvkit.core.loss import Loss
+from mvkit.parts.objectives.objective import Objective
+from mvkit.registry.spec import field, number
 
 if TYPE_CHECKING:
     from mvkit import Model
@@ -37,13 +37,17 @@ class Entropy(Objective):
 
     def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
         """See `Objective.forward`."""
-        posterior = model.fused(batch, experts)
+        posterior = model.joint_posterior(batch, experts)
         log_weight = posterior.log_weight
-        active = torch.ones_like(batch.observed[:, 0]) if posterior.active is None else posterior.active
+        active = (
+            torch.ones_like(batch.observed[:, 0]) if posterior.active is None else posterior.active
+        )
         counted = torch.isfinite(log_weight) & active  # 0 log 0 is 0
         entropy = -(log_weight.exp() * torch.where(counted, log_weight, 0.0)).sum(0)
         value = self.alpha * self.kl_weight * entropy
         mean = entropy.detach().sum() / active.sum().clamp(min=1)
         nothing = torch.full_like(value.detach(), torch.nan)  # it bounds nothing
         loss = -value.mean()
-        return Loss(loss, nothing, {"loss": loss.detach(), "entropy": mean}, {"entropy": active.sum()})
+        return Loss(
+            loss, nothing, {"loss": loss.detach(), "entropy": mean}, {"entropy": active.sum()}
+        )

@@ -12,12 +12,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mvkit import spec
-from mvkit.aggregators import Aggregator, Defaults, raw_experts, refuse_product
-from mvkit.batch import Batch
-from mvkit.experts import Experts
-from mvkit.mixture import Mixture, equal_weights
-from mvkit.modality import Sizes
-from mvkit.spec import field, flag
+from mvkit.core.batch import Batch
+from mvkit.core.experts import Experts
+from mvkit.core.mixture import Mixture, equal_weights
+from mvkit.core.modality import Sizes
+from mvkit.parts.aggregators.aggregator import Aggregator, Defaults, raw_experts, check_product
+from mvkit.registry.spec import field, flag
 
 
 @spec
@@ -38,7 +38,7 @@ class Hoelder:
 
     def build(self, sizes: Sizes) -> HoelderAggregator:
         """The live part."""
-        refuse_product(sizes, "hoelder", "aggregator='moe'")
+        check_product(sizes, "hoelder", "aggregator='moe'")
         return HoelderAggregator(trained=self.trained, sizes=sizes)
 
 
@@ -56,7 +56,7 @@ class Hellinger:
 
     def build(self, sizes: Sizes) -> HellingerAggregator:
         """The live part."""
-        refuse_product(sizes, "hellinger", "aggregator='wasserstein'")
+        check_product(sizes, "hellinger", "aggregator='wasserstein'")
         return HellingerAggregator(trained=self.trained, sizes=sizes)
 
 
@@ -77,7 +77,9 @@ class HoelderAggregator(nn.Module, Aggregator):
         members = own[first] | own[second]
         for name, buffer in {"first": first, "second": second, "members": members}.items():
             self.register_buffer(name, buffer, persistent=False)
-        self.logits = nn.ParameterDict({name: torch.zeros(()) for name in sizes.names}) if trained else None
+        self.logits = (
+            nn.ParameterDict({name: torch.zeros(()) for name in sizes.names}) if trained else None
+        )
 
     def forward(self, experts: Experts, batch: Batch) -> Mixture:
         """See `Aggregator.forward`."""
@@ -100,7 +102,11 @@ class HoelderAggregator(nn.Module, Aggregator):
         overlap = (scale[0].log() + scale[1].log() + math.log(2.0)) / 2 - whole.log()
         overlap = (overlap - ((loc[0] - loc[1]) / whole).square() / 4).sum(-1)
         twice = math.log(2.0) * (self.first != self.second).to(overlap.dtype)
-        return loc[0] * j * j + loc[1] * i * i, math.sqrt(2.0) * scale[0] * j, overlap + rearrange(twice, "k -> k 1")
+        return (
+            loc[0] * j * j + loc[1] * i * i,
+            math.sqrt(2.0) * scale[0] * j,
+            overlap + rearrange(twice, "k -> k 1"),
+        )
 
     unimodal = staticmethod(raw_experts)
 

@@ -12,13 +12,14 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from mvkit import spec
-from mvkit.aggregators import Aggregator, Defaults, random_subsets, raw_experts, refuse_product
-from mvkit.batch import Batch
+from mvkit.core.batch import Batch
+from mvkit.core.experts import Experts
+from mvkit.core.mixture import Mixture, equal_weights
+from mvkit.core.modality import Sizes
 from mvkit.errors import SpecError
-from mvkit.experts import Experts
-from mvkit.mixture import Mixture, equal_weights
-from mvkit.modality import Sizes
-from mvkit.spec import field, integer, number, one_of
+from mvkit.parts.aggregators.aggregator import Aggregator, Defaults, raw_experts, check_product
+from mvkit.parts.aggregators.mixtures import random_subsets
+from mvkit.registry.spec import field, integer, number, one_of
 
 MOST = 12  # modalities; their 4,095 subsets are all used in evaluation
 MOST_RHO = 0.999  # at 1, experts that differ in scale would leave no variance
@@ -52,7 +53,7 @@ class CoDE:
 
     def build(self, sizes: Sizes) -> CoDEAggregator:
         """The live part."""
-        refuse_product(sizes, "code", "aggregator='mwb'")
+        check_product(sizes, "code", "aggregator='mwb'")
         return CoDEAggregator(self, sizes)
 
 
@@ -80,7 +81,9 @@ class MWB:
 
 def over(factors: Tensor, values: Tensor) -> Tensor:
     """Sums over subsets with factors (k, m) or (k, b, m) for their members, of (m, b, d) -> (k, b, d)."""
-    return einsum(factors, values, "k m, m b d -> k b d" if factors.ndim == 2 else "k b m, m b d -> k b d")
+    return einsum(
+        factors, values, "k m, m b d -> k b d" if factors.ndim == 2 else "k b m, m b d -> k b d"
+    )
 
 
 def per_row(values: Tensor) -> Tensor:
@@ -137,10 +140,14 @@ class SubsetAggregator(nn.Module, Aggregator):
             number = rearrange(torch.arange(len(each), device=each.device), "k -> k 1")
         return self._mixture(experts, members, usable, self.weigh(number, usable, experts.loc))
 
-    def _mixture(self, experts: Experts, members: Tensor, usable: Tensor, log_weight: Tensor) -> Mixture:
+    def _mixture(
+        self, experts: Experts, members: Tensor, usable: Tensor, log_weight: Tensor
+    ) -> Mixture:
         loc, scale = self.fuse(experts, members, usable)
         within = members if members.ndim == 3 else rearrange(members, "k m -> k 1 m")
-        return Mixture(experts.family, loc, scale, log_weight, within & rearrange(usable, "k b -> k b 1"))
+        return Mixture(
+            experts.family, loc, scale, log_weight, within & rearrange(usable, "k b -> k b 1")
+        )
 
     unimodal = staticmethod(raw_experts)
 

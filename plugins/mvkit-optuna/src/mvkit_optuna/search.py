@@ -14,15 +14,27 @@ import attrs
 import optuna
 
 import mvkit
-from mvkit.assembly import ModelSpec
 from mvkit.errors import NonFiniteError, RequestError, SpecError, suggest
-from mvkit.events import EpochFinished, Event, Listener
-from mvkit.history import History
-from mvkit.spec import to_dict
+from mvkit.models.build import ModelSpec
+from mvkit.registry.spec import to_dict
+from mvkit.training.events import EpochFinished, Event, Listener
+from mvkit.training.history import History
 from mvkit_optuna.space import Domain, Nowhere, replaced
 
-OWN = ("model", "data", "validation", "listeners", "progress", "checkpoint", "resume")  # not the configuration's
-FINISHED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.FAIL)
+OWN = (
+    "model",
+    "data",
+    "validation",
+    "listeners",
+    "progress",
+    "checkpoint",
+    "resume",
+)  # not the configuration's
+FINISHED = (
+    optuna.trial.TrialState.COMPLETE,
+    optuna.trial.TrialState.PRUNED,
+    optuna.trial.TrialState.FAIL,
+)
 
 
 class Search:
@@ -57,12 +69,16 @@ class Search:
         metric: str = "valid/bound",
         direction: str = "maximize",
     ) -> None:
-        self.space = dict(sorted(space.items(), key=lambda item: item[0].count(".")))  # parts before their fields
+        self.space = dict(
+            sorted(space.items(), key=lambda item: item[0].count("."))
+        )  # parts before their fields
         self.base, self.metric, self.direction = _base(base), metric, direction
         for path in self.space:
             self._check(path)
 
-    def configuration(self, parameters: Mapping[str, Any] | optuna.trial.BaseTrial) -> dict[str, Any]:
+    def configuration(
+        self, parameters: Mapping[str, Any] | optuna.trial.BaseTrial
+    ) -> dict[str, Any]:
         """The whole configuration, `model` (a spec) and `train`, of a trial or of one's parameters."""
         if isinstance(parameters, Mapping):
             parameters = optuna.trial.FixedTrial(dict(parameters))
@@ -81,11 +97,15 @@ class Search:
         listeners: Iterable[Listener] = (),
     ) -> tuple[mvkit.Model, History]:
         """A model with these parameters, trained; of `study.best_params` the very model of the best trial."""
-        found = copy.deepcopy(self.configuration(parameters))  # networks of the user's own begin anew in each trial
+        found = copy.deepcopy(
+            self.configuration(parameters)
+        )  # networks of the user's own begin anew in each trial
         spec, train = found["model"], found["train"]
         options: Any = {a.name: getattr(spec, a.name) for a in attrs.fields(ModelSpec)}
         model = mvkit.Model(**options, seed=train["seed"])
-        history = mvkit.fit(model, data, validation=validation, listeners=listeners, progress=False, **train)
+        history = mvkit.fit(
+            model, data, validation=validation, listeners=listeners, progress=False, **train
+        )
         return model, history
 
     def run(
@@ -98,7 +118,7 @@ class Search:
         name: str = "mvkit",
         pruner: optuna.pruners.BasePruner | None = None,
         seed: int = 0,
-    ) -> optuna.Study:
+    ) -> optuna.EvaluationContext:
         """Goes on with the study until so many trials are over, those of earlier calls on the same storage counted.
 
         Args:
@@ -120,7 +140,11 @@ class Search:
         if storage is not None and "://" not in str(storage):
             storage = f"sqlite:///{os.fspath(storage)}"
         study = optuna.create_study(
-            storage=storage, study_name=name, direction=self.direction, pruner=pruner, load_if_exists=True
+            storage=storage,
+            study_name=name,
+            direction=self.direction,
+            pruner=pruner,
+            load_if_exists=True,
         )
         self._recognise(study, name)
         # a seed alone would make a study that goes on repeat the draws it began with
@@ -132,14 +156,21 @@ class Search:
         if len(study.get_trials(deepcopy=False, states=FINISHED)) < trials:
             enough = optuna.study.MaxTrialsCallback(trials, states=FINISHED)
             study.optimize(objective, callbacks=[enough], catch=(NonFiniteError,))
-        refused = [trial.user_attrs.get("refused") for trial in study.get_trials(deepcopy=False, states=FINISHED)]
+        refused = [
+            trial.user_attrs.get("refused")
+            for trial in study.get_trials(deepcopy=False, states=FINISHED)
+        ]
         if all(refused):
-            raise SpecError(f"every trial was refused, the last one since: {refused[-1]}", "search")
+            raise SpecError(
+                f"every trial was refused, the last one since: {refused[-1]}", "search"
+            )
         return study
 
     def _judge(self, trial: optuna.Trial, data: Any, validation: Any) -> float:
         try:
-            _, history = self.fit(trial, data, validation=validation, listeners=[Pruning(trial, self.metric)])
+            _, history = self.fit(
+                trial, data, validation=validation, listeners=[Pruning(trial, self.metric)]
+            )
         except SpecError as error:
             trial.set_user_attr("refused", str(error))
             raise optuna.TrialPruned(str(error)) from error
@@ -169,9 +200,11 @@ class Search:
         if wrong and not found:
             raise wrong.within("search")
 
-    def _recognise(self, study: optuna.Study, name: str) -> None:
+    def _recognise(self, study: optuna.EvaluationContext, name: str) -> None:
         """Notes in a new study what it searches, and refuses another's."""
-        domains = {path: [type(d).__name__, *map(to_dict, d.examples())] for path, d in self.space.items()}
+        domains = {
+            path: [type(d).__name__, *map(to_dict, d.examples())] for path, d in self.space.items()
+        }
         own = {"space": domains, "base": to_dict(self.base), "metric": self.metric}
         own = json.loads(json.dumps(own, default=repr))
         known = study.user_attrs.setdefault("search", own)
@@ -203,7 +236,9 @@ class Pruning:
         self.epochs += 1
         self.trial.report(event.row[self.metric], self.epochs)
         if self.trial.should_prune():
-            raise optuna.TrialPruned(f"after {self.epochs} epochs, at {self.metric} {event.row[self.metric]:.4g}")
+            raise optuna.TrialPruned(
+                f"after {self.epochs} epochs, at {self.metric} {event.row[self.metric]:.4g}"
+            )
 
 
 def _base(base: Mapping[str, Any]) -> dict[str, Any]:

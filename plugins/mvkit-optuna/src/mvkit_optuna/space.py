@@ -10,7 +10,7 @@ import attrs
 import optuna
 
 from mvkit.errors import SpecError, suggest
-from mvkit.spec import is_spec, to_dict
+from mvkit.registry.spec import is_spec, to_dict
 
 
 class Domain(ABC):
@@ -38,9 +38,13 @@ class Choice(Domain):
             raise SpecError("Choice() has nothing to choose from; give it one value at least")
         self.options = options
         plain = bool | int | float | str | None
-        self.labels = [o if isinstance(o, plain) else json.dumps(to_dict(o)) for o in options]  # what a storage holds
+        self.labels = [
+            o if isinstance(o, plain) else json.dumps(to_dict(o)) for o in options
+        ]  # what a storage holds
         if len(set(map(repr, self.labels))) < len(options):
-            raise SpecError(f"Choice{options!r} has the same value twice; expected different ones; leave one out")
+            raise SpecError(
+                f"Choice{options!r} has the same value twice; expected different ones; leave one out"
+            )
 
     def suggest(self, trial: optuna.trial.BaseTrial, path: str) -> Any:
         return self.options[self.labels.index(trial.suggest_categorical(path, self.labels))]
@@ -56,7 +60,9 @@ class _Range(Domain):
 
     def __attrs_post_init__(self) -> None:
         if not self.low <= self.high:
-            raise SpecError(f"{self!r}: {self.low!r} is above {self.high!r}; give the lower end first")
+            raise SpecError(
+                f"{self!r}: {self.low!r} is above {self.high!r}; give the lower end first"
+            )
 
     def examples(self) -> tuple[Any, ...]:
         return self.low, self.high
@@ -98,7 +104,9 @@ def fields(value: Any) -> dict[str, Any]:
         return {a.name: getattr(value, a.name) for a in attrs.fields(type(value))}
     if isinstance(value, dict):
         return value
-    return {str(i): item for i, item in enumerate(value)} if isinstance(value, tuple | list) else {}
+    return (
+        {str(i): item for i, item in enumerate(value)} if isinstance(value, tuple | list) else {}
+    )
 
 
 def replaced(value: Any, path: str, new: Any) -> Any:

@@ -6,8 +6,8 @@ import os
 import warnings
 
 from mvkit.errors import SpecError, suggest
-from mvkit.events import Event, RunStarted
-from mvkit.plugins import hookimpl
+from mvkit.registry.component import hookimpl
+from mvkit.training.events import Event, RunStarted
 from mvkit_trackers.trackers import MLflow, TensorBoard, Tracker, WandB
 
 __all__ = ["MLflow", "TensorBoard", "Tracker", "WandB", "asked"]
@@ -15,7 +15,7 @@ __all__ = ["MLflow", "TensorBoard", "Tracker", "WandB", "asked"]
 KNOWN: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
 
 
-class Asked:
+class ConditioningSets:
     """The trackers that `MVKIT_TRACKERS` names, a list such as `tensorboard,mlflow`; unset or empty: none.
 
     It is read when a run starts. A tracker that raises is reported once and then left out for the rest of the run.
@@ -41,11 +41,13 @@ class Asked:
 
 
 def _names() -> list[str]:
-    names = [name.strip() for name in os.environ.get("MVKIT_TRACKERS", "").split(",") if name.strip()]
+    names = [
+        name.strip() for name in os.environ.get("MVKIT_TRACKERS", "").split(",") if name.strip()
+    ]
     for name in names:
         if name not in KNOWN:
             raise SpecError(f"no tracker {name!r}; {suggest(name, KNOWN)}", "MVKIT_TRACKERS")
     return names
 
 
-asked = Asked()
+asked = ConditioningSets()

@@ -17,8 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from mvkit.errors import RequestError
-from mvkit.events import CheckpointSaved, EpochFinished, Event, NonFinite, RunFinished, RunStarted, StageStarted
-from mvkit.spec import to_dict
+from mvkit.registry.spec import to_dict
+from mvkit.training.events import (
+    CheckpointSaved,
+    EpochFinished,
+    Event,
+    NonFinite,
+    RunFinished,
+    RunStarted,
+    StageStarted,
+)
 
 
 class Tracker(ABC):
@@ -79,7 +87,9 @@ class TensorBoard(Tracker):
         for name, number in numbers.items():
             self.writer.add_scalar(name, number, step)
         for name, text in texts.items():
-            self.writer.add_text(name, f"```\n{text}\n```", step)  # or Markdown would eat underscores
+            self.writer.add_text(
+                name, f"```\n{text}\n```", step
+            )  # or Markdown would eat underscores
         self.writer.flush()
 
     def end(self, error: str | None) -> None:
@@ -103,12 +113,18 @@ class WandB(Tracker):
     def begin(self, run: RunStarted) -> None:
         wandb = _library("wandb")
         known = self.options.get("id") or _recall(run, "wandb.id")
-        options: dict[str, Any] = {"dir": run.folder and str(run.folder), "reinit": "create_new", **self.options}
+        options: dict[str, Any] = {
+            "dir": run.folder and str(run.folder),
+            "reinit": "create_new",
+            **self.options,
+        }
         if known:
             options |= {"id": known, "resume": "allow"}
         self.run = wandb.init(project=self.project, **options)
         self.run.config.update(_config(run), allow_val_change=True)
-        self.run.define_metric("*", step_metric="step")  # W&B's own steps refuse to go back to those of a checkpoint
+        self.run.define_metric(
+            "*", step_metric="step"
+        )  # W&B's own steps refuse to go back to those of a checkpoint
         _remember(run, "wandb.id", self.run.id)
 
     def log(self, numbers: Mapping[str, float], texts: Mapping[str, str], step: int) -> None:
@@ -117,7 +133,9 @@ class WandB(Tracker):
         self.run.summary.update(texts)
 
     def end(self, error: str | None) -> None:
-        self.run.summary.update({"status": "finished"} if error is None else {"status": "failed", "error": error})
+        self.run.summary.update(
+            {"status": "finished"} if error is None else {"status": "failed", "error": error}
+        )
         self.run.finish(exit_code=0 if error is None else 1)
 
 
@@ -132,7 +150,9 @@ class MLflow(Tracker):
         run_id: a run to log into.
     """
 
-    def __init__(self, uri: str | None = None, *, experiment: str | None = None, run_id: str | None = None) -> None:
+    def __init__(
+        self, uri: str | None = None, *, experiment: str | None = None, run_id: str | None = None
+    ) -> None:
         self.uri, self.run_id = uri, run_id
         self.experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", "mvkit")
 
@@ -146,9 +166,15 @@ class MLflow(Tracker):
             self.client.update_run(known, "RUNNING")
         else:
             experiment = self.client.get_experiment_by_name(self.experiment)
-            number = experiment.experiment_id if experiment else self.client.create_experiment(self.experiment)
+            number = (
+                experiment.experiment_id
+                if experiment
+                else self.client.create_experiment(self.experiment)
+            )
             self.id = self.client.create_run(number).info.run_id
-            params = [self.library.entities.Param(_key(k), v) for k, v in _flat(config)]  # MLflow's never change
+            params = [
+                self.library.entities.Param(_key(k), v) for k, v in _flat(config)
+            ]  # MLflow's never change
             for start in range(0, len(params), 100):  # as many as it takes at once
                 self.client.log_batch(self.id, params=params[start : start + 100])
         self.client.log_dict(self.id, config, "config.json")
@@ -156,7 +182,9 @@ class MLflow(Tracker):
 
     def log(self, numbers: Mapping[str, float], texts: Mapping[str, str], step: int) -> None:
         entities, now = self.library.entities, int(1e3 * time.time())
-        metrics = [entities.Metric(_key(name), number, now, step) for name, number in numbers.items()]
+        metrics = [
+            entities.Metric(_key(name), number, now, step) for name, number in numbers.items()
+        ]
         tags = [entities.RunTag(_key(name), text) for name, text in texts.items()]
         self.client.log_batch(self.id, metrics=metrics, tags=tags)
 
@@ -181,7 +209,13 @@ def _config(run: RunStarted) -> dict[str, Any]:
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Leaves of nested dicts and lists, by dotted path."""
-    items = value.items() if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else list(enumerate(value))
+        if isinstance(value, list)
+        else ()
+    )
     if not items:
         yield path, str(value)
     for key, item in items:

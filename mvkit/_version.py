@@ -1,0 +1,3 @@
+"""The version, which files note."""
+
+__version__ = "0.1.0"

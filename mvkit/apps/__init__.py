@@ -1,0 +1,1 @@
+"""What runs from a shell: command line, run files, report, explorer, demo."""

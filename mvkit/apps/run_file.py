@@ -1,0 +1,185 @@
+"""Run files: one TOML that says data, model and training, and gives the same numbers again.
+
+    [data]                      # a dataset by name, and its options
+    name = "polydigits"
+    missing = 0.3
+    [model]                     # what `Model` takes, or a recipe and what it takes
+    recipe = "mopoe"
+    latent_dim = 16
+    [model.modalities.m0]       # other options of a modality than the dataset's
+    private_dim = 4
+    [train]                     # what `fit` takes
+    epochs = 20
+
+`mvkit train` writes the same file with every default beside the checkpoints.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from mvkit import recipes
+from mvkit.core.safe_file import write_whole
+from mvkit.data.datasets.catalogue import Splits, load_dataset
+from mvkit.errors import SpecError, suggest
+from mvkit.models.checkpoint import rebuilt
+from mvkit.models.model import Model
+from mvkit.models.multimodal import MultimodalModel
+from mvkit.registry.spec import as_part, to_dict
+from mvkit.training.events import Event, RunStarted
+from mvkit.training.fit import fit
+from mvkit.training.history import History
+from mvkit.training.stages import as_stages
+
+TABLES = ("data", "model", "train")
+
+
+Config = dict[str, dict[str, Any]]
+
+
+def read(path: Path, changes: Sequence[str] = ()) -> Config:
+    """A run file with some values changed.
+
+    Args:
+        path: the file.
+        changes: `model.prior=mog`, `train.epochs=5`: a path, and a TOML value or plain text.
+
+    Raises:
+        SpecError: no TOML, tables that are none of data, model and train, a change that cannot be read.
+        OSError: when the file cannot be read.
+    """
+    try:
+        config = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: no TOML: {error}") from None
+    for change in changes:
+        at, equals, text = change.partition("=")
+        if not equals or "." not in at:
+            raise SpecError(
+                f"--set {change}: expected TABLE.OPTION=VALUE, such as --set train.epochs=5"
+            )
+        table = at.strip().partition(".")[0]
+        if table not in TABLES:
+            raise SpecError(
+                f"--set {change}: no table [{table}] is known; {suggest(table, TABLES)}"
+            )
+        _put(config, at.strip().split("."), _value(text), change)
+    for table, options in config.items():
+        if table not in TABLES or not isinstance(options, dict):
+            raise SpecError(f"{path}: no table [{table}] is known; {suggest(table, TABLES)}")
+    return {table: config.get(table, {}) for table in TABLES}
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _put(table: dict[str, Any], path: list[str], value: Any, change: str) -> None:
+    *way, last = path
+    for key in way:
+        if isinstance(table.get(key), str):  # a part by its name, of which an option is set
+            table[key] = {"name": table[key]}
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise SpecError(f"--set {change}: {key!r} holds {table!r}, which has no options")
+    table[last] = value
+
+
+@attrs.frozen(eq=False)
+class Plan:
+    """What a run file comes to: data, a fresh model, `fit`'s options, and the file with every default."""
+
+    data: Splits
+    model: MultimodalModel
+    options: dict[str, Any]
+    config: Config
+
+    @classmethod
+    def of(cls, config: Config) -> Plan:
+        """The plan of a run file.
+
+        Raises:
+            SpecError: with the path of what is wrong.
+        """
+        if "name" not in config["data"]:
+            raise SpecError("expected the name of a dataset, such as name = 'polydigits'", "data")
+        source = as_part("dataset", config["data"])
+        data = load_dataset(**config["data"])
+        model, seed = _model(dict(config["model"]), data)
+        options = _train_options(config["train"])
+        stages = as_stages(options.get("stages"), model, options["epochs"])
+        full = {
+            "model": {**model.header(), "seed": seed},
+            "train": {**options, "stages": [to_dict(s) for s in stages]},
+        }
+        return cls(data, model, options, _without_none({"data": to_dict(source), **full}))
+
+    def run(self, folder: Path, resume: str) -> History:
+        """Trains, and keeps the run in a folder with the whole run file."""
+        import tomli_w
+
+        def write(event: Event) -> None:
+            if isinstance(
+                event, RunStarted
+            ):  # what does not fit the run in the folder was refused before
+                write_whole(folder / "run.toml", tomli_w.dumps(self.config).encode())
+
+        options = {**self.options, "checkpoint": folder, "resume": resume, "listeners": [write]}
+        return fit(self.model, self.data.train, validation=self.data.valid, **options)
+
+
+def _model(options: dict[str, Any], data: Splits) -> tuple[MultimodalModel, int]:
+    """The model of a table [model], its weights drawn from its seed."""
+    seed = options.pop("seed", 0)
+    if "name" in options:  # as a file with every default says it
+        return rebuilt(options, seed), seed
+    modalities = dict(data.modalities)
+    for name, changed in options.pop("modalities", {}).items():
+        if name not in modalities:
+            raise SpecError(
+                f"no modality {name!r}; {suggest(name, modalities)}", "model.modalities"
+            )
+        modalities[name] = attrs.evolve(modalities[name], **changed)  # type: ignore[misc]
+    recipe = options.pop("recipe", None)
+    published = {
+        k: one
+        for k, one in vars(recipes).items()
+        if getattr(one, "__module__", "") == recipes.__name__
+    }
+    if recipe is not None and recipe not in published:
+        raise SpecError(f"no recipe {recipe!r}; {suggest(str(recipe), published)}", "model.recipe")
+    make: Any = Model if recipe is None else published[recipe]
+    known = {*inspect.signature(make).parameters, *inspect.signature(Model).parameters} - {
+        "options",
+        "modalities",
+    }
+    for name in options:
+        if name not in known:
+            raise SpecError(f"unknown option; {suggest(name, known)}", f"model.{name}")
+    return make(modalities, seed=seed, **options), seed
+
+
+def _train_options(given: dict[str, Any]) -> dict[str, Any]:
+    """`fit`'s options with all defaults."""
+    own = {"model", "data", "validation", "listeners", "resume", "progress"}
+    defaults = {k: p.default for k, p in inspect.signature(fit).parameters.items() if k not in own}
+    for name in given:
+        if name not in defaults:
+            raise SpecError(f"unknown option; {suggest(name, defaults)}", f"train.{name}")
+    return defaults | given
+
+
+def _without_none(value: Any) -> Any:
+    """Plain data without what TOML cannot say: None, which is the default wherever it may stand."""
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list | tuple) else value

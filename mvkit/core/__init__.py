@@ -1,0 +1,1 @@
+"""The mathematics: batches, experts, posteriors, decoding, terms, bounds. Names no part."""

@@ -1,0 +1,191 @@
+"""Unimodal evidence: what the encoders make of the observed rows of a batch.
+
+Axes: b rows, n of these rows, m modalities, w encoder width, d latent, p private latent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from mvkit.core.batch import Batch
+from mvkit.core.family import Family
+from mvkit.core.modality import Modality
+from mvkit.core.noise import Generator
+from mvkit.core.posterior import Posterior
+from mvkit.core.product_of_experts import SomeExperts
+from mvkit.errors import ShapeError
+
+
+class Experts:
+    """Encoder outputs for a batch, computed when first asked for and then kept.
+
+    A part that never looks (the joint encoder on complete rows) costs nothing. Unobserved rows hold zeros.
+
+    Args:
+        encoders: modality to network, rows in, `width + 2 p` numbers out.
+        modalities: what they encode.
+        batch: a conformed batch.
+        family: what turns raw numbers into scales.
+        width: numbers for the aggregator, w.
+        training: whether parts behave as in training (dropout, subsets drawn).
+        generator: source of randomness of everything computed from these experts.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, nn.Module],
+        modalities: Mapping[str, Modality],
+        batch: Batch,
+        *,
+        family: Family,
+        width: int,
+        training: bool,
+        generator: Generator = None,
+    ) -> None:
+        self.encoders = encoders
+        self.modalities = modalities
+        self.batch = batch
+        self.family = family
+        self.width = width
+        self.training = training
+        self.generator = generator
+        self._encoded: dict[str, Tensor] = {}
+        self._joint_posterior: Posterior | None = None
+
+    def given(self, batch: Batch) -> Experts:
+        """The experts of a batch that `hide` made of this one's; no modality is encoded twice."""
+        experts = self._of(batch)
+        experts._encoded = self._encoded
+        return experts
+
+    def take(self, index: Tensor) -> Experts:
+        """The experts of the rows at `index` (n,) alone."""
+        return self._of(self.batch.take(index))
+
+    def _of(self, batch: Batch) -> Experts:
+        return Experts(
+            self.encoders,
+            self.modalities,
+            batch,
+            family=self.family,
+            width=self.width,
+            training=self.training,
+            generator=self.generator,
+        )
+
+    def joint_posterior(self, fuse: Callable[[Experts, Batch], Posterior]) -> Posterior:
+        """The posterior that an aggregator's `forward` makes of them, computed once, however many terms ask for it."""
+        if self._joint_posterior is None:
+            self._joint_posterior = fuse(self, self.batch)
+        return self._joint_posterior
+
+    @property
+    def encodes_all_rows(self) -> bool:
+        """Whether every row is encoded anyway: some modality was already, or private latents will be asked for."""
+        private = any(modality.private_dim for modality in self.modalities.values())
+        return bool(self._encoded) or private
+
+    @cached_property
+    def outputs(self) -> dict[str, Tensor]:
+        """Everything the encoders emit, {name: (b, w + 2 p)}."""
+        return {name: self._output(i, name) for i, name in enumerate(self.modalities)}
+
+    def _output(self, i: int, name: str) -> Tensor:
+        x = self.batch.data[name]
+        rows = self.batch.observed_rows[i]
+        total = self.width + 2 * self.modalities[name].private_dim
+        if self.batch.skips(name, rows):
+            return torch.zeros(len(x), total, dtype=x.dtype, device=x.device)
+        if name not in self._encoded:
+            self._encoded[name] = self._encode(name, rows, total)
+        return self._encoded[name]
+
+    def _encode(self, name: str, rows: Tensor | None, total: int) -> Tensor:
+        indicator = self.modalities[name].indicator
+        inputs = self.batch.inputs(name, rows, indicator=indicator)
+        output = on_rows(self.encoders[name], inputs)
+        if tuple(output.shape) != (len(inputs), total):
+            raise ShapeError(
+                f"encoders.{name}: emitted {tuple(output.shape)} for {tuple(inputs.shape)}; "
+                f"expected {(len(inputs), total)}: {self.width} numbers for the aggregator and "
+                f"{total - self.width} for the private latent"
+            )
+        if rows is None:
+            return output
+        b = len(self.batch.data[name])
+        return output.new_zeros(b, total).index_copy(0, rows, output)
+
+    @cached_property
+    def stats(self) -> Tensor:
+        """The numbers for the aggregator, (m, b, w)."""
+        return torch.stack([output[:, : self.width] for output in self.outputs.values()])
+
+    @cached_property
+    def _located(self) -> tuple[Tensor, Tensor]:
+        loc, raw = self.stats.chunk(2, dim=-1)
+        return loc, self.family.scale(raw)
+
+    @property
+    def loc(self) -> Tensor:
+        """Locations of the unimodal experts, (m, b, d)."""
+        return self._located[0]
+
+    @property
+    def scale(self) -> Tensor:
+        """Scales of the unimodal experts, (m, b, d)."""
+        return self._located[1]
+
+    @property
+    def shown(self) -> list[int]:
+        """Indices of the modalities that are not hidden."""
+        hidden = self.batch.hidden
+        return [i for i, name in enumerate(self.modalities) if name not in hidden]
+
+    def only(self, which: list[int]) -> SomeExperts:
+        """The experts at `which`, without stacking the others."""
+        names = list(self.modalities)
+        stats = [self._output(i, names[i])[:, : self.width] for i in which]
+        loc, raw = torch.stack(stats).chunk(2, dim=-1)
+        return SomeExperts(loc, self.family.scale(raw))
+
+    @cached_property
+    def private(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Private experts q(w_m|x_m): {name: (loc (b, p), scale (b, p))}."""
+        experts = {}
+        for name, modality in self.modalities.items():
+            if modality.private_dim:
+                loc, raw = self.outputs[name][:, self.width :].chunk(2, dim=-1)
+                experts[name] = (loc, self.family.scale(raw))
+        return experts
+
+
+_network_dtype: ContextVar[torch.dtype | None] = ContextVar("network_dtype", default=None)
+
+
+@contextlib.contextmanager
+def low_precision(dtype: torch.dtype | None) -> Iterator[None]:
+    """Inside, networks compute in `dtype` under autocast; their outputs are cast back, so densities keep their own."""
+    token = _network_dtype.set(dtype)
+    try:
+        yield
+    finally:
+        _network_dtype.reset(token)
+
+
+def on_rows(module: nn.Module, rows: Tensor) -> Tensor:
+    """A module on rows (n, *shape), n = 0 too: it then sees a row of zeros, which is cut off and gives no gradient."""
+    shown = rows if len(rows) else rows.new_zeros(1, *rows.shape[1:])
+    dtype = _network_dtype.get()
+    if dtype is None:
+        output: Tensor = module(shown)
+    else:
+        with torch.autocast(rows.device.type, dtype):
+            output = module(shown)
+        output = output.to(rows.dtype)
+    return output if len(rows) else output[:0]

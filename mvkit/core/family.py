@@ -1,0 +1,64 @@
+"""Family: the shape of every expert, z = loc + scale * eps.
+
+Axes: d latent.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class Family(ABC):
+    """A diagonal location-scale distribution, z = loc + scale * eps.
+
+    To implement one, decorate a subclass with `@spec` and write the three abstract methods. All act
+    elementwise, but for `scale`, which may look at the whole latent axis (the last), and `kl`,
+    `entropy` and `log_prob`, which sum over it. Set `density` to the name of the standard density:
+    families of one density share closed-form KLs. Override `kl` and `entropy` where there is a
+    closed form, and set `closed_product` if a product of experts stays in the family.
+    """
+
+    density: str = ""
+    closed_product: bool = False
+
+    @abstractmethod
+    def scale(self, raw: Tensor) -> Tensor:
+        """Positive scales from unconstrained numbers, (..., d) -> (..., d)."""
+
+    @abstractmethod
+    def noise(
+        self,
+        size: tuple[int, ...],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Standard noise eps of shape `size`."""
+
+    @abstractmethod
+    def log_density(self, eps: Tensor) -> Tensor:
+        """Log-density of the standard form, elementwise, in nats."""
+
+    def kl(self, loc: Tensor, scale: Tensor, loc0: Tensor, scale0: Tensor) -> Tensor | None:
+        """KL(loc, scale ‖ loc0, scale0) in nats, (..., d) -> (...), or None without a closed form."""
+        return None
+
+    def entropy(self, scale: Tensor) -> Tensor | None:
+        """Entropy of loc + scale * eps in nats, (..., d) -> (...), or None without a closed form."""
+        return None
+
+    def log_prob(self, z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+        """Log-density of loc + scale * eps at z in nats, (..., d) -> (...)."""
+        return self.log_density((z - loc) / scale).sum(-1) - scale.log().sum(-1)
+
+    def log_prob_of_noise(self, eps: Tensor, scale: Tensor) -> Tensor:
+        """Log-density of loc + scale * eps where it was drawn with eps, in nats, (..., d) -> (...)."""
+        return self.log_density(eps).sum(-1) - scale.log().sum(-1)
+
+    def build(self, sizes: object) -> Family:
+        """A family has no parameters: it is its own live part."""
+        return self

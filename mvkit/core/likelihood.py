@@ -1,0 +1,61 @@
+"""core.likelihood."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import attrs
+import torch
+from torch import Tensor
+
+from mvkit.registry.renamed import RenamedMethods
+
+
+@attrs.frozen(eq=False)
+class Context:
+    """What a likelihood may know of the rows beside their values.
+
+    Args:
+        elements: which elements are observed, (n, *shape) bool; None: all.
+        weight: how much each draw of a row counts, (r, n); None: all alike.
+    """
+
+    elements: Tensor | None = None
+    weight: Tensor | None = None
+
+
+class Likelihood(RenamedMethods, ABC):
+    """Elementwise density of a modality given decoder outputs.
+
+    To implement one, write a spec whose `build(sizes)` returns an object with the three methods below (the
+    spec itself if it has no parameters). `out` is (r, n, *shape), with one more axis of `params` at the end
+    if `params` > 1; `x` is (n, *shape), zeros where unobserved. `log_prob` is elementwise, constants kept: the
+    model sums under the masks. Set `support` and `out_of_support` to refuse values that cannot be; `integers` if
+    integers are welcome; `class_axis` if the last axis is one of classes, summed over by `log_prob`.
+    """
+
+    renamed = {"outside": "out_of_support", "suspicion": "sanity_warning"}
+    params: int = 1
+    integers: bool = False
+    class_axis: bool = False
+    support: str = "finite numbers"
+
+    @abstractmethod
+    def log_prob(self, out: Tensor, x: Tensor, context: Context) -> Tensor:
+        """Log-probabilities in nats, (r, n, *shape); without the last axis if `class_axis`."""
+
+    @abstractmethod
+    def mean(self, out: Tensor) -> Tensor:
+        """Means of x, shaped like x."""
+
+    @abstractmethod
+    def sample(self, out: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draws of x, shaped like x."""
+
+    def out_of_support(self, x: Tensor) -> Tensor:
+        """Elements that the likelihood gives no meaning, shaped like x, bool."""
+        return ~torch.isfinite(x)
+
+    def sanity_warning(self, x: Tensor) -> str | None:
+        """What is odd about values that are allowed, and what to do; None if nothing."""
+        return None

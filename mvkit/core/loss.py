@@ -1,0 +1,131 @@
+"""Losses: what a step minimises, what it reports, and means over the rows that count.
+
+Axes: j drawn components, b rows, m modalities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+
+import attrs
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from mvkit.core.terms import Terms
+from mvkit.errors import ShapeError
+from mvkit.registry import plugins
+
+
+@attrs.frozen(eq=False)
+class Loss:
+    """What a step minimises, and what it reports.
+
+    Args:
+        loss: mean over the rows of the batch, (), in nats.
+        bound: the bound on log p(x) of each row with all weights at 1, (b,); NaN in rows that the objective skips.
+        metrics: 0-d tensors to watch, means over rows; whoever shows them converts them.
+        counts: how many rows a metric is a mean of, 0-d; absent: all of the batch.
+    """
+
+    loss: Tensor
+    bound: Tensor
+    metrics: dict[str, Tensor]
+    counts: dict[str, Tensor] = attrs.field(factory=dict)
+
+    def checked(self, b: int, objective: type) -> Loss:
+        """Itself, if loss and bound have the right shapes for b rows; looks at no value.
+
+        Raises:
+            ShapeError: that names the objective, and its package.
+        """
+        if self.loss.ndim or self.bound.shape != (b,):
+            shapes = f"loss {tuple(self.loss.shape)} and bound {tuple(self.bound.shape)}"
+            name = plugins.find_entry(objective) or objective.__name__
+            raise ShapeError(f"{name}: returned {shapes}; expected () and {(b,)}")
+        return self
+
+
+@attrs.frozen(eq=False)
+class Metrics:
+    """Means over rows, each with the number of rows behind it."""
+
+    means: dict[str, Tensor] = attrs.field(factory=dict)
+    counts: dict[str, Tensor] = attrs.field(factory=dict)
+
+    @classmethod
+    def pooled(cls, several: Sequence[Metrics]) -> Metrics:
+        """The means over all rows of several, key by key."""
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
+        for metrics in several:
+            for key, mean in metrics.means.items():
+                count = metrics.counts[key]
+                total = mean * count
+                sums[key] = sums[key] + total if key in sums else total
+                counts[key] = counts[key] + count if key in counts else count
+        means = {key: total / counts[key].clamp(min=1) for key, total in sums.items()}
+        return cls(means, counts)
+
+
+def sum_of(tensors: list[Tensor]) -> Tensor:
+    """The sum of tensors of one shape."""
+    return reduce(torch.add, tensors)
+
+
+def over_rows(values: Tensor) -> Tensor:
+    """The mean over rows, (b,) -> (); 0 of none, since a process may have no row of a batch."""
+    return values.sum() / max(len(values), 1)
+
+
+def finish(
+    name: str, bound: Tensor, reported: Tensor, active: Tensor | None, metrics: Metrics
+) -> Loss:
+    """The loss of an objective's value for each row: its mean, rows that are not active counting as 0.
+
+    Args:
+        name: what the reported value is called among the metrics: the model's `bound_name`.
+        bound: the value to be maximised, (b,).
+        reported: the same with all weights at 1, (b,); NaN is reported where rows are not active.
+        active: rows that count, (b,) bool; None: all.
+        metrics: more to watch.
+    """
+    reported = reported.detach()
+    counts = {}
+    mean = over_rows(reported)
+    if active is not None:
+        bound = torch.where(active, bound, 0.0)
+        counts[name] = active.sum()
+        mean = torch.where(active, reported, 0.0).sum() / counts[name].clamp(min=1)
+        reported = torch.where(active, reported, torch.nan)
+    loss = -over_rows(bound)
+    means = {"loss": loss.detach(), name: mean, **metrics.means}
+    return Loss(loss, reported, means, counts | metrics.counts)
+
+
+@torch.no_grad()
+def row_metrics(
+    names: Sequence[str], terms: Terms, kl: Tensor, mask: Tensor, active: Tensor | None
+) -> Metrics:
+    """Mean log-likelihood of each modality over the active rows that observe it, and the mean KL over active rows.
+
+    Args:
+        names: of the modalities.
+        terms: densities.
+        kl: KL of each row, (b,).
+        mask: observed modalities, (b, m) bool.
+        active: rows that count, (b,) bool; None: all.
+    """
+    if active is None:
+        active = torch.ones_like(mask[:, 0])
+    counted = mask & rearrange(active, "b -> b 1")
+    log_px = torch.einsum("jbm,jb->bm", terms.log_px.mean(0), terms.log_pi.exp())
+    rows = counted.sum(0)
+    mean_log_px = torch.where(counted, log_px, 0.0).sum(0) / rows.clamp(min=1)
+    keys = [f"log_px/{name}" for name in names]
+    means = dict(zip(keys, mean_log_px.unbind(), strict=True))
+    counts = dict(zip(keys, rows.unbind(), strict=True))
+    counts["kl"] = active.sum()
+    means["kl"] = torch.where(active, kl, 0.0).sum() / counts["kl"].clamp(min=1)
+    return Metrics(means, counts)

@@ -1,0 +1,171 @@
+"""What a modality is, and what parts learn of their surroundings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import attrs
+from torch import Tensor, nn
+
+from mvkit.errors import SpecError
+from mvkit.registry.spec import (
+    field,
+    flag,
+    integer,
+    names,
+    number,
+    one_of,
+    part,
+    parts,
+    positional_spec,
+)
+
+
+def _shape(value: Any) -> str | None:
+    fine = isinstance(value, tuple) and value and all(type(n) is int and n > 0 for n in value)
+    return (
+        None
+        if fine
+        else "a tuple of positive integers, such as (1, 28, 28), or (1,) for single numbers"
+    )
+
+
+def _features(value: Any) -> str | None:
+    return names(value) or (None if len(set(value)) == len(value) else "names that differ")
+
+
+@positional_spec
+class Modality:
+    """One kind of measurement: its shape, its networks, its likelihood and its place in the model.
+
+    Args:
+        shape: shape of one row; class axis last for `categorical`.
+        likelihood: p(x|z): a name, a spec or a dict.
+        encoder: network of q(z|x): a name, a spec, a dict, or an `nn.Module` from (n, *shape) to (n, width).
+        decoder: network of p(x|z): likewise, or an `nn.Module` from (n, d + p) to (n, *shape), with one more
+            axis at the end if the likelihood takes several numbers per element.
+        weight: factor λ of its log-likelihood in objectives.
+        private_dim: width p of its private latent; 0: none.
+        private_beta: factor of its private KL.
+        cross_prior: scale of the prior that stands in for its private latent where it is generated from other
+            modalities: `learned`, or `fixed` at 1.
+        features: names of the features, (k,) values in the user's units; tables are then matched by name.
+        transform: fitted transforms from the user's units to the model's, first to last: see `fit_transforms` of a
+            dataset. `shape` is what they end in. Likelihoods and bounds are densities in the model's units.
+        indicator: give the encoder, along the first axis, also which elements are observed: ones and zeros.
+
+    Example:
+        >>> import mvkit
+        >>> mvkit.Modality((10,), "categorical").likelihood
+        Categorical()
+    """
+
+    shape: tuple[int, ...] = field(check=_shape)
+    likelihood: Any = part("likelihood", default="normal")
+    encoder: Any = part("network", default="mlp", module=True, kw_only=True)
+    decoder: Any = part("network", default="mlp", module=True, kw_only=True)
+    weight: float = field(default=1.0, check=number(0.0), kw_only=True)
+    private_dim: int = field(default=0, check=integer(), kw_only=True)
+    private_beta: float = field(default=1.0, check=number(0.0), kw_only=True)
+    cross_prior: str = field(default="learned", check=one_of("learned", "fixed"), kw_only=True)
+    features: tuple[str, ...] = field(default=(), check=_features, kw_only=True)
+    transform: tuple[Any, ...] = parts("transform", default=(), kw_only=True)
+    indicator: bool = field(default=False, check=flag, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if self.features and self.raw_shape != (len(self.features),):
+            reason = f"{len(self.features)} names for values of shape {self.raw_shape}; expected one for each"
+            raise SpecError(reason, "features")
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers a row holds, d_m."""
+        return math.prod(self.shape)
+
+    @property
+    def raw_shape(self) -> tuple[int, ...]:
+        """Shape of a row in the user's units."""
+        shape = self.shape
+        for step in reversed(self.transform):
+            shape = step.before(shape)
+        return shape
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of what the encoder sees of a row."""
+        return (2 * self.shape[0], *self.shape[1:]) if self.indicator else self.shape
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Values in the user's units, (..., *shape) -> (..., *raw_shape)."""
+        for step in reversed(self.transform):
+            x = step.inverse(x)
+        return x
+
+
+@attrs.frozen
+class Sizes:
+    """All that a part learns of its surroundings when it is built.
+
+    Args:
+        latent: width d of the shared latent.
+        family: the location-scale family of the experts.
+        modalities: the modalities in the model's order.
+        prior: the spec of the prior.
+        live_prior: the prior itself, for the parts that are built after it.
+    """
+
+    latent: int
+    family: Any
+    modalities: dict[str, Modality]
+    prior: Any
+    live_prior: Any = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the modalities in order."""
+        return tuple(self.modalities)
+
+    @property
+    def canonical(self) -> tuple[int, ...]:
+        """Positions of the modalities sorted by name: an order that declaring them otherwise does not change."""
+        return tuple(sorted(range(len(self.names)), key=lambda i: self.names[i]))
+
+
+def as_modalities(value: Any) -> dict[str, Modality]:
+    """A mapping from name to shape, dict or `Modality`, as checked modalities."""
+    if not isinstance(value, Mapping) or not value:
+        raise SpecError(
+            f"got {value!r}; expected a mapping from name to shape or Modality, one at least",
+            "modalities",
+        )
+    made, taken = {}, nn.ModuleDict()
+    for name, item in value.items():
+        # names become module names, which may hold no dot and no name of torch's own
+        if not isinstance(name, str) or not name or "." in name or hasattr(taken, name):
+            reason = f"a modality cannot be called {name!r}: dots and attributes of torch modules are taken; rename it"
+            raise SpecError(reason, "modalities")
+        try:
+            made[name] = _as_modality(item)
+        except SpecError as error:
+            raise error.within(f"modalities.{name}") from None
+    return made
+
+
+def _as_modality(value: Any) -> Modality:
+    if isinstance(value, Modality):
+        return value
+    return Modality(**value) if isinstance(value, Mapping) else Modality(value)
+
+
+class PartSpec(Protocol):
+    """The options of a part, from which it is built."""
+
+    def build(self, sizes: Sizes, /) -> object:
+        """The live part."""
+        ...
+
+
+PartLike = str | Mapping[str, object] | PartSpec  # a name, a dict with `name`, or a spec
+ModalityLike = Modality | Mapping[str, object] | tuple[int, ...]

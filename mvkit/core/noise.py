@@ -1,0 +1,150 @@
+"""Randomness: every draw of mvkit, and every seed that is a function of something, comes from here.
+
+Draws go through `draw`, so that tests can put in noise of their own. Sites: `z`, `w/<modality>`, `cross/<modality>`,
+`prior` (standard noise of the family); `x/<modality kind>` (samples of a likelihood); `choice/component`,
+`choice/subset`, `choice/dropout` (uniforms).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Generator = torch.Generator | None  # None: torch's global generator
+Source = Callable[[str, tuple[int, ...], torch.dtype, torch.device], Tensor]
+injected: ContextVar[Source | None] = ContextVar("mvkit_noise", default=None)
+
+GOLDEN = 0x9E3779B97F4A7C15  # constants of the splitmix64 generator
+FIRST_FACTOR = 0xBF58476D1CE4E5B9
+SECOND_FACTOR = 0x94D049BB133111EB
+
+
+class NoiseSampler(Protocol):
+    """What makes noise of a shape: `torch.randn`, `torch.rand`, or a family's own."""
+
+    def __call__(
+        self,
+        size: tuple[int, ...],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: Generator,
+    ) -> Tensor: ...
+
+
+def draw(
+    site: str,
+    shape: tuple[int, ...],
+    like: Tensor,
+    *,
+    generator: Generator = None,
+    sampler: NoiseSampler = torch.rand,
+) -> Tensor:
+    """Noise of `shape` for a site, of the dtype and on the device of `like`.
+
+    Args:
+        site: what the noise is for (see the module's docstring).
+        shape: shape of the result.
+        like: tensor that gives dtype and device.
+        generator: source of randomness; None: torch's global generator.
+        sampler: maker of the noise, uniforms in [0, 1) by default.
+    """
+    source = injected.get()
+    if source is not None:
+        return source(site, shape, like.dtype, like.device)
+    return sampler(shape, dtype=like.dtype, device=like.device, generator=generator)
+
+
+def initial_uniforms(shape: tuple[int, ...]) -> Tensor:
+    """Uniforms in [0, 1) for initial weights, from torch's global generator, which the model seeds."""
+    return torch.rand(shape)
+
+
+def permutation(length: int, generator: torch.Generator) -> Tensor:
+    """The numbers below `length` in random order, (length,)."""
+    return torch.randperm(length, generator=generator)
+
+
+def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A fresh generator."""
+    return torch.Generator(device).manual_seed(seed)
+
+
+@contextlib.contextmanager
+def global_seed(seed: int | None) -> Iterator[None]:
+    """Seeds torch's global CPU generator inside, and restores its state after; None leaves the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        yield
+
+
+class Sampled(Protocol):
+    """A distribution of torch's kind."""
+
+    def sample(self, shape: tuple[int, ...], /) -> Tensor:
+        """Draws of `shape`."""
+        ...
+
+
+def sampled(distribution: Sampled, n: int, generator: Generator) -> Tensor:
+    """Draws (n, d) of a distribution that takes no generator: the global one is seeded from `generator`."""
+    with torch.random.fork_rng(enabled=generator is not None):
+        if generator is not None:
+            seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+            torch.manual_seed(int(seed))
+        return distribution.sample((n,))
+
+
+def seed_of(*keys: int) -> int:
+    """A seed that is a function of whole numbers, such as (seed, stage, epoch, step): their splitmix64 hash."""
+    state = 0
+    for key in keys:
+        state = (state ^ key % 2**64) + GOLDEN
+        state = (state ^ (state % 2**64) >> 30) * FIRST_FACTOR % 2**64
+        state = (state ^ state >> 27) * SECOND_FACTOR % 2**64
+        state ^= state >> 31
+    return state % 2**63
+
+
+def seed_of_epoch(seed: int, epoch: int) -> int:
+    """The seed of the order of rows in an epoch, or of the partners of a dataset."""
+    return (seed * 1_000_003 + epoch) % 2**63
+
+
+def seed_of_split(seed: int, split: int) -> int:
+    """The seed of the missingness of a split: 0 train, 1 valid, 2 test."""
+    return 3 * seed + split
+
+
+def seed_of_making(seed: int, split: int) -> int:
+    """The seed of how a split is composed; another than that of its missingness."""
+    return 2**40 + seed_of_split(seed, split)
+
+
+def seed_of_name(seed: int, name: str) -> int:
+    """A seed that is a function of a number and a name: 56 bits of their SHA-256."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+def row_uniforms(seed: int, rows: int, columns: int, *, start: int = 0) -> NDArray[np.float64]:
+    """Uniforms in [0, 1), (rows, columns): each the splitmix64 hash of (seed, row, start + column)."""
+    row = np.arange(rows, dtype=np.uint64)[:, None]
+    column = np.arange(start, start + columns, dtype=np.uint64)[None, :]
+    with np.errstate(over="ignore"):
+        state = np.uint64(seed % 2**63) * np.uint64(GOLDEN)
+        state = state + row * np.uint64(0xD1B54A32D192ED03)
+        state = state + (column + np.uint64(1)) * np.uint64(0x8CB92BA72F3D8DD7)
+        for shift, factor in ((30, FIRST_FACTOR), (27, SECOND_FACTOR)):
+            state = (state ^ (state >> np.uint64(shift))) * np.uint64(factor)
+        state = state ^ (state >> np.uint64(31))
+    return (state >> np.uint64(11)).astype(np.float64) / 2.0**53

@@ -1,0 +1,229 @@
+"""Posterior: what bounds, likelihoods and questions ask of q(z|x_O), whatever it is made of.
+
+Axes: s samples, j drawn components, k components, b rows, m modalities, d latent.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Protocol
+
+import attrs
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from mvkit.core import noise
+from mvkit.core.noise import Generator
+from mvkit.errors import RequestError
+
+
+class Posterior(ABC):
+    """q(z|x_O) of each row of a batch; `Mixture` is the one with closed forms.
+
+    To implement one, write the abstract methods. What has one density without components says so by the defaults:
+    K = 1, weights of one. Rows are independent, draws come from `mvkit.core.noise`, and nothing is NaN, also in rows that
+    observe nothing.
+    """
+
+    @property
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """Mean of each row, (b, d), the same at every call."""
+
+    @property
+    @abstractmethod
+    def log_weight(self) -> Tensor:
+        """Log-weights of the components, (k, b)."""
+
+    @property
+    @abstractmethod
+    def evidence(self) -> Tensor | None:
+        """Modalities that each component looked at, (k, b, m) bool; None for a prior."""
+
+    @property
+    def active(self) -> Tensor | None:
+        """Rows that objectives count, (b,) bool; None: all."""
+        return None
+
+    @abstractmethod
+    def draw(self, n: int, how: str, generator: Generator = None, site: str = "z") -> Draws:
+        """N reparametrised draws; see `Mixture.draw`."""
+
+    @abstractmethod
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density of the whole, (..., b, d) -> (..., b), in nats."""
+
+    @abstractmethod
+    def detach(self) -> Posterior:
+        """The same distribution with every parameter stopped."""
+
+    def kl(self, prior: object) -> Tensor | None:
+        """KL(q_k ‖ p) of every component, (k, b), in nats; None where there is no closed form."""
+        return None
+
+    def sample(
+        self, n: int, component: int | None = None, generator: Generator = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Draws of a prior (b = 1): latents (n, d), and their components (n,) if it tells them."""
+        z = self.draw(n, "iid", generator, "prior").z
+        return rearrange(z, "n 1 1 d -> n d"), None
+
+    def rsample(self, n: int, generator: Generator = None) -> Tensor:
+        """Reparametrised iid draws, (n, b, d); the pick of a component carries no gradient."""
+        return rearrange(self.draw(n, "iid", generator).z, "n 1 b d -> n b d")
+
+    def where(self, rows: Tensor, other: Posterior) -> Posterior:
+        """This one in `rows` (b,) bool, `other` in the rest."""
+        return Either(rows, self, other)
+
+    def expand(self, b: int, m: int) -> Posterior:
+        """A prior as the posterior of b rows that observe none of m modalities."""
+        raise RequestError("this posterior belongs to its rows, and cannot stand in for others")
+
+
+@attrs.frozen(eq=False)
+class Draws:
+    """Samples of a posterior, with the components they came from.
+
+    Args:
+        posterior: the whole of it.
+        z: samples, (s, j, b, d).
+        component: their components, (s or 1, 1, b); None: j is k, in order.
+        log_pi: log-weights of the drawn components, (j, b); they sum to one over j.
+        density: gives the log-density of each draw under its own component, (s, j, b).
+        kl: gives the closed-form KL of every component from a prior, (k, b), or None; at these draws, where the closed
+            form is that of a conditional.
+    """
+
+    posterior: Posterior
+    z: Tensor
+    component: Tensor | None
+    log_pi: Tensor
+    density: Callable[[], Tensor]
+    kl: Callable[[object], Tensor | None]
+
+    @property
+    def evidence(self) -> Tensor:
+        """What the component of each draw looked at, (s or 1, j, b, m) bool."""
+        evidence = self.posterior.evidence
+        if evidence is None:
+            raise ValueError("this posterior has no evidence")
+        if self.component is None:
+            return rearrange(evidence, "j b m -> 1 j b m")
+        picked = rearrange(self.component, "s 1 b -> s b 1").expand(-1, -1, evidence.shape[-1])
+        return rearrange(torch.gather(evidence, 0, picked), "s b m -> s 1 b m")
+
+    @property
+    def log_qk(self) -> Tensor:
+        """Log-density of each draw under its own component, (s, j, b)."""
+        return self.density()
+
+
+@attrs.frozen(eq=False)
+class Either(Posterior):
+    """One posterior in some rows, another in the rest; as a whole, one component.
+
+    Args:
+        rows: where the first applies, (b,) bool.
+        first: a posterior of all rows.
+        second: another.
+    """
+
+    rows: Tensor
+    first: Posterior
+    second: Posterior
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.where(rearrange(self.rows, "b -> b 1"), self.first.mean, self.second.mean)
+
+    @property
+    def log_weight(self) -> Tensor:
+        return torch.zeros_like(self.first.log_weight[:1])
+
+    @property
+    def evidence(self) -> Tensor | None:
+        first, second = self.first.evidence, self.second.evidence
+        if first is None or second is None:
+            return None
+        rows = rearrange(self.rows, "b -> 1 b 1")
+        return torch.where(rows, first.any(0, keepdim=True), second.any(0, keepdim=True))
+
+    def draw(self, n: int, how: str, generator: Generator = None, site: str = "z") -> Draws:
+        first, second = (
+            one.draw(n, "iid", generator, site).z for one in (self.first, self.second)
+        )
+        z = torch.where(rearrange(self.rows, "b -> b 1"), first, second)
+        return Draws(self, z, None, self.log_weight, lambda: self.log_prob(z), self.kl)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return torch.where(self.rows, self.first.log_prob(z), self.second.log_prob(z))
+
+    def detach(self) -> Posterior:
+        return Either(self.rows, self.first.detach(), self.second.detach())
+
+
+class Distribution(Protocol):
+    """A distribution of torch's kind, such as `torch.distributions.Independent`."""
+
+    def log_prob(self, value: Tensor, /) -> Tensor:
+        """Log-density, (..., b, d) -> (..., b)."""
+        ...
+
+    def sample(self, shape: tuple[int, ...], /) -> Tensor:
+        """Draws of `shape`, (*shape, d)."""
+        ...
+
+
+@attrs.frozen(eq=False)
+class ForeignDensity(Posterior):
+    """A distribution of torch's kind as a prior: it has a density and draws, and stands in for no posterior.
+
+    Args:
+        distribution: what answers.
+    """
+
+    distribution: Distribution
+
+    @property
+    def mean(self) -> Tensor:
+        raise RequestError(self._refusal("has no mean of each row"))
+
+    @property
+    def log_weight(self) -> Tensor:
+        return torch.zeros(1, 1)
+
+    @property
+    def evidence(self) -> Tensor | None:
+        return None
+
+    def draw(self, n: int, how: str, generator: Generator = None, site: str = "z") -> Draws:
+        raise RequestError(self._refusal("gives no draws for each row"))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return self.distribution.log_prob(z)
+
+    def detach(self) -> Posterior:
+        raise RequestError(self._refusal("cannot be stopped"))
+
+    def sample(
+        self, n: int, component: int | None = None, generator: Generator = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Draws (n, d); torch's distributions know no generator, so the global one is seeded from it."""
+        return noise.sampled(self.distribution, n, generator), None
+
+    def expand(self, b: int, m: int) -> Posterior:
+        raise RequestError(self._refusal("is no mixture, so it cannot stand in for a posterior"))
+
+    def _refusal(self, what: str) -> str:
+        return (
+            f"prior of type {type(self.distribution).__name__!r} {what}; give modalities to "
+            "condition on, or use sample()"
+        )
+
+
+def as_density(value: Posterior | Distribution) -> Posterior:
+    """What a prior returned, as a `Posterior`: the one place where distributions of other kinds are taken in."""
+    return value if isinstance(value, Posterior) else ForeignDensity(value)

@@ -1,0 +1,4 @@
+"""Data sets by name."""
+
+from mvkit.data.datasets.catalogue import Splits as Splits
+from mvkit.data.datasets.catalogue import load_dataset as load_dataset

@@ -1,0 +1,110 @@
+"""Clusters of rows under a mixture prior.
+
+Axes: b rows, m modalities, c clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol, TypeVar, overload
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from mvkit.core.batch import Batch, check_not_empty
+from mvkit.data.dataset import Rows
+from mvkit.errors import RequestError
+from mvkit.parts.latent_model import LatentModel
+from mvkit.parts.priors import as_prior
+
+Answer = TypeVar("Answer")
+
+
+class Clusters(Protocol):
+    """A model that can tell the responsibilities of its clusters: `Model` or `Stack`."""
+
+    names: tuple[str, ...]
+    n_clusters: int
+    prior_name: str
+
+    def in_blocks(self, function: Callable[[Batch], Answer], data: Rows) -> Answer:
+        """Evaluates a function of batches block by block."""
+        ...
+
+    def responsibilities(self, rows: Batch) -> Tensor:
+        """p(c|z_m) of each modality, (m, b, c)."""
+        ...
+
+
+def check_clusters(model: Clusters, what: str) -> None:
+    """Raises RequestError, which names the question, if the prior has no clusters."""
+    if not model.n_clusters:
+        raise RequestError(
+            f"{what}: prior {model.prior_name!r} has no components to assign rows to; "
+            "make the model with a mixture prior, such as prior='mog'"
+        )
+
+
+@overload
+def clusters(
+    self: Clusters, batch: Rows, *, soft: bool = False, by_modality: Literal[False] = False
+) -> Tensor: ...
+
+
+@overload
+def clusters(
+    self: Clusters, batch: Rows, *, soft: bool = False, by_modality: Literal[True]
+) -> dict[str, Tensor]: ...
+
+
+def clusters(
+    self: Clusters, batch: Rows, *, soft: bool = False, by_modality: bool = False
+) -> Tensor | dict[str, Tensor]:
+    """Clusters of rows under a mixture prior, deterministic.
+
+    Each observed modality votes with p(c|z_m) at its own posterior mean.
+
+    Args:
+        self: the model.
+        batch: rows.
+        soft: mean responsibilities (b, c) instead of the majority (b,), whose ties go to the largest mean.
+        by_modality: {name: (b, c)} of each modality's own, NaN where unobserved.
+    """
+    check_clusters(self, "clusters")
+
+    def assign(rows: Batch) -> Tensor:
+        check_not_empty(rows)
+        each = self.responsibilities(rows)
+        observed = rearrange(rows.observed, "b m -> m b 1")
+        return mean_over(each, observed) if soft else majority(each, observed)
+
+    def assign_by_modality(rows: Batch) -> dict[str, Tensor]:
+        check_not_empty(rows)
+        each = self.responsibilities(rows)
+        observed = rearrange(rows.observed, "b m -> m b 1")
+        own = torch.where(observed, each, torch.nan)
+        return dict(zip(self.names, own, strict=True))
+
+    if by_modality:
+        return self.in_blocks(assign_by_modality, batch)
+    return self.in_blocks(assign, batch)
+
+
+def responsibilities(model: LatentModel, rows: Batch) -> Tensor:
+    """p(c|z_m) at the mean of each modality's own posterior, (m, b, c); what is unobserved means nothing."""
+    prior = as_prior(model.prior)
+    unimodal = model.aggregator.unimodal(model.experts(rows), rows)
+    return torch.stack([prior.assign(posterior.mean) for posterior in unimodal.values()])
+
+
+def mean_over(each: Tensor, observed: Tensor) -> Tensor:
+    """Mean responsibilities of the observed modalities, (m, b, c) and (m, b, 1) -> (b, c)."""
+    return torch.where(observed, each, 0.0).sum(0) / observed.sum(0)
+
+
+def majority(each: Tensor, observed: Tensor) -> Tensor:
+    """The cluster with most votes, responsibilities (m, b, c) and observed (m, b, 1) -> (b,); ties by the mean."""
+    votes = nn.functional.one_hot(each.argmax(-1), each.shape[-1])
+    # a mean below 1 settles ties and nothing else
+    return (torch.where(observed, votes, 0).sum(0) + mean_over(each, observed) / 2).argmax(-1)

@@ -1,0 +1,272 @@
+"""Importance sampling: log-likelihoods from weighted draws, decoded in blocks that fit a memory.
+
+Axes: n samples, b rows, m modalities, d latent, p private latent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, Protocol
+
+import attrs
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from mvkit.core import bounds
+from mvkit.core.batch import Batch
+from mvkit.core.modality import Modality
+from mvkit.core.noise import Generator
+from mvkit.core.posterior import Posterior
+from mvkit.data.dataset import Rows
+from mvkit.errors import NothingObserved, RequestError, check_option
+from mvkit.models.inference import Empty, Evaluable, Names, check_count, evaluation, names_of
+from mvkit.parts.aggregators.aggregator import product_of_observed
+from mvkit.parts.latent_model import LatentModel
+
+# bytes of a block of decoded draws: few enough to stay in the cache, or enough to fill an accelerator; not a function
+# of the threads, since a generator's draws depend on the blocks
+MEMORY = 2**23
+MEMORY_ACCELERATOR = 2**28
+
+
+@attrs.frozen(eq=False)
+class Sampling:
+    """How importance samples are drawn.
+
+    Args:
+        n: draws.
+        proposal: `mixture`: iid draws of the posterior under its density; `product`: the product of the unimodal
+            experts under its own.
+        generator: source of randomness.
+        memory: bytes that a block of decoded draws may take; None: by the device.
+    """
+
+    n: int = attrs.field(converter=check_count)
+    proposal: str = "mixture"
+    generator: Generator = None
+    memory: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        check_option("proposal", self.proposal, "mixture", "product")
+
+
+def numbers_per_row(model: LatentModel) -> int:
+    """Numbers that decoding one row makes, found by decoding one and counting what its layers emit."""
+    count = 0
+
+    def add(module: nn.Module, inputs: object, output: object) -> None:
+        nonlocal count
+        is_layer = not list(module.children())
+        if is_layer and isinstance(output, Tensor):
+            count += output.numel()
+
+    largest = 0
+    for name, decoder in model.decoding.decoders.items():
+        count = 0
+        modality = model.modalities[name]
+        hooks = [module.register_forward_hook(add) for module in decoder.modules()]
+        decoder(model.like.new_zeros(1, model.latent_dim + modality.private_dim))
+        for hook in hooks:
+            hook.remove()
+        largest = max(largest, count + 4 * modality.numbers)
+    return largest
+
+
+def block_sizes(model: LatentModel, n: int, b: int, memory: int | None) -> list[int]:
+    """How many of n draws of b rows to decode at a time."""
+    like = model.like
+    if memory is None:
+        memory = MEMORY if like.device.type == "cpu" else MEMORY_ACCELERATOR
+    rows = memory // (numbers_per_row(model) * like.element_size())
+    block = max(1, min(n, rows // b))
+    return [min(block, n - start) for start in range(0, n, block)]
+
+
+def weight_blocks(model: LatentModel, batch: Batch, sampling: Sampling) -> Iterator[Tensor]:
+    """Log importance weights of iid draws in blocks (n_i, b); 0 in rows that observe nothing."""
+    experts = model.experts(batch, generator=sampling.generator)
+    aggregator = model.aggregator
+    if sampling.proposal == "mixture":
+        posterior = aggregator.posterior(experts, batch)
+    elif model.decoding.family.closed_product and aggregator.defaults.has_unimodal_experts:
+        posterior = product_of_observed(experts, batch.observed, 0.0)
+    else:
+        raise RequestError(
+            "proposal='product' needs normal experts in every modality; take proposal='mixture'"
+        )
+    known = batch.observed.any(1)
+    for size in block_sizes(model, sampling.n, len(batch), sampling.memory):
+        terms = model.terms(
+            batch,
+            size,
+            experts=experts,
+            posterior=posterior,
+            want="mixture",
+            private_from="observed",
+        )
+        log_w = rearrange(bounds.importance_log_weights(terms), "n 1 b -> n b")
+        yield torch.where(known, log_w, 0.0)
+
+
+def predictive_blocks(
+    model: LatentModel, batch: Batch, posterior: Posterior, sampling: Sampling
+) -> Iterator[Tensor]:
+    """Log p(x|z, w) of all that a batch observes at draws of a posterior and w ~ p(w), in blocks (n_i, b)."""
+    decoding = model.decoding
+    for size in block_sizes(model, sampling.n, len(batch), sampling.memory):
+        z = rearrange(posterior.rsample(size, sampling.generator), "n b d -> n 1 b d")
+        w = decoding.private_prior(z, sampling.generator)
+        log_px = decoding.log_px(batch, z, w, batch.observed)
+        yield rearrange(log_px.sum(-1), "n 1 b -> n b")
+
+
+def log_mean_exp(blocks: Iterable[Tensor]) -> Tensor:
+    """Log mean exp over the first axis of all blocks, [(n_i, b)] -> (b,)."""
+    sums = []
+    count = 0
+    for block in blocks:
+        sums.append(torch.logsumexp(block, 0))
+        count += len(block)
+    return torch.logsumexp(torch.stack(sums), 0) - math.log(count)
+
+
+class Samples(Evaluable, Protocol):
+    """A model whose importance weights can be drawn in blocks: `Model` or `Stack`."""
+
+    names: tuple[str, ...]
+
+    def conform(self, data: Rows) -> Batch:
+        """Data as a checked batch."""
+        ...
+
+    def modality(self, name: str) -> Modality:
+        """The modality of a name, or an error that suggests one."""
+        ...
+
+    def in_blocks(self, function: Callable[[Batch], Tensor], data: Rows) -> Tensor:
+        """Evaluates a function of batches block by block."""
+        ...
+
+    def posterior_given(
+        self, rows: Batch, given: tuple[str, ...], empty: str, generator: Generator
+    ) -> Posterior:
+        """The posterior given a set of modalities."""
+        ...
+
+    def weight_blocks(self, batch: Batch, sampling: Sampling) -> Iterator[Tensor]:
+        """Log importance weights in blocks (n_i, b)."""
+        ...
+
+    def predictive_blocks(
+        self, batch: Batch, posterior: Posterior, sampling: Sampling
+    ) -> Iterator[Tensor]:
+        """Log p(x|z) in blocks (n_i, b)."""
+        ...
+
+
+@attrs.frozen(eq=False)
+class LikelihoodEstimator:
+    """Log p(x_of | x_given) of a block of rows; see `Model.log_likelihood`."""
+
+    model: Samples
+    of: tuple[str, ...]
+    given: tuple[str, ...]
+    sampling: Sampling
+    estimator: str
+    empty: str
+
+    def __attrs_post_init__(self) -> None:
+        check_option("estimator", self.estimator, "importance", "predictive")
+
+    def __call__(self, rows: Batch) -> Tensor:
+        scored = rows.hide(self.of).observed.any(1)
+        if self.given and self.empty != "prior":
+            lost = scored & ~rows.hide(self.given).observed.any(1)
+            if lost.any():
+                raise NothingObserved(int(lost.nonzero()[0]), ", ".join(self.given))
+        log_px = self._predictive(rows) if self.estimator == "predictive" else self._ratio(rows)
+        return torch.where(scored, log_px, 0.0)
+
+    def _ratio(self, rows: Batch) -> Tensor:
+        """Log p(x_of, x_given) - log p(x_given), each importance sampled, (b,)."""
+        joint = self._joint(rows, (*self.of, *self.given))
+        return joint - self._joint(rows, self.given) if self.given else joint
+
+    def _joint(self, rows: Batch, names: tuple[str, ...]) -> Tensor:
+        return log_mean_exp(self.model.weight_blocks(rows.hide(names), self.sampling))
+
+    def _predictive(self, rows: Batch) -> Tensor:
+        """Log mean of p(x_of|z, w) at z ~ q(z|x_given), w ~ p(w), (b,)."""
+        posterior = self.model.posterior_given(rows, self.given, "prior", self.sampling.generator)
+        hidden = rows.hide(self.of)
+        return log_mean_exp(self.model.predictive_blocks(hidden, posterior, self.sampling))
+
+
+def log_weights(
+    self: Samples,
+    batch: Rows,
+    n: int,
+    *,
+    proposal: Literal["mixture", "product"] = "mixture",
+    generator: Generator = None,
+) -> Tensor:
+    """Log importance weights of n draws, (n, b): their log-mean-exp estimates log p of what each row has.
+
+    Args:
+        batch: rows; one with nothing observed gets 0.
+        n: draws.
+        proposal: `mixture`: iid draws of the posterior under its density; `product`: the product of the unimodal
+            experts under its own.
+        generator: source of randomness.
+    """
+    sampling = Sampling(n, proposal, generator)
+    with evaluation(self), torch.no_grad():
+        return torch.cat(list(self.weight_blocks(self.conform(batch), sampling)))
+
+
+def log_likelihood(
+    self: Samples,
+    batch: Rows,
+    of: Names = None,
+    given: Names = (),
+    n: int = 1000,
+    *,
+    estimator: Literal["importance", "predictive"] = "importance",
+    proposal: Literal["mixture", "product"] = "mixture",
+    empty: Empty = "error",
+    memory: int | None = None,
+    generator: Generator = None,
+) -> Tensor:
+    """Log p(x_of | x_given) of each row in nats, (b,), by importance sampling.
+
+    Args:
+        batch: rows.
+        of: modalities to score; None: all that is observed and not given. A row with none of them gets 0.
+        given: modalities to condition on.
+        n: draws.
+        estimator: `importance`: joint(of ∪ given) - joint(given), each importance sampled; `predictive`:
+            log-mean-exp of p(x_of|z), z ~ q(z|x_given), which is no bound on either side.
+        proposal: see `log_weights`.
+        empty: rows with none of `given`: `error`, or no condition at all with `prior`.
+        memory: bytes that a block of decoded draws may take; n draws go block by block. None: 8 MB on the CPU,
+            whose cache then holds them, 256 MB on accelerators.
+        generator: source of randomness.
+
+    Reference: Burda, Grosse and Salakhutdinov, 2016, https://arxiv.org/abs/1509.00519; Wu and Goodman, 2018,
+    https://arxiv.org/abs/1802.05335 (conditionals).
+    """
+    conditions = names_of(given, self.names)
+    rest = tuple(name for name in self.names if name not in conditions)
+    scored = names_of(of, rest)
+    for name in (*scored, *conditions):
+        self.modality(name)
+    for name in scored:
+        if name in conditions:
+            raise RequestError(
+                f"log_likelihood: {name!r} is both in `of` and in `given`; take it out of one"
+            )
+    sampling = Sampling(n, proposal, generator, memory)
+    estimate = LikelihoodEstimator(self, scored, conditions, sampling, estimator, empty)
+    return self.in_blocks(estimate, batch)

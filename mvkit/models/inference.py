@@ -1,0 +1,191 @@
+"""Inference: posteriors given any set of modalities, and questions answered block by block.
+
+Axes: b rows, m modalities.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, Protocol, TypeVar, cast
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from mvkit.core.batch import Batch
+from mvkit.core.experts import Experts
+from mvkit.core.noise import Generator
+from mvkit.core.posterior import Posterior
+from mvkit.errors import NothingObserved, RequestError, check_option, suggest
+from mvkit.parts.latent_model import LatentModel
+
+ROWS = 1024  # rows that are encoded or decoded at a time
+Answer = TypeVar("Answer")
+Names = Iterable[str] | str | None
+Empty = Literal["error", "prior"]
+
+
+class Evaluable(Protocol):
+    """Modules that have an evaluation mode: any `nn.Module`."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """All modules inside."""
+        ...
+
+    def eval(self) -> object:
+        """Goes into evaluation mode."""
+        ...
+
+
+@contextlib.contextmanager
+def evaluation(model: Evaluable) -> Iterator[None]:
+    """Evaluation mode inside; every module's own mode again after."""
+    in_training = [module for module in model.modules() if module.training]
+    if in_training:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in in_training:
+            module.training = True
+
+
+def by_rows(
+    function: Callable[[Batch], Answer],
+    batch: Batch,
+    device: torch.device,
+    dim: int = 0,
+    rows: int | None = None,
+) -> Answer:
+    """A function on blocks of rows, moved to a device one by one, its tensors put together along `dim`."""
+    size = ROWS if rows is None else rows
+    if len(batch) <= size:
+        return function(batch.to(device))
+    pieces = []
+    for start in range(0, len(batch), size):
+        block = batch.take(slice(start, start + size)).to(device)
+        try:
+            pieces.append(function(block))
+        except NothingObserved as error:
+            raise NothingObserved(error.row + start, error.given) from None
+    return cast(Answer, _joined(pieces, dim))
+
+
+def _joined(pieces: Sequence[object], dim: int) -> object:
+    """Tensors, or mappings of them, put together along an axis."""
+    first = pieces[0]
+    if not isinstance(first, dict):
+        return torch.cat(cast(list[Tensor], pieces), dim)
+    mappings = cast(list[dict[object, Tensor]], pieces)
+    return {key: torch.cat([piece[key] for piece in mappings], dim) for key in first}
+
+
+def check_count(n: object) -> int:
+    """A number of draws, checked."""
+    if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
+        raise RequestError(f"n: got {n!r}; expected a whole number of at least 1")
+    return int(n)
+
+
+def subsets_of(subsets: Iterable[Names] | None, every: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Sets of modalities, each as a tuple of names; None: all non-empty ones, the small first."""
+    if isinstance(subsets, str):
+        raise RequestError(
+            f"subsets: got {subsets!r}; expected a list of sets of modalities, such as "
+            f"[[{subsets!r}]]"
+        )
+    if subsets is not None:
+        return [names_of(names, every) for names in subsets]
+    sizes = range(1, len(every) + 1)
+    return list(
+        itertools.chain.from_iterable(itertools.combinations(every, size) for size in sizes)
+    )
+
+
+def names_of(given: Names, every: tuple[str, ...]) -> tuple[str, ...]:
+    """The modalities that `given`, `of` or `to` mean: a string is one name, None is all."""
+    if given is None:
+        return every
+    if isinstance(given, str):
+        return (given,)
+    return tuple(given)
+
+
+@attrs.frozen(eq=False)
+class ConditioningSets:
+    """Sets of modalities, given each of which a posterior is asked for.
+
+    Args:
+        sets: names of modalities.
+        empty: rows with none of a set: `error`, or the `prior`.
+        inference: whether to return the posteriors that `encode` and `translate` use.
+        generator: source of randomness.
+    """
+
+    sets: Sequence[tuple[str, ...]]
+    empty: str
+    inference: bool = False
+    generator: Generator = None
+
+    def restrict(self, rows: Batch) -> Batch:
+        """The batch restricted to modalities that occur in any of the sets."""
+        return rows.hide(itertools.chain.from_iterable(self.sets))
+
+
+@attrs.frozen(eq=False)
+class ConditionalPosterior:
+    """A batch with only the given modalities left, its experts, and the posterior they lead to."""
+
+    batch: Batch
+    experts: Experts
+    posterior: Posterior
+
+
+def conditional_posteriors(
+    model: LatentModel, rows: Batch, asked: ConditioningSets
+) -> Iterator[ConditionalPosterior]:
+    """The posteriors given each of several sets of modalities, in turn; no modality is encoded twice.
+
+    Raises:
+        RequestError: an unknown modality.
+        NothingObserved: a row with none of a set, with `empty="error"`.
+    """
+    for name in itertools.chain.from_iterable(asked.sets):
+        if name not in model.names:
+            raise RequestError(
+                f"given: unknown modality {name!r}; {suggest(str(name), model.names)}"
+            )
+    check_option("empty", asked.empty, "error", "prior")
+    rows = asked.restrict(rows)
+    experts = model.experts(rows, generator=asked.generator)
+    aggregator = model.aggregator
+    fuse = aggregator.inference if asked.inference else aggregator.posterior
+    for names in asked.sets:
+        batch = rows.hide(names)
+        own = experts if batch is rows else experts.given(batch)
+        posterior = _posterior_given(model, own, names, asked.empty, fuse)
+        yield ConditionalPosterior(batch, own, posterior)
+
+
+def _posterior_given(
+    model: LatentModel,
+    experts: Experts,
+    names: tuple[str, ...],
+    empty: str,
+    fuse: Callable[[Experts, Batch], Posterior],
+) -> Posterior:
+    """The posterior of a batch with nothing but `names`; the prior in rows without any, if that is asked for."""
+    batch = experts.batch
+    b, m = batch.observed.shape
+    if not names:
+        return model.prior_at().expand(b, m)
+    known = batch.observed.any(1)
+    posterior = fuse(experts, batch)
+    if known.all():
+        return posterior
+    if empty == "error":
+        raise NothingObserved(int((~known).nonzero()[0]), ", ".join(names))
+    return posterior.where(known, model.prior_at().expand(b, m))

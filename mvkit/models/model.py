@@ -1,0 +1,257 @@
+"""Model: encoders → aggregator → posterior → decoders and likelihoods, with a prior, from any parts.
+
+Axes: b rows, m modalities, d latent, p private latent, k components, c pseudo-inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from mvkit.core import noise
+from mvkit.core.batch import Batch, indices_of
+from mvkit.core.decoding import Decoding
+from mvkit.core.experts import Experts
+from mvkit.core.mixture import Mixture
+from mvkit.core.modality import ModalityLike, PartLike, Sizes
+from mvkit.core.noise import Generator
+from mvkit.core.posterior import Posterior, as_density
+from mvkit.core.terms import Draw, Reconstruct, Terms, Want, evaluate_terms
+from mvkit.core.validation import Schema
+from mvkit.errors import SpecError
+from mvkit.models import clusters, description, generation, importance_sampling, inference
+from mvkit.models.build import ModelSpec, assemble
+from mvkit.models.multimodal import MultimodalModel
+from mvkit.models.part_checks import check_parts
+from mvkit.parts.objectives.objective import Objective
+from mvkit.parts.priors import as_prior
+from mvkit.registry import plugins
+from mvkit.registry.spec import as_part, to_dict
+
+
+class Model(MultimodalModel):
+    """A multimodal generative model p(z) ∏_m p(x_m|z, w_m) with a posterior for any subset of modalities.
+
+    Parts are named by a string, an object or a dict; `mvkit.available(kind)` lists them.
+
+    Args:
+        modalities: mapping from name to shape or `Modality`.
+        latent_dim: width d of the shared latent; 0 only if every modality has a private latent.
+        aggregator: what fuses the unimodal experts.
+        prior: p(z).
+        objective: what `loss` computes.
+        family: distribution of the experts.
+        rescale: factors of the log-likelihoods in objectives: None, `dims` (max_j d_j / d_m), or a mapping.
+        private_from: rule of private latents, `evidence` or `observed`; None: the aggregator's.
+        schedule: the stages that `fit` goes through.
+        seed: makes the initial weights reproducible; None: torch's global state.
+
+    Raises:
+        SpecError: with the path of what cannot be built, why, and what would work.
+
+    Example:
+        >>> import torch, mvkit
+        >>> model = mvkit.Model({"image": (1, 8, 8), "sound": (20,)}, latent_dim=4, aggregator="mopoe", seed=0)
+        >>> x = {"image": torch.rand(3, 1, 8, 8)}            # no sound: it is imputed
+        >>> model.translate(x, to=["sound"])["sound"].shape
+        torch.Size([1, 3, 20])
+    """
+
+    spec: ModelSpec
+    decoding: Decoding
+    order: Tensor
+
+    def __init__(
+        self,
+        modalities: Mapping[str, ModalityLike],
+        *,
+        latent_dim: int = 10,
+        aggregator: PartLike = "poe",
+        prior: PartLike = "standard",
+        objective: PartLike = "elbo",
+        family: PartLike = "normal",
+        rescale: Literal["dims"] | Mapping[str, float] | None = None,
+        private_from: Literal["evidence", "observed"] | None = None,
+        schedule: PartLike | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        try:
+            spec = ModelSpec(
+                modalities=modalities,
+                latent_dim=latent_dim,
+                aggregator=aggregator,
+                prior=prior,
+                objective=objective,
+                family=family,
+                rescale=rescale,
+                private_from=private_from,
+                schedule="single" if schedule is None else schedule,
+            )
+            with noise.global_seed(seed):
+                parts = assemble(spec)
+                check_parts(parts)
+        except SpecError as error:
+            raise error.within("model") from None
+        self.spec = parts.spec
+        self.modalities = parts.spec.modalities
+        self.names = tuple(self.modalities)
+        self.latent_dim = latent_dim
+        self.family = parts.family
+        self.aggregator = parts.aggregator
+        self.objective = parts.objective
+        self.encoders = parts.encoders
+        self.decoders = parts.decoders
+        self.prior = parts.prior
+        self.cross = parts.cross
+        rule = parts.spec.private_from
+        self.decoding = Decoding(self.modalities, self.decoders, self.cross, self.family, rule)
+        self.prior_name = str(plugins.name_of("prior", type(self.spec.prior)))
+        self.n_clusters = as_prior(self.prior).clusters
+        # an order of the modalities that declaring them otherwise does not change
+        self.register_buffer("order", torch.tensor(parts.order), persistent=False)
+        self._likelihood_weights = parts.likelihood_weights
+        self._vectors: dict[object, Tensor] = {}
+        self._schemas: dict[torch.dtype, Schema] = {}
+
+    @property
+    def schema(self) -> Schema:
+        dtype = self.like.dtype
+        if dtype not in self._schemas:
+            self._schemas[dtype] = Schema.of(self.modalities, self.decoders, dtype)
+        return self._schemas[dtype]
+
+    def experts(
+        self, batch: Batch, *, training: bool = False, generator: Generator = None
+    ) -> Experts:
+        return Experts(
+            self.encoders,
+            self.modalities,
+            batch,
+            family=self.family,
+            width=self.aggregator.width(self.latent_dim),
+            training=training,
+            generator=generator,
+        )
+
+    def joint_posterior(self, batch: Batch, experts: Experts) -> Posterior:
+        """The aggregator's posterior q(z|x_O); that of the experts' own batch is computed once."""
+        if batch is not experts.batch:
+            return self.aggregator.forward(experts, batch)
+        return experts.joint_posterior(self.aggregator.forward)
+
+    def prior_at(
+        self, experts: Experts | None = None, posterior: Posterior | None = None
+    ) -> Posterior:
+        """p(z): of rows whose experts and posterior are given, if it depends on them."""
+        prior = as_prior(self.prior)
+        if prior.pseudo_inputs is not None:
+            posterior = self._aggregated_posterior(prior.pseudo_inputs)
+        elif prior.conditional and experts is not None:
+            posterior = self.joint_posterior(experts.batch, experts)
+        return as_density(prior.forward(posterior))
+
+    def _aggregated_posterior(self, inputs: dict[str, Tensor]) -> Mixture:
+        """The posteriors of c rows as one mixture, each row with the same weight."""
+        c = len(next(iter(inputs.values())))
+        mask = torch.ones(c, len(self.names), dtype=torch.bool, device=self.like.device)
+        rows = Batch(inputs, mask, schema=self.schema, **indices_of(mask))
+        each = self.aggregator.forward(self.experts(rows), rows)
+        loc = rearrange(each.loc, "k c d -> (k c) 1 d")
+        scale = rearrange(each.scale, "k c d -> (k c) 1 d")
+        log_weight = rearrange(each.log_weight - math.log(c), "k c -> (k c) 1")
+        return Mixture(self.family, loc, scale, log_weight)
+
+    @property
+    def bound_name(self) -> str:
+        """`bound`; with trained auxiliary priors r_m other than p(w), what is reported bounds nothing."""
+        return "surrogate_bound" if len(self.cross) else "bound"
+
+    def likelihood_weights(self, extra: Mapping[str, float] | None = None) -> Tensor | None:
+        """Factors λ of the log-likelihoods, times `extra`, (m,); None if all are 1."""
+        extra = extra or {}
+        own = self._likelihood_weights
+        return self._vector(tuple(own[name] * extra.get(name, 1.0) for name in self.names))
+
+    @property
+    def private_betas(self) -> Tensor | None:
+        """Factors of the private KLs, (m,); None if all are 1."""
+        return self._vector(tuple(m.private_beta for m in self.modalities.values()))
+
+    def _vector(self, values: tuple[float, ...]) -> Tensor | None:
+        """Numbers as a tensor on the model's device, made once; None if all are 1."""
+        if all(value == 1 for value in values):
+            return None
+        like = self.like
+        key = (values, like.dtype, like.device)
+        if key not in self._vectors:
+            with torch.inference_mode(False):  # kept for training too
+                self._vectors[key] = torch.tensor(values, dtype=like.dtype, device=like.device)
+        return self._vectors[key]
+
+    def terms(
+        self,
+        batch: Batch,
+        n: int = 1,
+        *,
+        experts: Experts | None = None,
+        posterior: Posterior | None = None,
+        draw: Draw = "iid",
+        reconstruct: Reconstruct = "all",
+        want: Want = "kl",
+        stop_density: bool = False,
+        private_from: str | None = None,
+    ) -> Terms:
+        """Every log-density of a conformed batch at n draws of the posterior.
+
+        Args:
+            batch: a conformed batch.
+            n: samples.
+            experts: encoder outputs, if they are there already; their generator gives the noise.
+            posterior: where z comes from; None: the aggregator's.
+            draw: how components are drawn.
+            reconstruct: `all` observed modalities, or each component's `own` evidence.
+            want: `kl`: closed-form KLs, or the components' densities without one; `mixture`: p(z) and the
+                mixture's density.
+            stop_density: stop the gradient of log q's own parameters (DReG).
+            private_from: rule of the private latents; None: the model's.
+        """
+        experts = experts or self.experts(batch)
+        posterior = posterior or self.joint_posterior(batch, experts)
+        return evaluate_terms(
+            self.decoding,
+            partial(self.prior_at, experts, posterior),
+            batch,
+            n,
+            experts,
+            posterior,
+            draw=draw,
+            reconstruct=reconstruct,
+            want=want,
+            stop_density=stop_density,
+            private_from=private_from,
+        )
+
+    def build_objective(self, objective: PartLike) -> Objective:
+        sizes = Sizes(self.latent_dim, self.family, self.modalities, self.spec.prior)
+        live: Objective = as_part("objective", objective).build(sizes)
+        return live
+
+    conditional_posteriors = inference.conditional_posteriors
+    prior_draws = generation.prior_draws
+    generate = generation.generate
+    weight_blocks = importance_sampling.weight_blocks
+    predictive_blocks = importance_sampling.predictive_blocks
+    responsibilities = clusters.responsibilities
+    __repr__ = description.describe
+
+    def header(self) -> dict[str, Any]:
+        # the file's keys are sorted, and columns of masks follow the order
+        order = list(self.names)
+        return {"name": "model", "order": order, **to_dict(self.spec), **self.sampler_header()}

@@ -1,0 +1,476 @@
+"""MultimodalModel: what users ask of a model, whatever it is made of.
+
+Axes: n samples asked for, b rows, m modalities, d latent, p private latent, c clusters. Log-probabilities in nats.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, TypeVar, overload
+
+import attrs
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from mvkit.core import noise
+from mvkit.core.batch import Batch, check_not_empty, conform
+from mvkit.core.decoding import Decodes
+from mvkit.core.experts import Experts
+from mvkit.core.loss import Loss
+from mvkit.core.modality import Modality
+from mvkit.core.noise import Generator
+from mvkit.core.posterior import Posterior
+from mvkit.core.validation import Schema, as_tensor
+from mvkit.data.dataset import Rows, as_batch
+from mvkit.errors import RequestError, ShapeError, check_option, suggest
+from mvkit.models import clusters, importance_sampling
+from mvkit.models.generation import GenerationOptions, Latents
+from mvkit.models.importance_sampling import Sampling
+from mvkit.models.inference import (
+    ConditionalPosterior,
+    ConditioningSets,
+    Empty,
+    Names,
+    by_rows,
+    check_count,
+    evaluation,
+    names_of,
+    subsets_of,
+)
+from mvkit.parts.aggregators.aggregator import Aggregator
+from mvkit.parts.objectives.objective import Objective, ObjectiveLike
+from mvkit.parts.samplers import Prior as PriorSampler
+from mvkit.parts.samplers import Sampler
+from mvkit.registry import plugins
+from mvkit.registry.spec import to_dict
+
+Units = Literal["data", "model"]
+Answer = TypeVar("Answer")
+
+
+class MultimodalModel(nn.Module, ABC):
+    """A trained or trainable model of several modalities: `Model`, `Stack`, or one of your own.
+
+    To implement one, set `spec`, `names`, `modalities`, `latent_dim`, `n_clusters`, `prior`, `aggregator`, `objective`
+    and `decoding` on a subclass, and write the abstract methods, which see conformed batches only; everything that
+    users call then works.
+    """
+
+    spec: Any
+    names: tuple[str, ...]
+    modalities: dict[str, Modality]
+    latent_dim: int
+    n_clusters: int
+    prior_name: str  # as users type it
+    objective: Objective
+    prior: nn.Module
+    aggregator: Aggregator
+    decoding: Decodes
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.samplers = nn.ModuleDict()  # those that `fit_sampler` fitted, by registered name
+
+    @property
+    @abstractmethod
+    def schema(self) -> Schema:
+        """What the model expects of a batch."""
+
+    @abstractmethod
+    def header(self) -> dict[str, Any]:
+        """The model as plain JSON data, all defaults written out."""
+
+    @abstractmethod
+    def build_objective(self, objective: ObjectiveLike) -> Objective:
+        """An objective by name or spec, checked against this model."""
+
+    @abstractmethod
+    def experts(
+        self, batch: Batch, *, training: bool = False, generator: Generator = None
+    ) -> Experts:
+        """What the encoders make of a batch; computed when first looked at."""
+
+    @abstractmethod
+    def conditional_posteriors(
+        self, rows: Batch, asked: ConditioningSets
+    ) -> Iterator[ConditionalPosterior]:
+        """The posteriors given each of several sets of modalities, in turn; no modality is encoded twice."""
+
+    @abstractmethod
+    def prior_draws(
+        self, n: int, cluster: int | None, generator: Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        """Draws z (n, d) of the prior, or of one of its clusters, and their clusters (n,) if it has any."""
+
+    @abstractmethod
+    def generate(
+        self, options: GenerationOptions, condition: ConditionalPosterior
+    ) -> dict[str, Tensor]:
+        """Modalities {name: (n, b, *shape)} of the rows of a conditional posterior; see `translate`."""
+
+    @abstractmethod
+    def weight_blocks(self, batch: Batch, sampling: Sampling) -> Iterator[Tensor]:
+        """Log importance weights of iid draws in blocks (n_i, b); 0 in rows that observe nothing."""
+
+    @abstractmethod
+    def predictive_blocks(
+        self, batch: Batch, posterior: Posterior, sampling: Sampling
+    ) -> Iterator[Tensor]:
+        """Log p(x|z) of all that a batch observes at draws of a posterior, in blocks (n_i, b), p(w|z) drawn from."""
+
+    @abstractmethod
+    def responsibilities(self, rows: Batch) -> Tensor:
+        """p(c|z_m) at the mean of each modality's own posterior, (m, b, c); what is unobserved means nothing."""
+
+    def sampler_header(self) -> dict[str, Any]:
+        """The samplers' part of the header; nothing where none was fitted."""
+        specs = [to_dict(sampler.spec) for sampler in self.samplers.values()]
+        return {"samplers": specs} if specs else {}
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the model's dtype and device."""
+        floating = (parameter for parameter in self.parameters() if parameter.is_floating_point())
+        return next(floating, torch.zeros(()))
+
+    @property
+    def layout(self) -> Schema:
+        """The old name of `schema`."""
+        warnings.warn("model.layout is now model.schema", DeprecationWarning, stacklevel=2)
+        return self.schema
+
+    def conform(self, data: Rows) -> Batch:
+        """Data as a checked batch on the model's device; see `mvkit.core.batch.conform`."""
+        return conform(as_batch(data), self.schema).to(self.like.device)
+
+    def in_blocks(
+        self,
+        function: Callable[[Batch], Answer],
+        data: Rows,
+        *,
+        dim: int = 0,
+        rows: int | None = None,
+    ) -> Answer:
+        """Evaluates a function of batches block by block, in evaluation mode, without gradients.
+
+        Args:
+            function: from a conformed batch to a tensor, or a mapping of tensors, with the rows on axis `dim`.
+            data: rows.
+            dim: the axis along which the blocks are put together.
+            rows: rows of a block; None: 1,024.
+        """
+        with evaluation(self), torch.no_grad():
+            batch = conform(as_batch(data), self.schema)
+            return by_rows(function, batch, self.like.device, dim, rows)
+
+    def posterior_given(
+        self,
+        rows: Batch,
+        given: tuple[str, ...],
+        empty: str,
+        generator: Generator = None,
+        *,
+        inference: bool = False,
+    ) -> Posterior:
+        """The posterior of a conformed batch given one set of modalities; see `conditional_posteriors`."""
+        asked = ConditioningSets([given], empty, inference, generator)
+        return next(self.conditional_posteriors(rows, asked)).posterior
+
+    def loss(
+        self, batch: Rows, *, objective: ObjectiveLike | None = None, generator: Generator = None
+    ) -> Loss:
+        """The objective on a batch.
+
+        Args:
+            batch: rows that observe one modality at least.
+            objective: another objective than the model's own.
+            generator: source of randomness.
+
+        Returns:
+            loss (), bound (b,) and metrics.
+
+        Raises:
+            DataError: a row with nothing observed, or values that cannot be.
+        """
+        rows = self.conform(batch)
+        check_not_empty(rows)
+        if self.training:
+            rows = self._with_drawn_bits(rows, generator)
+        chosen = self.objective if objective is None else self.build_objective(objective)
+        experts = self.experts(rows, training=self.training, generator=generator)
+        return chosen.forward(self, rows, experts).checked(len(rows), type(chosen))
+
+    def _with_drawn_bits(self, batch: Batch, generator: Generator) -> Batch:
+        """The batch with bits drawn where a transform asks for it."""
+        data = dict(batch.data)
+        for name, modality in self.modalities.items():
+            if any(step.drawn for step in modality.transform):
+                p = data[name]
+                uniform = noise.draw(
+                    f"choice/binarise/{name}", (1, *p.shape), p, generator=generator
+                )
+                data[name] = (rearrange(uniform, "1 ... -> ...") < p).to(p.dtype)
+        return attrs.evolve(batch, data=data)
+
+    def forward(
+        self, batch: Rows, *, objective: ObjectiveLike | None = None, generator: Generator = None
+    ) -> Loss:
+        """`loss`, so that wrappers such as DistributedDataParallel see it."""
+        return self.loss(batch, objective=objective, generator=generator)
+
+    def in_units(self, data: dict[str, Tensor], units: Units) -> dict[str, Tensor]:
+        """Values {name: (..., *shape)} of the model in the units asked for."""
+        check_option("units", units, "data", "model")
+        if units == "model":
+            return data
+        return {name: self.modalities[name].restore(x) for name, x in data.items()}
+
+    def posterior(self, batch: Rows, given: Names = None, *, empty: Empty = "error") -> Posterior:
+        """q(z|x_given), the mixture that bounds and likelihoods use.
+
+        Args:
+            batch: rows.
+            given: modalities to look at; None: all that each row has; (): none, which gives the prior.
+            empty: rows with none of them: `error`, or the `prior`.
+
+        Returns:
+            rsample(n) (n, b, d), log_prob, mean, log_weight, evidence; mostly a `Mixture`, with loc and scale too.
+        """
+        names = names_of(given, self.names)
+        with evaluation(self):
+            return self.posterior_given(self.conform(batch), names, empty)
+
+    def encode(self, batch: Rows, given: Names = None, *, empty: Empty = "error") -> Tensor:
+        """Posterior mean of each row from whatever it has, or from `given`, (b, d).
+
+        The aggregator says which posterior: mopoe takes the product of what is given, so that this need not equal
+        `posterior().mean`.
+        """
+        names = names_of(given, self.names)
+
+        def means(rows: Batch) -> Tensor:
+            return self.posterior_given(rows, names, empty, inference=True).mean
+
+        return self.in_blocks(means, batch)
+
+    def encode_subsets(
+        self,
+        batch: Rows,
+        subsets: Iterable[Iterable[str] | str] | None = None,
+        *,
+        empty: Empty = "error",
+    ) -> dict[tuple[str, ...], Tensor]:
+        """Posterior means given each of several sets of modalities, {set: (b, d)}; no modality is encoded twice.
+
+        Args:
+            batch: rows.
+            subsets: sets of modalities; None: all non-empty ones, of which there are 2^m - 1.
+            empty: rows with none of a set: `error`, or the mean of the `prior`.
+
+        Example:
+            >>> import torch, mvkit
+            >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=4)
+            >>> list(model.encode_subsets({"a": torch.zeros(5, 3), "b": torch.zeros(5, 2)}))
+            [('a',), ('b',), ('a', 'b')]
+        """
+        sets = subsets_of(subsets, self.names)
+
+        def means(rows: Batch) -> dict[tuple[str, ...], Tensor]:
+            asked = ConditioningSets(sets, empty, inference=True)
+            conditions = self.conditional_posteriors(rows, asked)
+            return {
+                names: condition.posterior.mean
+                for names, condition in zip(sets, conditions, strict=True)
+            }
+
+        return self.in_blocks(means, batch)
+
+    def private(self, batch: Rows) -> dict[str, Tensor]:
+        """Means of the private latents, {name: (b, p)}, zeros where unobserved."""
+
+        def means(rows: Batch) -> dict[str, Tensor]:
+            private = {}
+            for name, (loc, _) in self.experts(rows).private.items():
+                observed = rows.observed[:, [self.names.index(name)]]
+                private[name] = torch.where(observed, loc, 0.0)
+            return private
+
+        return self.in_blocks(means, batch)
+
+    def decode(
+        self, z: Tensor, private: Mapping[str, Tensor] | None = None, *, units: Units = "data"
+    ) -> dict[str, Tensor]:
+        """Decoder means {name: (..., *shape)} at latents z (..., d) and private latents {name: (..., p)}.
+
+        Private latents that are not given are 0, the mean of their prior. Gradients flow only to latents that ask
+        for them. `units`: `data`, undoing the modalities' transforms, in the shape of the user's data; or `model`.
+        """
+        z = self._latent(z, "z", self.latent_dim)
+        given = {}
+        for name, w in (private or {}).items():
+            p = self.modality(name).private_dim
+            if not p:
+                raise RequestError(
+                    f"decode: modality {name!r} has no private latent; leave it out"
+                )
+            given[name] = self._latent(w, f"private latent of {name!r}", p)
+        wanted = any(latent.requires_grad for latent in (z, *given.values()))
+        with evaluation(self), torch.set_grad_enabled(torch.is_grad_enabled() and wanted):
+            data = {name: self.decoding.decode(name, z, given.get(name)) for name in self.names}
+            return self.in_units(data, units)
+
+    def _latent(self, value: Tensor, name: str, width: int) -> Tensor:
+        """A latent that `decode` was given, checked."""
+        latent = as_tensor(value, f"decode: {name}")
+        if latent.shape[-1:] != (width,):
+            raise ShapeError(
+                f"decode: {name} has shape {tuple(latent.shape)}; expected (..., {width})"
+            )
+        return latent.to(self.like.dtype)
+
+    def modality(self, name: str) -> Modality:
+        """The modality of a name, or an error that suggests one."""
+        if name not in self.modalities:
+            raise RequestError(f"unknown modality {name!r}; {suggest(str(name), self.names)}")
+        return self.modalities[name]
+
+    def translate(
+        self,
+        batch: Rows,
+        to: Names = None,
+        given: Names = None,
+        n: int = 1,
+        *,
+        latent: Literal["draw", "mean"] = "draw",
+        sample: bool = False,
+        private_source: Literal["prior", "cross"] = "prior",
+        empty: Empty = "error",
+        units: Units = "data",
+        generator: Generator = None,
+    ) -> dict[str, Tensor]:
+        """Modalities `to` generated from those `given`, {name: (n, b, *shape)}: imputation.
+
+        Args:
+            batch: rows.
+            to: wanted modalities; None: all.
+            given: modalities to look at; None: all that each row has.
+            n: draws of z.
+            latent: `draw` latents, or take their `mean`.
+            sample: draw from the likelihood as well, instead of taking its mean.
+            private_source: private latents of what was not given: from the `prior` p(w), or `cross`, from r_m.
+            empty: rows with none of what is given: `error`, or generated from the `prior`.
+            units: see `decode`.
+            generator: source of randomness.
+        """
+        names = names_of(to, self.names)
+        for name in names:
+            self.modality(name)
+        options = GenerationOptions(names, n, latent, sample, private_source, generator)
+        asked = ConditioningSets([names_of(given, self.names)], empty, True, generator)
+
+        def generate(rows: Batch) -> dict[str, Tensor]:
+            condition = next(self.conditional_posteriors(rows, asked))
+            return self.in_units(self.generate(options, condition), units)
+
+        return self.in_blocks(generate, batch, dim=1)
+
+    @overload
+    def sample(
+        self,
+        n: int,
+        *,
+        cluster: int | None = None,
+        sampler: str | None = None,
+        sample: bool = False,
+        latents: Literal[False] = False,
+        units: Units = "data",
+        generator: Generator = None,
+    ) -> dict[str, Tensor]: ...
+
+    @overload
+    def sample(
+        self,
+        n: int,
+        *,
+        cluster: int | None = None,
+        sampler: str | None = None,
+        sample: bool = False,
+        latents: Literal[True],
+        units: Units = "data",
+        generator: Generator = None,
+    ) -> tuple[dict[str, Tensor], Latents]: ...
+
+    def sample(
+        self,
+        n: int,
+        *,
+        cluster: int | None = None,
+        sampler: str | None = None,
+        sample: bool = False,
+        latents: bool = False,
+        units: Units = "data",
+        generator: Generator = None,
+    ) -> dict[str, Tensor] | tuple[dict[str, Tensor], Latents]:
+        """Rows from the prior, {name: (n, *shape)}: decoder means, or draws with `sample`.
+
+        Args:
+            n: number of rows.
+            cluster: draw z from this component of a mixture prior.
+            sampler: draw z from a sampler that `mvkit.fit_sampler` fitted; None: from the prior.
+            sample: draw from the likelihood as well.
+            latents: return a pair (data, latents): z, private, cluster.
+            units: see `decode`.
+            generator: source of randomness.
+        """
+        n = check_count(n)
+        if cluster is not None:
+            self._check_cluster(cluster, sampler)
+        with evaluation(self), torch.no_grad():
+            picked = None
+            if sampler is None:
+                z, picked = self.prior_draws(n, cluster, generator)
+            else:
+                z = self._fitted_sampler(sampler).sample(self, n, generator)
+            data, private = self.decoding.from_latents(z, sample=sample, generator=generator)
+            data = self.in_units(data, units)
+        return (data, Latents(z, private, picked)) if latents else data
+
+    def _check_cluster(self, cluster: int, sampler: str | None) -> None:
+        clusters.check_clusters(self, "sample(cluster=…)")
+        if not 0 <= cluster < self.n_clusters:
+            raise RequestError(
+                f"sample: no cluster {cluster}; expected 0 to {self.n_clusters - 1}"
+            )
+        if sampler is not None:
+            raise RequestError(
+                f"sample: a cluster is one of the prior's, not of sampler {sampler!r}; give one "
+                "of them"
+            )
+
+    def _fitted_sampler(self, name: str) -> Sampler:
+        """The sampler with a bare or qualified name."""
+        known = str(plugins.name_of("sampler", plugins.lookup("sampler", name)))
+        if known == "prior":
+            return PriorSampler().build(self.latent_dim)
+        if known not in self.samplers:
+            raise RequestError(
+                f"sample: sampler {name!r} is not fitted yet; call "
+                f"mvkit.fit_sampler(model, data, {name!r}) first"
+            )
+        return self.samplers[known]  # type: ignore[return-value]
+
+    log_weights = importance_sampling.log_weights
+    log_likelihood = importance_sampling.log_likelihood
+    clusters = clusters.clusters
+
+
+def check_model(model: object, where: str) -> None:
+    """Raises RequestError, which names the function, if the argument is not a model."""
+    if not isinstance(model, MultimodalModel):
+        raise RequestError(
+            f"{where}: got {type(model).__name__} as its model; expected a Model or a Stack, "
+            "then the rest"
+        )

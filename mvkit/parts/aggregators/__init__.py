@@ -1,0 +1,1 @@
+"""From unimodal experts to one posterior."""

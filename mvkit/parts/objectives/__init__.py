@@ -1,0 +1,1 @@
+"""Which terms to ask a model for, and which bound to make of them."""

@@ -1,0 +1,326 @@
+"""Priors p(z).
+
+Axes: c prior components, b rows, d latent.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import attrs
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from mvkit.core import noise
+from mvkit.core.family import Family
+from mvkit.core.mixture import Mixture
+from mvkit.core.modality import Sizes
+from mvkit.core.posterior import Posterior
+from mvkit.errors import DataError, RequestError
+from mvkit.registry.renamed import RenamedMethods
+from mvkit.registry.spec import field, flag, integer, number, one_of, spec
+
+if TYPE_CHECKING:
+    from mvkit.parts.aggregators.aggregator import Aggregator
+    from mvkit.parts.objectives.objective import Objective
+
+
+class Prior(RenamedMethods, ABC):
+    """Gives p(z), which may depend on the posterior.
+
+    To implement one, write a spec whose `build(sizes)` returns an `nn.Module` with this `forward`. What it
+    returns needs `log_prob(z)` from (..., b, d) to (..., b), and `sample((n,))` to (n, d): any
+    `torch.distributions.Distribution` will do; a `Posterior` answers `given=()` too, and a `Mixture` of one
+    component gives closed-form KLs.
+    `clusters` is the number of components that `Model.clusters` may assign rows to, 0 if that means nothing.
+    """
+
+    renamed = {"start": "initialise", "refusal": "incompatibility"}
+    clusters: int = 0
+    conditional: bool = (
+        False  # whether it depends on the rows: `forward` is then given their whole posterior
+    )
+
+    @property
+    def pseudo_inputs(self) -> dict[str, Tensor] | None:
+        """Rows {name: (c, *shape)} whose posterior `forward` is to be given, as one mixture; None for most."""
+        return None
+
+    def incompatibility(self, aggregator: Aggregator, objective: Objective) -> str | None:
+        """Why it does not go with an aggregator or an objective; None if it does."""
+        return None
+
+    @abstractmethod
+    def forward(self, posterior: Mixture | None = None) -> Posterior:
+        """The prior, for the rows of `posterior` if it depends on them."""
+
+    def assign(self, z: Tensor) -> Tensor:
+        """Responsibilities p(c|z) of a mixture's components, (..., b, d) -> (..., b, c)."""
+        return torch.softmax(self.forward().joint(z), dim=-1)
+
+    def initialise(self, encode: Callable[[], Tensor], seed: int) -> None:  # noqa: B027
+        """Called by `fit` before the first step; may place parameters by the encoded rows (b, d)."""
+
+
+class ForeignPrior(Prior):
+    """A module of another kind as a prior: called with the posterior, it returns p(z).
+
+    Args:
+        module: what answers.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def forward(self, posterior: Mixture | None = None) -> Posterior:
+        """See `Prior.forward`."""
+        density: Posterior = self.module(posterior)
+        return density
+
+
+def as_prior(module: Prior | nn.Module) -> Prior:
+    """What a model holds as its prior, as a `Prior`: the one place where modules of other kinds are taken in."""
+    return module if isinstance(module, Prior) else ForeignPrior(module)
+
+
+def raw_of_one(family: Family, shape: tuple[int, ...]) -> Tensor:
+    """Raw numbers whose scales are 1: the zero of exp, the inverse of softplus elsewhere."""
+    raw = torch.zeros(shape)
+    if shape[-1] and bool((family.scale(raw) - 1).abs().max() > 1e-3):
+        raw = raw + math.log(math.expm1(1.0))
+    return raw
+
+
+class DiagonalPrior(nn.Module, Prior):
+    """One diagonal component, fixed or trained."""
+
+    loc: Tensor
+    raw: Tensor | None
+
+    def __init__(self, sizes: Sizes, *, learn_loc: bool, learn_scale: bool) -> None:
+        super().__init__()
+        self.family: Family = sizes.family
+        shape = (1, 1, sizes.latent)
+        loc = torch.zeros(shape)
+        if learn_loc:
+            self.loc = nn.Parameter(loc)
+        else:
+            self.register_buffer("loc", loc, persistent=False)
+        self.raw = nn.Parameter(raw_of_one(self.family, shape)) if learn_scale else None
+
+    def forward(self, posterior: Mixture | None = None) -> Mixture:
+        """See `Prior.forward`."""
+        scale = torch.ones_like(self.loc) if self.raw is None else self.family.scale(self.raw)
+        return Mixture(self.family, self.loc, scale, self.loc.new_zeros(1, 1))
+
+
+@spec
+class Standard:
+    """Standard prior of the posterior's family: N(0, I), or Laplace(0, 1).
+
+    Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014, https://arxiv.org/abs/1312.6114.
+    """
+
+    def build(self, sizes: Sizes) -> DiagonalPrior:
+        """The live part."""
+        return DiagonalPrior(sizes, learn_loc=False, learn_scale=False)
+
+
+@spec
+class Learnable:
+    """Diagonal prior with trained location and scale, the scale parametrised as the family's.
+
+    Args:
+        learn_loc: whether the location is trained.
+        learn_scale: whether the scale is trained.
+
+    Reference: Shi et al., Variational Mixture-of-Experts Autoencoders for Multi-Modal Deep MultimodalModel Models,
+    2019, https://arxiv.org/abs/1911.03393.
+    """
+
+    learn_loc: bool = field(default=True, check=flag)
+    learn_scale: bool = field(default=True, check=flag)
+
+    def build(self, sizes: Sizes) -> DiagonalPrior:
+        """The live part."""
+        return DiagonalPrior(sizes, learn_loc=self.learn_loc, learn_scale=self.learn_scale)
+
+
+@spec
+class MoG:
+    """Mixture prior p(z) = Σ_c π_c F(z; μ_c, σ_c) in the posterior's family F.
+
+    With the exact q(c|z) the mixture VAE's bound is that of this density, in value and gradient: no loop over
+    clusters.
+
+    Args:
+        components: number of components C.
+        learn_scale: whether σ_c is trained (else 1).
+        init: `uniform`: μ_c ~ U(-1, 1); `kmeans`: `fit` puts them at the centres of the encoded data first.
+
+    Reference: Palumbo et al., Deep MultimodalModel Clustering with Multimodal Diffusion Variational Autoencoders
+    (CMVAE), 2024, https://openreview.net/forum?id=k5THrhXDV3.
+    """
+
+    components: int = field(default=10, check=integer(1))
+    learn_scale: bool = field(default=False, check=flag)
+    init: str = field(default="uniform", check=one_of("uniform", "kmeans"))
+
+    def build(self, sizes: Sizes) -> MoGPrior:
+        """The live part."""
+        return MoGPrior(self, sizes)
+
+
+class MoGPrior(nn.Module, Prior):
+    """A trained mixture; `weights` are its π."""
+
+    raw: Tensor | None
+    placed: Tensor
+
+    def __init__(self, spec: MoG, sizes: Sizes) -> None:
+        super().__init__()
+        self.family: Family = sizes.family
+        self.clusters = spec.components
+        self.init = spec.init
+        kmeans = spec.init == "kmeans"
+        self.register_buffer("placed", torch.tensor(not kmeans), persistent=kmeans)
+        shape = (spec.components, 1, sizes.latent)
+        self.loc = nn.Parameter(2 * noise.initial_uniforms(shape) - 1)
+        self.logits = nn.Parameter(torch.zeros(spec.components))
+        self.raw = nn.Parameter(raw_of_one(self.family, shape)) if spec.learn_scale else None
+
+    def forward(self, posterior: Mixture | None = None) -> Mixture:
+        """See `Prior.forward`."""
+        scale = torch.ones_like(self.loc) if self.raw is None else self.family.scale(self.raw)
+        log_weight = rearrange(torch.log_softmax(self.logits, dim=0), "c -> c 1")
+        return Mixture(self.family, self.loc, scale, log_weight)
+
+    def assign(self, z: Tensor) -> Tensor:
+        """Responsibilities p(c|z) of a mixture's components, (..., b, d) -> (..., b, c)."""
+        return torch.softmax(self.forward().joint(z), dim=-1)
+
+    def initialise(self, encode: Callable[[], Tensor], seed: int) -> None:
+        """With init="kmeans", puts the means at the centres of the encoded rows, once."""
+        if self.placed:
+            return
+        from sklearn.cluster import KMeans
+
+        codes = encode().cpu().numpy()
+        if len(codes) < self.clusters:
+            raise DataError(
+                f"prior 'mog': init='kmeans' needs {self.clusters} rows at least; got {len(codes)}"
+            )
+        centres = KMeans(self.clusters, n_init=3, random_state=seed).fit(codes).cluster_centers_
+        self.placed.fill_(True)
+        with torch.no_grad():
+            self.loc.copy_(rearrange(torch.as_tensor(centres), "c d -> c 1 d"))
+
+    @property
+    def weights(self) -> Tensor:
+        """The mixture's weights π, (c,)."""
+        return torch.softmax(self.logits, dim=0)
+
+    def keep(self, clusters: tuple[int, ...]) -> None:
+        """Drops all other components; weights are normalised anew."""
+        index = torch.tensor(clusters, device=self.loc.device)
+        self.loc = nn.Parameter(self.loc.detach()[index])
+        self.logits = nn.Parameter(self.logits.detach()[index])
+        self.raw = None if self.raw is None else nn.Parameter(self.raw.detach()[index])
+        self.clusters = len(clusters)
+
+
+@spec
+class Vamp:
+    """VampPrior p(z) = 1/C Σ_c q(z|u_c): the aggregator's posterior of trained pseudo-inputs.
+
+    Args:
+        components: number of pseudo-inputs C.
+
+    Reference: Tomczak and Welling, VAE with a VampPrior, AISTATS 2018, https://arxiv.org/abs/1705.07120.
+    """
+
+    components: int = field(default=20, check=integer(1))
+
+    def build(self, sizes: Sizes) -> VampPrior:
+        """The live part."""
+        return VampPrior(self, sizes)
+
+
+class VampPrior(nn.Module, Prior):
+    """Holds the pseudo-inputs; the model encodes them."""
+
+    def __init__(self, spec: Vamp, sizes: Sizes) -> None:
+        super().__init__()
+        shapes = {name: (spec.components, *m.shape) for name, m in sizes.modalities.items()}
+        self.inputs = nn.ParameterDict(
+            {name: noise.initial_uniforms(shape) for name, shape in shapes.items()}
+        )
+
+    @property
+    def pseudo_inputs(self) -> dict[str, Tensor]:
+        """See `Prior.pseudo_inputs`."""
+        return dict(self.inputs.items())
+
+    def forward(self, posterior: Mixture | None = None) -> Mixture:
+        """See `Prior.forward`."""
+        if posterior is None:
+            raise RequestError(
+                "prior 'vamp': needs a model that encodes its pseudo-inputs; ask the model"
+            )
+        return posterior
+
+
+@spec
+class PosteriorMixture:
+    """Data-dependent prior of each latent: 1/|O| Σ_m q(z|x_m), optionally with a share of N(0, I).
+
+    Args:
+        standard: weight of the standard component, from 0 to below 1.
+
+    Reference: Sutter, Meng, Agostini, Chopard, Fortin, Vogt, Shahbaba and Mandt, Unity by Diversity: Improved
+    Representation Learning for Multimodal VAEs (MMVM), NeurIPS 2024, https://arxiv.org/abs/2403.05300.
+    """
+
+    standard: float = field(default=0.0, check=number(0.0, 0.999))
+
+    def build(self, sizes: Sizes) -> PosteriorMixturePrior:
+        """The live part."""
+        return PosteriorMixturePrior(self)
+
+
+class PosteriorMixturePrior(nn.Module, Prior):
+    """The posterior of a row is the prior of its latents."""
+
+    conditional = True
+
+    def __init__(self, spec: PosteriorMixture) -> None:
+        super().__init__()
+        self.standard = spec.standard
+
+    def incompatibility(self, aggregator: Aggregator, objective: Objective) -> str | None:
+        """It must not be the very posterior whose KL from it is taken."""
+        if not aggregator.defaults.mixture:
+            return "is the posterior itself where that has one component: no KL is left; take aggregator='moe' or 'mopoe'"
+        if self.standard == 0 and objective.whole_density:
+            return "cancels against the mixture's own density; take objective 'elbo' with density='component'"
+        return None
+
+    def forward(self, posterior: Mixture | None = None) -> Mixture:
+        """See `Prior.forward`."""
+        if posterior is None:
+            raise RequestError(
+                "prior 'posterior_mixture' depends on rows, so there is nothing to draw without any; call "
+                "mvkit.fit_sampler(model, data, 'gmm'), then model.sample(n, sampler='gmm')"
+            )
+        plain = attrs.evolve(posterior, evidence=None, active=None, order=None)
+        if not self.standard:
+            return plain
+        loc = torch.cat([plain.loc, torch.zeros_like(plain.loc[:1])])
+        scale = torch.cat([plain.scale, torch.ones_like(plain.scale[:1])])
+        own = plain.log_weight + math.log(1 - self.standard)
+        log_weight = torch.cat([own, torch.full_like(own[:1], math.log(self.standard))])
+        return Mixture(plain.family, loc, scale, log_weight)
