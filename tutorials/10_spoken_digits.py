@@ -15,7 +15,7 @@
 #
 # **The data are not in the package.** Three folders are required, `mnist`, `fsdd` and `sign_digits`, side by side in the
 # one that the environment variable `MVKIT_DATA` names, or else in `../shared/data` (run this from the repository's
-# root). `mvkit.data.datasets.real` says what is in each and where it comes from; without them the next cell says what is amiss.
+# root). `mvkit_datasets.converted` says what is in each and where it comes from; without them the next cell says what is amiss.
 
 # %%
 import os
@@ -31,7 +31,7 @@ from sklearn.svm import SVC
 
 import mvkit
 from mvkit import plots, recipes
-from mvkit.data.datasets.log_mel import to_sound
+from mvkit_datasets.log_mel import to_sound
 
 folder = os.environ.get("MVKIT_DATA", "../shared/data")
 data = mvkit.load_dataset("spoken_digits", path=folder, rows=3000, missing=0.3)

@@ -133,26 +133,28 @@ DECLARED = {
             "mvkit.data.datasets.catalogue:LinearGaussian",
             "known truth, for proofs",
         ),
-        "mnist": ("mvkit.data.datasets.real:MNIST", "handwritten digits and their labels"),
-        "fsdd": ("mvkit.data.datasets.real:FSDD", "spoken digits as log-mel pictures"),
-        "sign_digits": ("mvkit.data.datasets.real:SignDigits", "photographs of signed digits"),
-        "mfeat": ("mvkit.data.datasets.real:MFeat", "six descriptions of a digit"),
-        "rosmap": ("mvkit.data.datasets.real:ROSMAP", "three omics, Alzheimer's disease"),
-        "polymnist": (
-            "mvkit.data.datasets.composed:PolyMNIST",
-            "five pictures of a digit over photographs",
-        ),
-        "spoken_digits": (
-            "mvkit.data.datasets.composed:SpokenDigits",
-            "a digit written, spoken and signed",
-        ),
     },
 }
 
 
 # parts of packages that are installed apart, for the message that says which
 EXTERNAL_PARTS = {
-    "mvkit-flows": {"prior": ("maf", "nsf"), "aggregator": ("joint_flow",), "sampler": ("flow",)}
+    "mvkit-datasets": {
+        "dataset": (
+            "fsdd",
+            "mfeat",
+            "mnist",
+            "polymnist",
+            "rosmap",
+            "sign_digits",
+            "spoken_digits",
+        )
+    },
+    "mvkit-flows": {"prior": ("maf", "nsf"), "aggregator": ("joint_flow",), "sampler": ("flow",)},
+    "mvkit-fusion": {
+        "aggregator": ("code", "hellinger", "hoelder", "mwb"),
+        "objective": ("entropy",),
+    },
 }
 
 

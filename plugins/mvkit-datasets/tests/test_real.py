@@ -15,8 +15,8 @@ import torch
 import mvkit
 from mvkit import DataError
 from mvkit.data.datasets import composed, log_mel, real
-from mvkit.data.datasets.from_files import FromFiles, stratified
-from mvkit.data.datasets.from_files import paired as pair
+from mvkit_datasets.from_files import FromFiles, stratified
+from mvkit_datasets.from_files import paired as pair
 from mvkit.data.missing import uniforms
 from mvkit.registry.spec import as_part
 

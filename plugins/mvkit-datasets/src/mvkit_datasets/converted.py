@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mvkit.core.modality import Modality
-from mvkit.data.datasets.from_files import Array, Contents, Folder, FromFiles, Items, stratified
-from mvkit.data.datasets.log_mel import cut, log_mel, to_sound
+from mvkit_datasets.from_files import Array, Contents, Folder, FromFiles, Items, stratified
+from mvkit_datasets.log_mel import cut, log_mel, to_sound
 from mvkit.parts.likelihoods import Normal
 from mvkit.registry.spec import field, one_of, spec
 
@@ -60,7 +60,7 @@ def mnist(path: Path) -> Source:
 
 
 def fsdd(path: Path) -> Source:
-    """Spoken digits as log-mel pictures, (1, 32, 32) in [0, 1]; see `mvkit.data.datasets.log_mel`."""
+    """Spoken digits as log-mel pictures, (1, 32, 32) in [0, 1]; see `mvkit_datasets.log_mel`."""
     folder, file = Folder(path, FSDD.origin), "fsdd_8khz_int16.npz"
     samples = folder.read(file, _key("samples"), (10_498_424,))
     length, digit, index = (
@@ -129,7 +129,7 @@ class MNIST(FromFiles):
 class FSDD(FromFiles):
     """Spoken digits as log-mel pictures: `sound` (1, 32, 32) in [0, 1], normal, and `label`, ten classes.
 
-    3,000 recordings of six speakers; what the picture shows is in `mvkit.data.datasets.log_mel`, and `to_sound` makes it heard.
+    3,000 recordings of six speakers; what the picture shows is in `mvkit_datasets.log_mel`, and `to_sound` makes it heard.
     Of each speaker's 50 takes of a digit, 0-4 are test (300), as is official; 5-9 are valid (300), 10-49 train (2,400).
     `extra["label"]`, `extra["id"]` (recording in the file). Licence: CC BY-SA 4.0, Zohar Jackson and contributors.
 
@@ -148,7 +148,7 @@ class FSDD(FromFiles):
 
     origin = (
         "the recordings of https://github.com/Jakobovski/free-spoken-digit-dataset in one "
-        "fsdd_8khz_int16.npz, as the docstring of mvkit.data.datasets.real.FSDD says"
+        "fsdd_8khz_int16.npz, as the docstring of mvkit_datasets.converted.FSDD says"
     )
 
     def read(self, path: Path) -> Contents:
@@ -177,7 +177,7 @@ class SignDigits(FromFiles):
 
     origin = (
         "the photographs of https://github.com/ardamavi/Sign-Language-Digits-Dataset in one "
-        "sign_digits_32x32_rgb.npz, as the docstring of mvkit.data.datasets.real.SignDigits says"
+        "sign_digits_32x32_rgb.npz, as the docstring of mvkit_datasets.converted.SignDigits says"
     )
 
     def read(self, path: Path) -> Contents:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mvkit.core.modality import Modality
-from mvkit.data.datasets.from_files import Array, Contents, Folder, FromFiles, paired, stream
-from mvkit.data.datasets.real import FSDD, MNIST, SignDigits, fsdd, mnist, sign_digits
+from mvkit_datasets.from_files import Array, Contents, Folder, FromFiles, paired, stream
+from mvkit_datasets.converted import FSDD, MNIST, SignDigits, fsdd, mnist, sign_digits
 from mvkit.errors import DataError
 from mvkit.parts.likelihoods import Laplace
 from mvkit.registry.spec import field, flag, integer, one_of, spec
@@ -58,7 +58,7 @@ class SpokenDigits(FromFiles):
         rows: at most so many rows a split; None: all of them.
 
     Reference: the idea of MNIST-SVHN, Shi et al., 2019, https://arxiv.org/abs/1911.03393; the data: see `MNIST`,
-    `FSDD` and `SignDigits` in `mvkit.data.datasets.real`.
+    `FSDD` and `SignDigits` in `mvkit_datasets.converted`.
     """
 
     origin = f"in three folders: mnist: {MNIST.origin}; fsdd: {FSDD.origin}; sign_digits: {SignDigits.origin}"

@@ -1,0 +1,22 @@
+"""Data sets by name, read from files that the user has. Imported at discovery, so it stays light."""
+
+from mvkit.registry.component import Component, hookimpl
+
+PARTS = {
+    "mnist": ("converted:MNIST", "handwritten digits and their labels"),
+    "fsdd": ("converted:FSDD", "spoken digits as log-mel pictures"),
+    "sign_digits": ("converted:SignDigits", "photographs of signed digits"),
+    "mfeat": ("converted:MFeat", "six descriptions of a digit"),
+    "rosmap": ("converted:ROSMAP", "three omics, Alzheimer's disease"),
+    "polymnist": ("composed:PolyMNIST", "five pictures of a digit over photographs"),
+    "spoken_digits": ("composed:SpokenDigits", "a digit written, spoken and signed"),
+}
+
+
+@hookimpl
+def mvkit_components() -> list[Component]:
+    """The parts of this package."""
+    components = []
+    for name, (target, summary) in PARTS.items():
+        components.append(Component("dataset", name, f"mvkit_datasets.{target}", summary))
+    return components
