@@ -38,6 +38,7 @@ test-oldest:
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy --strict mvkit/
 
 format: .venv/ready

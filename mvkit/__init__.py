@@ -1,10 +1,13 @@
 """mvkit: multimodal generative models put together from reusable parts, for data with gaps.
 
-Axes in every docstring: s samples · j drawn components · k posterior components · b rows of the batch · m modalities ·
-d shared latent · p private latent · c prior components.
+Axes in every docstring: s samples · j drawn components · k posterior components · b rows of the batch ·
+m modalities · d shared latent · p private latent · c prior components.
 """
 
-from mvkit import _moved, plots, recipes, testing
+import importlib
+from typing import TYPE_CHECKING
+
+from mvkit import _moved, recipes
 from mvkit._version import __version__ as __version__
 from mvkit.core.batch import Batch
 from mvkit.core.family import Family
@@ -27,9 +30,6 @@ from mvkit.errors import (
     SpecError,
     UnknownComponent,
 )
-from mvkit.evaluation.evaluate import evaluate
-from mvkit.evaluation.metric import Metric
-from mvkit.evaluation.report import Report, compare
 from mvkit.models.checkpoint import describe, load, save
 from mvkit.models.imputation import Imputation, embed, impute
 from mvkit.models.model import Model
@@ -48,6 +48,12 @@ from mvkit.registry.spec import field, spec
 from mvkit.training.fit import fit
 from mvkit.training.history import History
 from mvkit.training.stages import Stage
+
+if TYPE_CHECKING:
+    from mvkit import plots, testing
+    from mvkit.evaluation.evaluate import evaluate
+    from mvkit.evaluation.metric import Metric
+    from mvkit.evaluation.report import Report, compare
 
 _moved.install()
 
@@ -102,3 +108,26 @@ __all__ = [
     "spec",
     "testing",
 ]
+
+# what is imported when somebody first names it, so that `import mvkit` stays fast
+ON_DEMAND = {
+    "evaluate": "mvkit.evaluation.evaluate",
+    "Metric": "mvkit.evaluation.metric",
+    "Report": "mvkit.evaluation.report",
+    "compare": "mvkit.evaluation.report",
+}
+SUBMODULES = ("core", "data", "evaluation", "models", "parts", "plots", "testing", "training")
+
+
+def __getattr__(name: str) -> object:
+    if name in SUBMODULES:
+        return importlib.import_module(f"mvkit.{name}")
+    if name not in ON_DEMAND:
+        raise AttributeError(f"module 'mvkit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(ON_DEMAND[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -60,7 +60,7 @@ MOVED = {
     "plugins": ("registry.plugins",),
     "posterior": ("core.posterior",),
     "priors": ("parts.priors",),
-    "private": ("core.private_latents",),
+    "private": ("core.decoding",),
     "products": ("core.product_of_experts",),
     "runs": ("training.run_folder",),
     "samplers": ("parts.samplers", "models.samplers"),

@@ -96,10 +96,15 @@ def suggest(name: str, options: Iterable[str]) -> str:
     return f"known: {', '.join(map(repr, options))}" if options else "there are none"
 
 
+def bad_option(name: str, value: object, *choices: object) -> RequestError:
+    """The error of an option whose value is none of the choices."""
+    return RequestError(f"{name}={value!r}; expected {' or '.join(map(repr, choices))}")
+
+
 def check_option(name: str, value: object, *choices: object) -> None:
     """Raises RequestError, which names the option, unless its value is one of the choices."""
-    if not any(value is choice or value == choice for choice in choices):
-        raise RequestError(f"{name}={value!r}; expected {' or '.join(map(repr, choices))}")
+    if value not in choices:
+        raise bad_option(name, value, *choices)
 
 
 def check_whole_number(name: str, value: object, low: int | None = None) -> int:

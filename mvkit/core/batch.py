@@ -7,6 +7,7 @@ without looking at values again: unobserved places hold zeros, whatever they hel
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from functools import cached_property
 from typing import Any
 
 import attrs
@@ -84,7 +85,7 @@ class Batch:
             return len(self.mask)
         return next((len(value) for value in self.data.values()), 0)
 
-    @property
+    @cached_property
     def observed(self) -> Tensor:
         """The mask (b, m) of a conformed batch."""
         if self.mask is None:
@@ -96,14 +97,17 @@ class Batch:
         """Whether every row observes every modality, known without looking at the device."""
         return all(index is None for index in self.observed_rows)
 
-    def skips(self, name: str, rows: Tensor | None) -> bool:
-        """Whether nothing need be computed for a modality that is observed in `rows` (see `observed_rows`).
+    def computed(self) -> dict[str, Tensor | None]:
+        """Modalities for which something is computed, with indices of the rows that observe them (None: all).
 
-        It is hidden, or no row observes it and no gradient asks for its networks.
+        Left out are hidden ones and, without gradients, those that no row observes.
         """
-        if name in self.hidden:
-            return True
-        return rows is not None and not len(rows) and not torch.is_grad_enabled()
+        computed = {}
+        for name, rows in zip(self.data, self.observed_rows, strict=True):
+            empty = rows is not None and not len(rows)
+            if name not in self.hidden and (not empty or torch.is_grad_enabled()):
+                computed[name] = rows
+        return computed
 
     @property
     def no_rows(self) -> Tensor:

@@ -5,21 +5,22 @@ Axes: s samples, j drawn components, b rows, n of these rows, m modalities, d la
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import attrs
 import torch
-from einops import rearrange, repeat
+from einops import einsum, rearrange, repeat
 from torch import Tensor, nn
 
 from mvkit.core import noise
 from mvkit.core.batch import Batch
-from mvkit.core.experts import on_rows
+from mvkit.core.experts import Experts, on_rows
 from mvkit.core.family import Family
 from mvkit.core.likelihood import Context, Likelihood
 from mvkit.core.modality import Modality, Sizes
 from mvkit.core.noise import Generator
+from mvkit.core.posterior import Draws, Posterior
 from mvkit.errors import ShapeError
 from mvkit.registry import plugins
 
@@ -44,13 +45,19 @@ class Decoder(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         """Outputs for latents of any leading shape, (..., d + p) -> (..., *shape)."""
-        rows = latent.reshape(-1, latent.shape[-1])
-        output = on_rows(self.network, rows)
-        expected = (len(rows), *self.shape)
-        if tuple(output.shape) != expected:
+        return self.shaped(on_rows(self.network, latent.reshape(-1, latent.shape[-1])), latent)
+
+    def shaped(self, output: Tensor, latent: Tensor) -> Tensor:
+        """The network's output for all rows (n, *shape) with the leading shape of the latents (..., d + p).
+
+        Raises:
+            ShapeError: it emitted something else.
+        """
+        n = latent[..., 0].numel()
+        if tuple(output.shape) != (n, *self.shape):
             raise ShapeError(
                 f"decoders.{self.name}: emitted {tuple(output.shape)} for latents "
-                f"{tuple(rows.shape)}; expected {expected}"
+                f"{(n, latent.shape[-1])}; expected {(n, *self.shape)}"
             )
         return output.reshape(*latent.shape[:-1], *self.shape)
 
@@ -78,6 +85,31 @@ class Decodes(Protocol):
 
 
 @attrs.frozen(eq=False)
+class PrivateLatents:
+    """Private latents of a batch at the draws of a posterior.
+
+    Args:
+        w: what decoders see, {name: (s, j, b, p)}.
+        drawn: the part of them that came from q(w_m|x_m), likewise.
+        log_ratio: log p(w_m) - log q(w_m|x_m) where counted, else 0, (s, j, b, m); None without private latents.
+        kl: closed-form KLs times the share of the posterior that counts them, (b, m); None without.
+    """
+
+    w: dict[str, Tensor] = attrs.field(factory=dict)
+    drawn: dict[str, Tensor] = attrs.field(factory=dict)
+    log_ratio: Tensor | None = None
+    kl: Tensor | None = None
+
+    def scale_gradients(self, z: Tensor, factor: Callable[[str | None], Tensor]) -> None:
+        """Multiplies the gradients of all draws by factor(None) (z) and factor(name) (w), (s, j, b) each."""
+        latents: dict[str | None, Tensor] = {None: z, **self.drawn}
+        for site, latent in latents.items():
+            if latent.requires_grad:
+                multiplier = rearrange(factor(site), "s j b -> s j b 1")
+                latent.register_hook(lambda gradient, by=multiplier: gradient * by)
+
+
+@attrs.frozen(eq=False)
 class Decoding:
     """What generates: p(x_m|z, w_m), p(w_m), and the auxiliary priors r_m of private latents.
 
@@ -88,7 +120,7 @@ class Decoding:
         decoders: a `Decoder` for each modality.
         cross: raw scales of the auxiliary priors r_m, (p,), of the modalities that have a trained one.
         family: the location-scale family of the latents.
-        private_from: rule of the private latents, `evidence` or `observed` (see `private_latents`).
+        private_from: rule of the private latents, `evidence` or `observed` (see `draw_private`).
     """
 
     modalities: Mapping[str, Modality]
@@ -121,14 +153,16 @@ class Decoding:
             used: what is reconstructed, (b, m) or (s or 1, j, b, m) bool.
             weight: how much each draw counts, (j, b), for likelihoods that look at the batch as a whole.
         """
+        computed = batch.computed()
+        outputs = self._outputs(computed, z, w)
+        densities = self._densities(batch, computed, outputs, weight)
         columns = []
         for i, name in enumerate(self.modalities):
-            rows = batch.observed_rows[i]
-            if batch.skips(name, rows):
+            if name not in computed:
                 columns.append(z.new_zeros(z.shape[:-1]))
                 continue
-            latent = torch.cat([z, w[name]], -1) if name in w else z
-            log_px = self._log_px_of(name, batch, latent, rows, weight)
+            rows = computed[name]
+            log_px = rearrange(densities[name].sum(-1), "(s j) n -> s j n", s=len(z))
             if rows is not None:
                 log_px = z.new_zeros(z.shape[:-1]).index_copy(2, rows, log_px)
             if used.ndim == 4:
@@ -136,33 +170,56 @@ class Decoding:
             columns.append(log_px)
         return torch.stack(columns, dim=-1)
 
-    def _log_px_of(
-        self, name: str, batch: Batch, latent: Tensor, rows: Tensor | None, weight: Tensor | None
-    ) -> Tensor:
-        """Log p(x_m|z, w_m) at the rows of indices `rows` (n,), None for all, (s, j, n)."""
-        x = batch.data[name]
-        elements = (batch.elements or {}).get(name)
-        if rows is not None:
-            latent = latent.index_select(2, rows)
-            x = x.index_select(0, rows)
-            elements = None if elements is None else elements.index_select(0, rows)
-            weight = None if weight is None else weight.index_select(1, rows)
-        decoder: Decoder = self.decoders[name]
-        s, j, n, _ = latent.shape
-        output = decoder(rearrange(latent, "s j n d -> (s j) n d"))
-        counted = None if weight is None else repeat(weight, "j n -> (s j) n", s=s)
-        log_px = decoder.likelihood.log_prob(output, x, Context(elements, counted))
-        shape = x.shape[:-1] if decoder.likelihood.class_axis else x.shape
-        if tuple(log_px.shape) != (s * j, *shape):
-            raise ShapeError(
-                f"likelihood of {name!r}: log_prob returned {tuple(log_px.shape)}; expected "
-                f"{(s * j, *shape)}, elementwise"
-            )
-        if elements is not None:
-            log_px = torch.where(elements, log_px, 0.0)
-        if not n:  # there is nothing to reshape, but the decoder stays in the graph
-            return log_px.sum() + output.new_zeros(s, j, 0)
-        return log_px.reshape(s, j, n, -1).sum(-1)
+    def _outputs(
+        self, computed: Mapping[str, Tensor | None], z: Tensor, w: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What decoders emit for the rows that observe each modality, {name: ((s j), n, *shape)}."""
+        latents = {}
+        for name, rows in computed.items():
+            latent = torch.cat([z, w[name]], -1) if name in w else z
+            if rows is not None:
+                latent = latent.index_select(2, rows)
+            latents[name] = rearrange(latent, "s j n d -> (s j) n d")
+        outputs = {}
+        for name, latent in latents.items():
+            rows = rearrange(latent, "r n d -> (r n) d")
+            outputs[name] = on_rows(self.decoders[name].network, rows)
+        return {name: self.decoders[name].shaped(outputs[name], latents[name]) for name in outputs}
+
+    def _densities(
+        self,
+        batch: Batch,
+        computed: Mapping[str, Tensor | None],
+        outputs: Mapping[str, Tensor],
+        weight: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Log-probabilities of the observed elements, zeros elsewhere, {name: ((s j), n, elements)}."""
+        densities = {}
+        for name, rows in computed.items():
+            output = outputs[name]
+            likelihood = self.decoders[name].likelihood
+            x = batch.data[name]
+            elements = None if batch.elements is None else batch.elements.get(name)
+            counted = weight
+            if rows is not None:
+                x = x.index_select(0, rows)
+                elements = None if elements is None else elements.index_select(0, rows)
+                counted = None if weight is None else weight.index_select(1, rows)
+            if counted is not None:
+                counted = repeat(counted, "j n -> (s j) n", s=len(output) // len(counted))
+            log_px = likelihood.log_prob(output, x, Context(elements, counted))
+            shape = x.shape[:-1] if likelihood.class_axis else x.shape
+            if tuple(log_px.shape) != (len(output), *shape):
+                raise ShapeError(
+                    f"likelihood of {name!r}: log_prob returned {tuple(log_px.shape)}; expected "
+                    f"{(len(output), *shape)}, elementwise"
+                )
+            if elements is not None:
+                log_px = torch.where(elements, log_px, 0.0)
+            if log_px.ndim == 2:
+                log_px = rearrange(log_px, "r n -> r n 1")
+            densities[name] = log_px.flatten(2)
+        return densities
 
     def decode(
         self,
@@ -184,6 +241,62 @@ class Decoding:
         if sample:
             return decoder.likelihood.sample(output, generator)
         return decoder.likelihood.mean(output)
+
+    def draw_private(
+        self, experts: Experts, draws: Draws, used: Tensor, rule: str, *, stop_density: bool
+    ) -> PrivateLatents:
+        """Draws the private latents w_m of a batch, by one of two rules, for every model alike.
+
+        `evidence`: a component decodes modality m with w_m ~ q(w_m|x_m) if it looked at m, else with w̃_m ~ r_m, and
+        only its evidence is counted. `observed`: every observed modality uses its own, and all are counted.
+
+        Args:
+            experts: encoder outputs.
+            draws: of the shared latent.
+            used: what is reconstructed, (b, m) or (s or 1, j, b, m) bool.
+            rule: `evidence` or `observed`.
+            stop_density: stop the gradient of log q's own parameters.
+        """
+        if not any(modality.private_dim for modality in self.modalities.values()):
+            return PrivateLatents()
+        family = self.family
+        by_evidence = rule == "evidence"
+        evidence = draws.evidence if by_evidence else None
+        counted = used if evidence is None else evidence & used
+        share = _share(draws.posterior, experts, by_component=by_evidence or used.ndim == 4)
+        nothing = draws.z.new_zeros(draws.z.shape[:-1])
+        private = PrivateLatents()
+        ratios: list[Tensor] = []
+        kls: list[Tensor | None] = []
+        for i, (name, modality) in enumerate(self.modalities.items()):
+            if not modality.private_dim or name in experts.batch.hidden:
+                ratios.append(nothing)
+                kls.append(nothing[0, 0])
+                continue
+            loc, scale = experts.private[name]
+            shape = (*draws.z.shape[:-1], loc.shape[-1])
+            eps = self.private_noise(name, shape, loc, experts.generator)
+            w = torch.addcmul(loc, scale, eps)
+            private.drawn[name] = w
+            private.w[name] = w
+            if evidence is not None:
+                own = rearrange(evidence[..., i], "s j b -> s j b 1")
+                other = self.auxiliary_prior(name, shape, loc, experts.generator)
+                private.w[name] = torch.where(own, w, other)
+            q_loc, q_scale = (loc.detach(), scale.detach()) if stop_density else (loc, scale)
+            log_q = family.log_density((w - q_loc) / q_scale) - q_scale.log()
+            ratio = (family.log_density(w) - log_q).sum(-1)
+            ratios.append(torch.where(counted[..., i], ratio, 0.0))
+            kl = family.kl(loc, scale, torch.zeros_like(loc), torch.ones_like(scale))
+            if kl is not None:
+                kl = torch.where(share[:, i] > 0, share[:, i] * kl, 0.0)
+            kls.append(kl)
+        closed = [kl for kl in kls if kl is not None]
+        return attrs.evolve(
+            private,
+            log_ratio=torch.stack(ratios, -1),
+            kl=torch.stack(closed, -1) if len(closed) == len(kls) else None,
+        )
 
     def private_noise(
         self, name: str, shape: tuple[int, ...], like: Tensor, generator: Generator
@@ -221,3 +334,15 @@ class Decoding:
             w = private.get(name)
             data[name] = self.decode(name, z, w, sample=sample, generator=generator)
         return data, private
+
+
+def _share(posterior: Posterior, experts: Experts, *, by_component: bool) -> Tensor:
+    """How much of the posterior counts each modality, (b, m)."""
+    observed = experts.batch.observed
+    log_weight = posterior.log_weight
+    if not by_component:
+        return observed.to(log_weight.dtype)
+    if posterior.evidence is None:
+        raise ValueError("this posterior has no evidence")
+    counted = (posterior.evidence & observed).to(log_weight.dtype)
+    return einsum(log_weight.exp(), counted, "k b, k b m -> b m")

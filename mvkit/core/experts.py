@@ -6,7 +6,7 @@ Axes: b rows, n of these rows, m modalities, w encoder width, d latent, p privat
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import cached_property
 
@@ -94,21 +94,29 @@ class Experts:
     @cached_property
     def outputs(self) -> dict[str, Tensor]:
         """Everything the encoders emit, {name: (b, w + 2 p)}."""
-        return {name: self._output(i, name) for i, name in enumerate(self.modalities)}
+        return self._outputs(self.modalities)
 
-    def _output(self, i: int, name: str) -> Tensor:
-        x = self.batch.data[name]
-        rows = self.batch.observed_rows[i]
-        total = self.width + 2 * self.modalities[name].private_dim
-        if self.batch.skips(name, rows):
-            return torch.zeros(len(x), total, dtype=x.dtype, device=x.device)
-        if name not in self._encoded:
-            self._encoded[name] = self._encode(name, rows, total)
-        return self._encoded[name]
+    def _outputs(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """What some encoders emit; zeros for modalities that nobody looks at."""
+        computed = self.batch.computed()
+        outputs = {}
+        for name in names:
+            total = self.width + 2 * self.modalities[name].private_dim
+            if name not in computed:
+                outputs[name] = self.batch.data[name].new_zeros(len(self.batch.observed), total)
+                continue
+            if name not in self._encoded:
+                self._encoded[name] = self._encode(name, computed[name], total)
+            outputs[name] = self._encoded[name]
+        return outputs
 
     def _encode(self, name: str, rows: Tensor | None, total: int) -> Tensor:
-        indicator = self.modalities[name].indicator
-        inputs = self.batch.inputs(name, rows, indicator=indicator)
+        """What an encoder emits, (b, total), zeros but for the rows of indices `rows` (n,), None for all."""
+        x = self.batch.data[name]
+        if self.modalities[name].indicator:
+            inputs = self.batch.inputs(name, rows, indicator=True)
+        else:
+            inputs = x if rows is None else x.index_select(0, rows)
         output = on_rows(self.encoders[name], inputs)
         if tuple(output.shape) != (len(inputs), total):
             raise ShapeError(
@@ -118,8 +126,7 @@ class Experts:
             )
         if rows is None:
             return output
-        b = len(self.batch.data[name])
-        return output.new_zeros(b, total).index_copy(0, rows, output)
+        return output.new_zeros(len(x), total).index_copy(0, rows, output)
 
     @cached_property
     def stats(self) -> Tensor:
@@ -150,8 +157,9 @@ class Experts:
     def only(self, which: list[int]) -> SomeExperts:
         """The experts at `which`, without stacking the others."""
         names = list(self.modalities)
-        stats = [self._output(i, names[i])[:, : self.width] for i in which]
-        loc, raw = torch.stack(stats).chunk(2, dim=-1)
+        outputs = self._outputs([names[i] for i in which])
+        stats = torch.stack([output[:, : self.width] for output in outputs.values()])
+        loc, raw = stats.chunk(2, dim=-1)
         return SomeExperts(loc, self.family.scale(raw))
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Protocol
 
 import attrs
@@ -96,6 +97,11 @@ class Modality:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of what the encoder sees of a row."""
         return (2 * self.shape[0], *self.shape[1:]) if self.indicator else self.shape
+
+    @cached_property
+    def draws_bits(self) -> bool:
+        """Whether its values are probabilities of bits, which are drawn in training."""
+        return any(step.drawn for step in self.transform)
 
     def restore(self, x: Tensor) -> Tensor:
         """Values in the user's units, (..., *shape) -> (..., *raw_shape)."""

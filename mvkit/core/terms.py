@@ -11,13 +11,6 @@ from typing import Literal
 import attrs
 from torch import Tensor
 
-from mvkit.core.batch import Batch
-from mvkit.core.decoding import Decoding
-from mvkit.core.experts import Experts
-from mvkit.core.posterior import Posterior
-from mvkit.core.private_latents import draw_private
-from mvkit.errors import SpecError
-
 Draw = Literal["stratified", "iid", "balanced"]
 Reconstruct = Literal["all", "own"]
 Want = Literal["kl", "mixture"]
@@ -60,68 +53,3 @@ def required(value: Tensor | None, name: str) -> Tensor:
     if value is None:
         raise ValueError(f"terms: {name} was not computed; ask for it in Model.terms(want=…)")
     return value
-
-
-def evaluate_terms(
-    decoding: Decoding,
-    prior: Callable[[], Posterior],
-    batch: Batch,
-    n: int,
-    experts: Experts,
-    posterior: Posterior,
-    *,
-    draw: Draw,
-    reconstruct: Reconstruct,
-    want: Want,
-    stop_density: bool,
-    private_from: str | None,
-) -> Terms:
-    """Evaluates the densities; `prior` returns p(z), the rest is as in `Model.terms`."""
-    _check_draw(posterior, draw)
-    draws = posterior.draw(n, draw, experts.generator)
-    p = prior()
-    kl = draws.kl(p) if want == "kl" else None
-    used = draws.evidence & batch.observed if reconstruct == "own" else batch.observed
-    private = draw_private(
-        decoding, experts, draws, used, stop_density=stop_density, rule=private_from
-    )
-    log_px = decoding.log_px(batch, draws.z, private.w, used, _weight(posterior, draws.log_pi))
-    log_pz = log_qz = log_qk = None
-    if kl is None:
-        log_pz = p.log_prob(draws.z)
-    if want == "mixture":
-        density = posterior.detach() if stop_density else posterior
-        log_qz = density.log_prob(draws.z)
-    elif kl is None:
-        log_qk = draws.log_qk
-    return Terms(
-        log_px,
-        log_pi=draws.log_pi,
-        all_log_pi=posterior.log_weight,
-        log_pz=log_pz,
-        log_qz=log_qz,
-        log_qk=log_qk,
-        kl=kl,
-        private_log_ratio=private.log_ratio,
-        private_kl=private.kl,
-        scale_gradients=lambda factor: private.scale_gradients(draws.z, factor),
-    )
-
-
-def _weight(posterior: Posterior, log_pi: Tensor) -> Tensor | None:
-    """How much each draw counts, (j, b); None if all count alike."""
-    if posterior.active is None and len(log_pi) == 1:
-        return None
-    weight = log_pi.detach().exp()
-    return weight if posterior.active is None else weight * posterior.active
-
-
-def _check_draw(posterior: Posterior, draw: Draw) -> None:
-    """Raises SpecError if draws would leave trained component weights without gradient."""
-    trained = len(posterior.log_weight) > 1 and posterior.log_weight.requires_grad
-    if draw != "stratified" and trained:
-        raise SpecError(
-            f"got {draw!r}, which leaves trained component weights, as this aggregator has, "
-            "without gradient; take draw='stratified', or torch.no_grad() where none is wanted",
-            "draw",
-        )

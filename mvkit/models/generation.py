@@ -5,15 +5,24 @@ Axes: n samples, b rows, d latent, p private latent.
 
 from __future__ import annotations
 
+from typing import Literal, Protocol, overload
+
 import attrs
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
+from mvkit.core.decoding import Decodes
 from mvkit.core.noise import Generator
-from mvkit.errors import check_option
-from mvkit.models.inference import ConditionalPosterior, check_count
+from mvkit.errors import RequestError, bad_option
+from mvkit.models.clusters import check_clusters
+from mvkit.models.inference import ConditionalPosterior, Evaluable, check_count, evaluation
 from mvkit.parts.latent_model import LatentModel
+from mvkit.parts.samplers import Prior as PriorSampler
+from mvkit.parts.samplers import Sampler
+from mvkit.registry import plugins
+
+Units = Literal["data", "model"]
 
 
 @attrs.frozen(eq=False)
@@ -37,8 +46,10 @@ class GenerationOptions:
     generator: Generator
 
     def __attrs_post_init__(self) -> None:
-        check_option("translate: latent", self.latent, "draw", "mean")
-        check_option("translate: private_source", self.private_source, "prior", "cross")
+        if self.latent not in ("draw", "mean"):
+            raise bad_option("translate: latent", self.latent, "draw", "mean")
+        if self.private_source not in ("prior", "cross"):
+            raise bad_option("translate: private_source", self.private_source, "prior", "cross")
 
     @property
     def draws_latents(self) -> bool:
@@ -48,7 +59,8 @@ class GenerationOptions:
     def latents(self, condition: ConditionalPosterior) -> Tensor:
         """Draws of a posterior, or copies of its mean, (n, b, d)."""
         if self.draws_latents:
-            return condition.posterior.rsample(self.n, self.generator)
+            z = condition.posterior.draw(self.n, "iid", self.generator).z
+            return rearrange(z, "n 1 b d -> n b d")
         mean = condition.posterior.mean
         return mean.expand(self.n, *mean.shape)
 
@@ -97,3 +109,112 @@ def prior_draws(
     """Draws z (n, d) of the prior, or of one of its clusters, and their clusters (n,) if it has any."""
     z, component = model.prior_at().sample(n, cluster, generator)
     return z, component if model.n_clusters else None
+
+
+class Samples(Evaluable, Protocol):
+    """A model that rows can be drawn from: `Model` or `Stack`."""
+
+    latent_dim: int
+    n_clusters: int
+    prior_name: str
+    samplers: nn.ModuleDict
+    decoding: Decodes
+
+    def prior_draws(
+        self, n: int, cluster: int | None, generator: Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        """Draws z (n, d) of the prior, or of one of its clusters, and their clusters (n,) if it has any."""
+        ...
+
+    def in_units(self, data: dict[str, Tensor], units: Units) -> dict[str, Tensor]:
+        """Values of the model in the units asked for."""
+        ...
+
+
+@overload
+def sample(
+    self: Samples,
+    n: int,
+    *,
+    cluster: int | None = None,
+    sampler: str | None = None,
+    sample: bool = False,
+    latents: Literal[False] = False,
+    units: Units = "data",
+    generator: Generator = None,
+) -> dict[str, Tensor]: ...
+
+
+@overload
+def sample(
+    self: Samples,
+    n: int,
+    *,
+    cluster: int | None = None,
+    sampler: str | None = None,
+    sample: bool = False,
+    latents: Literal[True],
+    units: Units = "data",
+    generator: Generator = None,
+) -> tuple[dict[str, Tensor], Latents]: ...
+
+
+def sample(
+    self: Samples,
+    n: int,
+    *,
+    cluster: int | None = None,
+    sampler: str | None = None,
+    sample: bool = False,
+    latents: bool = False,
+    units: Units = "data",
+    generator: Generator = None,
+) -> dict[str, Tensor] | tuple[dict[str, Tensor], Latents]:
+    """Rows from the prior, {name: (n, *shape)}: decoder means, or draws with `sample`.
+
+    Args:
+        self: the model.
+        n: number of rows.
+        cluster: draw z from this component of a mixture prior.
+        sampler: draw z from a sampler that `mvkit.fit_sampler` fitted; None: from the prior.
+        sample: draw from the likelihood as well.
+        latents: return a pair (data, latents): z, private, cluster.
+        units: see `decode`.
+        generator: source of randomness.
+    """
+    n = check_count(n)
+    if cluster is not None:
+        _check_cluster(self, cluster, sampler)
+    with evaluation(self), torch.no_grad():
+        picked = None
+        if sampler is None:
+            z, picked = self.prior_draws(n, cluster, generator)
+        else:
+            z = _fitted_sampler(self, sampler).sample(self, n, generator)
+        data, private = self.decoding.from_latents(z, sample=sample, generator=generator)
+        data = self.in_units(data, units)
+    return (data, Latents(z, private, picked)) if latents else data
+
+
+def _check_cluster(self: Samples, cluster: int, sampler: str | None) -> None:
+    check_clusters(self, "sample(cluster=…)")
+    if not 0 <= cluster < self.n_clusters:
+        raise RequestError(f"sample: no cluster {cluster}; expected 0 to {self.n_clusters - 1}")
+    if sampler is not None:
+        raise RequestError(
+            f"sample: a cluster is one of the prior's, not of sampler {sampler!r}; give one "
+            "of them"
+        )
+
+
+def _fitted_sampler(model: Samples, name: str) -> Sampler:
+    """The sampler with a bare or qualified name."""
+    known = str(plugins.name_of("sampler", plugins.lookup("sampler", name)))
+    if known == "prior":
+        return PriorSampler().build(model.latent_dim)
+    if known not in model.samplers:
+        raise RequestError(
+            f"sample: sampler {name!r} is not fitted yet; call "
+            f"mvkit.fit_sampler(model, data, {name!r}) first"
+        )
+    return model.samplers[known]  # type: ignore[return-value]

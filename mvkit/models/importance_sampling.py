@@ -215,6 +215,7 @@ def log_weights(
     """Log importance weights of n draws, (n, b): their log-mean-exp estimates log p of what each row has.
 
     Args:
+        self: the model.
         batch: rows; one with nothing observed gets 0.
         n: draws.
         proposal: `mixture`: iid draws of the posterior under its density; `product`: the product of the unimodal
@@ -242,6 +243,7 @@ def log_likelihood(
     """Log p(x_of | x_given) of each row in nats, (b,), by importance sampling.
 
     Args:
+        self: the model.
         batch: rows.
         of: modalities to score; None: all that is observed and not given. A row with none of them gets 0.
         given: modalities to condition on.

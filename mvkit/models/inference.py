@@ -19,7 +19,7 @@ from mvkit.core.batch import Batch
 from mvkit.core.experts import Experts
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
-from mvkit.errors import NothingObserved, RequestError, check_option, suggest
+from mvkit.errors import NothingObserved, RequestError, bad_option, suggest
 from mvkit.parts.latent_model import LatentModel
 
 ROWS = 1024  # rows that are encoded or decoded at a time
@@ -158,7 +158,8 @@ def conditional_posteriors(
             raise RequestError(
                 f"given: unknown modality {name!r}; {suggest(str(name), model.names)}"
             )
-    check_option("empty", asked.empty, "error", "prior")
+    if asked.empty not in ("error", "prior"):
+        raise bad_option("empty", asked.empty, "error", "prior")
     rows = asked.restrict(rows)
     experts = model.experts(rows, generator=asked.generator)
     aggregator = model.aggregator

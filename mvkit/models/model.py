@@ -21,8 +21,8 @@ from mvkit.core.experts import Experts
 from mvkit.core.mixture import Mixture
 from mvkit.core.modality import ModalityLike, PartLike, Sizes
 from mvkit.core.noise import Generator
-from mvkit.core.posterior import Posterior, as_density
-from mvkit.core.terms import Draw, Reconstruct, Terms, Want, evaluate_terms
+from mvkit.core.posterior import Draws, Posterior
+from mvkit.core.terms import Draw, Reconstruct, Terms, Want
 from mvkit.core.validation import Schema
 from mvkit.errors import SpecError
 from mvkit.models import clusters, description, generation, importance_sampling, inference
@@ -105,6 +105,7 @@ class Model(MultimodalModel):
         self.latent_dim = latent_dim
         self.family = parts.family
         self.aggregator = parts.aggregator
+        self.width = parts.aggregator.width(latent_dim)  # numbers for the aggregator
         self.objective = parts.objective
         self.encoders = parts.encoders
         self.decoders = parts.decoders
@@ -113,6 +114,8 @@ class Model(MultimodalModel):
         rule = parts.spec.private_from
         self.decoding = Decoding(self.modalities, self.decoders, self.cross, self.family, rule)
         self.prior_name = str(plugins.name_of("prior", type(self.spec.prior)))
+        # with trained auxiliary priors r_m other than p(w), what is reported bounds nothing
+        self.bound_name = "surrogate_bound" if len(self.cross) else "bound"
         self.n_clusters = as_prior(self.prior).clusters
         # an order of the modalities that declaring them otherwise does not change
         self.register_buffer("order", torch.tensor(parts.order), persistent=False)
@@ -135,7 +138,7 @@ class Model(MultimodalModel):
             self.modalities,
             batch,
             family=self.family,
-            width=self.aggregator.width(self.latent_dim),
+            width=self.width,
             training=training,
             generator=generator,
         )
@@ -155,7 +158,7 @@ class Model(MultimodalModel):
             posterior = self._aggregated_posterior(prior.pseudo_inputs)
         elif prior.conditional and experts is not None:
             posterior = self.joint_posterior(experts.batch, experts)
-        return as_density(prior.forward(posterior))
+        return prior.density(posterior)
 
     def _aggregated_posterior(self, inputs: dict[str, Tensor]) -> Mixture:
         """The posteriors of c rows as one mixture, each row with the same weight."""
@@ -167,11 +170,6 @@ class Model(MultimodalModel):
         scale = rearrange(each.scale, "k c d -> (k c) 1 d")
         log_weight = rearrange(each.log_weight - math.log(c), "k c -> (k c) 1")
         return Mixture(self.family, loc, scale, log_weight)
-
-    @property
-    def bound_name(self) -> str:
-        """`bound`; with trained auxiliary priors r_m other than p(w), what is reported bounds nothing."""
-        return "surrogate_bound" if len(self.cross) else "bound"
 
     def likelihood_weights(self, extra: Mapping[str, float] | None = None) -> Tensor | None:
         """Factors λ of the log-likelihoods, times `extra`, (m,); None if all are 1."""
@@ -224,18 +222,33 @@ class Model(MultimodalModel):
         """
         experts = experts or self.experts(batch)
         posterior = posterior or self.joint_posterior(batch, experts)
-        return evaluate_terms(
-            self.decoding,
-            partial(self.prior_at, experts, posterior),
-            batch,
-            n,
-            experts,
-            posterior,
-            draw=draw,
-            reconstruct=reconstruct,
-            want=want,
-            stop_density=stop_density,
-            private_from=private_from,
+        _check_draw(posterior, draw)
+        draws = posterior.draw(n, draw, experts.generator)
+        prior = self.prior_at(experts, posterior)
+        kl = draws.kl(prior) if want == "kl" else None
+        used = draws.evidence & batch.observed if reconstruct == "own" else batch.observed
+        rule = private_from or self.decoding.private_from
+        private = self.decoding.draw_private(experts, draws, used, rule, stop_density=stop_density)
+        log_px = self.decoding.log_px(batch, draws.z, private.w, used, _weight(draws))
+        log_pz = log_qz = log_qk = None
+        if kl is None:
+            log_pz = prior.log_prob(draws.z)
+        if want == "mixture":
+            density = posterior.detach() if stop_density else posterior
+            log_qz = density.log_prob(draws.z)
+        elif kl is None:
+            log_qk = draws.log_qk
+        return Terms(
+            log_px,
+            draws.log_pi,
+            posterior.log_weight,
+            log_pz,
+            log_qz,
+            log_qk,
+            kl,
+            private.log_ratio,
+            private.kl,
+            partial(private.scale_gradients, draws.z),
         )
 
     def build_objective(self, objective: PartLike) -> Objective:
@@ -255,3 +268,23 @@ class Model(MultimodalModel):
         # the file's keys are sorted, and columns of masks follow the order
         order = list(self.names)
         return {"name": "model", "order": order, **to_dict(self.spec), **self.sampler_header()}
+
+
+def _weight(draws: Draws) -> Tensor | None:
+    """How much each draw counts, (j, b); None if all count alike."""
+    active = draws.posterior.active
+    if active is None and len(draws.log_pi) == 1:
+        return None
+    weight = draws.log_pi.detach().exp()
+    return weight if active is None else weight * active
+
+
+def _check_draw(posterior: Posterior, draw: Draw) -> None:
+    """Raises SpecError if draws would leave trained component weights without gradient."""
+    trained = len(posterior.log_weight) > 1 and posterior.log_weight.requires_grad
+    if draw != "stratified" and trained:
+        raise SpecError(
+            f"got {draw!r}, which leaves trained component weights, as this aggregator has, "
+            "without gradient; take draw='stratified', or torch.no_grad() where none is wanted",
+            "draw",
+        )

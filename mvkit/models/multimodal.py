@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar
 
 import attrs
 import torch
@@ -25,9 +25,9 @@ from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
 from mvkit.core.validation import Schema, as_tensor
 from mvkit.data.dataset import Rows, as_batch
-from mvkit.errors import RequestError, ShapeError, check_option, suggest
-from mvkit.models import clusters, importance_sampling
-from mvkit.models.generation import GenerationOptions, Latents
+from mvkit.errors import RequestError, ShapeError, bad_option, suggest
+from mvkit.models import clusters, generation, importance_sampling
+from mvkit.models.generation import GenerationOptions, Units
 from mvkit.models.importance_sampling import Sampling
 from mvkit.models.inference import (
     ConditionalPosterior,
@@ -35,19 +35,14 @@ from mvkit.models.inference import (
     Empty,
     Names,
     by_rows,
-    check_count,
     evaluation,
     names_of,
     subsets_of,
 )
 from mvkit.parts.aggregators.aggregator import Aggregator
 from mvkit.parts.objectives.objective import Objective, ObjectiveLike
-from mvkit.parts.samplers import Prior as PriorSampler
-from mvkit.parts.samplers import Sampler
-from mvkit.registry import plugins
 from mvkit.registry.spec import to_dict
 
-Units = Literal["data", "model"]
 Answer = TypeVar("Answer")
 
 
@@ -144,7 +139,9 @@ class MultimodalModel(nn.Module, ABC):
 
     def conform(self, data: Rows) -> Batch:
         """Data as a checked batch on the model's device; see `mvkit.core.batch.conform`."""
-        return conform(as_batch(data), self.schema).to(self.like.device)
+        schema = self.schema
+        batch = data if isinstance(data, Batch) else as_batch(data)
+        return conform(batch, schema).to(self.like.device)
 
     def in_blocks(
         self,
@@ -197,23 +194,13 @@ class MultimodalModel(nn.Module, ABC):
         """
         rows = self.conform(batch)
         check_not_empty(rows)
-        if self.training:
-            rows = self._with_drawn_bits(rows, generator)
+        drawn = [name for name, modality in self.modalities.items() if modality.draws_bits]
+        if drawn and self.training:
+            rows = _with_bits(rows, drawn, generator)
         chosen = self.objective if objective is None else self.build_objective(objective)
         experts = self.experts(rows, training=self.training, generator=generator)
-        return chosen.forward(self, rows, experts).checked(len(rows), type(chosen))
-
-    def _with_drawn_bits(self, batch: Batch, generator: Generator) -> Batch:
-        """The batch with bits drawn where a transform asks for it."""
-        data = dict(batch.data)
-        for name, modality in self.modalities.items():
-            if any(step.drawn for step in modality.transform):
-                p = data[name]
-                uniform = noise.draw(
-                    f"choice/binarise/{name}", (1, *p.shape), p, generator=generator
-                )
-                data[name] = (rearrange(uniform, "1 ... -> ...") < p).to(p.dtype)
-        return attrs.evolve(batch, data=data)
+        loss = chosen.forward(self, rows, experts)
+        return loss.checked(len(rows.observed), type(chosen))
 
     def forward(
         self, batch: Rows, *, objective: ObjectiveLike | None = None, generator: Generator = None
@@ -223,10 +210,13 @@ class MultimodalModel(nn.Module, ABC):
 
     def in_units(self, data: dict[str, Tensor], units: Units) -> dict[str, Tensor]:
         """Values {name: (..., *shape)} of the model in the units asked for."""
-        check_option("units", units, "data", "model")
-        if units == "model":
-            return data
-        return {name: self.modalities[name].restore(x) for name, x in data.items()}
+        if units not in ("data", "model"):
+            raise bad_option("units", units, "data", "model")
+        restored = dict(data)
+        for name, x in data.items():
+            if units == "data" and self.modalities[name].transform:
+                restored[name] = self.modalities[name].restore(x)
+        return restored
 
     def posterior(self, batch: Rows, given: Names = None, *, empty: Empty = "error") -> Posterior:
         """q(z|x_given), the mixture that bounds and likelihoods use.
@@ -377,94 +367,20 @@ class MultimodalModel(nn.Module, ABC):
 
         return self.in_blocks(generate, batch, dim=1)
 
-    @overload
-    def sample(
-        self,
-        n: int,
-        *,
-        cluster: int | None = None,
-        sampler: str | None = None,
-        sample: bool = False,
-        latents: Literal[False] = False,
-        units: Units = "data",
-        generator: Generator = None,
-    ) -> dict[str, Tensor]: ...
-
-    @overload
-    def sample(
-        self,
-        n: int,
-        *,
-        cluster: int | None = None,
-        sampler: str | None = None,
-        sample: bool = False,
-        latents: Literal[True],
-        units: Units = "data",
-        generator: Generator = None,
-    ) -> tuple[dict[str, Tensor], Latents]: ...
-
-    def sample(
-        self,
-        n: int,
-        *,
-        cluster: int | None = None,
-        sampler: str | None = None,
-        sample: bool = False,
-        latents: bool = False,
-        units: Units = "data",
-        generator: Generator = None,
-    ) -> dict[str, Tensor] | tuple[dict[str, Tensor], Latents]:
-        """Rows from the prior, {name: (n, *shape)}: decoder means, or draws with `sample`.
-
-        Args:
-            n: number of rows.
-            cluster: draw z from this component of a mixture prior.
-            sampler: draw z from a sampler that `mvkit.fit_sampler` fitted; None: from the prior.
-            sample: draw from the likelihood as well.
-            latents: return a pair (data, latents): z, private, cluster.
-            units: see `decode`.
-            generator: source of randomness.
-        """
-        n = check_count(n)
-        if cluster is not None:
-            self._check_cluster(cluster, sampler)
-        with evaluation(self), torch.no_grad():
-            picked = None
-            if sampler is None:
-                z, picked = self.prior_draws(n, cluster, generator)
-            else:
-                z = self._fitted_sampler(sampler).sample(self, n, generator)
-            data, private = self.decoding.from_latents(z, sample=sample, generator=generator)
-            data = self.in_units(data, units)
-        return (data, Latents(z, private, picked)) if latents else data
-
-    def _check_cluster(self, cluster: int, sampler: str | None) -> None:
-        clusters.check_clusters(self, "sample(cluster=…)")
-        if not 0 <= cluster < self.n_clusters:
-            raise RequestError(
-                f"sample: no cluster {cluster}; expected 0 to {self.n_clusters - 1}"
-            )
-        if sampler is not None:
-            raise RequestError(
-                f"sample: a cluster is one of the prior's, not of sampler {sampler!r}; give one "
-                "of them"
-            )
-
-    def _fitted_sampler(self, name: str) -> Sampler:
-        """The sampler with a bare or qualified name."""
-        known = str(plugins.name_of("sampler", plugins.lookup("sampler", name)))
-        if known == "prior":
-            return PriorSampler().build(self.latent_dim)
-        if known not in self.samplers:
-            raise RequestError(
-                f"sample: sampler {name!r} is not fitted yet; call "
-                f"mvkit.fit_sampler(model, data, {name!r}) first"
-            )
-        return self.samplers[known]  # type: ignore[return-value]
-
+    sample = generation.sample
     log_weights = importance_sampling.log_weights
     log_likelihood = importance_sampling.log_likelihood
     clusters = clusters.clusters
+
+
+def _with_bits(batch: Batch, names: Iterable[str], generator: Generator) -> Batch:
+    """The batch with bits drawn in place of the probabilities of some modalities."""
+    data = dict(batch.data)
+    for name in names:
+        p = data[name]
+        uniform = noise.draw(f"choice/binarise/{name}", (1, *p.shape), p, generator=generator)
+        data[name] = (rearrange(uniform, "1 ... -> ...") < p).to(p.dtype)
+    return attrs.evolve(batch, data=data)
 
 
 def check_model(model: object, where: str) -> None:

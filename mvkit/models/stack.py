@@ -21,7 +21,7 @@ from mvkit.core.modality import PartLike
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
 from mvkit.core.validation import Schema
-from mvkit.errors import SpecError
+from mvkit.errors import RequestError, SpecError
 from mvkit.models.build import ModelSpec
 from mvkit.models.generation import GenerationOptions
 from mvkit.models.importance_sampling import Sampling, block_sizes

@@ -19,7 +19,7 @@ from mvkit.core import noise
 from mvkit.core.family import Family
 from mvkit.core.mixture import Mixture
 from mvkit.core.modality import Sizes
-from mvkit.core.posterior import Posterior
+from mvkit.core.posterior import ForeignDensity, Posterior
 from mvkit.errors import DataError, RequestError
 from mvkit.registry.renamed import RenamedMethods
 from mvkit.registry.spec import field, flag, integer, number, one_of, spec
@@ -57,6 +57,11 @@ class Prior(RenamedMethods, ABC):
     @abstractmethod
     def forward(self, posterior: Mixture | None = None) -> Posterior:
         """The prior, for the rows of `posterior` if it depends on them."""
+
+    def density(self, posterior: Mixture | None = None) -> Posterior:
+        """What `forward` returns, distributions of other kinds taken in."""
+        value = self.forward(posterior)
+        return value if isinstance(value, Posterior) else ForeignDensity(value)
 
     def assign(self, z: Tensor) -> Tensor:
         """Responsibilities p(c|z) of a mixture's components, (..., b, d) -> (..., b, c)."""
@@ -198,6 +203,11 @@ class MoGPrior(nn.Module, Prior):
         scale = torch.ones_like(self.loc) if self.raw is None else self.family.scale(self.raw)
         log_weight = rearrange(torch.log_softmax(self.logits, dim=0), "c -> c 1")
         return Mixture(self.family, self.loc, scale, log_weight)
+
+    def density(self, posterior: Mixture | None = None) -> Posterior:
+        """What `forward` returns, distributions of other kinds taken in."""
+        value = self.forward(posterior)
+        return value if isinstance(value, Posterior) else ForeignDensity(value)
 
     def assign(self, z: Tensor) -> Tensor:
         """Responsibilities p(c|z) of a mixture's components, (..., b, d) -> (..., b, c)."""
