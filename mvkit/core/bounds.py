@@ -39,8 +39,8 @@ def kl(terms: Terms, *, density: Density = "component", weights: Tensor | None =
 
     Args:
         terms: densities.
-        density: `component`: Σ_k w_k KL(q_k ‖ p), closed form if there is one; `mixture`: the mixture's own
-            density at the draws.
+        density: `component`: Σ_k w_k KL(q_k ‖ p), closed form if there is one; `mixture`: the
+            mixture's own density at the draws.
         weights: factors of the private KLs, (m,).
     """
     if density == "mixture":
@@ -96,7 +96,8 @@ def elbo(
         private: factors of the private KLs beside β, (m,); None: ones.
         density: see `kl`.
 
-    Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014, https://arxiv.org/abs/1312.6114.
+    Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014,
+    https://arxiv.org/abs/1312.6114.
     """
     likelihood = average(weighted_sum(terms.log_px, weights), terms.log_pi)
     return likelihood - beta * kl(terms, density=density, weights=private)
@@ -111,7 +112,8 @@ def importance_log_weights(
 ) -> Tensor:
     """Log importance weights log w, (s, j, b).
 
-    Σ_m λ_m log p(x_m|z) + β (log p(z) - log q(z) + Σ_m private_m (log p(w_m) - log q(w_m|x_m))), arguments as of `elbo`.
+    Σ_m λ_m log p(x_m|z) + β (log p(z) - log q(z) + Σ_m private_m (log p(w_m) - log q(w_m|x_m))),
+    arguments as of `elbo`.
     """
     log_ratio = required(terms.log_pz, "log_pz") - required(terms.log_qz, "log_qz")
     if terms.private_log_ratio is not None:
@@ -125,7 +127,8 @@ def iwae(log_w: Tensor, log_pi: Tensor, *, bound: Form = "tight") -> Tensor:
     Args:
         log_w: log importance weights.
         log_pi: log-weights of the drawn components.
-        bound: `tight`: one log-mean-exp over all draws; `loose`: one for each component, then their mean.
+        bound: `tight`: one log-mean-exp over all draws; `loose`: one for each component, then
+            their mean.
 
     Reference: Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016,
     https://arxiv.org/abs/1509.00519; Shi et al., 2019, https://arxiv.org/abs/1911.03393 (loose).
@@ -137,7 +140,9 @@ def iwae(log_w: Tensor, log_pi: Tensor, *, bound: Form = "tight") -> Tensor:
 
 
 def normalised_weights(log_w: Tensor, log_pi: Tensor, *, bound: Form = "tight") -> Tensor:
-    """Normalised importance weights ŵ, stopped, (s, j, b); in `loose` they sum to one in each component."""
+    """Normalised importance weights ŵ, stopped, (s, j, b); in `loose` they sum to one in each
+    component.
+    """
     log_w = log_w.detach()
     if bound == "loose":
         return torch.softmax(log_w, 0)
@@ -148,11 +153,11 @@ def normalised_weights(log_w: Tensor, log_pi: Tensor, *, bound: Form = "tight") 
 def dreg(log_w: Tensor, log_pi: Tensor, *, bound: Form = "tight") -> Tensor:
     """A number whose value is `iwae`'s and whose gradient is Σ ŵ ∂log w, (b,).
 
-    With log q's own parameters stopped in `log_w` and the gradients through draws multiplied by (1-β) + β ŵ, that is
-    the doubly reparametrised estimator. Gradients of component weights stay.
+    With log q's own parameters stopped in `log_w` and the gradients through draws multiplied by
+    (1-β) + β ŵ, that is the doubly reparametrised estimator. Gradients of component weights stay.
 
-    Reference: Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, 2019,
-    https://arxiv.org/abs/1810.04152.
+    Reference: Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo
+    Objectives, 2019, https://arxiv.org/abs/1810.04152.
     """
     share = normalised_weights(log_w, log_pi, bound=bound)
     value = iwae(log_w.detach(), log_pi, bound=bound)  # its gradient reaches log_pi alone

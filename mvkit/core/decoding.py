@@ -1,6 +1,7 @@
 """Decoding: p(x, w | z), everything that turns latents into data.
 
-Axes: s samples, j drawn components, b rows, n of these rows, m modalities, d latent, p private latent.
+Axes: s samples, j drawn components, b rows, n of these rows, m modalities, d latent, p private
+latent.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Decoder(nn.Module):
         return self.shaped(on_rows(self.network, latent.reshape(-1, latent.shape[-1])), latent)
 
     def shaped(self, output: Tensor, latent: Tensor) -> Tensor:
-        """The network's output for all rows (n, *shape) with the leading shape of the latents (..., d + p).
+        """The network's output for all rows (n, *shape) with the leading shape of the latents
+        (..., d + p).
 
         Raises:
             ShapeError: it emitted something else.
@@ -74,13 +76,17 @@ class Decodes(Protocol):
         sample: bool = False,
         generator: Generator = None,
     ) -> Tensor:
-        """Means, or draws, (..., *shape) of a modality at z (..., d) and its private latent (..., p)."""
+        """Means, or draws, (..., *shape) of a modality at z (..., d) and its private latent (...,
+        p).
+        """
         ...
 
     def from_latents(
         self, z: Tensor, *, sample: bool, generator: Generator
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Rows {name: (n, *shape)} at z (n, d), and their private latents, drawn from their priors."""
+        """Rows {name: (n, *shape)} at z (n, d), and their private latents, drawn from their
+        priors.
+        """
         ...
 
 
@@ -91,8 +97,10 @@ class PrivateLatents:
     Args:
         w: what decoders see, {name: (s, j, b, p)}.
         drawn: the part of them that came from q(w_m|x_m), likewise.
-        log_ratio: log p(w_m) - log q(w_m|x_m) where counted, else 0, (s, j, b, m); None without private latents.
-        kl: closed-form KLs times the share of the posterior that counts them, (b, m); None without.
+        log_ratio: log p(w_m) - log q(w_m|x_m) where counted, else 0, (s, j, b, m); None without
+        private latents.
+        kl: closed-form KLs times the share of the posterior that counts them, (b, m); None
+            without.
     """
 
     w: dict[str, Tensor] = attrs.field(factory=dict)
@@ -101,9 +109,10 @@ class PrivateLatents:
     kl: Tensor | None = None
 
     def scale_gradients(self, z: Tensor, factor: Callable[[str | None], Tensor]) -> None:
-        """Multiplies the gradients of all draws by factor(None) (z) and factor(name) (w), (s, j, b) each."""
-        latents: dict[str | None, Tensor] = {None: z, **self.drawn}
-        for site, latent in latents.items():
+        """Multiplies the gradients of all draws by factor(None) (z) and factor(name) (w), (s, j,
+        b) each.
+        """
+        for site, latent in ((None, z), *self.drawn.items()):
             if latent.requires_grad:
                 multiplier = rearrange(factor(site), "s j b -> s j b 1")
                 latent.register_hook(lambda gradient, by=multiplier: gradient * by)
@@ -113,19 +122,21 @@ class PrivateLatents:
 class Decoding:
     """What generates: p(x_m|z, w_m), p(w_m), and the auxiliary priors r_m of private latents.
 
-    Holds references and is no `nn.Module`, so that parameters keep the names that the model gives them.
+    Holds references and is no `nn.Module`, so that parameters keep the names that the model gives
+    them.
 
     Args:
         modalities: in the model's order.
         decoders: a `Decoder` for each modality.
-        cross: raw scales of the auxiliary priors r_m, (p,), of the modalities that have a trained one.
+        cross: raw scales of the auxiliary priors r_m, (p,), of the modalities that have a trained
+        one.
         family: the location-scale family of the latents.
         private_from: rule of the private latents, `evidence` or `observed` (see `draw_private`).
     """
 
     modalities: Mapping[str, Modality]
-    decoders: nn.ModuleDict
-    cross: nn.ParameterDict
+    decoders: Mapping[str, Decoder]
+    cross: Mapping[str, Tensor]
     family: Family
     private_from: str
 
@@ -142,16 +153,19 @@ class Decoding:
         used: Tensor,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """Log p(x_m|z, w_m) summed over observed elements, (s, j, b, m), in nats; zeros where not `used`.
+        """Log p(x_m|z, w_m) summed over observed elements, (s, j, b, m), in nats; zeros where not
+        `used`.
 
-        Only rows that observe a modality are decoded; one that no row observes keeps its decoder in the graph.
+        Only rows that observe a modality are decoded; one that no row observes keeps its decoder
+        in the graph.
 
         Args:
             batch: a conformed batch.
             z: shared latents, (s, j, b, d).
             w: private latents, {name: (s, j, b, p)}.
             used: what is reconstructed, (b, m) or (s or 1, j, b, m) bool.
-            weight: how much each draw counts, (j, b), for likelihoods that look at the batch as a whole.
+            weight: how much each draw counts, (j, b), for likelihoods that look at the batch as a
+                whole.
         """
         computed = batch.computed()
         outputs = self._outputs(computed, z, w)
@@ -173,7 +187,9 @@ class Decoding:
     def _outputs(
         self, computed: Mapping[str, Tensor | None], z: Tensor, w: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """What decoders emit for the rows that observe each modality, {name: ((s j), n, *shape)}."""
+        """What decoders emit for the rows that observe each modality, {name: ((s j), n,
+        *shape)}.
+        """
         latents = {}
         for name, rows in computed.items():
             latent = torch.cat([z, w[name]], -1) if name in w else z
@@ -193,7 +209,9 @@ class Decoding:
         outputs: Mapping[str, Tensor],
         weight: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Log-probabilities of the observed elements, zeros elsewhere, {name: ((s j), n, elements)}."""
+        """Log-probabilities of the observed elements, zeros elsewhere, {name: ((s j), n,
+        elements)}.
+        """
         densities = {}
         for name, rows in computed.items():
             output = outputs[name]
@@ -230,13 +248,15 @@ class Decoding:
         sample: bool = False,
         generator: Generator = None,
     ) -> Tensor:
-        """Means, or draws, (..., *shape) of a modality at z (..., d) and w (..., p); no w: zeros."""
+        """Means, or draws, (..., *shape) of a modality at z (..., d) and w (..., p); no w:
+        zeros.
+        """
         p = self.modalities[name].private_dim
         if p:
             shape = (*z.shape[:-1], p)
             w = z.new_zeros(shape) if w is None else w.expand(shape)
             z = torch.cat([z, w], -1)
-        decoder: Decoder = self.decoders[name]
+        decoder = self.decoders[name]
         output = decoder(z)
         if sample:
             return decoder.likelihood.sample(output, generator)
@@ -247,8 +267,9 @@ class Decoding:
     ) -> PrivateLatents:
         """Draws the private latents w_m of a batch, by one of two rules, for every model alike.
 
-        `evidence`: a component decodes modality m with w_m ~ q(w_m|x_m) if it looked at m, else with w̃_m ~ r_m, and
-        only its evidence is counted. `observed`: every observed modality uses its own, and all are counted.
+        `evidence`: a component decodes modality m with w_m ~ q(w_m|x_m) if it looked at m, else
+        with w̃_m ~ r_m, and only its evidence is counted. `observed`: every observed modality uses
+        its own, and all are counted.
 
         Args:
             experts: encoder outputs.
@@ -301,7 +322,9 @@ class Decoding:
     def private_noise(
         self, name: str, shape: tuple[int, ...], like: Tensor, generator: Generator
     ) -> Tensor:
-        """Standard noise for the private latent of a modality, of `shape` (..., p): draws of p(w_m)."""
+        """Standard noise for the private latent of a modality, of `shape` (..., p): draws of
+        p(w_m).
+        """
         return noise.draw(f"w/{name}", shape, like, generator=generator, sampler=self.family.noise)
 
     def private_prior(self, z: Tensor, generator: Generator) -> dict[str, Tensor]:
@@ -327,7 +350,9 @@ class Decoding:
     def from_latents(
         self, z: Tensor, *, sample: bool, generator: Generator
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Rows {name: (n, *shape)} at z (n, d), and their private latents, drawn from their priors."""
+        """Rows {name: (n, *shape)} at z (n, d), and their private latents, drawn from their
+        priors.
+        """
         private = self.private_prior(z, generator)
         data = {}
         for name in self.modalities:

@@ -25,7 +25,8 @@ from mvkit.errors import ShapeError
 class Experts:
     """Encoder outputs for a batch, computed when first asked for and then kept.
 
-    A part that never looks (the joint encoder on complete rows) costs nothing. Unobserved rows hold zeros.
+    A part that never looks (the joint encoder on complete rows) costs nothing. Unobserved rows
+    hold zeros.
 
     Args:
         encoders: modality to network, rows in, `width + 2 p` numbers out.
@@ -80,14 +81,18 @@ class Experts:
         )
 
     def joint_posterior(self, fuse: Callable[[Experts, Batch], Posterior]) -> Posterior:
-        """The posterior that an aggregator's `forward` makes of them, computed once, however many terms ask for it."""
+        """The posterior that an aggregator's `forward` makes of them, computed once, however many
+        terms ask for it.
+        """
         if self._joint_posterior is None:
             self._joint_posterior = fuse(self, self.batch)
         return self._joint_posterior
 
     @property
     def encodes_all_rows(self) -> bool:
-        """Whether every row is encoded anyway: some modality was already, or private latents will be asked for."""
+        """Whether every row is encoded anyway: some modality was already, or private latents will
+        be asked for.
+        """
         private = any(modality.private_dim for modality in self.modalities.values())
         return bool(self._encoded) or private
 
@@ -111,7 +116,9 @@ class Experts:
         return outputs
 
     def _encode(self, name: str, rows: Tensor | None, total: int) -> Tensor:
-        """What an encoder emits, (b, total), zeros but for the rows of indices `rows` (n,), None for all."""
+        """What an encoder emits, (b, total), zeros but for the rows of indices `rows` (n,), None
+        for all.
+        """
         x = self.batch.data[name]
         if self.modalities[name].indicator:
             inputs = self.batch.inputs(name, rows, indicator=True)
@@ -178,7 +185,9 @@ _network_dtype: ContextVar[torch.dtype | None] = ContextVar("network_dtype", def
 
 @contextlib.contextmanager
 def low_precision(dtype: torch.dtype | None) -> Iterator[None]:
-    """Inside, networks compute in `dtype` under autocast; their outputs are cast back, so densities keep their own."""
+    """Inside, networks compute in `dtype` under autocast; their outputs are cast back, so
+    densities keep their own.
+    """
     token = _network_dtype.set(dtype)
     try:
         yield
@@ -187,7 +196,9 @@ def low_precision(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def on_rows(module: nn.Module, rows: Tensor) -> Tensor:
-    """A module on rows (n, *shape), n = 0 too: it then sees a row of zeros, which is cut off and gives no gradient."""
+    """A module on rows (n, *shape), n = 0 too: it then sees a row of zeros, which is cut off and
+    gives no gradient.
+    """
     shown = rows if len(rows) else rows.new_zeros(1, *rows.shape[1:])
     dtype = _network_dtype.get()
     if dtype is None:

@@ -24,7 +24,8 @@ class Loss:
 
     Args:
         loss: mean over the rows of the batch, (), in nats.
-        bound: the bound on log p(x) of each row with all weights at 1, (b,); NaN in rows that the objective skips.
+        bound: the bound on log p(x) of each row with all weights at 1, (b,); NaN in rows that the
+        objective skips.
         metrics: 0-d tensors to watch, means over rows; whoever shows them converts them.
         counts: how many rows a metric is a mean of, 0-d; absent: all of the batch.
     """
@@ -82,7 +83,8 @@ def over_rows(values: Tensor) -> Tensor:
 def finish(
     name: str, bound: Tensor, reported: Tensor, active: Tensor | None, metrics: Metrics
 ) -> Loss:
-    """The loss of an objective's value for each row: its mean, rows that are not active counting as 0.
+    """The loss of an objective's value for each row: its mean, rows that are not active counting
+    as 0.
 
     Args:
         name: what the reported value is called among the metrics: the model's `bound_name`.
@@ -108,7 +110,8 @@ def finish(
 def row_metrics(
     names: Sequence[str], terms: Terms, kl: Tensor, mask: Tensor, active: Tensor | None
 ) -> Metrics:
-    """Mean log-likelihood of each modality over the active rows that observe it, and the mean KL over active rows.
+    """Mean log-likelihood of each modality over the active rows that observe it, and the mean KL
+    over active rows.
 
     Args:
         names: of the modalities.

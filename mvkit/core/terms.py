@@ -28,12 +28,12 @@ class Terms:
         log_qz: log of the mixture's density at z, likewise.
         log_qk: log-density of each draw's own component, likewise.
         kl: closed-form KL(q_k ‖ p), (k, b); None without one.
-        private_log_ratio: log p(w_m) - log q(w_m|x_m) where the rule counts it, else 0, (s, j, b, m); None without
-            private latents.
-        private_kl: closed-form private KLs, weighted by how much of the posterior's evidence they are, (b, m); None
-            without private latents or closed form.
-        scale_gradients: called with a function (None for z, or a modality's name) -> factor (s, j, b), multiplies the
-            gradient of each draw by it; None if no gradient will be asked for.
+        private_log_ratio: log p(w_m) - log q(w_m|x_m) where the rule counts it, else 0, (s, j, b,
+            m); None without private latents.
+        private_kl: closed-form private KLs, weighted by how much of the posterior's evidence they
+            are, (b, m); None without private latents or closed form.
+        scale_gradients: called with a function (None for z, or a modality's name) -> factor (s, j,
+            b), multiplies the gradient of each draw by it; None if no gradient will be asked for.
     """
 
     log_px: Tensor

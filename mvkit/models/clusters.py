@@ -21,12 +21,17 @@ from mvkit.parts.priors import as_prior
 Answer = TypeVar("Answer")
 
 
-class Clusters(Protocol):
+class HasClusters(Protocol):
+    """A model whose prior may have clusters."""
+
+    n_clusters: int
+    prior_name: str
+
+
+class Clusters(HasClusters, Protocol):
     """A model that can tell the responsibilities of its clusters: `Model` or `Stack`."""
 
     names: tuple[str, ...]
-    n_clusters: int
-    prior_name: str
 
     def in_blocks(self, function: Callable[[Batch], Answer], data: Rows) -> Answer:
         """Evaluates a function of batches block by block."""
@@ -37,7 +42,7 @@ class Clusters(Protocol):
         ...
 
 
-def check_clusters(model: Clusters, what: str) -> None:
+def check_clusters(model: HasClusters, what: str) -> None:
     """Raises RequestError, which names the question, if the prior has no clusters."""
     if not model.n_clusters:
         raise RequestError(
@@ -68,7 +73,8 @@ def clusters(
     Args:
         self: the model.
         batch: rows.
-        soft: mean responsibilities (b, c) instead of the majority (b,), whose ties go to the largest mean.
+        soft: mean responsibilities (b, c) instead of the majority (b,), whose ties go to the
+        largest mean.
         by_modality: {name: (b, c)} of each modality's own, NaN where unobserved.
     """
     check_clusters(self, "clusters")
@@ -92,7 +98,9 @@ def clusters(
 
 
 def responsibilities(model: LatentModel, rows: Batch) -> Tensor:
-    """p(c|z_m) at the mean of each modality's own posterior, (m, b, c); what is unobserved means nothing."""
+    """p(c|z_m) at the mean of each modality's own posterior, (m, b, c); what is unobserved means
+    nothing.
+    """
     prior = as_prior(model.prior)
     unimodal = model.aggregator.unimodal(model.experts(rows), rows)
     return torch.stack([prior.assign(posterior.mean) for posterior in unimodal.values()])
@@ -104,7 +112,9 @@ def mean_over(each: Tensor, observed: Tensor) -> Tensor:
 
 
 def majority(each: Tensor, observed: Tensor) -> Tensor:
-    """The cluster with most votes, responsibilities (m, b, c) and observed (m, b, 1) -> (b,); ties by the mean."""
+    """The cluster with most votes, responsibilities (m, b, c) and observed (m, b, 1) -> (b,); ties
+    by the mean.
+    """
     votes = nn.functional.one_hot(each.argmax(-1), each.shape[-1])
     # a mean below 1 settles ties and nothing else
     return (torch.where(observed, votes, 0).sum(0) + mean_over(each, observed) / 2).argmax(-1)

@@ -86,7 +86,9 @@ def _private_latent(
     z: Tensor,
     options: GenerationOptions,
 ) -> Tensor | None:
-    """Private latents of a modality for draws z (n, b, d): its own where it was given, else from their source."""
+    """Private latents of a modality for draws z (n, b, d): its own where it was given, else from
+    their source.
+    """
     p = model.modalities[name].private_dim
     if not p:
         return None
@@ -106,7 +108,9 @@ def _private_latent(
 def prior_draws(
     model: LatentModel, n: int, cluster: int | None, generator: Generator
 ) -> tuple[Tensor, Tensor | None]:
-    """Draws z (n, d) of the prior, or of one of its clusters, and their clusters (n,) if it has any."""
+    """Draws z (n, d) of the prior, or of one of its clusters, and their clusters (n,) if it has
+    any.
+    """
     z, component = model.prior_at().sample(n, cluster, generator)
     return z, component if model.n_clusters else None
 
@@ -123,7 +127,9 @@ class Samples(Evaluable, Protocol):
     def prior_draws(
         self, n: int, cluster: int | None, generator: Generator
     ) -> tuple[Tensor, Tensor | None]:
-        """Draws z (n, d) of the prior, or of one of its clusters, and their clusters (n,) if it has any."""
+        """Draws z (n, d) of the prior, or of one of its clusters, and their clusters (n,) if it
+        has any.
+        """
         ...
 
     def in_units(self, data: dict[str, Tensor], units: Units) -> dict[str, Tensor]:

@@ -25,8 +25,8 @@ from mvkit.models.inference import Empty, Evaluable, Names, check_count, evaluat
 from mvkit.parts.aggregators.aggregator import product_of_observed
 from mvkit.parts.latent_model import LatentModel
 
-# bytes of a block of decoded draws: few enough to stay in the cache, or enough to fill an accelerator; not a function
-# of the threads, since a generator's draws depend on the blocks
+# bytes of a block of decoded draws: few enough to stay in the cache, or enough to fill an
+# accelerator; not a function of the threads, since a generator's draws depend on the blocks
 MEMORY = 2**23
 MEMORY_ACCELERATOR = 2**28
 
@@ -37,8 +37,8 @@ class Sampling:
 
     Args:
         n: draws.
-        proposal: `mixture`: iid draws of the posterior under its density; `product`: the product of the unimodal
-            experts under its own.
+        proposal: `mixture`: iid draws of the posterior under its density; `product`: the product
+            of the unimodal experts under its own.
         generator: source of randomness.
         memory: bytes that a block of decoded draws may take; None: by the device.
     """
@@ -53,7 +53,9 @@ class Sampling:
 
 
 def numbers_per_row(model: LatentModel) -> int:
-    """Numbers that decoding one row makes, found by decoding one and counting what its layers emit."""
+    """Numbers that decoding one row makes, found by decoding one and counting what its layers
+    emit.
+    """
     count = 0
 
     def add(module: nn.Module, inputs: object, output: object) -> None:
@@ -113,7 +115,9 @@ def weight_blocks(model: LatentModel, batch: Batch, sampling: Sampling) -> Itera
 def predictive_blocks(
     model: LatentModel, batch: Batch, posterior: Posterior, sampling: Sampling
 ) -> Iterator[Tensor]:
-    """Log p(x|z, w) of all that a batch observes at draws of a posterior and w ~ p(w), in blocks (n_i, b)."""
+    """Log p(x|z, w) of all that a batch observes at draws of a posterior and w ~ p(w), in blocks
+    (n_i, b).
+    """
     decoding = model.decoding
     for size in block_sizes(model, sampling.n, len(batch), sampling.memory):
         z = rearrange(posterior.rsample(size, sampling.generator), "n b d -> n 1 b d")
@@ -212,14 +216,15 @@ def log_weights(
     proposal: Literal["mixture", "product"] = "mixture",
     generator: Generator = None,
 ) -> Tensor:
-    """Log importance weights of n draws, (n, b): their log-mean-exp estimates log p of what each row has.
+    """Log importance weights of n draws, (n, b): their log-mean-exp estimates log p of what each
+    row has.
 
     Args:
         self: the model.
         batch: rows; one with nothing observed gets 0.
         n: draws.
-        proposal: `mixture`: iid draws of the posterior under its density; `product`: the product of the unimodal
-            experts under its own.
+        proposal: `mixture`: iid draws of the posterior under its density; `product`: the product
+            of the unimodal experts under its own.
         generator: source of randomness.
     """
     sampling = Sampling(n, proposal, generator)
@@ -245,19 +250,21 @@ def log_likelihood(
     Args:
         self: the model.
         batch: rows.
-        of: modalities to score; None: all that is observed and not given. A row with none of them gets 0.
+        of: modalities to score; None: all that is observed and not given. A row with none of them
+        gets 0.
         given: modalities to condition on.
         n: draws.
-        estimator: `importance`: joint(of ∪ given) - joint(given), each importance sampled; `predictive`:
-            log-mean-exp of p(x_of|z), z ~ q(z|x_given), which is no bound on either side.
+        estimator: `importance`: joint(of ∪ given) - joint(given), each importance sampled;
+            `predictive`: log-mean-exp of p(x_of|z), z ~ q(z|x_given), which is no bound on either
+                side.
         proposal: see `log_weights`.
         empty: rows with none of `given`: `error`, or no condition at all with `prior`.
-        memory: bytes that a block of decoded draws may take; n draws go block by block. None: 8 MB on the CPU,
-            whose cache then holds them, 256 MB on accelerators.
+        memory: bytes that a block of decoded draws may take; n draws go block by block. None: 8 MB
+            on the CPU, whose cache then holds them, 256 MB on accelerators.
         generator: source of randomness.
 
-    Reference: Burda, Grosse and Salakhutdinov, 2016, https://arxiv.org/abs/1509.00519; Wu and Goodman, 2018,
-    https://arxiv.org/abs/1802.05335 (conditionals).
+    Reference: Burda, Grosse and Salakhutdinov, 2016, https://arxiv.org/abs/1509.00519; Wu and
+    Goodman, 2018, https://arxiv.org/abs/1802.05335 (conditionals).
     """
     conditions = names_of(given, self.names)
     rest = tuple(name for name in self.names if name not in conditions)

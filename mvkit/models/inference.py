@@ -60,7 +60,9 @@ def by_rows(
     dim: int = 0,
     rows: int | None = None,
 ) -> Answer:
-    """A function on blocks of rows, moved to a device one by one, its tensors put together along `dim`."""
+    """A function on blocks of rows, moved to a device one by one, its tensors put together along
+    `dim`.
+    """
     size = ROWS if rows is None else rows
     if len(batch) <= size:
         return function(batch.to(device))
@@ -147,7 +149,8 @@ class ConditionalPosterior:
 def conditional_posteriors(
     model: LatentModel, rows: Batch, asked: ConditioningSets
 ) -> Iterator[ConditionalPosterior]:
-    """The posteriors given each of several sets of modalities, in turn; no modality is encoded twice.
+    """The posteriors given each of several sets of modalities, in turn; no modality is encoded
+    twice.
 
     Raises:
         RequestError: an unknown modality.
@@ -178,7 +181,9 @@ def _posterior_given(
     empty: str,
     fuse: Callable[[Experts, Batch], Posterior],
 ) -> Posterior:
-    """The posterior of a batch with nothing but `names`; the prior in rows without any, if that is asked for."""
+    """The posterior of a batch with nothing but `names`; the prior in rows without any, if that is
+    asked for.
+    """
     batch = experts.batch
     b, m = batch.observed.shape
     if not names:

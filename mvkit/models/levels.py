@@ -6,12 +6,12 @@ Axes: b rows, m modalities, p bottom latent of a modality.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import attrs
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from mvkit.core.batch import Batch
 from mvkit.core.decoding import Decoding
@@ -47,19 +47,21 @@ class TwoLevels(Protocol):
 
 @spec
 class Levels(Objective):
-    """Sum of the objectives of both levels; the gradient of the top stops at the latents that it models.
+    """Sum of the objectives of both levels; the gradient of the top stops at the latents that it
+    models.
 
-    The reported bound is that of both levels together: E Σ_m [log p(x_m|z_m) - log q(z_m|x_m)] and the top's bound on
-    log p(z_1, …, z_M), in which the bottom's N(0, I) plays no part. If the bottom's objective is an `elbo` of the
-    aggregator's posterior and of all modalities, the expectation is taken from its bound. Any other objective reports
-    something else, so the expectation is then estimated at the latents that the top sees.
+    The reported bound is that of both levels together: E Σ_m [log p(x_m|z_m) - log q(z_m|x_m)] and
+    the top's bound on log p(z_1, …, z_M), in which the bottom's N(0, I) plays no part. If the
+    bottom's objective is an `elbo` of the aggregator's posterior and of all modalities, the
+    expectation is taken from its bound. Any other objective reports something else, so the
+    expectation is then estimated at the latents that the top sees.
 
     Args:
         levels: objectives of the bottom and of the top; empty: the levels' own.
         kl_weight: multiplies the `kl_weight` of both.
 
-    Reference: Vasco et al., Leveraging Hierarchy in Multimodal Generative Models for Effective Cross-Modality
-    Inference (Nexus), 2022, https://doi.org/10.1016/j.neunet.2021.11.019.
+    Reference: Vasco et al., Leveraging Hierarchy in Multimodal Generative Models for Effective
+    Cross-Modality Inference (Nexus), 2022, https://doi.org/10.1016/j.neunet.2021.11.019.
     """
 
     levels: tuple[Any, ...] = parts("objective", default=())
@@ -96,7 +98,8 @@ def _by_level(low: Mapping[str, Tensor], high: Mapping[str, Tensor]) -> dict[str
 def _reports_own_kl(objective: Objective, bottom: Decoding) -> bool:
     """Whether the bottom's bound is Σ_{m∈O} [E_q log p(x_m|z_m) - KL(q ‖ N(0, I))].
 
-    With the rule `evidence` for private latents it is not: KLs are weighted, and some draws come from other priors.
+    With the rule `evidence` for private latents it is not: KLs are weighted, and some draws come
+    from other priors.
     """
     if type(objective) is not ELBO or bottom.private_from != "observed":
         return False
@@ -105,7 +108,9 @@ def _reports_own_kl(objective: Objective, bottom: Decoding) -> bool:
 
 @torch.no_grad()
 def _prior_cross_entropy(family: Family, batch: Batch, experts: Experts) -> Tensor:
-    """Σ_{m∈O} -E_q log p(z_m) under the bottom's own prior, (b,): the prior term that the top level replaces."""
+    """Σ_{m∈O} -E_q log p(z_m) under the bottom's own prior, (b,): the prior term that the top
+    level replaces.
+    """
     total = torch.zeros(())
     for i, (loc, scale) in enumerate(experts.private.values()):
         kl = family.kl(loc, scale, torch.zeros_like(loc), torch.ones_like(scale))
@@ -119,13 +124,13 @@ def _prior_cross_entropy(family: Family, batch: Batch, experts: Experts) -> Tens
 def _bound_without_top(bottom: Decoding, batch: Batch, experts: Experts, upper: Batch) -> Tensor:
     """Σ_{m∈O} [log p(x_m|z_m) - E_q log q(z_m|x_m)] at the draws z_m that the top sees, (b,).
 
-    The decoders are in evaluation mode meanwhile, so that they draw no noise and none of their running values moves
-    again.
+    The decoders are in evaluation mode meanwhile, so that they draw no noise and none of their
+    running values moves again.
     """
     w = {name: rearrange(z, "b p -> 1 1 b p") for name, z in upper.data.items()}
     some = next(iter(w.values()))
     nothing = some[..., :0]
-    with evaluation(bottom.decoders):
+    with evaluation(cast(nn.ModuleDict, bottom.decoders)):
         log_px = bottom.log_px(batch, nothing, w, batch.observed)
     total = rearrange(log_px.sum(-1), "1 1 b -> b")
     for i, (_, scale) in enumerate(experts.private.values()):

@@ -1,4 +1,5 @@
-"""Model: encoders → aggregator → posterior → decoders and likelihoods, with a prior, from any parts.
+"""Model: encoders → aggregator → posterior → decoders and likelihoods, with a prior, from any
+parts.
 
 Axes: b rows, m modalities, d latent, p private latent, k components, c pseudo-inputs.
 """
@@ -8,18 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from mvkit.core import noise
 from mvkit.core.batch import Batch, indices_of
-from mvkit.core.decoding import Decoding
+from mvkit.core.decoding import Decoder, Decoding
 from mvkit.core.experts import Experts
 from mvkit.core.mixture import Mixture
-from mvkit.core.modality import ModalityLike, PartLike, Sizes
+from mvkit.core.modality import Modality, ModalityLike, PartLike, Sizes
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Draws, Posterior
 from mvkit.core.terms import Draw, Reconstruct, Terms, Want
@@ -36,7 +37,8 @@ from mvkit.registry.spec import as_part, to_dict
 
 
 class Model(MultimodalModel):
-    """A multimodal generative model p(z) ∏_m p(x_m|z, w_m) with a posterior for any subset of modalities.
+    """A multimodal generative model p(z) ∏_m p(x_m|z, w_m) with a posterior for any subset of
+    modalities.
 
     Parts are named by a string, an object or a dict; `mvkit.available(kind)` lists them.
 
@@ -47,7 +49,8 @@ class Model(MultimodalModel):
         prior: p(z).
         objective: what `loss` computes.
         family: distribution of the experts.
-        rescale: factors of the log-likelihoods in objectives: None, `dims` (max_j d_j / d_m), or a mapping.
+        rescale: factors of the log-likelihoods in objectives: None, `dims` (max_j d_j / d_m), or a
+        mapping.
         private_from: rule of private latents, `evidence` or `observed`; None: the aggregator's.
         schedule: the stages that `fit` goes through.
         seed: makes the initial weights reproducible; None: torch's global state.
@@ -84,7 +87,7 @@ class Model(MultimodalModel):
         super().__init__()
         try:
             spec = ModelSpec(
-                modalities=modalities,
+                modalities=cast(dict[str, Modality], modalities),  # converted by the spec
                 latent_dim=latent_dim,
                 aggregator=aggregator,
                 prior=prior,
@@ -109,10 +112,15 @@ class Model(MultimodalModel):
         self.objective = parts.objective
         self.encoders = parts.encoders
         self.decoders = parts.decoders
-        self.prior = parts.prior
+        self.prior = cast(nn.Module, parts.prior)
         self.cross = parts.cross
-        rule = parts.spec.private_from
-        self.decoding = Decoding(self.modalities, self.decoders, self.cross, self.family, rule)
+        self.decoding = Decoding(
+            self.modalities,
+            cast(Mapping[str, Decoder], self.decoders),
+            cast(Mapping[str, Tensor], self.cross),
+            self.family,
+            str(parts.spec.private_from),
+        )
         self.prior_name = str(plugins.name_of("prior", type(self.spec.prior)))
         # with trained auxiliary priors r_m other than p(w), what is reported bounds nothing
         self.bound_name = "surrogate_bound" if len(self.cross) else "bound"
@@ -134,7 +142,7 @@ class Model(MultimodalModel):
         self, batch: Batch, *, training: bool = False, generator: Generator = None
     ) -> Experts:
         return Experts(
-            self.encoders,
+            cast(Mapping[str, nn.Module], self.encoders),
             self.modalities,
             batch,
             family=self.family,
@@ -158,14 +166,14 @@ class Model(MultimodalModel):
             posterior = self._aggregated_posterior(prior.pseudo_inputs)
         elif prior.conditional and experts is not None:
             posterior = self.joint_posterior(experts.batch, experts)
-        return prior.density(posterior)
+        return prior.density(cast(Mixture | None, posterior))
 
     def _aggregated_posterior(self, inputs: dict[str, Tensor]) -> Mixture:
         """The posteriors of c rows as one mixture, each row with the same weight."""
         c = len(next(iter(inputs.values())))
         mask = torch.ones(c, len(self.names), dtype=torch.bool, device=self.like.device)
         rows = Batch(inputs, mask, schema=self.schema, **indices_of(mask))
-        each = self.aggregator.forward(self.experts(rows), rows)
+        each = cast(Mixture, self.aggregator.forward(self.experts(rows), rows))
         loc = rearrange(each.loc, "k c d -> (k c) 1 d")
         scale = rearrange(each.scale, "k c d -> (k c) 1 d")
         log_weight = rearrange(each.log_weight - math.log(c), "k c -> (k c) 1")
@@ -215,8 +223,8 @@ class Model(MultimodalModel):
             posterior: where z comes from; None: the aggregator's.
             draw: how components are drawn.
             reconstruct: `all` observed modalities, or each component's `own` evidence.
-            want: `kl`: closed-form KLs, or the components' densities without one; `mixture`: p(z) and the
-                mixture's density.
+            want: `kl`: closed-form KLs, or the components' densities without one; `mixture`: p(z)
+                and the mixture's density.
             stop_density: stop the gradient of log q's own parameters (DReG).
             private_from: rule of the private latents; None: the model's.
         """

@@ -1,6 +1,7 @@
 """MultimodalModel: what users ask of a model, whatever it is made of.
 
-Axes: n samples asked for, b rows, m modalities, d latent, p private latent, c clusters. Log-probabilities in nats.
+Axes: n samples asked for, b rows, m modalities, d latent, p private latent, c clusters.
+Log-probabilities in nats.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ Answer = TypeVar("Answer")
 class MultimodalModel(nn.Module, ABC):
     """A trained or trainable model of several modalities: `Model`, `Stack`, or one of your own.
 
-    To implement one, set `spec`, `names`, `modalities`, `latent_dim`, `n_clusters`, `prior`, `aggregator`, `objective`
-    and `decoding` on a subclass, and write the abstract methods, which see conformed batches only; everything that
-    users call then works.
+    To implement one, set `spec`, `names`, `modalities`, `latent_dim`, `n_clusters`, `prior`,
+    `aggregator`, `objective` and `decoding` on a subclass, and write the abstract methods, which
+    see conformed batches only; everything that users call then works.
     """
 
     spec: Any
@@ -92,33 +93,33 @@ class MultimodalModel(nn.Module, ABC):
     def conditional_posteriors(
         self, rows: Batch, asked: ConditioningSets
     ) -> Iterator[ConditionalPosterior]:
-        """The posteriors given each of several sets of modalities, in turn; no modality is encoded twice."""
+        """The posteriors given each of several sets of modalities, in turn."""
 
     @abstractmethod
     def prior_draws(
         self, n: int, cluster: int | None, generator: Generator
     ) -> tuple[Tensor, Tensor | None]:
-        """Draws z (n, d) of the prior, or of one of its clusters, and their clusters (n,) if it has any."""
+        """Draws z (n, d) of the prior, or of one cluster, and their clusters (n,) if it has any."""
 
     @abstractmethod
     def generate(
         self, options: GenerationOptions, condition: ConditionalPosterior
     ) -> dict[str, Tensor]:
-        """Modalities {name: (n, b, *shape)} of the rows of a conditional posterior; see `translate`."""
+        """Modalities {name: (n, b, *shape)} of the rows of a conditional posterior."""
 
     @abstractmethod
     def weight_blocks(self, batch: Batch, sampling: Sampling) -> Iterator[Tensor]:
-        """Log importance weights of iid draws in blocks (n_i, b); 0 in rows that observe nothing."""
+        """Log importance weights in blocks (n_i, b); 0 in rows that observe nothing."""
 
     @abstractmethod
     def predictive_blocks(
         self, batch: Batch, posterior: Posterior, sampling: Sampling
     ) -> Iterator[Tensor]:
-        """Log p(x|z) of all that a batch observes at draws of a posterior, in blocks (n_i, b), p(w|z) drawn from."""
+        """Log p(x|z, w) at draws of a posterior and w ~ p(w), in blocks (n_i, b)."""
 
     @abstractmethod
     def responsibilities(self, rows: Batch) -> Tensor:
-        """p(c|z_m) at the mean of each modality's own posterior, (m, b, c); what is unobserved means nothing."""
+        """p(c|z_m) at the mean of each modality's own posterior, (m, b, c)."""
 
     def sampler_header(self) -> dict[str, Any]:
         """The samplers' part of the header; nothing where none was fitted."""
@@ -154,7 +155,8 @@ class MultimodalModel(nn.Module, ABC):
         """Evaluates a function of batches block by block, in evaluation mode, without gradients.
 
         Args:
-            function: from a conformed batch to a tensor, or a mapping of tensors, with the rows on axis `dim`.
+            function: from a conformed batch to a tensor, or a mapping of tensors, with the rows on
+                axis `dim`.
             data: rows.
             dim: the axis along which the blocks are put together.
             rows: rows of a block; None: 1,024.
@@ -172,7 +174,7 @@ class MultimodalModel(nn.Module, ABC):
         *,
         inference: bool = False,
     ) -> Posterior:
-        """The posterior of a conformed batch given one set of modalities; see `conditional_posteriors`."""
+        """The posterior of a conformed batch given one set of modalities."""
         asked = ConditioningSets([given], empty, inference, generator)
         return next(self.conditional_posteriors(rows, asked)).posterior
 
@@ -199,14 +201,11 @@ class MultimodalModel(nn.Module, ABC):
             rows = _with_bits(rows, drawn, generator)
         chosen = self.objective if objective is None else self.build_objective(objective)
         experts = self.experts(rows, training=self.training, generator=generator)
-        loss = chosen.forward(self, rows, experts)
+        # an objective takes the kind of model that it was built for
+        loss = chosen.forward(self, rows, experts)  # type: ignore[arg-type]
         return loss.checked(len(rows.observed), type(chosen))
 
-    def forward(
-        self, batch: Rows, *, objective: ObjectiveLike | None = None, generator: Generator = None
-    ) -> Loss:
-        """`loss`, so that wrappers such as DistributedDataParallel see it."""
-        return self.loss(batch, objective=objective, generator=generator)
+    forward = loss  # so that wrappers such as DistributedDataParallel see it
 
     def in_units(self, data: dict[str, Tensor], units: Units) -> dict[str, Tensor]:
         """Values {name: (..., *shape)} of the model in the units asked for."""
@@ -223,11 +222,12 @@ class MultimodalModel(nn.Module, ABC):
 
         Args:
             batch: rows.
-            given: modalities to look at; None: all that each row has; (): none, which gives the prior.
+            given: modalities to look at; None: all that each row has; (): none, which is the prior.
             empty: rows with none of them: `error`, or the `prior`.
 
         Returns:
-            rsample(n) (n, b, d), log_prob, mean, log_weight, evidence; mostly a `Mixture`, with loc and scale too.
+            rsample(n) (n, b, d), log_prob, mean, log_weight, evidence; mostly a `Mixture`, with
+            loc and scale too.
         """
         names = names_of(given, self.names)
         with evaluation(self):
@@ -236,8 +236,8 @@ class MultimodalModel(nn.Module, ABC):
     def encode(self, batch: Rows, given: Names = None, *, empty: Empty = "error") -> Tensor:
         """Posterior mean of each row from whatever it has, or from `given`, (b, d).
 
-        The aggregator says which posterior: mopoe takes the product of what is given, so that this need not equal
-        `posterior().mean`.
+        The aggregator says which posterior: mopoe takes the product of what is given, so that this
+        need not equal `posterior().mean`.
         """
         names = names_of(given, self.names)
 
@@ -253,7 +253,9 @@ class MultimodalModel(nn.Module, ABC):
         *,
         empty: Empty = "error",
     ) -> dict[tuple[str, ...], Tensor]:
-        """Posterior means given each of several sets of modalities, {set: (b, d)}; no modality is encoded twice.
+        """Posterior means given each of several sets of modalities, {set: (b, d)}.
+
+        No modality is encoded twice.
 
         Args:
             batch: rows.
@@ -293,10 +295,12 @@ class MultimodalModel(nn.Module, ABC):
     def decode(
         self, z: Tensor, private: Mapping[str, Tensor] | None = None, *, units: Units = "data"
     ) -> dict[str, Tensor]:
-        """Decoder means {name: (..., *shape)} at latents z (..., d) and private latents {name: (..., p)}.
+        """Decoder means {name: (..., *shape)} at latents z (..., d) and private latents {name:
+        (..., p)}.
 
-        Private latents that are not given are 0, the mean of their prior. Gradients flow only to latents that ask
-        for them. `units`: `data`, undoing the modalities' transforms, in the shape of the user's data; or `model`.
+        Private latents that are not given are 0, the mean of their prior. Gradients flow only to
+        latents that ask for them. `units`: `data`, undoing the modalities' transforms, in the
+        shape of the user's data; or `model`.
         """
         z = self._latent(z, "z", self.latent_dim)
         given = {}
@@ -350,7 +354,8 @@ class MultimodalModel(nn.Module, ABC):
             n: draws of z.
             latent: `draw` latents, or take their `mean`.
             sample: draw from the likelihood as well, instead of taking its mean.
-            private_source: private latents of what was not given: from the `prior` p(w), or `cross`, from r_m.
+            private_source: private latents of what was not given: from the `prior` p(w), or
+            `cross`, from r_m.
             empty: rows with none of what is given: `error`, or generated from the `prior`.
             units: see `decode`.
             generator: source of randomness.

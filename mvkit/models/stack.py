@@ -59,7 +59,9 @@ class StackDecoding:
         sample: bool = False,
         generator: Generator = None,
     ) -> Tensor:
-        """Down from the top's z, or from the modality's own latent w if it is given, (..., *shape)."""
+        """Down from the top's z, or from the modality's own latent w if it is given, (...,
+        *shape).
+        """
         if w is None:
             w = self.top.decode(name, z, None)
         nothing = z.new_zeros(*w.shape[:-1], 0)
@@ -80,14 +82,15 @@ class Stack(MultimodalModel):
     """Two levels: p(z_top) ∏_m p(z_m|z_top) p(x_m|z_m). Parameters are named `levels.<i>.…`.
 
     Args:
-        levels: the bottom, a model with `latent_dim=0` and a private latent z_m for each modality; and the top, a model
-            whose modalities are the z_m.
+        levels: the bottom, a model with `latent_dim=0` and a private latent z_m for each modality;
+            and the top, a model whose modalities are the z_m.
         objective: `levels`, or a spec of it; None: each level's own objective.
         schedule: the stages that `fit` goes through.
-        through_top: reconstruct given modalities through the top level too, instead of from their own z_m.
+        through_top: reconstruct given modalities through the top level too, instead of from their
+            own z_m.
 
-    Reference: Vasco et al., Leveraging Hierarchy in Multimodal Generative Models for Effective Cross-Modality
-    Inference (Nexus), 2022, https://doi.org/10.1016/j.neunet.2021.11.019.
+    Reference: Vasco et al., Leveraging Hierarchy in Multimodal Generative Models for Effective
+    Cross-Modality Inference (Nexus), 2022, https://doi.org/10.1016/j.neunet.2021.11.019.
     """
 
     decoding: StackDecoding
@@ -152,7 +155,9 @@ class Stack(MultimodalModel):
         return self.bottom.experts(batch, training=training, generator=generator)
 
     def up(self, batch: Batch, experts: Experts, *, drawn: bool) -> Batch:
-        """The bottom's latents as a batch of the top: draws, or means; their gradient is stopped."""
+        """The bottom's latents as a batch of the top: draws, or means; their gradient is
+        stopped.
+        """
         data = {}
         for name, (loc, scale) in experts.private.items():
             z = loc.detach()
@@ -178,7 +183,9 @@ class Stack(MultimodalModel):
     def generate(
         self, options: GenerationOptions, condition: ConditionalPosterior
     ) -> dict[str, Tensor]:
-        """Down to every modality; what was given comes from its own latent unless `through_top`."""
+        """Down to every modality; what was given comes from its own latent unless
+        `through_top`.
+        """
         z = options.latents(condition)
         generator = options.generator
         data = {}
@@ -201,7 +208,9 @@ class Stack(MultimodalModel):
         return self.top.prior_draws(n, cluster, generator)
 
     def weight_blocks(self, batch: Batch, sampling: Sampling) -> Iterator[Tensor]:
-        """Importance weights through both levels: Σ log p(x_m|z_m) - log q(z_m|x_m), and the top's of the z_m."""
+        """Importance weights through both levels: Σ log p(x_m|z_m) - log q(z_m|x_m), and the top's
+        of the z_m.
+        """
         if sampling.proposal != "mixture":
             raise RequestError(
                 f"proposal={sampling.proposal!r}: a stack draws from its own posteriors; take "
@@ -226,7 +235,9 @@ class Stack(MultimodalModel):
     def predictive_blocks(
         self, batch: Batch, posterior: Posterior, sampling: Sampling
     ) -> Iterator[Tensor]:
-        """See `MultimodalModel.predictive_blocks`; the bottom's latents are drawn from p(z_m|z)."""
+        """See `MultimodalModel.predictive_blocks`; the bottom's latents are drawn from
+        p(z_m|z).
+        """
         generator = sampling.generator
         for size in block_sizes(self.bottom, sampling.n, len(batch), sampling.memory):
             z = posterior.rsample(size, generator)
@@ -244,7 +255,9 @@ class Stack(MultimodalModel):
     def _draws(
         self, experts: Experts, n: int, observed: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Draws of the bottom's latents {name: (n, 1, b, p)}, and Σ_{m∈O} log q(z_m|x_m), (n, 1, b)."""
+        """Draws of the bottom's latents {name: (n, 1, b, p)}, and Σ_{m∈O} log q(z_m|x_m), (n, 1,
+        b).
+        """
         decoding = self.bottom.decoding
         draws = {}
         log_q = observed.new_zeros(n, 1, len(observed), dtype=self.like.dtype)
