@@ -1,11 +1,15 @@
-"""Every error that mvkit raises. The form of a message: where: what is wrong; what was expected; what to do."""
+"""Every error that mvkit raises.
+
+The form of a message: where: what is wrong; what was expected; what to do.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class MvkitError(Exception):
@@ -33,6 +37,15 @@ class SpecError(MvkitError, ValueError):
         return type(self)(self.reason, f"{name}.{self.path}" if self.path else name)
 
 
+@contextlib.contextmanager
+def within(path: str) -> Iterator[None]:
+    """Inside, the path of a SpecError starts at `path`."""
+    try:
+        yield
+    except SpecError as error:
+        raise error.within(path) from None
+
+
 class UnknownComponent(SpecError, LookupError):
     """A name that no registered part has."""
 
@@ -58,20 +71,20 @@ class NothingObserved(DataError):
     """
 
     def __init__(self, row: int, given: str = "") -> None:
-        what = f"none of the given modalities ({given})" if given else "nothing"
-        remedy = (
-            "give empty='prior' to answer from the prior, or leave the row out"
-            if given
-            else "leave the row out"
-        )
+        what = "nothing"
+        remedy = "leave the row out"
+        if given:
+            what = f"none of the given modalities ({given})"
+            remedy = "give empty='prior' to answer from the prior, or leave the row out"
         super().__init__(
             f"batch: row {row} observes {what}; expected one modality at least; {remedy}"
         )
-        self.row, self.given = row, given
+        self.row = row
+        self.given = given
 
 
 class NonFiniteError(DataError):
-    """Training met a loss or a gradient that is no number."""
+    """A loss or a gradient in training that is not finite."""
 
 
 class RequestError(MvkitError, ValueError):
@@ -83,11 +96,11 @@ class CheckpointError(MvkitError, ValueError):
 
 
 class PluginError(MvkitError, RuntimeError):
-    """What is wrong with installed packages, where `MVKIT_PLUGINS_STRICT=1` asks to hear of it."""
+    """Problems of installed packages, raised where `MVKIT_PLUGINS_STRICT=1` asks for it."""
 
 
 def suggest(name: str, options: Iterable[str]) -> str:
-    """What to say after an unknown name: the nearest valid one, or all of them."""
+    """The end of a message about an unknown name: the nearest valid one, or all of them."""
     options = sorted(options)
     lower = {option.lower(): option for option in options}
     near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
@@ -109,16 +122,18 @@ def check_option(name: str, value: object, *choices: object) -> None:
 
 def check_whole_number(name: str, value: object, low: int | None = None) -> int:
     """The value as an int; raises RequestError unless it is a whole number of at least `low`."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or (low is not None and value < low):
-        least = "" if low is None else f" of at least {low}"
-        raise RequestError(f"{name}={value!r}; expected a whole number{least}")
-    return int(value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        number = int(value)
+        if low is None or number >= low:
+            return number
+    least = "" if low is None else f" of at least {low}"
+    raise RequestError(f"{name}={value!r}; expected a whole number{least}")
 
 
 def check_number(name: str, value: object, low: float = 0.0) -> float:
-    """The value as a float; raises RequestError unless it is a finite number of at least `low`."""
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real or not low <= float(value) < math.inf:
-        raise RequestError(f"{name}={value!r}; expected a number of at least {low:g}")
-    return float(value)
+    """The value as a float; raises RequestError unless it is finite and at least `low`."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        number = float(value)
+        if low <= number < math.inf:
+            return number
+    raise RequestError(f"{name}={value!r}; expected a number of at least {low:g}")

@@ -20,14 +20,14 @@ from mvkit.parts.objectives.elbo import ELBO
 from mvkit.parts.priors import DiagonalPrior
 from mvkit.parts.samplers import GMM, GMMSampler
 from mvkit.registry import plugins
-from mvkit.registry.builtin_parts import DECLARED
+from mvkit.registry.builtin_parts import mvkit_components
 from mvkit.registry.component import Component
 from mvkit.testing import ConformanceError, check_component, model_parts, other_parts
 from mvkit.training.annealing import Linear
 from mvkit.training.optimizers import Adam
 from mvkit.training.stages import Single, Stage
 
-BUILT_IN = [(kind, name) for kind, parts in DECLARED.items() for name in parts]
+BUILT_IN = [(part.kind, part.name) for part in mvkit_components()]
 OPTIONS = {"sum": {"terms": ["elbo", {"name": "align", "alpha": 2.0}], "weights": [1.0, 0.5]}}
 SKIP = {
     "joint": [

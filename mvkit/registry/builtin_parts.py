@@ -4,141 +4,86 @@ from __future__ import annotations
 
 from mvkit.registry.component import Component, hookimpl
 
-DECLARED = {
-    "aggregator": {
-        "poe": ("mvkit.parts.aggregators.products:PoE", "product of experts"),
-        "moe": ("mvkit.parts.aggregators.mixtures:MoE", "mixture of experts"),
-        "mopoe": ("mvkit.parts.aggregators.mixtures:MoPoE", "mixture of products over subsets"),
-        "joint": (
-            "mvkit.parts.aggregators.joint_encoder:Joint",
-            "joint encoder with unimodal surrogates",
-        ),
-        "wasserstein": (
-            "mvkit.parts.aggregators.barycentre:Wasserstein",
-            "Wasserstein barycentre",
-        ),
-        "gpoe": (
-            "mvkit.parts.aggregators.products:GPoE",
-            "product with trained weights per dimension",
-        ),
-        "set": ("mvkit.parts.aggregators.messages:Set", "learned, permutation-invariant"),
-        "top_down_poe": ("mvkit.parts.top_down:TopDownPoE", "a product of experts at each level"),
-        "mean_message": (
-            "mvkit.parts.aggregators.messages:MeanMessage",
-            "mean of messages and a head",
-        ),
-    },
-    "prior": {
-        "standard": ("mvkit.parts.priors:Standard", "standard of the family"),
-        "learnable": ("mvkit.parts.priors:Learnable", "diagonal, trained"),
-        "vamp": ("mvkit.parts.priors:Vamp", "posterior of trained pseudo-inputs"),
-        "posterior_mixture": (
-            "mvkit.parts.priors:PosteriorMixture",
-            "mixture of the row's unimodal posteriors",
-        ),
-        "top_down": ("mvkit.parts.top_down:TopDown", "levels of latents, each given those above"),
-        "mog": ("mvkit.parts.priors:MoG", "mixture of the family, trained"),
-    },
-    "objective": {
-        "elbo": ("mvkit.parts.objectives.elbo:ELBO", "evidence lower bound"),
-        "iwae": ("mvkit.parts.objectives.importance_weighted:IWAE", "importance-weighted bound"),
-        "dreg": (
-            "mvkit.parts.objectives.importance_weighted:DReG",
-            "iwae, doubly reparametrised gradient",
-        ),
-        "align": ("mvkit.parts.objectives.composite:Align", "KL to the unimodal posteriors"),
-        "sum": ("mvkit.parts.objectives.composite:Sum", "weighted sum of objectives"),
-        "telbo": ("mvkit.parts.objectives.published:TELBO", "joint and unimodal bounds"),
-        "jmvae": ("mvkit.parts.objectives.published:JMVAE", "joint bound and alignment"),
-        "levels": ("mvkit.models.stack:Levels", "one objective a level of a stack"),
-        "mvtcae": ("mvkit.parts.objectives.published:MVTCAE", "total correlation"),
-        "crmvae": (
-            "mvkit.parts.objectives.published:CRMVAE",
-            "joint and unimodal reconstructions",
-        ),
-    },
-    "family": {
-        "normal": ("mvkit.parts.families:Normal", "normal, log-variance"),
-        "normal_softplus": ("mvkit.parts.families:NormalSoftplus", "normal, softplus scale"),
-        "laplace_softmax": ("mvkit.parts.families:LaplaceSoftmax", "Laplace, scales summing to D"),
-    },
-    "likelihood": {
-        "normal": ("mvkit.parts.likelihoods:Normal", "fixed, trained or optimal scale"),
-        "laplace": ("mvkit.parts.likelihoods:Laplace", "fixed or trained scale"),
-        "bernoulli": ("mvkit.parts.likelihoods:Bernoulli", "bits and grey values"),
-        "categorical": ("mvkit.parts.likelihoods:Categorical", "classes"),
-        "student_t": ("mvkit.parts.likelihoods:StudentT", "heavy tails"),
-    },
-    "network": {
-        "linear": ("mvkit.parts.networks:Linear", "one affine map"),
-        "mlp": ("mvkit.parts.networks:MLP", "fully connected"),
-        "conv": ("mvkit.parts.networks:Conv", "2-d convolutions"),
-        "conv1d": ("mvkit.parts.networks:Conv1d", "1-d convolutions"),
-    },
-    "schedule": {
-        "single": ("mvkit.training.stages:Single", "one stage"),
-        "joint_then_unimodal": (
-            "mvkit.training.stages:JointThenUnimodal",
-            "joint encoder first, then the others",
-        ),
-    },
-    "ramp": {
-        "linear": ("mvkit.training.annealing:Linear", "straight to the end value"),
-        "cosine": ("mvkit.training.annealing:Cosine", "half a cosine"),
-        "cyclical": ("mvkit.training.annealing:Cyclical", "repeated linear ramps"),
-    },
-    "optimizer": {
-        "adam": ("mvkit.training.optimizers:Adam", "fused Adam"),
-        "adamw": ("mvkit.training.optimizers:AdamW", "fused Adam, decoupled decay"),
-    },
-    "transform": {
-        "standardise": ("mvkit.data.transforms:Standardise", "mean 0 and standard deviation 1"),
-        "log1p": ("mvkit.data.transforms:Log1p", "log(1 + x)"),
-        "one_hot": ("mvkit.data.transforms:OneHot", "categories to classes"),
-        "binarise": ("mvkit.data.transforms:Binarise", "bits, by a threshold or drawn"),
-    },
-    "sampler": {
-        "prior": ("mvkit.parts.samplers:Prior", "the model's own prior"),
-        "gmm": ("mvkit.parts.samplers:GMM", "mixture of normals, fitted to latents"),
-    },
-    "metric": {
-        "likelihood": (
-            "mvkit.evaluation.log_likelihood:Likelihood",
-            "joint, marginal, conditional",
-        ),
-        "coherence": ("mvkit.evaluation.coherence:Coherence", "classes of what is generated"),
-        "probe": ("mvkit.evaluation.representation:Probe", "linear classifier on latents"),
-        "clusters": (
-            "mvkit.evaluation.representation:Clusters",
-            "k-means and mixture against classes",
-        ),
-        "latents": (
-            "mvkit.evaluation.representation:Latents",
-            "active dimensions, private shares",
-        ),
-        "reconstruction": (
-            "mvkit.evaluation.reconstruction:Reconstruction",
-            "errors from all that is there",
-        ),
-        "imputation": ("mvkit.evaluation.reconstruction:Imputation", "errors from the others"),
-        "calibration": ("mvkit.evaluation.reconstruction:Calibration", "coverage of intervals"),
-        "frechet": ("mvkit.evaluation.frechet:Frechet", "distance of features"),
-    },
-    "dataset": {
-        "polydigits": (
-            "mvkit.data.datasets.catalogue:PolyDigits",
-            "five pictures of a digit, real images",
-        ),
-        "linear_gaussian": (
-            "mvkit.data.datasets.catalogue:LinearGaussian",
-            "known truth, for proofs",
-        ),
-    },
-}
-
+# by kind: name, class, a few words for listings
+BUILT_IN = """
+[aggregator]
+poe          mvkit.parts.aggregators.products:PoE           product of experts
+moe          mvkit.parts.aggregators.mixtures:MoE           mixture of experts
+mopoe        mvkit.parts.aggregators.mixtures:MoPoE         mixture of products over subsets
+joint        mvkit.parts.aggregators.joint_encoder:Joint    joint encoder with unimodal surrogates
+wasserstein  mvkit.parts.aggregators.barycentre:Wasserstein Wasserstein barycentre
+gpoe         mvkit.parts.aggregators.products:GPoE       product with trained weights per dimension
+set          mvkit.parts.aggregators.messages:Set           learned, permutation-invariant
+top_down_poe mvkit.parts.top_down:TopDownPoE                a product of experts at each level
+mean_message mvkit.parts.aggregators.messages:MeanMessage   mean of messages and a head
+[prior]
+standard          mvkit.parts.priors:Standard         standard of the family
+learnable         mvkit.parts.priors:Learnable        diagonal, trained
+vamp              mvkit.parts.priors:Vamp             posterior of trained pseudo-inputs
+posterior_mixture mvkit.parts.priors:PosteriorMixture mixture of the row's unimodal posteriors
+top_down          mvkit.parts.top_down:TopDown        levels of latents, each given those above
+mog               mvkit.parts.priors:MoG              mixture of the family, trained
+[objective]
+elbo   mvkit.parts.objectives.elbo:ELBO                evidence lower bound
+iwae   mvkit.parts.objectives.importance_weighted:IWAE importance-weighted bound
+dreg   mvkit.parts.objectives.importance_weighted:DReG iwae, doubly reparametrised gradient
+align  mvkit.parts.objectives.composite:Align          KL to the unimodal posteriors
+sum    mvkit.parts.objectives.composite:Sum            weighted sum of objectives
+telbo  mvkit.parts.objectives.published:TELBO          joint and unimodal bounds
+jmvae  mvkit.parts.objectives.published:JMVAE          joint bound and alignment
+levels mvkit.models.levels:Levels                      one objective per level of a stack
+mvtcae mvkit.parts.objectives.published:MVTCAE         total correlation
+crmvae mvkit.parts.objectives.published:CRMVAE         joint and unimodal reconstructions
+[family]
+normal          mvkit.parts.families:Normal         normal, log-variance
+normal_softplus mvkit.parts.families:NormalSoftplus normal, softplus scale
+laplace_softmax mvkit.parts.families:LaplaceSoftmax Laplace, scales summing to D
+[likelihood]
+normal      mvkit.parts.likelihoods:Normal      fixed, trained or optimal scale
+laplace     mvkit.parts.likelihoods:Laplace     fixed or trained scale
+bernoulli   mvkit.parts.likelihoods:Bernoulli   bits and grey values
+categorical mvkit.parts.likelihoods:Categorical classes
+student_t   mvkit.parts.likelihoods:StudentT    heavy tails
+[network]
+linear mvkit.parts.networks:Linear one affine map
+mlp    mvkit.parts.networks:MLP    fully connected
+conv   mvkit.parts.networks:Conv   2-d convolutions
+conv1d mvkit.parts.networks:Conv1d 1-d convolutions
+[schedule]
+single              mvkit.training.stages:Single            one stage
+joint_then_unimodal mvkit.training.stages:JointThenUnimodal joint encoder first, then the others
+[ramp]
+linear   mvkit.training.annealing:Linear   straight to the end value
+cosine   mvkit.training.annealing:Cosine   half a cosine
+cyclical mvkit.training.annealing:Cyclical repeated linear ramps
+[optimizer]
+adam  mvkit.training.optimizers:Adam  fused Adam
+adamw mvkit.training.optimizers:AdamW fused Adam, decoupled decay
+[transform]
+standardise mvkit.data.transforms:Standardise mean 0 and standard deviation 1
+log1p       mvkit.data.transforms:Log1p       log(1 + x)
+one_hot     mvkit.data.transforms:OneHot      categories to classes
+binarise    mvkit.data.transforms:Binarise    bits, by a threshold or drawn
+[sampler]
+prior mvkit.parts.samplers:Prior the model's own prior
+gmm   mvkit.parts.samplers:GMM   mixture of normals, fitted to latents
+[metric]
+likelihood     mvkit.evaluation.log_likelihood:Likelihood     joint, marginal, conditional
+coherence      mvkit.evaluation.coherence:Coherence           classes of what is generated
+probe          mvkit.evaluation.representation:Probe          linear classifier on latents
+clusters       mvkit.evaluation.representation:Clusters       k-means and mixture against classes
+latents        mvkit.evaluation.representation:Latents        active dimensions, private shares
+reconstruction mvkit.evaluation.reconstruction:Reconstruction errors from all that is there
+imputation     mvkit.evaluation.reconstruction:Imputation     errors from the others
+calibration    mvkit.evaluation.reconstruction:Calibration    coverage of intervals
+frechet        mvkit.evaluation.frechet:Frechet               distance of features
+[dataset]
+polydigits      mvkit.data.datasets.catalogue:PolyDigits     five pictures of a digit, real images
+linear_gaussian mvkit.data.datasets.catalogue:LinearGaussian known truth, for proofs
+"""
 
 # parts of packages that are installed apart, for the message that says which
-EXTERNAL_PARTS = {
+EXTERNAL_PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "mvkit-datasets": {
         "dataset": (
             "fsdd",
@@ -160,9 +105,12 @@ EXTERNAL_PARTS = {
 
 @hookimpl
 def mvkit_components() -> list[Component]:
-    """Everything in `DECLARED`."""
-    return [
-        Component(kind, name, target, summary)
-        for kind, parts in DECLARED.items()
-        for name, (target, summary) in parts.items()
-    ]
+    """Every part of `BUILT_IN`."""
+    components = []
+    for line in BUILT_IN.strip().splitlines():
+        if line.startswith("["):
+            kind = line.strip("[]")
+            continue
+        name, target, summary = line.split(maxsplit=2)
+        components.append(Component(kind, name, target, summary))
+    return components

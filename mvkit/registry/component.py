@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import attrs
 import pluggy
+
+from mvkit.errors import suggest
 
 API = 1
 KINDS = [
@@ -22,6 +26,8 @@ KINDS = [
     "transform",
     "recipe",
 ]
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+TARGET = re.compile(r"[\w.]+:\w+")
 
 hookspec = pluggy.HookspecMarker("mvkit")
 hookimpl = pluggy.HookimplMarker("mvkit")
@@ -32,7 +38,7 @@ class Component:
     """A part that a package offers.
 
     Args:
-        kind: one of `mvkit.plugins.KINDS`.
+        kind: one of `mvkit.registry.KINDS`.
         name: `[a-z][a-z0-9_]*`; others may write it qualified, `package/name`.
         target: `"package.module:Class"`, imported when someone first asks for it.
         summary: a few words for listings.
@@ -44,3 +50,29 @@ class Component:
     target: str
     summary: str = ""
     api: int = API
+
+
+def wrong_in(declared: object) -> str | None:
+    """What is wrong with something that a package declares; None if it can be taken."""
+    if not isinstance(declared, Component):
+        return f"declared {declared!r}; expected a Component"
+    for option in ("kind", "name", "target", "summary"):
+        if not isinstance(getattr(declared, option), str):
+            return f"declared {declared!r}; expected a string as its {option}"
+    if declared.kind not in KINDS:
+        options = suggest(declared.kind, KINDS)
+        return f"unknown kind {declared.kind!r} of {declared.name!r}; {options}"
+    return _wrong_in_texts(declared)
+
+
+def _wrong_in_texts(declared: Component) -> str | None:
+    part = f"{declared.kind} {declared.name!r}"
+    if not NAME.fullmatch(declared.name):
+        return f"{part}: a name is made of a-z, 0-9 and _, a letter first"
+    if not TARGET.fullmatch(declared.target):
+        return f"{part}: target {declared.target!r}; expected 'package.module:Class'"
+    if type(declared.api) is not int or declared.api < 1:
+        return f"{part}: api {declared.api!r}; expected a whole number from 1 on"
+    if declared.api > API:
+        return f"{part} needs component API {declared.api}, not {API}; upgrade mvkit"
+    return None
