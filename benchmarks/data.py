@@ -30,7 +30,8 @@ from run import pairs
 
 import mvkit
 from mvkit.core.batch import conform
-from mvkit.data.pipeline import Pipeline, order
+from mvkit.data.batch_order import order
+from mvkit.data.pipeline import Pipeline
 from mvkit.data.shards import Shards, save_shards
 from mvkit.data.sources import Source
 

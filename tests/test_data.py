@@ -5,7 +5,8 @@ import torch
 
 import mvkit
 from mvkit.data.datasets.polydigits import make
-from mvkit.data.missing import at_random, uniforms
+from mvkit.core.noise import row_uniforms as uniforms
+from mvkit.data.missing import at_random
 
 
 def test_polydigits():

@@ -87,7 +87,7 @@ def kinds(batch):
 
 
 KINDS = tuple(kinds(numbered(1)))
-LAYOUT = model().schema
+SCHEMA = model().schema
 
 
 def same(one, other):
@@ -97,17 +97,17 @@ def same(one, other):
         assert x.extra["word"] == y.extra["word"]
         assert torch.equal(x.observed, y.observed)
         assert all(torch.equal(x.data[n], y.data[n]) for n in NAMES)
-        for a, b in zip((*x.rows, x.complete_rows), (*y.rows, y.complete_rows), strict=True):
+        for a, b in zip((*x.observed_rows, x.complete_rows), (*y.observed_rows, y.complete_rows), strict=True):
             assert (a is None) == (b is None)
             assert a is None or torch.equal(a, b)
-        assert x.nothing == y.nothing
+        assert x.first_empty_row == y.first_empty_row
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_from_anywhere_give_the_same_batches(kind):
     batch = numbered()
-    options = {"batch_size": 4, "seed": 3, "shuffle": kind != "stream", "layout": LAYOUT}
-    expected = mvkit.core.batch.conform(batch, LAYOUT)
+    options = {"batch_size": 4, "seed": 3, "shuffle": kind != "stream", "schema": SCHEMA}
+    expected = mvkit.core.batch.conform(batch, SCHEMA)
     index = order(11, shuffle=kind != "stream", seed=3, epoch=0).split(4)
     same(list(Pipeline(kinds(batch)[kind], **options)), [expected.take(i) for i in index])
 
@@ -116,7 +116,7 @@ def test_rows_from_anywhere_give_the_same_batches(kind):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resume_is_exact_at_every_batch_on_any_ranks_and_workers(kind, workers):
     batch = numbered()
-    options = {"batch_size": 4, "seed": 1, "layout": LAYOUT}
+    options = {"batch_size": 4, "seed": 1, "schema": SCHEMA}
     pipeline = Pipeline(kinds(batch)[kind], **options)
     pipeline.set_epoch(2)
     expected = list(pipeline)
@@ -151,9 +151,9 @@ def test_resume_is_exact_at_every_batch_on_any_ranks_and_workers(kind, workers):
 )
 def test_ranks_share_every_batch_once(b, size, ranks, kind):
     batch = numbered(b)
-    whole = [x.extra["id"] for x in Pipeline(kinds(batch)[kind], batch_size=size, schema=LAYOUT)]
+    whole = [x.extra["id"] for x in Pipeline(kinds(batch)[kind], batch_size=size, schema=SCHEMA)]
     parts = [
-        list(Pipeline(kinds(batch)[kind], batch_size=size, schema=LAYOUT, rank=r, ranks=ranks))
+        list(Pipeline(kinds(batch)[kind], batch_size=size, schema=SCHEMA, rank=r, ranks=ranks))
         for r in range(ranks)
     ]
     assert {len(part) for part in parts} == {math.ceil(b / size)}
@@ -202,14 +202,14 @@ def test_bounds_of_rows_do_not_depend_on_mask_order_or_batches(data):
 
 def test_one_row_last_and_more_rows_a_batch_than_data():
     assert [len(x) for x in Pipeline(numbered(5), batch_size=4)] == [4, 1]
-    assert [len(x) for x in Pipeline(Dicts(numbered(5)), batch_size=64, schema=LAYOUT)] == [5]
+    assert [len(x) for x in Pipeline(Dicts(numbered(5)), batch_size=64, schema=SCHEMA)] == [5]
     assert len(Pipeline(numbered(5), batch_size=64)) == 1
 
 
 @pytest.mark.parametrize("empty", [Batch({}), [], Gathered(numbered(3).take(slice(0, 0)))])
 def test_no_rows(empty):
     with pytest.raises(DataError, match="no rows; expected one at least"):
-        Pipeline(empty, schema=None if isinstance(empty, Batch) else LAYOUT)
+        Pipeline(empty, schema=None if isinstance(empty, Batch) else SCHEMA)
 
 
 class Broken(Dicts):
@@ -222,7 +222,7 @@ class Broken(Dicts):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_of_an_item_arrives_as_it_was_with_its_row(workers):
     with pytest.raises(FileNotFoundError, match=r"7\.png") as caught:
-        list(Pipeline(Broken(numbered()), batch_size=4, schema=LAYOUT, workers=workers))
+        list(Pipeline(Broken(numbered()), batch_size=4, schema=SCHEMA, workers=workers))
     assert caught.value.errno == 2
     assert "at row 7 of the data" in caught.value.__notes__
 
@@ -245,7 +245,7 @@ def test_rows_of_the_data_are_named_when_a_batch_does_not_fit():
     with pytest.raises(
         DataError, match=r"batch.data\['b'\]: row 1 \(id 4\), element .* 7.0 cannot be taken"
     ) as caught:
-        list(Pipeline(Gathered(bad), batch_size=3, shuffle=False, schema=LAYOUT))
+        list(Pipeline(Gathered(bad), batch_size=3, shuffle=False, schema=SCHEMA))
     assert "[3, 4, 5]" in caught.value.__notes__[0]
 
 
@@ -302,7 +302,7 @@ def test_items_say_what_they_lack():
 
 def test_batches_with_one_pattern_each():
     batch = numbered(40)
-    pipeline = Pipeline(batch, batch_size=4, group="pattern", seed=2, schema=LAYOUT)
+    pipeline = Pipeline(batch, batch_size=4, group="pattern", seed=2, schema=SCHEMA)
     found = list(pipeline)
     assert all(len(x.observed.unique(dim=0)) == 1 for x in found)
     assert sorted(i for x in found for i in x.extra["id"].tolist()) == list(range(40))
@@ -343,13 +343,20 @@ def test_balanced_batches(strings):
         ({"batch_size": 0}, "batch_size=0; expected a whole number of at least 1"),
         ({"workers": -1}, "workers=-1; expected a whole number of at least 0"),
         ({"rank": 2, "ranks": 2}, "rank=2; expected one of 0 to 1"),
-        ({"group": "random"}, "group='random'; expected None, 'pattern' or 'balanced'"),
+        ({"group": "random"}, "group='random'; expected None or 'pattern' or 'balanced'"),
     ],
 )
 def test_options_that_cannot_be(options, parts):
     with pytest.raises(RequestError) as caught:
         Pipeline(numbered(), **options)
     assert parts in str(caught.value)
+
+
+def test_the_old_name_of_schema_still_works():
+    with pytest.warns(DeprecationWarning, match="Pipeline: layout= is now schema="):
+        pipeline = Pipeline(numbered(5), batch_size=2, layout=SCHEMA)
+    assert pipeline.schema is SCHEMA
+    same(list(pipeline), list(Pipeline(numbered(5), batch_size=2, schema=SCHEMA)))
 
 
 def test_requests_that_cannot_be_met():
@@ -366,19 +373,19 @@ def test_requests_that_cannot_be_met():
     with pytest.raises(TypeError, match="number of batches of a stream"):
         len(Pipeline(Stream([], NAMES)))
     with pytest.raises(
-        DataError, match=r"which keys are modalities\? Give schema=model.schema, or Items"
+        DataError, match=r"which keys are modalities\? Give schema=model.schema, or Items.*mvkit.data.sources"
     ):
         Pipeline(Dicts(numbered()))
     with pytest.raises(ShapeError, match="unknown modality 'd'; known: 'a', 'b', 'c'"):
-        Pipeline(Items([{}], ("a", "d")), schema=LAYOUT)
+        Pipeline(Items([{}], ("a", "d")), schema=SCHEMA)
     with pytest.raises(ShapeError, match="an item is a tuple; expected a dict"):
-        list(Pipeline([(1, 2)], schema=LAYOUT))
+        list(Pipeline([(1, 2)], schema=SCHEMA))
     with pytest.raises(
         ShapeError,
         match=r"'a': row 1 of the batch has shape \(4,\), row 0 \(3,\); expected one shape",
     ):
         list(
-            Pipeline([{"a": torch.zeros(3)}, {"a": torch.zeros(4)}], shuffle=False, schema=LAYOUT)
+            Pipeline([{"a": torch.zeros(3)}, {"a": torch.zeros(4)}], shuffle=False, schema=SCHEMA)
         )
     with pytest.raises(DataError, match="got int; expected a Batch"):
         Pipeline(3)
@@ -387,8 +394,8 @@ def test_requests_that_cannot_be_met():
         def __getitems__(self, indices):
             return tuple(indices)
 
-    with pytest.raises(ShapeError, match=r"Odd.__getitems__ gave a tuple; expected a Batch"):
-        list(Pipeline(Odd(numbered()), schema=LAYOUT))
+    with pytest.raises(ShapeError, match=r"Odd.__getitems__ returned a tuple; expected a Batch"):
+        list(Pipeline(Odd(numbered()), schema=SCHEMA))
 
 
 def test_transforms_come_before_conforming():
@@ -404,7 +411,7 @@ def test_transforms_come_before_conforming():
             kinds(batch)[kind],
             batch_size=2,
             shuffle=False,
-            schema=LAYOUT,
+            schema=SCHEMA,
             transform=doubled,
             workers=2,
         )
@@ -432,14 +439,14 @@ def test_loaders_of_others():
     loader = DataLoader(
         range(11), batch_size=4, collate_fn=lambda index: batch.take(torch.tensor(index))
     )
-    pipeline = as_pipeline(loader, LAYOUT)
+    pipeline = as_pipeline(loader, SCHEMA)
     assert len(pipeline) == 3
-    same(list(pipeline), list(Pipeline(batch, batch_size=4, shuffle=False, schema=LAYOUT)))
+    same(list(pipeline), list(Pipeline(batch, batch_size=4, shuffle=False, schema=SCHEMA)))
     pipeline.load_state_dict({"epoch": 0, "batch": 2})
     assert [x.extra["id"].tolist() for x in pipeline] == [[8, 9, 10]]
     own = Pipeline(batch, batch_size=4, ranks=2, rank=1)
-    placed = as_pipeline(own, LAYOUT, ranks=5, rank=3)
+    placed = as_pipeline(own, SCHEMA, ranks=5, rank=3)
     assert [len(x) for x in placed] == [2, 2, 1]  # the share that the user chose
-    assert next(iter(placed)).schema == LAYOUT
+    assert next(iter(placed)).schema == SCHEMA
     assert own.schema is None
     assert isinstance(Gathered(batch), Source)

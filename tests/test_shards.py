@@ -21,7 +21,7 @@ from mvkit.data.sources import Described, Ordered, Source
 from mvkit.data.shards import INDEX, Shards, save_shards
 
 MODALITIES = modalities()
-LAYOUT = model().schema
+SCHEMA = model().schema
 
 
 def gappy(b=23):
@@ -82,10 +82,10 @@ def test_batches_are_those_of_the_rows_in_memory(folder, window, memory):
         Shards(folder, window=window, memory=memory),
         batch_size=4,
         seed=1,
-        schema=LAYOUT,
+        schema=SCHEMA,
         workers=2,
     )
-    whole = mvkit.core.batch.conform(gappy(), LAYOUT)
+    whole = mvkit.core.batch.conform(gappy(), SCHEMA)
     pipeline.set_epoch(3)
     found = list(pipeline)
     index = torch.cat([x.extra["label"] for x in found])

@@ -1,92 +1,77 @@
-"""Which rows stand in which batch of an epoch: pure functions of (seed, epoch) and of what rows say of themselves.
+"""Which rows make up which batch of an epoch: pure functions of (seed, epoch), masks and labels.
 
 Axes: b rows, n batches, m modalities.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
-
-def generator(seed: int, epoch: int) -> torch.Generator:
-    """Randomness that is a function of (seed, epoch)."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+from mvkit.core import noise
+from mvkit.core.noise import Generator
 
 
 def order(rows: int, *, shuffle: bool, seed: int, epoch: int) -> Tensor:
     """Indices of the rows in an epoch, (b,): a pure function of its arguments."""
-    return (
-        torch.randperm(rows, generator=generator(seed, epoch)) if shuffle else torch.arange(rows)
-    )
+    if not shuffle:
+        return torch.arange(rows)
+    return noise.permutation(rows, noise.seeded(noise.seed_of_epoch(seed, epoch)))
 
 
 def windowed(shards: list[int], *, window: int, seed: int, epoch: int) -> Tensor:
-    """Indices of the rows, (b,): shards in random order, rows shuffled within each window of so many shards.
+    """Indices of the rows, (b,): shards in random order, rows shuffled within windows of shards.
 
     Args:
         shards: rows of each shard, in order.
-        window: shards in a window.
+        window: shards per window.
         seed: of the order.
         epoch: likewise.
     """
-    random = generator(seed, epoch)
-    ends = np.cumsum(shards)
-    turns = torch.randperm(len(shards), generator=random).tolist()
+    generator = noise.seeded(noise.seed_of_epoch(seed, epoch))
+    rows = torch.arange(sum(shards)).split(shards)
     parts = []
-    for start in range(0, len(turns), window):
-        index = torch.cat(
-            [torch.arange(ends[i] - shards[i], ends[i]) for i in turns[start : start + window]]
-        )
-        parts.append(index[torch.randperm(len(index), generator=random)])
+    for turns in noise.permutation(len(shards), generator).split(window):
+        index = torch.cat([rows[i] for i in turns])
+        parts.append(index[noise.permutation(len(index), generator)])
     return torch.cat(parts)
 
 
-def by_pattern(
-    chosen: Tensor, mask: Tensor, size: int, random: torch.Generator | None
-) -> list[Tensor]:
+def by_pattern(chosen: Tensor, mask: Tensor, size: int, generator: Generator) -> list[Tensor]:
     """Batches whose rows observe the same modalities; every row once.
 
     Args:
         chosen: indices of the rows in their order, (b,).
-        mask: what each row observes, (b, m).
-        size: rows a batch; the last of each pattern may have fewer.
-        random: of the order of the batches; None: pattern by pattern.
+        mask: what each row of the data observes, (b, m).
+        size: rows per batch; the last of each pattern may have fewer.
+        generator: randomness of the order of the batches; None: pattern by pattern.
     """
-    key = torch.unique(mask, dim=0, return_inverse=True)[1][chosen]
-    sizes = [
-        part
-        for n in torch.bincount(key).tolist()
-        for part in [size] * (n // size) + [n % size]
-        if part
-    ]
-    batches = chosen[torch.argsort(key, stable=True)].split(sizes)
-    turns = (
-        torch.arange(len(batches))
-        if random is None
-        else torch.randperm(len(batches), generator=random)
-    )
-    return [batches[i] for i in turns.tolist()]
+    _, pattern, counts = torch.unique(mask[chosen], dim=0, return_inverse=True, return_counts=True)
+    by_pattern = chosen[torch.argsort(pattern, stable=True)]
+    batches: list[Tensor] = []
+    for rows in by_pattern.split(counts.tolist()):
+        batches.extend(rows.split(size))
+    if generator is None:
+        return batches
+    return [batches[i] for i in noise.permutation(len(batches), generator)]
 
 
-def balanced(chosen: Tensor, labels: Any, size: int) -> list[Tensor]:
-    """Batches that hold every label equally often, to one row.
+def balanced(chosen: Tensor, labels: object, size: int) -> list[Tensor]:
+    """Batches that hold every label equally often, to within one row.
 
-    As many rows as there are: those of rare labels come again, some of frequent ones wait for another epoch.
+    An epoch has as many rows as there are: rows of rare labels are repeated, some of frequent ones
+    wait for another epoch.
 
     Args:
         chosen: indices of the rows in their order, (b,).
-        labels: a label for each row, (b,): numbers or strings.
-        size: rows a batch.
+        labels: a label for each row of the data, (b,): numbers or strings.
+        size: rows per batch.
     """
-    kinds, key = np.unique(np.asarray(labels), return_inverse=True)
-    found, c = np.empty(len(chosen), dtype=np.int64), len(kinds)
-    for kind in range(c):  # position t of the epoch takes a row of label t mod c
-        rows = chosen.numpy()[key[chosen.numpy()] == kind]
-        wanted = len(found[kind::c])
-        found[kind::c] = np.tile(rows, math.ceil(wanted / len(rows)))[:wanted]
-    return list(torch.from_numpy(found).split(size))
+    rows = chosen.numpy()
+    kinds, kind = np.unique(np.asarray(labels)[rows], return_inverse=True)
+    epoch = np.empty_like(rows)
+    for k in range(len(kinds)):  # position t of the epoch takes a row of label t mod C
+        places = epoch[k :: len(kinds)]
+        places[:] = np.resize(rows[kind == k], len(places))
+    return list(torch.from_numpy(epoch).split(size))

@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mvkit.core import noise
 from mvkit.core.batch import Batch
+from mvkit.core.modality import Modality
+from mvkit.core.validation import Columns
 from mvkit.data.dataset import MultimodalDataset
 from mvkit.data.tables import objects
 from mvkit.errors import DataError
@@ -18,10 +21,10 @@ from mvkit.errors import DataError
 def pair_by_label(
     datasets: Sequence[MultimodalDataset], *, times: int = 1, seed: int = 0
 ) -> MultimodalDataset:
-    """One dataset of rows of several, drawn at random among those of the same label; a function of the seed.
+    """One dataset of rows of several, drawn at random among those of the same label.
 
-    Each row of the first dataset stands `times` times, each time with other partners; the rows of the others are used
-    as evenly as can be.
+    A function of the seed. Each row of the first dataset occurs `times` times, each time with
+    other partners; the rows of the others are used as evenly as can be.
 
     Args:
         datasets: with labels, and modalities of different names.
@@ -39,54 +42,63 @@ def pair_by_label(
         >>> pair_by_label([a, b]).batch.data["b"].tolist()
         [[1.5], [2.5]]
     """
-    modalities = {name: m for data in datasets for name, m in data.modalities.items()}
-    if len(modalities) < sum(len(data.modalities) for data in datasets):
-        raise DataError(
-            "pair_by_label: two datasets have a modality of the same name; expected different ones; rename"
-        )
+    modalities: dict[str, Modality] = {}
+    for data in datasets:
+        if modalities.keys() & data.modalities.keys():
+            raise DataError(
+                "pair_by_label: two datasets have a modality of the same name; expected "
+                "different ones; rename"
+            )
+        modalities |= data.modalities
     labels = [_labels(data, i) for i, data in enumerate(datasets)]
     wanted = np.tile(labels[0], times)
-    first = torch.arange(len(labels[0])).repeat(times)
-    parts = [datasets[0].take(first)]
-    for i, other in enumerate(datasets[1:], 1):
-        parts.append(other.take(_partners(wanted, labels[i], i, seed)))
-    batches = [
-        part.with_missing(0.0).batch for part in parts
-    ]  # with masks, whatever says what is missing
-    mask = torch.cat([batch.mask for batch in batches if batch.mask is not None], 1)
-    elements = {name: x for batch in batches for name, x in (batch.elements or {}).items()}
+    index = [torch.arange(len(labels[0])).repeat(times)]
+    for i in range(1, len(datasets)):
+        index.append(_partners(wanted, labels[i], i, seed))
+    paired = [data.take(rows) for data, rows in zip(datasets, index, strict=True)]
+    return MultimodalDataset(_side_by_side(paired, tuple(modalities)), modalities)
+
+
+def _side_by_side(datasets: Sequence[MultimodalDataset], names: tuple[str, ...]) -> Batch:
+    """The rows of several datasets of as many rows as one batch."""
+    batches = [data.with_missing(0.0).batch for data in datasets]  # all gaps in masks
+    data: dict[str, Tensor] = {}
+    elements: dict[str, Tensor] = {}
+    columns: dict[str, Columns] = {}
+    for batch in batches:
+        data |= batch.data
+        elements |= batch.elements or {}
+        columns |= batch.columns
+    mask = torch.cat([batch.observed for batch in batches], 1)
     extra = {"label": batches[0].extra["label"]}
     if all("id" in batch.extra for batch in batches):
-        extra["id"] = objects(list(zip(*(batch.extra["id"] for batch in batches), strict=True)))
-    values = {name: x for batch in batches for name, x in batch.data.items()}
-    columns = {name: x for batch in batches for name, x in batch.columns.items()}
-    joined = Batch(values, mask, elements or None, extra, order=tuple(modalities), columns=columns)
-    return MultimodalDataset(joined, modalities)
+        ids = [batch.extra["id"] for batch in batches]
+        extra["id"] = objects(list(zip(*ids, strict=True)))
+    return Batch(data, mask, elements or None, extra, order=names, columns=columns)
 
 
 def _labels(data: MultimodalDataset, i: int) -> np.ndarray:
     if data.labels is None:
         raise DataError(
-            f"pair_by_label: dataset {i} has no labels; expected one for each row; give label= to it"
+            f"pair_by_label: dataset {i} has no labels; expected one for each row; give label= "
+            "to it"
         )
     return np.asarray(data.labels)
 
 
 def _partners(wanted: np.ndarray, labels: np.ndarray, i: int, seed: int) -> Tensor:
     """Rows of the labels wanted, drawn without replacement until all are used, then anew."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + i) % 2**63)
-    chosen = torch.empty(len(wanted), dtype=torch.long)
+    generator = noise.seeded(noise.seed_of_epoch(seed, i))
+    partners = np.empty(len(wanted), dtype=np.int64)
     for label in np.unique(wanted):
-        places, pool = (
-            np.flatnonzero(wanted == label),
-            torch.from_numpy(np.flatnonzero(labels == label)),
-        )
+        places = np.flatnonzero(wanted == label)
+        pool = np.flatnonzero(labels == label)
         if not len(pool):
             raise DataError(
-                f"pair_by_label: dataset {i} has no row of label {label.item()!r}; expected one at least; leave those "
-                "rows out of the first"
+                f"pair_by_label: dataset {i} has no row of label {label.item()!r}; expected one "
+                "at least; leave those rows out of the first"
             )
         rounds = math.ceil(len(places) / len(pool))
-        order = torch.cat([torch.randperm(len(pool), generator=generator) for _ in range(rounds)])
-        chosen[torch.from_numpy(places)] = pool[order[: len(places)]]
-    return chosen
+        turns = [noise.permutation(len(pool), generator) for _ in range(rounds)]
+        partners[places] = pool[torch.cat(turns)[: len(places)]]
+    return torch.from_numpy(partners)

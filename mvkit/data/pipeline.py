@@ -1,7 +1,8 @@
 """The torchdata pipeline: sampler (seed, epoch) → gather → transform → conform → pin → prefetch.
 
-The only importer of torchdata. The order of an epoch is a pure function of (seed, epoch), and a batch of its place in
-it, so that runs repeat exactly and resume anywhere, on any number of workers or ranks.
+The only importer of torchdata. The order of an epoch is a pure function of (seed, epoch), and a
+batch of its place in it, so that runs repeat exactly and resume anywhere, on any number of workers
+or ranks.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import numbers
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, Literal, cast
 
 import attrs
@@ -18,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from mvkit.core import noise
 from mvkit.core.batch import Batch, check_not_empty, conform
 from mvkit.core.validation import Schema
-from mvkit.data.batch_order import balanced, by_pattern, generator, order
+from mvkit.data.batch_order import balanced, by_pattern, order
 from mvkit.data.dataset import MultimodalDataset, as_batch
 from mvkit.data.sources import (
     Described,
@@ -34,32 +36,43 @@ from mvkit.data.sources import (
     observed,
     split,
 )
-from mvkit.errors import DataError, RequestError, ShapeError, suggest
-
-_BLOCK = (
-    64  # batches in memory whose masks are looked at together, which is cheaper than one by one
+from mvkit.data.tables import library
+from mvkit.errors import (
+    DataError,
+    RequestError,
+    ShapeError,
+    check_option,
+    check_whole_number,
+    suggest,
 )
+
+# batches in memory whose masks are looked at together, which is cheaper than one by one
+BLOCK = 64
+Device = torch.device | str
 
 
 class Pipeline:
-    """Batches of rows, an epoch at a time.
+    """Batches of rows, one epoch at a time.
 
     Args:
-        rows: a batch, a dataset or a mapping of arrays, all in memory; a `Source`; a torch `Dataset` or a list of
-            items, which are mappings (see `mvkit.data.sources`); any iterable of items, a stream; `Loaded(batches)`.
-        batch_size: rows a batch, over all ranks together; the last may have fewer.
+        rows: a batch, a dataset or a mapping of arrays, all in memory; a `Source`; a torch
+            `Dataset` or a list of items, which are mappings (see `mvkit.data.sources`); any
+            iterable of items, a stream; `Loaded(batches)`.
+        batch_size: rows per batch, over all ranks together; the last may have fewer.
         shuffle: whether each epoch has an order of its own; streams come as they are.
         seed: of the order.
         device: where batches go; pinned and prefetched if it is not the CPU.
-        schema: a model's, to which batches are conformed in the worker (rows in memory once, now); rows that observe
-            nothing are then refused.
+        schema: a model's, to which batches are conformed in the worker (rows in memory once, now);
+            rows that observe nothing are then refused.
         transform: applied to each batch before it is conformed; a function of the batch alone.
-        group: `"pattern"`: the rows of a batch observe the same modalities; `"balanced"`: every batch holds every label
-            equally often, rows of rare labels more than once an epoch. For rows in memory and shards.
+        group: `"pattern"`: the rows of a batch observe the same modalities; `"balanced"`: every
+            batch holds every label equally often, rows of rare labels more than once per epoch.
+            For rows in memory and shards.
         label: the key in `extra` that holds the labels to balance.
         workers: threads that gather, transform and conform; rows in memory need none.
         rank: which share of every batch this process takes; a share may have no row.
-        ranks: of so many.
+        ranks: number of shares.
+        layout: the old name of `schema`.
 
     Example:
         >>> import torch
@@ -70,12 +83,12 @@ class Pipeline:
 
     def __init__(
         self,
-        rows: Any,
+        rows: object,
         *,
         batch_size: int = 128,
         shuffle: bool = True,
         seed: int = 0,
-        device: torch.device | str = "cpu",
+        device: Device = "cpu",
         schema: Schema | None = None,
         transform: Callable[[Batch], Batch] | None = None,
         group: Literal["pattern", "balanced"] | None = None,
@@ -83,83 +96,104 @@ class Pipeline:
         workers: int = 0,
         rank: int = 0,
         ranks: int = 1,
+        layout: Schema | None = None,
     ) -> None:
-        _check(batch_size=(batch_size, 1), workers=(workers, 0), ranks=(ranks, 1), rank=(rank, 0))
+        if layout is not None:
+            warnings.warn("Pipeline: layout= is now schema=", DeprecationWarning, stacklevel=2)
+            schema = layout
+        self.batch_size = check_whole_number("Pipeline: batch_size", batch_size, 1)
+        self.workers = check_whole_number("Pipeline: workers", workers, 0)
+        self.ranks = check_whole_number("Pipeline: ranks", ranks, 1)
+        self.rank = check_whole_number("Pipeline: rank", rank, 0)
         if rank >= ranks:
             raise RequestError(
                 f"Pipeline: rank={rank}; expected one of 0 to {ranks - 1}, since ranks={ranks}"
             )
-        if group not in (None, "pattern", "balanced"):
-            raise RequestError(
-                f"Pipeline: group={group!r}; expected None, 'pattern' or 'balanced'"
-            )
-        self.rows = _as_rows(rows, schema)
-        self.batch_size, self.shuffle, self.seed = int(batch_size), shuffle, int(seed)
-        self.device, self.schema, self.transform = torch.device(device), schema, transform
-        self.group, self.label = group, label
-        self.workers, self.rank, self.ranks = int(workers), int(rank), int(ranks)
-        self.epoch = self._start = self._handed = 0
-        self._conform_all()
+        check_option("Pipeline: group", group, None, "pattern", "balanced")
+        self.group = group
+        self.label = label
+        self.shuffle = shuffle
+        self.seed = int(seed)
+        self.device = torch.device(device)
+        self.schema = schema
+        self.transform = transform
+        self.epoch = 0
+        self._start = 0  # first batch of the next pass
+        self._handed = 0  # batches of this epoch that were handed out
+        self._use(rows)
         if isinstance(self.rows, Sized) and not len(self.rows):
             raise DataError("Pipeline: the data have no rows; expected one at least")
 
-    def __len__(self) -> int:
-        if isinstance(self.rows, Loaded) and isinstance(self.rows.batches, Sized):
-            return len(self.rows.batches)
-        if not isinstance(self.rows, Batch | Source):
-            raise TypeError(
-                "Pipeline: nobody knows the number of batches of a stream before its end"
-            )
-        return (
-            len(self.indices())
-            if self.group == "pattern"
-            else math.ceil(len(self.rows) / self.batch_size)
-        )
-
-    def placed(
-        self, schema: Schema, device: torch.device | str, *, rank: int = 0, ranks: int = 1
-    ) -> Pipeline:
-        """A copy for a model: its schema, its device, and a share of the batches unless it has one."""
-        made = copy.copy(self)
-        made.schema, made.device = schema, torch.device(device)
-        if self.ranks == 1:
-            made.rank, made.ranks = rank, ranks
-        made.rows = _as_rows(self.rows, schema)
-        made._conform_all()
-        return made
-
-    def _conform_all(self) -> None:
-        """Rows in memory are conformed once; they are then gathered in blocks of batches."""
+    def _use(self, rows: object) -> None:
+        """Takes rows; those in memory are conformed now, and gathered in blocks of batches."""
+        self.rows = _as_rows(rows, self.schema)
         self._in_blocks = isinstance(self.rows, Batch) and self.transform is None
-        if self._in_blocks and self.schema is not None:
-            self.rows = _conformed(cast(Batch, self.rows), self.schema)
+        if self._in_blocks:
+            self.rows = self._conformed(cast(Batch, self.rows))
+
+    def _conformed(self, batch: Batch) -> Batch:
+        if self.schema is not None:
+            batch = conform(batch, self.schema)
+            check_not_empty(batch)
+        return batch
+
+    def __len__(self) -> int:
+        rows = self.rows
+        if isinstance(rows, Loaded) and isinstance(rows.batches, Sized):
+            return len(rows.batches)
+        if not isinstance(rows, Batch | Source):
+            raise TypeError(
+                "Pipeline: the number of batches of a stream is unknown before its end"
+            )
+        if self.group == "pattern":
+            return len(self.indices())
+        return math.ceil(len(rows) / self.batch_size)
+
+    def placed(self, schema: Schema, device: Device, *, rank: int = 0, ranks: int = 1) -> Pipeline:
+        """A copy for a model: with its schema and device, and a share unless it has one."""
+        pipeline = copy.copy(self)
+        pipeline.schema = schema
+        pipeline.device = torch.device(device)
+        if self.ranks == 1:
+            pipeline.rank = rank
+            pipeline.ranks = ranks
+        pipeline._use(self.rows)
+        return pipeline
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of the next pass; a pass that `load_state_dict` set in the same epoch stays."""
+        """Chooses the order of the next pass.
+
+        A pass that `load_state_dict` set in the same epoch stays.
+        """
         if epoch != self.epoch:
-            self.epoch, self._start, self._handed = epoch, 0, 0
+            self.epoch = epoch
+            self._start = 0
+            self._handed = 0
 
     def state_dict(self) -> dict[str, int]:
         """Which epoch this is, and how many of its batches were handed out."""
         return {"epoch": self.epoch, "batch": self._handed}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Makes the next pass begin where another pipeline over the same rows stood, whatever its ranks and workers.
+        """Makes the next pass begin where another pipeline over the same rows stood.
 
-        The state at the end of an epoch gives a pass without batches; `set_epoch` to the next one begins that.
+        Whatever its ranks and workers. The state at the end of an epoch leads to a pass without
+        batches; `set_epoch` to the next one begins that.
         """
         if set(state) != {"epoch", "batch"}:
             raise RequestError(
-                f"Pipeline: state {dict(state)!r}; expected the keys epoch and batch; see state_dict"
+                f"Pipeline: state {dict(state)!r}; expected the keys epoch and batch; see "
+                "state_dict"
             )
-        known = isinstance(self.rows, Batch | Source)
-        if known and not 0 <= state["batch"] <= len(self):
+        batch = state["batch"]
+        if isinstance(self.rows, Batch | Source) and not 0 <= batch <= len(self):
             raise RequestError(
-                f"Pipeline: state at batch {state['batch']} of {len(self)}; expected the data, batch size and grouping "
-                "that it was taken with"
+                f"Pipeline: state at batch {batch} of {len(self)}; expected the data, batch size "
+                "and grouping that it was taken with"
             )
-        self.epoch, self._start = state["epoch"], state["batch"]
-        self._handed = self._start
+        self.epoch = state["epoch"]
+        self._start = batch
+        self._handed = batch
 
     def indices(self) -> list[Tensor]:
         """The rows of each batch of this epoch, over all ranks."""
@@ -169,11 +203,11 @@ class Pipeline:
         else:
             chosen = order(len(rows), shuffle=self.shuffle, seed=self.seed, epoch=self.epoch)
         if self.group is None:
-            return list(torch.split(chosen, self.batch_size))
+            return list(chosen.split(self.batch_size))
         if not isinstance(rows, Described):
             raise RequestError(
-                f"Pipeline: group={self.group!r} needs masks and labels beforehand; a {type(rows).__name__} has none; "
-                "expected rows in memory or shards"
+                f"Pipeline: group={self.group!r} needs masks and labels beforehand; a "
+                f"{type(rows).__name__} has none; expected rows in memory or shards"
             )
         if self.group == "balanced":
             if self.label not in rows.extra:
@@ -181,203 +215,168 @@ class Pipeline:
                     f"Pipeline: no labels extra[{self.label!r}]; {suggest(self.label, rows.extra)}"
                 )
             return balanced(chosen, rows.extra[self.label], self.batch_size)
-        mask = (
-            rows.mask
-            if rows.mask is not None
-            else observed(cast(Batch, rows), tuple(cast(Batch, rows).data))
-        )
-        random = generator(self.seed, self.epoch) if self.shuffle else None
-        return by_pattern(chosen, mask, self.batch_size, random)
+        mask = rows.mask
+        if mask is None:
+            batch = cast(Batch, self.rows)
+            mask = observed(batch, tuple(batch.data))
+        generator = None
+        if self.shuffle:
+            generator = noise.seeded(noise.seed_of_epoch(self.seed, self.epoch))
+        return by_pattern(chosen, mask, self.batch_size, generator)
 
     def __iter__(self) -> Iterator[Batch]:
-        start, self._start = self._start, 0
+        start = self._start
+        self._start = 0
         self._handed = start
         return self._hand_out(start)
 
     def _hand_out(self, start: int) -> Iterator[Batch]:
-        for made in self._nodes(start):
-            if isinstance(made, Exception):
-                raise made
-            for batch in made:
-                self._handed += 1
-                yield (
-                    batch
-                    if self.device.type == "cpu"
-                    else batch.to(self.device, non_blocking=True)
-                )
-
-    def _nodes(self, start: int) -> Any:
-        """A fresh graph each pass: its state is (epoch, number of batches), nothing else."""
+        """Batches of a fresh graph: its state is (epoch, number of batches), nothing else."""
         from torchdata import nodes
 
-        node: Any = nodes.IterableWrapper(self._jobs(start))
+        node = nodes.IterableWrapper(self._jobs(start))
         if self.workers and not self._in_blocks:
             node = nodes.ParallelMapper(node, self._attempt, num_workers=self.workers)
         else:
             node = nodes.Mapper(node, self._attempt)
-        if self.device.type != "cpu":
+        on_cpu = self.device.type == "cpu"
+        if not on_cpu:
             node = nodes.Prefetcher(nodes.Mapper(node, _pinned), prefetch_factor=2)
         node.reset()
-        return node
+        for batches in node:
+            if isinstance(batches, Exception):
+                raise batches
+            for batch in batches:
+                self._handed += 1
+                yield batch if on_cpu else batch.to(self.device, non_blocking=True)
 
-    def _jobs(self, start: int) -> Iterator[Any]:
-        """What is to be made: rows of some batches, rows or items of one, or a batch; an error, where reading fails."""
+    def _jobs(self, start: int) -> Iterator[object]:
+        """What batches are made of: row indices of several or of one, items, or a batch.
+
+        Or an error, where reading fails: torchdata would not keep it as it is.
+        """
         try:
             if isinstance(self.rows, Stream):
                 yield from self.rows.batches(self.batch_size, start)
             elif isinstance(self.rows, Loaded):
                 yield from itertools.islice(self.rows.batches, start, None)
+            elif self._in_blocks:
+                size = BLOCK if self.device.type == "cpu" else 1  # pinned memory is scarce
+                indices = self.indices()
+                for first in range(start, len(indices), size):
+                    yield indices[first : first + size]
             else:
-                todo = self.indices()[start:]
-                step = _BLOCK if self.device.type == "cpu" else 1  # pinned memory is scarce
-                yield from (
-                    (todo[i : i + step] for i in range(0, len(todo), step))
-                    if self._in_blocks
-                    else todo
-                )
+                yield from self.indices()[start:]
         except Exception as error:
             yield error
 
     def _attempt(self, job: Any) -> Iterable[Batch] | Exception:
-        """What a job makes, or its error: torchdata would not keep the error as it is."""
+        """The batches of a job, or its error."""
+        if isinstance(job, Exception):
+            return job
         try:
-            if isinstance(job, Exception):
-                return job
-            return self._block_of(job) if self._in_blocks else [self._one(job)]
+            if not self._in_blocks:
+                return [self._batch(job)]
+            return split(cast(Batch, self.rows), [self._share(index) for index in job])
         except Exception as error:
             return error
 
-    def _block_of(self, job: Sequence[Tensor]) -> Iterator[Batch]:
-        shares = [_share(index, self.rank, self.ranks) for index in job]
-        return split(cast(Batch, self.rows), shares)
+    def _share(self, index: Tensor) -> Tensor:
+        """What this rank takes of the rows of a batch."""
+        return index if self.ranks == 1 else index.tensor_split(self.ranks)[self.rank]
 
-    def _one(self, job: Any) -> Batch:
+    def _batch(self, job: Any) -> Batch:
         """This rank's share of a batch."""
-        batch = as_batch(job) if isinstance(self.rows, Loaded) else None
-        every = (
-            job if isinstance(job, Tensor) else torch.arange(len(job if batch is None else batch))
-        )
-        share = _share(every, self.rank, self.ranks)
-        index = (
-            share if len(share) else every[:1]
-        )  # one row, dropped in the end: there must be something to conform
+        if isinstance(self.rows, Loaded):
+            job = as_batch(job)
+        every = job if isinstance(job, Tensor) else torch.arange(len(job))
+        share = self._share(every)
+        # there must be something to conform: one row, dropped in the end
+        index = share if len(share) else every[:1]
         try:
-            if isinstance(self.rows, Stream):
-                batch = collate([job[i] for i in index.tolist()], self.rows.names)
-            elif isinstance(self.rows, Source):
-                batch = gather(
-                    self.rows, index.tolist(), None if self.schema is None else self.schema.names
-                )
-            else:
-                batch = (cast(Batch, self.rows) if batch is None else batch).take(index)
-            batch = batch if self.transform is None else self.transform(batch)
-            batch = batch if self.schema is None else _conformed(batch, self.schema)
+            batch = self._gathered(job, index)
+            if self.transform is not None:
+                batch = self.transform(batch)
+            batch = self._conformed(batch)
         except Exception as error:
             if isinstance(job, Tensor):
                 error.add_note(f"the batch has these rows of the data, in order: {index.tolist()}")
             raise
         return batch if len(share) else batch.take(slice(0, 0))
 
+    def _gathered(self, job: Any, index: Tensor) -> Batch:
+        """The rows of a job at `index`, (n,)."""
+        if isinstance(self.rows, Stream):
+            return collate([job[i] for i in index.tolist()], self.rows.names)
+        if isinstance(self.rows, Source):
+            names = None if self.schema is None else self.schema.names
+            return gather(self.rows, index.tolist(), names)
+        batch = job if isinstance(self.rows, Loaded) else self.rows
+        return batch.take(index)
+
 
 def as_pipeline(
-    data: Any,
+    data: object,
     schema: Schema,
     *,
-    batch_size: int = 128,
-    shuffle: bool = True,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    workers: int = 0,
+    device: Device = "cpu",
     rank: int = 0,
     ranks: int = 1,
+    **options: Any,
 ) -> Pipeline:
     """Whatever a model can be trained on, as a pipeline of batches conformed to its schema.
 
     Args:
-        data: what `Pipeline` takes; a `Pipeline`, of which schema, device and ranks are set in a copy; or any other
-            iterable, which gives batches, not rows.
+        data: what `Pipeline` takes; a `Pipeline`, of which schema, device and ranks are set in a
+            copy; or any other iterable, which yields batches, not rows.
         schema: the model's.
-        batch_size: rows a batch, over all ranks together.
-        shuffle: whether each epoch has an order of its own.
-        seed: of the order.
         device: where batches go.
-        workers: threads that gather and conform.
         rank: which share of every batch this process takes.
-        ranks: of so many.
+        ranks: number of shares.
+        options: other options of a `Pipeline`, for data that is none yet.
     """
     if isinstance(data, Pipeline):
         return data.placed(schema, device, rank=rank, ranks=ranks)
-    rows = isinstance(
-        data,
-        Batch | MultimodalDataset | Mapping | Source | Dataset | Stream | Loaded | Tensor | str,
-    )
-    table = type(data).__module__.partition(".")[0] in ("numpy", "pandas", "polars")
+    rows = isinstance(data, Mapping | Source | Dataset | Tensor | str)
+    table = library(data) in ("numpy", "pandas", "polars")
     if isinstance(data, Iterable) and not rows and not table:
         data = Loaded(data)
-    return Pipeline(
-        data,
-        batch_size=batch_size,
-        shuffle=shuffle,
-        seed=seed,
-        device=device,
-        schema=schema,
-        workers=workers,
-        rank=rank,
-        ranks=ranks,
-    )
+    return Pipeline(data, schema=schema, device=device, rank=rank, ranks=ranks, **options)
 
 
-def _as_rows(rows: Any, schema: Schema | None) -> Batch | Source | Stream | Loaded:
+def _as_rows(rows: object, schema: Schema | None) -> Batch | Source | Stream | Loaded:
     """Rows in memory, by index, in a stream, or batches."""
-    names = None if schema is None else schema.names
-    if isinstance(rows, Items | Stream) and names is not None:
-        strange = next((name for name in rows.names if name not in names), None)
-        if strange is not None:
-            raise ShapeError(f"Pipeline: unknown modality {strange!r}; {suggest(strange, names)}")
-        return attrs.evolve(rows, names=names)
-    if isinstance(rows, Stream | Loaded):
-        return rows
+    if isinstance(rows, Items | Stream) and schema is not None:
+        for name in rows.names:
+            if name not in schema.names:
+                raise ShapeError(
+                    f"Pipeline: unknown modality {name!r}; {suggest(name, schema.names)}"
+                )
+        return attrs.evolve(rows, names=schema.names)
     if isinstance(rows, Batch | MultimodalDataset | Mapping):
         return as_batch(rows).to("cpu")
-    if isinstance(rows, Source):
+    if isinstance(rows, Source | Stream | Loaded):
         return rows
-    kind: Any = (
-        Stream if isinstance(rows, IterableDataset) or not isinstance(rows, Sized) else Items
-    )
-    if not isinstance(rows, Dataset | list | tuple) and (
-        kind is Items or not isinstance(rows, Iterable)
-    ):
-        return as_batch(rows)
-    if names is None:
+    kind = _kind_of_items(rows)
+    if kind is None:
+        return as_batch(rows)  # type: ignore[arg-type]  # refuses it
+    if schema is None:
         raise DataError(
-            f"Pipeline: a {type(rows).__name__} gives items, but which keys are modalities? Give "
-            f"schema=model.schema, or {kind.__name__}(rows, names) of mvkit.data.feeds"
+            f"Pipeline: a {type(rows).__name__} holds items, but which keys are modalities? Give "
+            f"schema=model.schema, or {kind.__name__}(rows, names) of mvkit.data.sources"
         )
-    made: Items | Stream = kind(rows, names)
-    return made
+    return kind(rows, schema.names)
 
 
-def _share(index: Tensor, rank: int, ranks: int) -> Tensor:
-    return index if ranks == 1 else torch.tensor_split(index, ranks)[rank]
+def _kind_of_items(rows: object) -> Callable[..., Items | Stream] | None:
+    """What holds items: by index, one after another, or None for what has none."""
+    if isinstance(rows, Dataset | list | tuple):
+        by_index = isinstance(rows, Sized) and not isinstance(rows, IterableDataset)
+        return Items if by_index else Stream
+    return Stream if isinstance(rows, Iterable) and not isinstance(rows, Sized) else None
 
 
-def _conformed(batch: Batch, schema: Schema) -> Batch:
-    batch = conform(batch, schema)
-    check_not_empty(batch)
-    return batch
-
-
-def _pinned(made: Iterable[Batch] | Exception) -> list[Batch] | Exception:
-    return (
-        made
-        if isinstance(made, Exception)
-        else [batch.map(lambda tensor: tensor.pin_memory()) for batch in made]
-    )
-
-
-def _check(**options: tuple[Any, int]) -> None:
-    for name, (value, low) in options.items():
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < low:
-            raise RequestError(
-                f"Pipeline: {name}={value!r}; expected a whole number of at least {low}"
-            )
+def _pinned(batches: Iterable[Batch] | Exception) -> list[Batch] | Exception:
+    if isinstance(batches, Exception):
+        return batches
+    return [batch.map(Tensor.pin_memory) for batch in batches]

@@ -17,7 +17,7 @@ from mvkit import DataError
 from mvkit.data.datasets import composed, log_mel, real
 from mvkit_datasets.from_files import FromFiles, stratified
 from mvkit_datasets.from_files import paired as pair
-from mvkit.data.missing import uniforms
+from mvkit.core.noise import row_uniforms as uniforms
 from mvkit.registry.spec import as_part
 
 DATA = Path(os.environ.get("MVKIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
