@@ -13,27 +13,55 @@ from torch import Tensor
 
 from mvkit.core.batch import Batch
 from mvkit.core.modality import Modality
+from mvkit.core.noise import seed_of_split, seeded
 from mvkit.data.dataset import MultimodalDataset
 from mvkit.errors import DataError
 from mvkit.parts.likelihoods import Normal
 from mvkit.registry.spec import as_part, field, flag, integer, number, spec
 
-_rate = number(0.0, 1.0)
+SPLITS = ("train", "valid", "test")
+share = number(0.0, 1.0)  # the check of options such as `missing`
 
 
 @attrs.frozen(eq=False)
 class Splits:
-    """A dataset's modalities and its splits; `truth` where it is known; `notes`: names of features, scales and such."""
+    """A dataset's modalities and its splits.
+
+    Args:
+        modalities: what the data are.
+        train: rows to learn from.
+        valid: rows to choose by.
+        test: rows to report on.
+        truth: the model that the rows were drawn from, where it is known.
+        notes: a dict of what else is known, such as the names of features.
+    """
 
     modalities: dict[str, Modality]
     train: MultimodalDataset
     valid: MultimodalDataset
     test: MultimodalDataset
-    truth: Any = None
+    truth: object = None
     notes: Any = attrs.field(factory=dict)
 
+    def with_missing(self, rate: float, test_rate: float, *, seed: int) -> Splits:
+        """These splits with modalities missing at random; every row keeps at least one.
 
-def load_dataset(name: str, **options: Any) -> Splits:
+        Args:
+            rate: share of modalities missing in `train` and `valid`; 0 leaves them as they are.
+            test_rate: share missing in `test`.
+            seed: of the missingness, a function of (seed, split, row).
+        """
+        splits = {}
+        for i, split in enumerate(SPLITS):
+            dataset: MultimodalDataset = getattr(self, split)
+            share_missing = test_rate if split == "test" else rate
+            if share_missing:
+                dataset = dataset.with_missing(share_missing, seed=seed_of_split(seed, i))
+            splits[split] = dataset
+        return Splits(self.modalities, **splits, truth=self.truth, notes=self.notes)
+
+
+def load_dataset(name: str, **options: object) -> Splits:
     """A dataset by its registered name.
 
     Args:
@@ -46,59 +74,48 @@ def load_dataset(name: str, **options: Any) -> Splits:
         >>> len(data.train), list(data.modalities)
         (10000, ['m0', 'm1', 'm2', 'm3', 'm4'])
     """
-    made: Splits = as_part("dataset", {"name": name, **options}).load()
-    return made
-
-
-def _masked(
-    data: dict[str, Tensor],
-    modalities: dict[str, Modality],
-    rate: float,
-    seed: int,
-    **extra: Tensor,
-) -> MultimodalDataset:
-    made = MultimodalDataset(Batch(data, extra=dict(extra)), modalities)
-    return made.with_missing(rate, seed=seed) if rate else made
+    splits: Splits = as_part("dataset", {"name": name, **options}).load()
+    return splits
 
 
 @spec
 class PolyDigits:
-    """Five pictures of one digit: real handwriting over real photographs, (1, 8, 8) each, values in [0, 1].
+    """Five pictures of one digit: real handwriting over real photographs, (1, 8, 8) each, values
+    in [0, 1].
 
-    10,000 train, 1,000 valid and 2,000 test rows; `extra["label"]`. The base digits of the test rows are never seen in
-    training. Made by `mvkit/data/datasets/polydigits/make.py`; licences in SOURCES.md beside it.
+    10,000 train, 1,000 valid and 2,000 test rows; `extra["label"]`. The base digits of the test
+    rows are never seen in training. Made by `mvkit/data/datasets/polydigits/make.py`; licences in
+    SOURCES.md beside it.
 
     Args:
-        missing: share of modalities missing at random in train and valid, one at least kept a row.
+        missing: share of modalities missing at random in train and valid; every row keeps one.
         missing_test: likewise in test.
         seed: of the missingness, a function of (seed, row).
 
-    Reference: the idea of PolyMNIST, Sutter, Daunhawer and Vogt, 2021, https://arxiv.org/abs/2105.02470; the digits:
-    Alpaydin and Kaynak, 1998, https://doi.org/10.24432/C50P49.
+    Reference: the idea of PolyMNIST, Sutter, Daunhawer and Vogt, 2021,
+    https://arxiv.org/abs/2105.02470; the digits: Alpaydin and Kaynak, 1998,
+    https://doi.org/10.24432/C50P49.
     """
 
-    missing: float = field(default=0.0, check=_rate)
-    missing_test: float = field(default=0.0, check=_rate)
+    missing: float = field(default=0.0, check=share)
+    missing_test: float = field(default=0.0, check=share)
     seed: int = field(default=0, check=integer())
 
     def load(self) -> Splits:
         """The splits."""
-        modalities = {f"m{i}": Modality((1, 8, 8), Normal(scale=0.25)) for i in range(5)}
-        rates = {"train": self.missing, "valid": self.missing, "test": self.missing_test}
-        made = {}
-        with (
-            files("mvkit.data.datasets").joinpath("polydigits/polydigits.npz").open("rb") as file,
-            np.load(file) as arrays,
-        ):
-            for i, (split, rate) in enumerate(rates.items()):
+        modalities = {f"m{m}": Modality((1, 8, 8), Normal(scale=0.25)) for m in range(5)}
+        path = files("mvkit.data.datasets").joinpath("polydigits/polydigits.npz")
+        splits = {}
+        with path.open("rb") as file, np.load(file) as arrays:
+            for split in SPLITS:
                 pictures = torch.from_numpy(arrays[split]).float() / 31
-                data = {
-                    f"m{m}": rearrange(pictures[:, m], "b h w -> b 1 h w").contiguous()
-                    for m in range(5)
-                }
+                data = {}
+                for m, name in enumerate(modalities):
+                    data[name] = rearrange(pictures[:, m], "b h w -> b 1 h w").contiguous()
                 label = torch.from_numpy(arrays[f"{split}_label"]).long()
-                made[split] = _masked(data, modalities, rate, 3 * self.seed + i, label=label)
-        return Splits(modalities, **made)
+                splits[split] = MultimodalDataset(Batch(data, extra={"label": label}), modalities)
+        complete = Splits(modalities, **splits)
+        return complete.with_missing(self.missing, self.missing_test, seed=self.seed)
 
 
 @attrs.frozen(eq=False)
@@ -115,44 +132,44 @@ class LinearGaussianTruth:
     bias: dict[str, Tensor]
     sigma: dict[str, float]
 
-    def _joined(self, names: tuple[str, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        sigma = torch.cat([torch.full_like(self.bias[name], self.sigma[name]) for name in names])
-        return (
-            torch.cat([self.weight[k] for k in names]),
-            torch.cat([self.bias[k] for k in names]),
-            sigma,
-        )
+    def _joined(self, data: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Weight (x, d) and variance (x,) of the modalities in `data`, and x - b, (b, x)."""
+        weight = torch.cat([self.weight[name] for name in data])
+        bias = torch.cat([self.bias[name] for name in data])
+        sigma = torch.cat([torch.full_like(self.bias[name], self.sigma[name]) for name in data])
+        return weight, sigma.square(), torch.cat(list(data.values()), -1) - bias
 
     def log_prob(self, data: dict[str, Tensor]) -> Tensor:
         """Log p(x_O) in nats, (b,), of the modalities in `data` (b, x): log N(x; b, W Wᵀ + σ²)."""
-        weight, bias, sigma = self._joined(tuple(data))
-        covariance = weight @ weight.T + torch.diag(sigma.square())
-        x = torch.cat(list(data.values()), -1)
-        density: Tensor = torch.distributions.MultivariateNormal(bias, covariance).log_prob(x)
-        return density
+        weight, variance, deviation = self._joined(data)
+        covariance = weight @ weight.T + torch.diag(variance)
+        mean = torch.zeros_like(variance)
+        density = torch.distributions.MultivariateNormal(mean, covariance)
+        log_px: Tensor = density.log_prob(deviation)
+        return log_px
 
     def posterior(self, data: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Mean (b, d) and covariance (d, d) of p(z|x_O) for the modalities in `data`."""
-        weight, bias, sigma = self._joined(tuple(data))
-        scaled = weight / rearrange(sigma.square(), "x -> x 1")
-        covariance = torch.linalg.inv(
-            torch.eye(weight.shape[1], dtype=weight.dtype) + scaled.T @ weight
-        )
-        x = torch.cat(list(data.values()), -1)
-        return einsum(covariance, scaled, x - bias, "d e, x e, b x -> b d"), covariance
+        weight, variance, deviation = self._joined(data)
+        scaled = weight / rearrange(variance, "x -> x 1")
+        identity = torch.eye(weight.shape[1], dtype=weight.dtype)
+        covariance = torch.linalg.inv(identity + scaled.T @ weight)
+        return einsum(covariance, scaled, deviation, "d e, x e, b x -> b d"), covariance
 
 
 @spec
 class LinearGaussian:
-    """Rows of a linear-Gaussian model with known truth, float64, for proofs; `Splits.truth` has the closed forms.
+    """Rows of a linear-Gaussian model with known truth, float64, for proofs; `Splits.truth` has
+    the closed forms.
 
     Args:
         dims: width of each modality (m0, m1, …).
         latent: width of z.
         sigma: noise of every modality.
-        orthogonal: whether the columns of each W_m are orthogonal, so that posteriors are diagonal.
-        rows: rows of train; valid and test get a tenth each.
-        missing: share of modalities missing at random, one at least kept a row.
+        orthogonal: whether the columns of each W_m are orthogonal, so that posteriors are
+            diagonal.
+        rows: rows of train; valid and test have a tenth of them each.
+        missing: share of modalities missing at random in all splits; every row keeps one.
         seed: of everything.
 
     Reference: Tipping and Bishop, Probabilistic Principal Component Analysis, 1999,
@@ -164,44 +181,43 @@ class LinearGaussian:
     sigma: float = field(default=0.5, check=number(above=0.0))
     orthogonal: bool = field(default=True, check=flag)
     rows: int = field(default=1000, check=integer(10))
-    missing: float = field(default=0.0, check=_rate)
+    missing: float = field(default=0.0, check=share)
     seed: int = field(default=0, check=integer())
 
     def load(self) -> Splits:
-        """The splits and the truth."""
+        """The splits and the truth.
+
+        Raises:
+            DataError: a modality is too narrow for orthogonal columns.
+        """
         if self.orthogonal and min(self.dims) < self.latent:
             raise DataError(
-                f"linear_gaussian: {min(self.dims)} numbers cannot have {self.latent} orthogonal columns"
+                f"linear_gaussian: dims={self.dims}: {min(self.dims)} numbers cannot have "
+                f"{self.latent} orthogonal columns; give dims of at least latent, or "
+                "orthogonal=False"
             )
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = seeded(self.seed)
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-        names = [f"m{i}" for i in range(len(self.dims))]
-        weight = {
-            name: normal(dim, self.latent) for name, dim in zip(names, self.dims, strict=True)
-        }
+        dims = {f"m{i}": dim for i, dim in enumerate(self.dims)}
+        weight = {name: normal(dim, self.latent) for name, dim in dims.items()}
         if self.orthogonal:
             lengths = normal(self.latent).abs() + 0.5
             weight = {name: torch.linalg.qr(w).Q * lengths for name, w in weight.items()}
-        bias = {name: normal(dim) for name, dim in zip(names, self.dims, strict=True)}
-        modalities = {
-            n: Modality((d,), Normal(scale=self.sigma))
-            for n, d in zip(names, self.dims, strict=True)
-        }
-        made = {}
-        for i, (split, rows) in enumerate(
-            {"train": self.rows, "valid": self.rows // 10, "test": self.rows // 10}.items()
-        ):
+        bias = {name: normal(dim) for name, dim in dims.items()}
+        likelihood = Normal(scale=self.sigma)
+        modalities = {name: Modality((dim,), likelihood) for name, dim in dims.items()}
+        splits = {}
+        for split in SPLITS:
+            rows = self.rows if split == "train" else self.rows // 10
             z = normal(rows, self.latent)
-            data = {
-                k: z @ weight[k].T + bias[k] + self.sigma * normal(rows, len(bias[k]))
-                for k in names
-            }
-            made[split] = _masked(data, modalities, self.missing, 3 * self.seed + i, z=z)
-        return Splits(
-            modalities,
-            **made,
-            truth=LinearGaussianTruth(weight, bias, dict.fromkeys(names, self.sigma)),
-        )
+            data = {}
+            for name, dim in dims.items():
+                mean = z @ weight[name].T + bias[name]
+                data[name] = mean + self.sigma * normal(rows, dim)
+            splits[split] = MultimodalDataset(Batch(data, extra={"z": z}), modalities)
+        truth = LinearGaussianTruth(weight, bias, dict.fromkeys(dims, self.sigma))
+        complete = Splits(modalities, **splits, truth=truth)
+        return complete.with_missing(self.missing, self.missing, seed=self.seed)

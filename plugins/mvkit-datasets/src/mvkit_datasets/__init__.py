@@ -1,4 +1,4 @@
-"""Data sets by name, read from files that the user has. Imported at discovery, so it stays light."""
+"""Data sets by name, read from files that the user has; imported at discovery, so kept light."""
 
 from mvkit.registry.component import Component, hookimpl
 
