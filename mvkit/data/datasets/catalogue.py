@@ -103,7 +103,8 @@ class PolyDigits:
 
     def load(self) -> Splits:
         """The splits."""
-        modalities = {f"m{m}": Modality((1, 8, 8), Normal(scale=0.25)) for m in range(5)}
+        modality = Modality((1, 8, 8), Normal(scale=0.25))
+        modalities = {f"m{m}": modality for m in range(5)}
         path = files("mvkit.data.datasets").joinpath("polydigits/polydigits.npz")
         splits = {}
         with path.open("rb") as file, np.load(file) as arrays:
@@ -136,8 +137,9 @@ class LinearGaussianTruth:
         """Weight (x, d) and variance (x,) of the modalities in `data`, and x - b, (b, x)."""
         weight = torch.cat([self.weight[name] for name in data])
         bias = torch.cat([self.bias[name] for name in data])
-        sigma = torch.cat([torch.full_like(self.bias[name], self.sigma[name]) for name in data])
-        return weight, sigma.square(), torch.cat(list(data.values()), -1) - bias
+        sigma = torch.cat([torch.full_like(self.bias[k], self.sigma[k]) for k in data])
+        x = torch.cat(list(data.values()), -1)
+        return weight, sigma.square(), x - bias
 
     def log_prob(self, data: dict[str, Tensor]) -> Tensor:
         """Log p(x_O) in nats, (b,), of the modalities in `data` (b, x): log N(x; b, W Wᵀ + σ²)."""
@@ -205,7 +207,8 @@ class LinearGaussian:
         weight = {name: normal(dim, self.latent) for name, dim in dims.items()}
         if self.orthogonal:
             lengths = normal(self.latent).abs() + 0.5
-            weight = {name: torch.linalg.qr(w).Q * lengths for name, w in weight.items()}
+            for name in dims:
+                weight[name] = torch.linalg.qr(weight[name]).Q * lengths
         bias = {name: normal(dim) for name, dim in dims.items()}
         likelihood = Normal(scale=self.sigma)
         modalities = {name: Modality((dim,), likelihood) for name, dim in dims.items()}

@@ -15,6 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 Grey = NDArray[np.float64]  # values in [0, 1]
+Rows = NDArray[np.int64]
 ROWS = {"train": 10_000, "valid": 1_000, "test": 2_000}
 SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
 # photograph, part of its width, flip (axis or None), how the digit is blended
@@ -61,8 +62,10 @@ def main() -> None:
         labels = random.permutation(np.arange(rows) % 10)
         pictures = np.empty((rows, len(LOOKS), 8, 8))
         for m, (photograph, start, stop, flip, how) in enumerate(LOOKS):
-            digits = source.images[[random.choice(pools[name][label]) for label in labels]] / 16
-            windows = sliding_window_view(background(photograph, start, stop, flip), (8, 8))
+            chosen = [random.choice(pools[name][label]) for label in labels]
+            digits = source.images[chosen] / 16
+            ground = background(photograph, start, stop, flip)
+            windows = sliding_window_view(ground, (8, 8))
             top = random.integers(0, windows.shape[0], rows)
             left = random.integers(0, windows.shape[1], rows)
             pictures[:, m] = blend(how, windows[top, left], digits)
@@ -71,11 +74,9 @@ def main() -> None:
     np.savez_compressed(Path(__file__).with_name("polydigits.npz"), **arrays)
 
 
-def split(
-    random: np.random.Generator, classes: NDArray[np.int64]
-) -> dict[str, list[NDArray[np.int64]]]:
+def split(random: np.random.Generator, classes: Rows) -> dict[str, list[Rows]]:
     """Disjoint pools of base digits, {split: [indices of class 0, …]}."""
-    pools: dict[str, list[NDArray[np.int64]]] = {name: [] for name in SHARES}
+    pools: dict[str, list[Rows]] = {name: [] for name in SHARES}
     for label in range(10):
         members = random.permutation(np.flatnonzero(classes == label))
         counts = [round(share * len(members)) for share in SHARES.values()]

@@ -35,11 +35,53 @@ BACKGROUNDS = (
 )
 SMALL = 21  # a digit three quarters of its size
 INK = 128.5 / 255  # published: bytes above 128
-at_most = one_of(None, other=integer(1))
 
 
 @spec
-class SpokenDigits(FromFiles):
+class Composed(FromFiles):
+    """A dataset whose rows are composed of items of other datasets.
+
+    Args:
+        path: the folder with their folders.
+        missing: share of modalities missing at random in train and valid; every row keeps one.
+        missing_test: likewise in test.
+        seed: of the pairing and of the missingness.
+        rows: at most so many rows in a split; None: all of them.
+    """
+
+    rows: int | None = field(default=None, check=one_of(None, other=integer(1)))
+
+    def compose(
+        self, sources: Mapping[str, Splits], modalities: dict[str, Modality], *, uniforms: int = 1
+    ) -> Splits:
+        """The rows of the first source, each with a random item of its class from every source.
+
+        Args:
+            sources: by modality; of the two modalities there, values of the first are taken.
+            modalities: what the rows show.
+            uniforms: uniforms per item; the first of them decides which item it is.
+        """
+        first = next(iter(sources.values()))
+        splits = {}
+        for i, split in enumerate(SPLITS):
+            label = getattr(first, split).labels
+            seed = seed_of_making(self.seed, i)
+            data = {}
+            extra = {"label": label[: self.rows]}
+            for m, (name, source) in enumerate(sources.items()):
+                items = getattr(source, split).batch
+                uniform = row_uniforms(seed, len(label), 1, start=m * uniforms)[:, 0]
+                partners = paired(label.numpy(), items.extra["label"].numpy(), uniform)
+                partners = partners[: self.rows]
+                values, _ = items.data.values()
+                data[name] = values[partners]
+                extra[f"{name}_id"] = items.extra["id"][partners]
+            splits[split] = MultimodalDataset(Batch(data, extra=extra), modalities)
+        return Splits(modalities, **splits)
+
+
+@spec
+class SpokenDigits(Composed):
     """A digit written, spoken and signed: `image` (1, 28, 28), `sound` (1, 32, 32),
     `sign` (3, 32, 32), all in [0, 1].
 
@@ -64,8 +106,6 @@ class SpokenDigits(FromFiles):
         f"sign_digits: {SignDigits.origin}"
     )
 
-    rows: int | None = field(default=None, check=at_most)
-
     def read(self, path: Path) -> Splits:
         sources = {
             "image": MNIST().read(path / "mnist"),
@@ -73,11 +113,11 @@ class SpokenDigits(FromFiles):
             "sign": SignDigits().read(path / "sign_digits"),
         }
         modalities = {name: source.modalities[name] for name, source in sources.items()}
-        return _composed(sources, modalities, self.seed, self.rows)
+        return self.compose(sources, modalities)
 
 
 @spec
-class PolyMNIST(FromFiles):
+class PolyMNIST(Composed):
     """Up to seven pictures of one digit over photographs: `m0` … (3, 28, 28) in [0, 1], Laplace
     with scale 0.75.
 
@@ -103,7 +143,6 @@ class PolyMNIST(FromFiles):
 
     origin = f"in two folders: mnist: {MNIST.origin}; polymnist_backgrounds: {BACKGROUNDS}"
 
-    rows: int | None = field(default=None, check=at_most)
     modalities: int = field(default=5, check=one_of(*range(1, len(PHOTOGRAPHS) + 1)))
     translated: bool = field(default=False, check=flag)
 
@@ -112,44 +151,20 @@ class PolyMNIST(FromFiles):
         photographs = {}
         for m, file in enumerate(PHOTOGRAPHS[: self.modalities]):
             photographs[f"m{m}"] = folder.read(file, _photograph)
-        modalities = dict.fromkeys(photographs, Modality((3, 28, 28), Laplace(scale=0.75)))
+        modality = Modality((3, 28, 28), Laplace(scale=0.75))
+        modalities = dict.fromkeys(photographs, modality)
         sources = dict.fromkeys(modalities, MNIST().read(path / "mnist"))
-        splits = _composed(sources, modalities, self.seed, self.rows, uniforms=5)
+        splits = self.compose(sources, modalities, uniforms=5)
         for i, split in enumerate(SPLITS):
             data = getattr(splits, split).batch.data
             for m, (name, digits) in enumerate(data.items()):
                 seed = seed_of_making(self.seed, i)
                 places = row_uniforms(seed, len(digits), 4, start=5 * m + 1)
-                ink = _ink(digits, places[:, 2:] if self.translated else None)
+                ink = digits > INK
+                if self.translated:
+                    ink = _moved(digits, places[:, 2:])
                 data[name] = _over(photographs[name], ink, places[:, :2])
         return splits
-
-
-def _composed(
-    sources: Mapping[str, Splits],
-    modalities: dict[str, Modality],
-    seed: int,
-    rows: int | None,
-    *,
-    uniforms: int = 1,
-) -> Splits:
-    """The first `rows` rows of each split of the first source, each with a random item of its
-    class from every source: values of the first modality there, and `extra["…_id"]`. Each item
-    has `uniforms` columns of uniforms; the first of them decides which item it is.
-    """
-    splits = {}
-    for i, split in enumerate(SPLITS):
-        batches = {name: getattr(source, split).batch for name, source in sources.items()}
-        label = next(iter(batches.values())).extra["label"]
-        data = {}
-        extra = {"label": label[:rows]}
-        for m, (name, items) in enumerate(batches.items()):
-            uniform = row_uniforms(seed_of_making(seed, i), len(label), 1, start=m * uniforms)
-            partners = paired(label.numpy(), items.extra["label"].numpy(), uniform[:, 0])[:rows]
-            data[name] = next(iter(items.data.values()))[partners]
-            extra[f"{name}_id"] = items.extra["id"][partners]
-        splits[split] = MultimodalDataset(Batch(data, extra=extra), modalities)
-    return Splits(modalities, **splits)
 
 
 def _photograph(path: Path) -> Array:
@@ -158,16 +173,15 @@ def _photograph(path: Path) -> Array:
         return np.asarray(image.convert("RGB"))
 
 
-def _ink(digits: Tensor, places: Uniforms | None) -> Tensor:
-    """Which pixels of grey pictures (b, 1, 28, 28) are the digit's; of smaller ones at `places`,
-    (b, 2) in [0, 1), if these are given.
+def _moved(digits: Tensor, places: Uniforms) -> Tensor:
+    """Which pixels are the digit's, (b, 1, 28, 28), once grey pictures (b, 1, 28, 28) are made
+    smaller and moved to places (b, 2) in [0, 1).
     """
-    if places is None:
-        return digits > INK
     small = functional.interpolate(digits, (SMALL, SMALL), mode="bilinear", antialias=True)
     wide = functional.pad(small > INK, [28 - SMALL] * 4)
     windows = wide.unfold(2, 28, 1).unfold(3, 28, 1)
-    top, left = (torch.from_numpy(places) * windows.shape[2]).long().T
+    corners = torch.from_numpy(places) * windows.shape[2]
+    top, left = corners.long().T
     return windows[torch.arange(len(digits)), :, top, left]
 
 
@@ -176,7 +190,8 @@ def _over(photograph: Array, ink: Tensor, places: Uniforms) -> Tensor:
     (b, 3, 28, 28) in [0, 1].
     """
     windows = sliding_window_view(photograph, (28, 28), axis=(0, 1))
-    top, left = (places * windows.shape[:2]).astype(np.int64).T
+    corners = places * windows.shape[:2]
+    top, left = corners.astype(np.int64).T
     crops = windows[top, left]
     inverted = np.where(ink.numpy(), 255 - crops, crops)
     return torch.from_numpy(inverted).float().div_(255)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -12,13 +11,11 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from mvkit import Modality
-from mvkit.core.modality import PartLike
 from mvkit.core.noise import seed_of_split, seeded
 from mvkit.data.datasets import SPLITS, Splits
 from mvkit.parts.likelihoods import Normal
 from mvkit.registry import field, one_of, spec
-from mvkit_datasets.from_files import Array, Folder, FromFiles, Rows, split_rows, stratified
+from mvkit_datasets.from_files import Array, Folder, FromFiles, split_rows, stratified
 from mvkit_datasets.log_mel import cut, log_mel
 
 SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
@@ -60,7 +57,9 @@ class MNIST(FromFiles):
         parts["test"] = np.arange(60_000, 70_000)
         image = rearrange(np.concatenate(images), "n h w -> n 1 h w")
         label = np.concatenate(labels)
-        splits = _with_labels({"image": image}, "bernoulli", label, parts, 60_000)
+        splits = split_rows(
+            {"image": image}, "bernoulli", label, parts, rows_per_file=60_000, with_label=True
+        )
         for i, split in enumerate(SPLITS):
             data = getattr(splits, split).batch.data
             if self.binarise == "threshold":
@@ -108,9 +107,9 @@ class FSDD(FromFiles):
         digit = folder.read(file, partial(_array, "digit"), (3000,))
         take = folder.read(file, partial(_array, "index"), (3000,))
         sound = log_mel(cut(samples, length)).numpy()
-        group = np.digitize(take, (5, 10))
-        parts = {split: np.flatnonzero(group == 2 - i) for i, split in enumerate(SPLITS)}
-        return _with_labels({"sound": sound}, Normal(scale=0.25), digit, parts)
+        group = np.digitize(take, (10, 5))
+        parts = {split: np.flatnonzero(group == i) for i, split in enumerate(SPLITS)}
+        return split_rows({"sound": sound}, Normal(scale=0.25), digit, parts, with_label=True)
 
 
 @spec
@@ -145,9 +144,9 @@ class SignDigits(FromFiles):
         file = "sign_digits_32x32_rgb.npz"
         images = folder.read(file, partial(_array, "images"), (2062, 32, 32, 3))
         label = folder.read(file, partial(_array, "labels"), (2062,))
-        sign = rearrange(images, "n h w c -> n c h w")
+        arrays = {"sign": rearrange(images, "n h w c -> n c h w")}
         parts = stratified(label, SHARES)
-        return _with_labels({"sign": sign}, Normal(scale=0.25), label, parts)
+        return split_rows(arrays, Normal(scale=0.25), label, parts, with_label=True)
 
 
 @spec
@@ -183,9 +182,8 @@ class MFeat(FromFiles):
         for name, width in widths.items():
             table = folder.read(f"mfeat-{name}.csv", reader, (2000, width + 1))
             label = table[:, -1].astype(np.int64)
-            tables[name] = table[:, :-1].astype(np.float32)
-        parts = stratified(label, SHARES)
-        return split_rows(tables, _columns(tables), parts, label)
+            tables[name] = table[:, :-1]
+        return split_rows(tables, Normal(scale="trained"), label, stratified(label, SHARES))
 
 
 @spec
@@ -212,39 +210,22 @@ class ROSMAP(FromFiles):
 
     def read(self, path: Path) -> Splits:
         folder = Folder(path, self.origin)
+
+        def joined(name: str, *width: int) -> Array:
+            train = folder.read(f"{name}_tr.csv", numbers, (245, *width))
+            test = folder.read(f"{name}_te.csv", numbers, (106, *width))
+            return np.concatenate([train, test])
+
+        label = joined("labels").astype(np.int64)
+        parts = stratified(label[:245], {"train": 0.8, "valid": 0.2})
+        parts["test"] = np.arange(245, 351)
         tables = {}
         features = {}
         for i, view in enumerate(("mrna", "methylation", "mirna"), 1):
-            train = folder.read(f"{i}_tr.csv", numbers, (245, 200))
-            test = folder.read(f"{i}_te.csv", numbers, (106, 200))
-            tables[view] = np.concatenate([train, test]).astype(np.float32)
+            tables[view] = joined(str(i), 200)
             features[view] = folder.read(f"{i}_featname.csv", _words, (200,)).tolist()
-        train = folder.read("labels_tr.csv", numbers, (245,)).astype(np.int64)
-        test = folder.read("labels_te.csv", numbers, (106,)).astype(np.int64)
-        parts = stratified(train, {"train": 0.8, "valid": 0.2})
-        parts["test"] = np.arange(245, 351)
-        label = np.concatenate([train, test])
-        splits = split_rows(tables, _columns(tables), parts, label, 245)
+        splits = split_rows(tables, Normal(scale="trained"), label, parts, rows_per_file=245)
         return attrs.evolve(splits, notes={"features": features})
-
-
-def _columns(tables: dict[str, Array]) -> dict[str, Modality]:
-    """Tables (n, k) as modalities."""
-    return {name: Modality((x.shape[1],), Normal(scale="trained")) for name, x in tables.items()}
-
-
-def _with_labels(
-    arrays: dict[str, Array],
-    likelihood: PartLike,
-    label: Array,
-    parts: Mapping[str, Rows],
-    rows_per_file: int | None = None,
-) -> Splits:
-    """Splits of one kind of thing, (n, *shape), and its class as a second modality."""
-    label = label.astype(np.int64)
-    modalities = {name: Modality(x.shape[1:], likelihood) for name, x in arrays.items()}
-    modalities["label"] = Modality((10,), "categorical")
-    return split_rows(arrays | {"label": label}, modalities, parts, label, rows_per_file)
 
 
 def _idx(path: Path) -> Array:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from mvkit import Batch, DataError, Modality, MultimodalDataset
+from mvkit.core.modality import PartLike
 from mvkit.core.noise import row_uniforms
 from mvkit.data.datasets import Splits, share
 from mvkit.registry import field, integer, one_of, plugins, spec
@@ -112,29 +113,38 @@ class FromFiles(ABC):
 
 def split_rows(
     arrays: Mapping[str, Array],
-    modalities: dict[str, Modality],
+    likelihood: PartLike,
+    label: Array,
     parts: Mapping[str, Rows],
-    label: Rows,
+    *,
     rows_per_file: int | None = None,
+    with_label: bool = False,
 ) -> Splits:
     """Splits of arrays (n, *shape); bytes become numbers in [0, 1].
 
     Args:
         arrays: values by modality.
-        modalities: what the values are.
-        parts: by split, its rows.
+        likelihood: of all of them.
         label: class of each row, (n,), for `extra["label"]`.
+        parts: by split, its rows.
         rows_per_file: after how many rows `extra["id"]` starts again from 0; None: never.
+        with_label: whether the class, one of ten, is also a modality.
     """
+    modalities = {name: Modality(x.shape[1:], likelihood) for name, x in arrays.items()}
+    if with_label:
+        modalities["label"] = Modality((10,), "categorical")
     splits = {}
     for split, rows in parts.items():
+        classes = torch.from_numpy(label[rows]).long()
+        number = torch.from_numpy(rows % (rows_per_file or len(label)))
         data = {}
         for name, array in arrays.items():
-            values = torch.from_numpy(array[rows])
-            data[name] = values.float().div_(255) if array.dtype == np.uint8 else values
-        number = rows % (rows_per_file or len(label))
-        extra = {"label": torch.from_numpy(label[rows]), "id": torch.from_numpy(number)}
-        splits[split] = MultimodalDataset(Batch(data, extra=extra), modalities)
+            values = torch.from_numpy(array[rows]).float()
+            data[name] = values.div_(255) if array.dtype == np.uint8 else values
+        if with_label:
+            data["label"] = classes
+        batch = Batch(data, extra={"label": classes, "id": number})
+        splits[split] = MultimodalDataset(batch, modalities)
     return Splits(modalities, **splits)
 
 
@@ -167,8 +177,7 @@ def paired(label: Rows, items: Rows, uniform: Uniforms) -> Rows:
     by_class = np.argsort(items, kind="stable")
     first = np.searchsorted(items[by_class], label)
     count = np.bincount(items)[label]
-    partners: Rows = by_class[first + _ranks(label, uniform) % count]
-    return partners
+    return by_class[first + _ranks(label, uniform) % count]
 
 
 def _ranks(label: Array, uniform: Uniforms) -> Rows:

@@ -56,7 +56,8 @@ def log_mel(samples: Tensor) -> Tensor:
     Args:
         samples: (b, 4960) at 8 kHz, of any loudness.
     """
-    power = einsum(mel_filters(), _spectrum(samples).abs().square(), "k f, b f t -> b k t")
+    spectrum = _spectrum(samples).abs().square()
+    power = einsum(mel_filters(), spectrum, "k f, b f t -> b k t")
     loudest = reduce(power, "b k t -> b 1 1", "max")
     # a silent clip must not divide by zero
     relative = power / loudest.clamp(min=1e-20)
@@ -84,17 +85,20 @@ def to_sound(picture: Tensor, *, iterations: int = 30) -> tuple[Tensor, int]:
     Reference: Griffin and Lim, Signal Estimation from Modified Short-Time Fourier Transform, 1984,
     https://doi.org/10.1109/TASSP.1984.1164317.
     """
-    level = picture.detach().float().clamp(0, 1).reshape(-1, BANDS, FRAMES)
-    power = torch.where(level > 0, 10 ** (FLOOR * (1 - level) / 10), 0.0)
+    level = picture.detach().float().clamp(0, 1)
+    level = level.reshape(-1, BANDS, FRAMES)
+    decibels = FLOOR * (1 - level)
+    power = torch.where(level > 0, 10 ** (decibels / 10), 0.0)
     spread = einsum(torch.linalg.pinv(mel_filters()), power, "f k, b k t -> b f t")
     size = spread.clamp(min=0).sqrt()
-    phase = torch.from_numpy(2 * np.pi * row_uniforms(0, *size.shape[1:])).float()
-    phase = phase.expand_as(size)
+    uniforms = row_uniforms(0, *size.shape[1:])
+    phase = torch.from_numpy(2 * np.pi * uniforms).float().expand_as(size)
     for _ in range(iterations):
         phase = _spectrum(_samples(size, phase)).angle()
     samples = _samples(size, phase)
     loudest = reduce(samples.abs(), "b n -> b 1", "max").clamp(min=1e-12)
-    return (0.9 * samples / loudest).reshape(*picture.shape[:-3], SAMPLES), RATE
+    samples = 0.9 * samples / loudest
+    return samples.reshape(*picture.shape[:-3], SAMPLES), RATE
 
 
 def cut(samples: NDArray[np.int16], length: NDArray[np.integer]) -> Tensor:
@@ -110,12 +114,11 @@ def cut(samples: NDArray[np.int16], length: NDArray[np.integer]) -> Tensor:
         energy = recording.astype(np.float64) ** 2
         moment = (energy * np.arange(len(recording))).sum()
         centre = round(moment / max(energy.sum(), 1.0))
-        spare = len(recording) - SAMPLES
-        start = min(max(centre - SAMPLES // 2, min(spare, 0)), max(spare, 0))
-        silence = max(-spare, 0)
-        padded = np.pad(recording, silence)
-        clips.append(padded[silence + start :][:SAMPLES])
-    return torch.from_numpy(np.stack(clips).astype(np.float32) / 2**15)
+        spare = len(recording) - SAMPLES  # negative: all of the recording is kept
+        start = np.clip(centre - SAMPLES // 2, min(spare, 0), max(spare, 0))
+        padded = np.pad(recording, SAMPLES)
+        clips.append(padded[SAMPLES + start :][:SAMPLES])
+    return torch.from_numpy(np.stack(clips)).float() / 2**15
 
 
 def _spectrum(samples: Tensor) -> Tensor:
