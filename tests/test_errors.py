@@ -355,7 +355,7 @@ def test_stages_that_train_nothing():
     message(
         SpecError,
         lambda: mvkit.fit(made, rows(), stages=[Stage("elbo", 1, ("encoder.*",))]),
-        "trainable='encoder.*' matches no parameter",
+        "trainable: 'encoder.*' matches no parameter; did you mean 'encoders.*'?",
         "groups are ['aggregator', 'cross', 'decoders', 'encoders', 'prior']",
     )
     message(

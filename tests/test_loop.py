@@ -184,9 +184,9 @@ def test_a_late_look_leaves_out_the_same_steps():
             loss = layer(torch.tensor([[value, 1.0]])).sum()
             layer.zero_grad()
             loss.backward()
-            guard.hold()
+            guard.snapshot()
             found += guard.step(loss.detach(), [p.grad for p in layer.parameters()], step)[1]
-        assert found + guard.look() == [1, 3]
+        assert found + guard.poll() == [1, 3]
         weights.append(layer.weight.detach().clone())
     assert torch.equal(*weights)
 
@@ -199,12 +199,12 @@ def test_a_late_look_stops_everything_after_a_bad_step():
         loss = layer(torch.tensor([[value, 1.0]])).sum()
         layer.zero_grad()
         loss.backward()
-        guard.hold()
+        guard.snapshot()
         guard.step(loss.detach(), [p.grad for p in layer.parameters()], step)
         if step == 0:
             before = layer.weight.detach().clone()
     assert torch.equal(before, layer.weight)
-    assert guard.look() == [1]
+    assert guard.poll() == [1]
 
 
 def test_bf16_keeps_densities_in_the_models_type():

@@ -1,1 +1,1 @@
-"""Training: stages, the loop, checkpoints."""
+"""Training: stages, the loop over epochs and batches, and the files of a run."""

@@ -1,14 +1,14 @@
-"""ProcessGroup: what the processes of one run must agree on, on torch.distributed.
+"""ProcessGroup: what the processes of one run must agree on, by torch.distributed.
 
-`torchrun --nproc-per-node=2 train.py` starts them; user code stays as it is. Each takes its share of every batch, and
-DistributedDataParallel averages gradients.
+`torchrun --nproc-per-node=2 train.py` starts them; user code stays as it is. Each process takes
+its share of every batch, and DistributedDataParallel averages the gradients.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import attrs
 import torch
@@ -16,27 +16,29 @@ from torch import Tensor, distributed, nn
 
 from mvkit.core.batch import Batch
 from mvkit.core.loss import Loss
+from mvkit.parts.objectives.objective import Objective
 
 T = TypeVar("T")
+Sums = dict[str, tuple[float, float]]  # by metric: its sum over rows, and the number of rows
 
 
 @attrs.frozen(eq=False)
 class ProcessGroup:
-    """This process among those of the run.
+    """The processes of a run, as seen from one of them.
 
     Args:
-        rank: its number; the first one, 0, writes files and tells events.
-        count: how many there are.
-        group: for numbers and objects on the CPU, whatever moves gradients.
+        rank: the number of this process; the first one, 0, writes files and sends events.
+        count: how many processes there are.
+        group: torch's group for numbers and objects on the CPU, whatever moves gradients.
     """
 
     rank: int = 0
     count: int = 1
-    group: Any = None
+    group: distributed.ProcessGroup | None = None
 
     @classmethod
     def current(cls) -> ProcessGroup:
-        """The processes that torchrun, or the user, started; alone without either."""
+        """The processes that torchrun or the user started; this one alone if nobody did."""
         if not distributed.is_available():
             return cls()
         if not distributed.is_initialized():
@@ -44,17 +46,18 @@ class ProcessGroup:
                 return cls()
             distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
             atexit.register(_leave)
-        mixed = distributed.get_backend() != "gloo"
-        group = distributed.new_group(backend="gloo") if mixed else distributed.group.WORLD
+        group = distributed.group.WORLD
+        if distributed.get_backend() != "gloo":
+            group = distributed.new_group(backend="gloo")
         return cls(distributed.get_rank(), distributed.get_world_size(), group)
 
     @property
     def first(self) -> bool:
-        """Whether this process writes and tells."""
+        """Whether this process writes files and sends events."""
         return self.rank == 0
 
     def device(self, wanted: str | torch.device) -> torch.device:
-        """The device of this process; `auto`: an accelerator of its own, if there is one."""
+        """The device of this process; `auto`: an accelerator of its own if there is one."""
         if wanted != "auto":
             return torch.device(wanted)
         if not torch.cuda.is_available():
@@ -62,34 +65,34 @@ class ProcessGroup:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
     def sums(self, *values: float) -> list[float]:
-        """Sums over all processes, added in their order, so that every one has the same bits."""
+        """Sums of whole numbers over all processes, which are exact."""
         if self.count == 1:
             return list(values)
-        mine = torch.tensor(values, dtype=torch.float64)
-        every = [torch.empty_like(mine) for _ in range(self.count)]
-        distributed.all_gather(every, mine, group=self.group)
-        total: list[float] = torch.stack(every).sum(0).tolist()
+        sums = torch.tensor(values, dtype=torch.float64)
+        distributed.all_reduce(sums, group=self.group)
+        total: list[float] = sums.tolist()
         return total
 
-    def pooled(self, pairs: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-        """Sums of pairs over all processes, key by key."""
+    def pooled(self, sums: Sums) -> Sums:
+        """Sums of metrics over all processes, metric by metric."""
         if self.count == 1:
-            return pairs
-        every: list[Any] = [None] * self.count
-        distributed.all_gather_object(every, pairs, group=self.group)
-        keys = dict.fromkeys(key for one in every for key in one)
-        return {
-            k: tuple(map(sum, zip(*(one[k] for one in every if k in one), strict=True)))
-            for k in keys
-        }  # type: ignore[misc]
+            return sums
+        gathered: list[Sums] = [{}] * self.count
+        distributed.all_gather_object(gathered, sums, group=self.group)
+        pooled: Sums = {}
+        for sums_of_process in gathered:
+            for key, (total, rows) in sums_of_process.items():
+                total_before, rows_before = pooled.get(key, (0.0, 0.0))
+                pooled[key] = total_before + total, rows_before + rows
+        return pooled
 
     def agreed(self, value: T) -> T:
-        """What the first process says."""
+        """The first process's value."""
         if self.count == 1:
             return value
-        box = [value]
-        distributed.broadcast_object_list(box, src=0, group=self.group)
-        return box[0]
+        values = [value]
+        distributed.broadcast_object_list(values, src=0, group=self.group)
+        return values[0]
 
     def synchronise(self, model: nn.Module) -> None:
         """Gives every process the first one's weights and buffers."""
@@ -99,43 +102,41 @@ class ProcessGroup:
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """A module whose loss has the gradients of all processes, averaged."""
-        step = Step(model, connected=self.count > 1)
+        module = LossModule(model, connected=self.count > 1)
         if self.count == 1:
-            return step
+            return module
         device = next(model.parameters()).device
-        ids = None if device.type == "cpu" else [device]
-        # an objective need not look at every network in every step
+        devices = None if device.type == "cpu" else [device]
+        # an objective need not use every network in every step
         return nn.parallel.DistributedDataParallel(
-            step, device_ids=ids, find_unused_parameters=True
+            module, device_ids=devices, find_unused_parameters=True
         )
 
 
-class Step(nn.Module):
-    """The loss of a model as a tuple, which wrappers can look into.
+class LossModule(nn.Module):
+    """The loss of a model as a tuple, in which DistributedDataParallel finds the tensors.
 
     Args:
-        model: what is trained.
-        connected: whether a loss without gradient, of rows that do not count, still has every trained parameter in its
-            graph, by zero: other processes wait for it.
+        model: the model to train.
+        connected: whether a loss without a gradient (no row counts) still depends on every trained
+            parameter, with gradient zero, because the other processes wait for it.
     """
 
     def __init__(self, model: nn.Module, *, connected: bool) -> None:
         super().__init__()
-        self.model, self.connected = model, connected
+        self.model = model
+        self.connected = connected
 
-    def forward(self, batch: Batch, objective: Any, generator: torch.Generator) -> tuple[Any, ...]:
+    def forward(
+        self, batch: Batch, objective: Objective, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Loss (), metrics and counts."""
-        found: Loss = self.model(batch, objective=objective, generator=generator)
-        loss = found.loss
+        result: Loss = self.model(batch, objective=objective, generator=generator)
+        loss = result.loss
         if self.connected and torch.is_grad_enabled() and not loss.requires_grad:
-            loss = loss + zero_of(self.model, loss)
-        return loss, found.metrics, found.counts
-
-
-def zero_of(model: nn.Module, like: Tensor) -> Tensor:
-    """A zero that has every trained parameter in its graph, ()."""
-    firsts = [p.flatten()[:1].sum() for p in model.parameters() if p.requires_grad]
-    return torch.stack([one.to(like.dtype) for one in firsts]).sum() * 0.0
+            for parameter in self.model.parameters():
+                loss = loss + (parameter * 0.0).sum()
+        return loss, result.metrics, result.counts
 
 
 def _leave() -> None:

@@ -1,25 +1,27 @@
-"""Events: what a run tells whoever listens, installed packages (hook `mvkit_event`) and the user's own callables."""
+"""Events: what a run sends to packages (hook `mvkit_event`) and to callables of the user."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import attrs
+from pluggy import HookCaller
 
 from mvkit.registry import plugins
+from mvkit.training.history import History
+from mvkit.training.stages import Stage
 
 
 @attrs.frozen(eq=False)
 class Event:
-    """Something that happened in a run; told by the first process only."""
+    """Something that happened in a run; sent by the first process only."""
 
 
 @attrs.frozen(eq=False)
 class RunStarted(Event):
-    """A run begins or goes on.
+    """A run begins or resumes.
 
     Args:
         folder: where it keeps its files; None if it keeps none.
@@ -29,22 +31,25 @@ class RunStarted(Event):
     """
 
     folder: Path | None
-    model: dict[str, Any]
-    options: dict[str, Any]
+    model: dict[str, object]
+    options: dict[str, object]
     step: int
 
 
 @attrs.frozen(eq=False)
 class StageStarted(Event):
-    """Stage `index` (from 0) begins or goes on; `stage` is the `mvkit.Stage`."""
+    """Stage `index` (from 0) begins or resumes; `stage` is the `mvkit.Stage`."""
 
     index: int
-    stage: Any
+    stage: Stage
 
 
 @attrs.frozen(eq=False)
 class EpochFinished(Event):
-    """A row of the history: stage, epoch, metrics, `valid/…` metrics; `step` batches were done by then."""
+    """An epoch ended after `step` batches; `row` is its row of the history.
+
+    Its columns are the stage, the epoch, metrics and `valid/…` metrics.
+    """
 
     row: dict[str, float]
     step: int
@@ -60,61 +65,65 @@ class CheckpointSaved(Event):
 
 @attrs.frozen(eq=False)
 class NonFinite(Event):
-    """A loss or gradient was no number; `report` says where."""
+    """A loss or gradient was not finite; `report` says where."""
 
     report: str
 
 
 @attrs.frozen(eq=False)
 class RunFinished(Event):
-    """The run ended: all stages done, or with `error`, its message; `history` has the rows so far."""
+    """The run ended: all stages are done, or `error` says why not; `history` is that so far."""
 
-    history: Any
+    history: History
     error: str | None = None
 
 
-Listener = Callable[[Event], Any]
+Listener = Callable[[Event], object]
 
 
 class Listeners:
-    """Tells events to everybody.
+    """Delivers events to plugins and callables.
 
-    A package whose hook raises is reported once and then left out for the rest of the run: a logger must not end a
-    training. What the user's own callables raise ends it, so that they can stop or prune.
+    A package whose hook raises is reported once and disabled for the rest of the run: a logger
+    must not end a training. What the user's own callables raise ends it, so that they can stop or
+    prune.
 
     Args:
         own: the user's callables.
+        hooks: the hook of each package, by the package's name; None: those of installed packages.
     """
 
-    def __init__(self, own: Iterable[Listener] = ()) -> None:
+    def __init__(
+        self, own: Iterable[Listener] = (), hooks: Mapping[str, HookCaller] | None = None
+    ) -> None:
         self.own = tuple(own)
-        known = plugins.registry()
-        known.scan()
-        self.hooks: dict[str, Any] = {}
-        every = known.manager.get_plugins()
-        for plugin in every:
-            others = [other for other in every if other is not plugin]
-            hook = known.manager.subset_hook_caller("mvkit_event", remove_plugins=others)
-            if hook.get_hookimpls():
-                self.hooks[known.manager.get_name(plugin) or repr(plugin)] = hook
-
-    @classmethod
-    def nobody(cls) -> Listeners:
-        """For processes other than the first."""
-        made = cls.__new__(cls)
-        made.own, made.hooks = (), {}
-        return made
+        self.hooks = dict(event_hooks() if hooks is None else hooks)
 
     def tell(self, event: Event) -> None:
-        """Tells an event to the packages first, then to the user's callables."""
+        """Delivers an event, to the packages first, then to the user's callables."""
         for package, hook in tuple(self.hooks.items()):
             try:
                 hook(event=event)
             except (Exception, SystemExit) as error:
                 del self.hooks[package]
+                reason = f"{type(error).__name__}: {error}"
                 warnings.warn(
-                    f"{package}: its mvkit_event raised {type(error).__name__}: {error}; it hears no more of this run",
+                    f"{package}: its mvkit_event raised {reason}; "
+                    "it is disabled for the rest of this run",
                     stacklevel=2,
                 )
         for listener in self.own:
             listener(event)
+
+
+def event_hooks() -> dict[str, HookCaller]:
+    """The hook `mvkit_event` of each installed package that implements it, by package."""
+    known = plugins.registry()
+    known.scan()
+    manager = known.manager
+    hooks = {}
+    for implementation in manager.hook.mvkit_event.get_hookimpls():
+        others = manager.get_plugins() - {implementation.plugin}
+        hook = manager.subset_hook_caller("mvkit_event", others)
+        hooks[implementation.plugin_name] = hook
+    return hooks

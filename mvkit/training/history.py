@@ -1,31 +1,39 @@
-"""What a run came to: sums of an epoch's metrics, and the history, a row an epoch."""
+"""Training history: one row of metrics per epoch, and the sums from which a row is computed."""
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import attrs
 import torch
 from torch import Tensor
 
 from mvkit.errors import DataError
-from mvkit.training.distributed import ProcessGroup
+from mvkit.training.distributed import ProcessGroup, Sums
+from mvkit.training.loss_curves import losses
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Row = dict[str, float]
 
 
 @attrs.frozen(eq=False)
 class History:
-    """What happened, a row an epoch: stage, epoch, step, lr, metrics, `valid/…` metrics.
+    """Metrics by epoch: each row has stage, epoch, step, lr, metrics and `valid/…` metrics.
 
     Example:
         >>> History([{"stage": 0, "epoch": 1, "loss": 2.0}])["loss"]
         [2.0]
     """
 
-    rows: list[dict[str, float]] = attrs.field(factory=list)
+    rows: list[Row] = attrs.field(factory=list)
 
     def __getitem__(self, key: str) -> list[float]:
         return [row.get(key, math.nan) for row in self.rows]
@@ -34,93 +42,89 @@ class History:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        lines = [
-            ", ".join(f"{key} {value:.4g}" for key, value in row.items() if "/" not in key)
-            for row in self.rows
-        ]
-        return "\n".join([f"History({len(self)} epochs)", *lines[-5:]])
+        lines = [f"History({len(self)} epochs)"]
+        for row in self.rows[-5:]:
+            cells = [f"{key} {value:.4g}" for key, value in row.items() if "/" not in key]
+            lines.append(", ".join(cells))
+        return "\n".join(lines)
 
     @property
     def columns(self) -> list[str]:
         """Every key that some row has, in order of first appearance."""
-        return list(dict.fromkeys(key for row in self.rows for key in row))
+        return list(dict.fromkeys(itertools.chain.from_iterable(self.rows)))
 
-    def plot(self, **options: Any) -> Any:
-        """Axes with the loss and the bound over epochs; options as of `mvkit.plots.losses`."""
-        from mvkit.training.loss_curves import losses
-
-        return losses(self, **options)
+    def plot(self, *, terms: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
+        """Axes with the loss and the bound by epoch; options as of `mvkit.plots.losses`."""
+        return losses(self, terms=terms, ax=ax)
 
     def to_jsonl(self) -> str:
-        """A JSON object a line; what is no number is null."""
-        return "".join(
-            json.dumps(dict(zip(row, finite(row.values()), strict=True))) + "\n"
-            for row in self.rows
-        )
+        """One JSON object per line; NaN and infinity become null."""
+        return "".join(f"{json.dumps(_finite(row))}\n" for row in self.rows)
 
     def to_csv(self) -> str:
-        """A header and a line an epoch, empty where an epoch lacks a metric or it is no number."""
+        """A header and one line per epoch; missing, NaN and infinite metrics are empty."""
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows(
-            ["" if v is None else v for v in finite(row.get(k) for k in self.columns)]
-            for row in self.rows
-        )
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(_finite, self.rows))
         return text.getvalue()
 
 
-def finite(values: Any) -> list[Any]:
-    """The values, None for those that are no finite number."""
-    return [
-        None if isinstance(value, float) and not math.isfinite(value) else value
-        for value in values
-    ]
+def _finite(row: Row) -> dict[str, float | None]:
+    """A row with None in place of NaN and infinity."""
+    return {key: value if math.isfinite(value) else None for key, value in row.items()}
 
 
 class Totals:
-    """Means of metrics over the rows behind them, without waiting for the device before the end."""
+    """Sums of metrics over the rows of an epoch; the device is waited for only at the end."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}  # each (2,): sum over rows, number of rows
 
     def add(
         self,
         metrics: dict[str, Tensor],
         counts: dict[str, Tensor],
         rows: int,
-        unless: Tensor | None = None,
+        skip: Tensor | None = None,
     ) -> None:
-        """What a batch of so many rows came to, unless a flag () says that it does not count."""
-        for key, value in metrics.items():
-            count = counts.get(key, torch.full_like(value, rows)).to(torch.float64)
-            if unless is not None:
-                count = torch.where(unless, 0.0, count)
-            value = torch.where(count > 0, value.to(torch.float64) * count, 0.0)
-            self.sums[key] = self.sums[key] + value if key in self.sums else value
-            self.counts[key] = self.counts[key] + count if key in self.counts else count
+        """Adds the metrics of one batch of `rows` rows.
 
-    def pairs(self) -> dict[str, tuple[float, float]]:
-        """Sum and number of rows of each metric; the one place that waits for the device."""
+        Args:
+            metrics: means over rows, each ().
+            counts: the number of rows behind a metric, each (); missing: all rows of the batch.
+            rows: the number of rows of the batch.
+            skip: a flag () that leaves the batch out; None: it counts.
+        """
+        for key, mean in metrics.items():
+            count = counts[key] if key in counts else torch.full_like(mean, rows)
+            count = count.to(torch.float64)
+            if skip is not None:
+                count = torch.where(skip, 0.0, count)
+            total = torch.where(count > 0, mean.to(torch.float64) * count, 0.0)
+            sums = torch.stack([total, count])
+            self.sums[key] = self.sums[key] + sums if key in self.sums else sums
+
+    def pairs(self) -> Sums:
+        """Sum and number of rows of each metric; waits for the device."""
         if not self.sums:
             return {}
-        table = torch.stack(
-            [torch.stack([*self.sums.values()]), torch.stack([*self.counts.values()])]
-        ).tolist()
-        return dict(zip(self.sums, zip(*table, strict=True), strict=True))
+        table = torch.stack([*self.sums.values()]).tolist()
+        return dict(zip(self.sums, map(tuple, table), strict=True))
 
-    def restore(self, pairs: dict[str, Any], like: Tensor) -> None:
-        """Go on from what `pairs` gave."""
-        for key, (total, count) in pairs.items():
-            self.sums[key] = torch.tensor(total, dtype=torch.float64, device=like.device)
-            self.counts[key] = torch.tensor(count, dtype=torch.float64, device=like.device)
+    def restore(self, pairs: Mapping[str, Iterable[float]], like: Tensor) -> None:
+        """Puts back what `pairs` returned, on the device of `like`."""
+        for key, pair in pairs.items():
+            self.sums[key] = torch.tensor(pair, dtype=torch.float64, device=like.device)
 
-    def means(self, ranks: ProcessGroup) -> dict[str, float]:
-        """What was added by all processes, divided by the rows behind it."""
+    def means(self, group: ProcessGroup) -> Row:
+        """Mean of each metric over the rows of all processes."""
         if not self.sums:
             raise DataError(
-                "fit: the loader gave no batch; expected one at least an epoch; check that it is not used up"
+                "fit: the loader returned no batch; expected at least one per epoch; "
+                "check that it is not used up"
             )
-        pairs = ranks.pooled(self.pairs())
-        return {key: total / count if count else math.nan for key, (total, count) in pairs.items()}
+        means = {}
+        for key, (total, count) in group.pooled(self.pairs()).items():
+            means[key] = total / count if count else math.nan
+        return means

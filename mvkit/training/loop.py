@@ -1,367 +1,368 @@
-"""The loop: one stage of a run, batch by batch, from wherever it stands."""
+"""The loop: one stage of a run, epoch by epoch and batch by batch, from wherever it stopped."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mvkit.core import noise
 from mvkit.core.batch import Batch
+from mvkit.core.loss import Loss
 from mvkit.data.pipeline import Pipeline
 from mvkit.errors import NonFiniteError, SpecError
 from mvkit.models.inference import evaluation
-from mvkit.parts.objectives.objective import Objective
+from mvkit.parts.objectives.objective import ObjectiveLike
 from mvkit.training import run_folder
 from mvkit.training.events import CheckpointSaved, EpochFinished, NonFinite, StageStarted
-from mvkit.training.history import Totals
+from mvkit.training.history import Row, Totals
 from mvkit.training.nonfinite import Guard, locate, nonfinite_gradients
 from mvkit.training.run import Run
-from mvkit.training.run_folder import State
-from mvkit.training.stages import Stage, trainable
+from mvkit.training.run_folder import Json, State
+from mvkit.training.stages import trainable
 
-PLACE = (
-    "epoch",
-    "batch",
-    "steps",
-    "best",
-    "stale",
-    "skipped",
-)  # the numbers that say where a stage stands
+# the numbers that say where a stage stands
+PLACE = ("epoch", "batch", "steps", "best", "stale", "skipped")
 
 
 @attrs.frozen(eq=False)
-class Seen:
-    """A batch whose gradient was added, and what it came to.
+class MicroBatch:
+    """A batch whose gradient has been accumulated, with its loss and metrics.
 
     Args:
-        batch, place: the batch, and its number in the epoch.
-        objective: what it was measured by.
-        loss, metrics, counts: its loss () and metrics.
+        batch: the batch.
+        place: its number in the epoch.
+        loss: its loss ().
+        metrics, counts: its metrics, and the numbers of rows behind them.
         rows: its rows in all processes together.
     """
 
     batch: Batch
     place: int
-    objective: Objective
     loss: Tensor
     metrics: dict[str, Tensor]
     counts: dict[str, Tensor]
     rows: float
 
 
-@attrs.define(eq=False)
+def train_stage(run: Run, index: int, state: State | None) -> None:
+    """Trains all epochs of a stage that are left; then the model holds its best or last weights.
+
+    Args:
+        run: the run.
+        index: the number of the stage.
+        state: where to resume; None: at the beginning of the stage.
+    """
+    model, stage = run.model, run.plan[index]
+    model.train()
+    with trainable(model, stage.trainable) as parameters:
+        if not parameters:
+            reason = f"stage {index} trains {stage.trainable}, which has no parameters"
+            raise SpecError(reason, "trainable")
+        training = StageRun(run, index)
+        if state is not None:
+            training.restore(state)
+        run.listeners.tell(StageStarted(index, stage))
+        while not training.over():
+            training.train_epoch()
+    if training.weights and stage.start_from == "best":
+        model.load_state_dict(training.weights)
+    elif training.average:
+        model.load_state_dict(training.average, strict=False)
+
+
 class StageRun:
-    """One stage on its way.
+    """The state of a stage during training.
 
     Args:
         run: the run it belongs to.
         index: its number.
-        stage: what it is.
-        epoch, batch, steps: epochs done; batches done in the epoch that goes on; steps of the optimizer done.
-        best, stale, weights: lowest validation loss, epochs since then, and the weights that had it.
-        average: averaged weights by name, with `ema`.
-        totals, skipped: what this epoch came to so far; steps left out in it.
-        pending: batches whose gradients wait for the step.
+
+    Attributes:
+        epoch, batch, steps: epochs done; batches done in the current epoch; optimizer steps done.
+        best, stale, weights: lowest validation loss, epochs since then, and its weights.
+        parameters: trained parameters by name.
+        average: averages of the trained parameters by name, with `ema`.
+        totals, skipped: metrics of this epoch so far; steps skipped in it.
+        accumulated: batches whose gradients wait for the step.
     """
 
-    run: Run
-    index: int
-    stage: Stage
-    epoch: int = 0
-    batch: int = 0
-    steps: int = 0
-    best: float = math.inf
-    stale: int = 0
-    weights: dict[str, Tensor] | None = None
-    average: dict[str, Tensor] = attrs.field(factory=dict)
-    totals: Totals = attrs.field(factory=Totals)
-    skipped: int = 0
-    pending: list[Seen] = attrs.field(factory=list)
-    named: dict[str, Tensor] = attrs.field(factory=dict, init=False)
-    optimizer: Any = attrs.field(default=None, init=False)
-    scheduler: Any = attrs.field(default=None, init=False)
-    module: nn.Module = attrs.field(init=False)
-    guard: Guard = attrs.field(init=False)
-    generator: torch.Generator = attrs.field(init=False)
-
-    def through(self, state: State | None) -> None:
-        """All epochs that are left; afterwards the model holds the stage's best or last weights."""
-        model = self.run.model
-        model.train()
-        with trainable(model, self.stage.trainable) as parameters:
-            self._prepare(parameters)
-            if state is not None:
-                self._restore(state)
-            self.run.listeners.tell(StageStarted(self.index, self.stage))
-            while not self._over():
-                self._epoch()
-        if self.weights is not None and self.stage.start_from == "best":
-            model.load_state_dict(self.weights)
-        elif self.average:
-            model.load_state_dict(self.average, strict=False)
-
-    def _prepare(self, parameters: list[nn.Parameter]) -> None:
-        if not parameters:
-            raise SpecError(
-                f"stage {self.index} trains {self.stage.trainable}, which has no parameters",
-                "trainable",
-            )
-        chosen = {id(p) for p in parameters}
-        self.named = {name: p for name, p in self.run.model.named_parameters() if id(p) in chosen}
-        self.optimizer = self.stage.optimizer.optimizer(
-            list(self.named.values()), self.run.options.lr
-        )
+    def __init__(self, run: Run, index: int) -> None:
+        self.run = run
+        self.index = index
+        self.stage = run.plan[index]
+        self.epoch = 0
+        self.batch = 0
+        self.steps = 0
+        self.best = math.inf
+        self.stale = 0
+        self.skipped = 0
+        self.totals = Totals()
+        self.weights: dict[str, Tensor] = {}
+        self.average: dict[str, Tensor] = {}
+        self.accumulated: list[MicroBatch] = []
+        self.device = run.model.like.device
+        self.parameters = {n: p for n, p in run.model.named_parameters() if p.requires_grad}
+        self.optimizer = self.stage.build_optimizer([*self.parameters.values()], run.options.lr)
         self.scheduler = self.stage.scheduler(self.optimizer)
-        self.module = self.run.ranks.parallel(self.run.model)
-        self.guard = Guard(self.run.model, self.optimizer, self.run.options.on_nonfinite)
-        self.generator = torch.Generator(self.run.model.like.device)
+        self.module = run.group.parallel(run.model)
+        mode = run.options.on_nonfinite
+        self.guard: Guard[list[MicroBatch]] = Guard(run.model, self.optimizer, mode)
+        self.generator = torch.Generator(self.device)
         if self.stage.ema is not None:
-            self.average = {name: p.detach().clone() for name, p in self.named.items()}
+            self.average = _copies(self.parameters, self.device)
 
-    def _over(self) -> bool:
-        ended = self.epoch >= self.stage.epochs or self.steps >= (self.stage.steps or math.inf)
-        return ended or self.stale >= (self.stage.patience or math.inf)
+    @property
+    def where(self) -> str:
+        """The stage and the epoch, for messages."""
+        return f"fit: stage {self.index}, epoch {self.epoch + 1}"
 
-    def _objective(self, epoch: int | None) -> Objective:
-        made: Objective = self.stage.at(
-            self.stage.objective or self.run.model.spec.objective, epoch
-        )
-        return made
+    def over(self) -> bool:
+        """Whether the stage has ended."""
+        stage = self.stage
+        if self.epoch >= stage.epochs or self.steps >= (stage.steps or math.inf):
+            return True
+        return self.stale >= (stage.patience or math.inf)
 
-    def _epoch(self) -> None:
-        run, stage = self.run, self.stage
-        objective, started, before = (
-            self._objective(self.epoch + 1),
-            time.perf_counter(),
-            self.batch,
-        )
-        for batch in run.batches(run.loader, len(run.history), self.batch):
-            due = self._batch(batch, objective)
+    def _objective(self, epoch: int | None) -> ObjectiveLike:
+        objective = self.stage.objective or self.run.model.spec.objective
+        return self.stage.at(objective, epoch)
+
+    def train_epoch(self) -> None:
+        """Trains one epoch, or what is left of it."""
+        run = self.run
+        objective = self._objective(self.epoch + 1)
+        first = self.batch
+        start = time.perf_counter()
+        for batch in run.batches(run.loader, len(run.history), first):
+            due = self._add_gradient(batch, objective)
             self.batch += 1
-            if len(self.pending) == stage.accumulate:
-                self._update()
-            if due and not self.pending:
+            if len(self.accumulated) == self.stage.accumulate:
+                self._step()
+            if due and not self.accumulated:
                 self._save()
-            if self.steps >= (stage.steps or math.inf):
+            if self.over():
                 break
-        if self.pending:
-            self._update()
-        self._report(self.guard.look())
-        rate = (
-            (self.batch - before)
-            * run.options.batch_size
-            / max(time.perf_counter() - started, 1e-9)
-        )
-        row: dict[str, float] = {
-            "stage": self.index,
-            "epoch": self.epoch + 1,
-            "step": run.step + self.batch,
-        }
-        row |= self._finite(self.totals.means(run.ranks))
-        row |= {"lr": self.optimizer.param_groups[0]["lr"]} | (
-            {"skipped": self.skipped} if self.skipped else {}
-        )
+        if self.accumulated:
+            self._step()
+        self._report(self.guard.poll())
+        seconds = max(time.perf_counter() - start, 1e-9)
+        rate = (self.batch - first) * run.options.batch_size / seconds
+        row: Row = {"stage": self.index, "epoch": self.epoch + 1, "step": run.step + self.batch}
+        row |= self._means(self.totals)
+        row["lr"] = self.optimizer.param_groups[0]["lr"]
+        if self.skipped:
+            row["skipped"] = self.skipped
         self._end_epoch(row, rate)
 
-    def _end_epoch(self, row: dict[str, float], rate: float) -> None:
-        """Validates, moves the learning rate, keeps the books."""
+    def _end_epoch(self, row: Row, rate: float) -> None:
+        """Validates, updates the learning rate, and records the row; `rate` in rows per second."""
         run = self.run
         if run.valid is not None:
             row |= self._validate(run.valid)
-        if self.scheduler is not None and not self.stage.schedules_steps:
-            plateau = isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-            self.scheduler.step(*((row.get("valid/loss", row["loss"]),) if plateau else ()))
+        if not self.stage.schedules_steps:
+            if isinstance(self.scheduler, ReduceLROnPlateau):
+                self.scheduler.step(row.get("valid/loss", row["loss"]))
+            elif self.scheduler is not None:
+                self.scheduler.step()
         run.history.rows.append(row)
         run.step += self.batch
-        self.epoch, self.batch, self.totals, self.skipped = self.epoch + 1, 0, Totals(), 0
-        shown = {
-            k.replace("valid/", "valid_"): v
-            for k, v in row.items()
-            if k.endswith("bound") or k == "valid/loss"
-        }
-        run.bar.set_postfix(shown | {"rows/s": f"{rate:.0f}"})
+        self.epoch += 1
+        self.batch = 0
+        self.skipped = 0
+        self.totals = Totals()
+        shown: dict[str, object] = {}
+        for key, value in row.items():
+            if key.endswith("bound") or key == "valid/loss":
+                shown[key.replace("valid/", "valid_")] = value
+        run.bar.set_postfix({**shown, "rows/s": f"{rate:.0f}"})
         run.bar.update()
-        if run.folder is not None and run.ranks.first:
-            run.folder.history(run.history)
+        if run.writable is not None:
+            run.writable.history(run.history)
         self._save()
         run.listeners.tell(EpochFinished(row, run.step))
 
     def _seed(self, *keys: int) -> None:
         """Noise and dropout as a function of seed, stage, epoch, batch and process."""
-        seed = noise.seed_of(self.run.options.seed, self.index, *keys, self.run.ranks.rank)
+        run = self.run
+        seed = noise.seed_of(run.options.seed, self.index, *keys, run.group.rank)
         self.generator.manual_seed(seed)
         torch.default_generator.manual_seed(seed)
-        if self.generator.device.type == "cuda":
+        if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _batch(self, batch: Batch, objective: Objective) -> bool:
-        """Adds a batch's gradient, as its rows weigh among those of all processes; whether a checkpoint is due."""
-        ranks = self.run.ranks
+    def _add_gradient(self, batch: Batch, objective: ObjectiveLike) -> bool:
+        """Adds a batch's gradient, weighted by its rows; returns whether a checkpoint is due."""
+        group = self.run.group
         self._seed(self.epoch, self.batch)
-        if (
-            not self.pending
-        ):  # what a bad step is put back to is the state before all of its batches
-            self.guard.hold()
+        if not self.accumulated:  # a bad step is undone with all of its batches
+            self.guard.snapshot()
         loss, metrics, counts = self.module(batch, objective, self.generator)
-        rows, due = ranks.sums(len(batch), self.run.due())
-        if loss.requires_grad:  # not if no row of the batch counts
-            factor = len(batch) * ranks.count / (rows if self.stage.accumulate == 1 else 1.0)
-            if (
-                ranks.count > 1
-            ):  # a loss that is no number reaches every process with the gradients
-                (loss * torch.where(torch.isfinite(loss.detach()), factor, torch.nan)).backward()
-            else:
-                (loss if factor == 1 else loss * factor).backward()
-        self.pending.append(
-            Seen(batch, self.batch, objective, loss.detach(), metrics, counts, rows)
+        rows, due = group.sums(len(batch), self.run.due())
+        if loss.requires_grad:  # it does not if no row of the batch counts
+            total = rows if self.stage.accumulate == 1 else 1.0
+            weight: Tensor | float = len(batch) * group.count / total
+            if group.count > 1:  # a non-finite loss reaches every process with the gradients
+                weight = torch.where(torch.isfinite(loss.detach()), weight, torch.nan)
+            (loss * weight).backward()
+        self.accumulated.append(
+            MicroBatch(batch, self.batch, loss.detach(), metrics, counts, rows)
         )
         return due > 0
 
-    def _update(self) -> None:
-        """A step of the optimizer, unless something is no number."""
-        pending, stage = self.pending, self.stage
-        gradients = [p.grad for p in self.named.values() if p.grad is not None]
+    def _step(self) -> None:
+        """An optimizer step, skipped if the loss or a gradient is not finite."""
+        accumulated, stage = self.accumulated, self.stage
+        parameters = self.parameters.values()
+        gradients = [p.grad for p in parameters if p.grad is not None]
         if stage.accumulate > 1 and gradients:
-            torch._foreach_div_(gradients, sum(one.rows for one in pending))
+            torch._foreach_div_(gradients, sum(micro.rows for micro in accumulated))
         if stage.clip is not None:
-            nn.utils.clip_grad_norm_(self.named.values(), stage.clip)
-        bad, found = self.guard.step(
-            torch.stack([one.loss for one in pending]).sum(), gradients, pending
-        )
-        self._report(found)
-        for one in pending:
-            self.totals.add(one.metrics, one.counts, len(one.batch), unless=bad)
-        self.pending = []
-        self.optimizer.zero_grad(set_to_none=True)
+            nn.utils.clip_grad_norm_(parameters, stage.clip)
+        loss = torch.stack([micro.loss for micro in accumulated]).sum()
+        bad, bad_steps = self.guard.step(loss, gradients, accumulated)
+        self._report(bad_steps)
+        for micro in accumulated:
+            self.totals.add(micro.metrics, micro.counts, len(micro.batch), skip=bad)
+        self.accumulated = []
+        self.optimizer.zero_grad()
         self.steps += 1
-        if self.average and stage.ema is not None:
-            torch._foreach_lerp_(
-                [*self.average.values()], [p.detach() for p in self.named.values()], 1 - stage.ema
-            )
+        if stage.ema is not None:
+            weights = [parameter.detach() for parameter in parameters]
+            torch._foreach_lerp_([*self.average.values()], weights, 1 - stage.ema)
         if self.scheduler is not None and stage.schedules_steps:
             self.scheduler.step()
 
-    def _report(self, found: list[list[Seen]]) -> None:
-        """What to do about steps that were no numbers."""
-        if not found:
+    def _report(self, bad_steps: list[list[MicroBatch]]) -> None:
+        """Counts steps that were not finite, or ends the run with a report of the first."""
+        run = self.run
+        if run.options.on_nonfinite == "skip":
+            self.skipped += len(bad_steps)
             return
-        if self.run.options.on_nonfinite == "skip":
-            self.skipped += len(found)
+        if not bad_steps:
             return
-        seen = found[0]
-        terms = [self._culprits(one) for one in seen]
-        what = (
-            ", ".join(filter(None, terms))
-            or nonfinite_gradients(self.named)
-            or "the loss of another process"
-        )
-        text = f"fit: stage {self.index}, epoch {self.epoch + 1}, batch {seen[-1].place + 1}: not finite: {what}"
-        folder = self.run.folder
-        self.run.listeners.tell(NonFinite(text))
-        if folder is not None and self.run.ranks.first:
-            path = folder.save(
-                self.run.model, self.state(), self.run.step + self.batch, "nonfinite.safetensors"
-            )
+        batches = bad_steps[0]
+        terms = filter(None, map(self._located, batches))
+        what = ", ".join(terms) or nonfinite_gradients(self.parameters)
+        what = what or "the loss of another process"
+        text = f"{self.where}, batch {batches[-1].place + 1}: not finite: {what}"
+        run.listeners.tell(NonFinite(text))
+        if run.writable is not None:
+            step = run.step + self.batch
+            path = run.writable.save(run.model, self.state(), step, "nonfinite.safetensors")
             text += f"; the state before it is in {path}"
         raise NonFiniteError(
-            f"{text}; expected numbers; scale the data, lower the learning rate, or clip gradients"
+            f"{text}; expected finite numbers; "
+            "scale the data, lower the learning rate, or clip gradients"
         )
 
-    def _culprits(self, seen: Seen) -> str:
-        def evaluate(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-            self._seed(self.epoch, seen.place)
-            found = self.run.model(batch, objective=seen.objective, generator=self.generator)
-            return found.loss, found.metrics
+    def _located(self, micro: MicroBatch) -> str:
+        """The terms and rows of a batch that are not finite."""
+        objective = self._objective(self.epoch + 1)
 
-        return locate(seen.batch, self.run.rows_of(seen.place), evaluate)
+        def evaluate(batch: Batch) -> Loss:
+            return self._loss(batch, objective, self.epoch, micro.place)
 
-    def _finite(self, means: dict[str, float]) -> dict[str, float]:
-        """The means, if the loss among them is a number."""
+        return locate(micro.batch, self.run.rows_of(micro.place), evaluate)
+
+    def _loss(self, batch: Batch, objective: ObjectiveLike, *place: int) -> Loss:
+        """The loss of a batch with the noise of its place."""
+        self._seed(*place)
+        loss: Loss = self.run.model(batch, objective=objective, generator=self.generator)
+        return loss
+
+    def _means(self, totals: Totals) -> Row:
+        """The means over the rows of all processes, if the loss among them is finite."""
+        means = totals.means(self.run.group)
         if not math.isfinite(means["loss"]):
-            bad = [key for key, value in means.items() if not math.isfinite(value)]
+            bad = ", ".join(key for key, value in means.items() if not math.isfinite(value))
             raise NonFiniteError(
-                f"fit: stage {self.index}, epoch {self.epoch + 1}: not finite: {', '.join(bad)}; expected numbers; "
+                f"{self.where}: not finite: {bad}; expected finite numbers; "
                 "scale the data, or lower the learning rate"
             )
         return means
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
-        """The averaged weights in the model's place, inside."""
-        held = {name: self.named[name].detach().clone() for name in self.average}
-        self._put(self.average)
+        """Inside, the model has the averaged weights."""
+        model = self.run.model
+        own = {name: self.parameters[name].detach().clone() for name in self.average}
+        model.load_state_dict(self.average, strict=False)
         yield
-        self._put(held)
+        model.load_state_dict(own, strict=False)
 
-    @torch.no_grad()
-    def _put(self, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            self.named[name].copy_(value)
-
-    def _validate(self, valid: Pipeline) -> dict[str, float]:
-        """Means over the validation data, the same noise each time; notes the best weights."""
-        run, objective, totals = self.run, self._objective(None), Totals()
+    def _validate(self, valid: Pipeline) -> Row:
+        """Means over the validation data, with the same noise each time; keeps the best."""
+        run = self.run
+        objective = self._objective(None)
+        totals = Totals()
         with self._averaged(), evaluation(run.model), torch.no_grad():
             for place, batch in enumerate(run.batches(valid, 0, 0)):
-                self._seed(-1, place)
-                found = run.model(batch, objective=objective, generator=self.generator)
-                totals.add(found.metrics, found.counts, len(batch))
-            means = self._finite(totals.means(run.ranks))
+                loss = self._loss(batch, objective, -1, place)
+                totals.add(loss.metrics, loss.counts, len(batch))
+            means = self._means(totals)
             self.stale += 1
             if means["loss"] < self.best:
-                self.best, self.stale = means["loss"], 0
-                self.weights = {
-                    name: value.detach().clone() for name, value in run.model.state_dict().items()
-                }
-                if run.folder is not None and run.ranks.first:
-                    run.folder.best(run.model, self.weights)
+                self.best = means["loss"]
+                self.stale = 0
+                self.weights = _copies(run.model.state_dict(), self.device)
+                if run.writable is not None:
+                    run.writable.best(run.model, self.weights)
         return {f"valid/{key}": value for key, value in means.items()}
 
     def state(self) -> State:
-        """All that this run is now."""
-        plain, tensors = run_folder.optimizer_state(self.optimizer, list(self.named))
-        tensors |= {f"best/{name}": value for name, value in (self.weights or {}).items()}
+        """The complete state of the run, for a checkpoint."""
+        optimizer, tensors = run_folder.optimizer_state(self.optimizer, list(self.parameters))
+        tensors |= {f"best/{name}": value for name, value in self.weights.items()}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
-        place: dict[str, Any] = {name: getattr(self, name) for name in PLACE}
-        scheduler = None if self.scheduler is None else run_folder.plain_state(self.scheduler)
-        totals = list(self.run.ranks.pooled(self.totals.pairs()).items())  # the file sorts keys
-        place |= {"optimizer": plain, "scheduler": scheduler, "totals": totals}
+        place: Json = {name: getattr(self, name) for name in PLACE}
+        place["optimizer"] = optimizer
+        place["scheduler"] = None
+        if self.scheduler is not None:
+            place["scheduler"] = run_folder.plain_state(self.scheduler)
+        sums = self.run.group.pooled(self.totals.pairs())
+        place["totals"] = list(sums.items())  # the file sorts keys
         return self.run.state(self.index, place, tensors)
 
-    def _restore(self, state: State) -> None:
-        place = state.numbers["place"]
+    def restore(self, state: State) -> None:
+        """Puts back what `state` returned."""
+        place = state.place
         for name in PLACE:
             setattr(self, name, place[name])
+        tensors = state.part("optimizer/")
         run_folder.restore_optimizer(
-            self.optimizer, self.named, place["optimizer"], state.part("optimizer/")
+            self.optimizer, list(self.parameters), place["optimizer"], tensors
         )
         if self.scheduler is not None:
             self.scheduler.load_state_dict(place["scheduler"])
-        device, best, average = (
-            self.run.model.like.device,
-            state.part("best/"),
-            state.part("average/"),
-        )
-        self.weights = {name: value.to(device, copy=True) for name, value in best.items()} or None
-        self.average = {name: average[name].to(device, copy=True) for name in self.average}
-        own = self.run.ranks.first  # the sums of all processes, which one takes over
-        totals = {key: pair if own else (0.0, 0.0) for key, pair in place["totals"]}
-        self.totals.restore(totals, self.run.model.like)
+        self.weights = _copies(state.part("best/"), self.device)
+        average = state.part("average/")
+        in_order = {name: average[name] for name in self.average}
+        self.average = _copies(in_order, self.device)
+        # sums over all processes, which the first one takes over
+        first = self.run.group.first
+        sums = {key: pair if first else (0.0, 0.0) for key, pair in place["totals"]}
+        self.totals.restore(sums, self.run.model.like)
 
     def _save(self) -> None:
         """Writes a checkpoint, if the run keeps any."""
-        if self.run.folder is None:
+        run = self.run
+        if run.folder is None:
             return
-        state, step = self.state(), self.run.step + self.batch
-        self.run.saved = time.monotonic()
-        if self.run.ranks.first:
-            self.run.listeners.tell(
-                CheckpointSaved(self.run.folder.save(self.run.model, state, step), step)
-            )
+        state = self.state()
+        step = run.step + self.batch
+        run.saved = time.monotonic()
+        if run.writable is not None:
+            path = run.writable.save(run.model, state, step)
+            run.listeners.tell(CheckpointSaved(path, step))
+
+
+def _copies(values: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Copies of tensors by name, without gradients."""
+    return {name: value.detach().to(device, copy=True) for name, value in values.items()}

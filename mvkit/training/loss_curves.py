@@ -1,14 +1,20 @@
-"""Curves of metrics over epochs. Needs the extra `mvkit[plots]`."""
+"""Curves of metrics by epoch. Needs the extra `mvkit[plots]`."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Protocol
 
 from mvkit.errors import RequestError, suggest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PLAIN = ("loss", "bound", "surrogate_bound")
+SHOWN = (*PLAIN, *(f"valid/{metric}" for metric in PLAIN))
 
 
 class HasRows(Protocol):
@@ -20,18 +26,17 @@ class HasRows(Protocol):
         ...
 
 
-def new_figure(width: float, height: float) -> Any:
-    """A new figure that pyplot does not know of."""
+def new_figure(width: float, height: float) -> Figure:
+    """A new figure, not registered with pyplot; width and height in inches."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        raise RequestError(
-            "plots: matplotlib is not installed: pip install 'mvkit[plots]'"
-        ) from None
+        reason = "plots: matplotlib is not installed: pip install 'mvkit[plots]'"
+        raise RequestError(reason) from None
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def axes_of(ax: Any) -> Any:
+def axes_of(ax: Axes | None) -> Axes:
     """The axes given, or those of a new figure."""
     return new_figure(5.5, 3.8).add_subplot() if ax is None else ax
 
@@ -40,35 +45,34 @@ def losses(
     history: HasRows | Sequence[Mapping[str, float]],
     *,
     terms: Sequence[str] | None = None,
-    ax: Any = None,
-) -> Any:
-    """Metrics over epochs, stages set apart by lines; None: the loss, the bound, and theirs in validation."""
-    rows = list(history) if isinstance(history, Sequence) else history.rows
+    ax: Axes | None = None,
+) -> Axes:
+    """Metrics by epoch, with a line between stages.
+
+    Args:
+        history: a history, or its rows.
+        terms: names of metrics; None: the loss and the bound, in training and validation.
+        ax: axes to draw on; None: those of a new figure.
+
+    Raises:
+        RequestError: an empty history, a metric that it lacks, or matplotlib is not installed.
+    """
+    rows = history if isinstance(history, Sequence) else history.rows
     if not rows:
         raise RequestError("losses: the history is empty; train first")
-    keys = {key: None for row in rows for key in row}
-    plain = [k for k in ("loss", "bound", "surrogate_bound") if k in keys]
-    chosen = (
-        [*plain, *(f"valid/{k}" for k in plain if f"valid/{k}" in keys)]
-        if terms is None
-        else list(terms)
-    )
-    unknown = [key for key in chosen if key not in keys]
-    if unknown or not chosen:
-        raise RequestError(
-            f"losses: no metric {(unknown or [''])[0]!r}; {suggest((unknown or [''])[0], keys)}"
-        )
+    known = dict.fromkeys(itertools.chain.from_iterable(rows))
+    if terms is None:
+        terms = [metric for metric in SHOWN if metric in known]
+    for metric in terms or [""]:
+        if metric not in known:
+            raise RequestError(f"losses: no metric {metric!r}; {suggest(metric, known)}")
     ax = axes_of(ax)
-    epochs = np.arange(1, len(rows) + 1)
-    for key in chosen:
-        style = "--" if key.startswith("valid/") else "-"
-        ax.plot(
-            epochs,
-            [row.get(key, np.nan) for row in rows],
-            style,
-            label=key,
-            marker="." if len(rows) < 3 else None,
-        )
+    epochs = range(1, len(rows) + 1)
+    marker = "." if len(rows) < 3 else None
+    for metric in terms:
+        values = [row.get(metric, math.nan) for row in rows]
+        style = "--" if metric.startswith("valid/") else "-"
+        ax.plot(epochs, values, style, label=metric, marker=marker)
     stages = [row.get("stage", 0) for row in rows]
     for epoch, (before, after) in enumerate(itertools.pairwise(stages), 1):
         if before != after:

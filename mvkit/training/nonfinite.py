@@ -1,65 +1,75 @@
-"""The guard: losses and gradients that are no numbers never reach the weights, and are traced to where they arose."""
+"""Steps with a NaN or infinite loss or gradient are skipped, and traced to their rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mvkit.core.batch import Batch
+from mvkit.core.loss import Loss
 
-LOOK = 16  # steps between looks at an accelerator's flags
+Context = TypeVar("Context")
+OnNonFinite = Literal["stop", "skip"]
+
+POLL_EVERY = 16  # steps between reads of an accelerator's flags
 
 
-class Guard:
-    """Keeps steps that are no numbers from the weights.
+class Guard(Generic[Context]):
+    """Skips optimizer steps whose loss or gradient is not finite.
 
-    On the CPU every step is looked at. On an accelerator nobody waits: fused optimizers leave out a step whose flag is
-    up on the device, and the flags are read every 16 steps. In mode `stop` all steps after a bad one are left out too,
-    so that the weights found then are those before it.
+    On the CPU every step is checked before it is taken. On an accelerator nothing waits: fused
+    optimizers skip a step whose flag on the device is set, and the flags are read every 16 steps.
+    In mode `stop` all steps after a bad one are skipped too, so that the weights found then are
+    those before it.
 
     Args:
-        model: whose floating-point buffers are put back after a bad step.
-        optimizer: what steps.
+        model: its floating-point buffers are put back after a bad step.
+        optimizer: what takes the steps.
         mode: `stop` or `skip`.
     """
 
     def __init__(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, mode: str
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, mode: OnNonFinite
     ) -> None:
-        self.optimizer, self.mode = optimizer, mode
-        self.buffers = [b for b in model.buffers() if b.is_floating_point()]
-        self.held: list[Tensor] = []
+        self.optimizer = optimizer
+        self.mode = mode
+        self.buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self.saved: list[Tensor] = []
         device = next(model.parameters()).device
-        # how torch's own gradient scaler asks fused optimizers to leave out a step
-        self.late = device.type != "cpu" and getattr(
-            optimizer, "_step_supports_amp_scaling", False
-        )
+        # how torch's own gradient scaler asks fused optimizers to skip a step
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        self.late = fused and device.type != "cpu"
         self.raised = torch.zeros((), dtype=torch.bool, device=device)
-        self.recent: list[tuple[Tensor, Any]] = []
+        self.recent: list[tuple[Tensor, Context]] = []
 
-    def hold(self) -> None:
-        """Notes the buffers before a step."""
-        self.held = [b.clone() for b in self.buffers]
+    def snapshot(self) -> None:
+        """Copies the buffers before a step."""
+        self.saved = [buffer.clone() for buffer in self.buffers]
 
     def step(
-        self, loss: Tensor, gradients: list[Tensor], context: Any
-    ) -> tuple[Tensor, list[Any]]:
-        """Steps unless the loss () or a gradient is no number.
+        self, loss: Tensor, gradients: list[Tensor], context: Context
+    ) -> tuple[Tensor, list[Context]]:
+        """Takes a step unless the loss () or a gradient is not finite.
 
         Returns:
-            A flag () whether this step was left out for its own sake, and the contexts of bad steps that came to light.
+            A flag (): whether this step itself is bad; the contexts of bad steps found just now.
         """
-        norms = torch.stack(torch._foreach_norm(gradients)).sum() if gradients else loss.detach()
-        bad = ~torch.isfinite(loss.detach() + norms)
-        if not self.late:
-            if bool(bad):
-                self._put_back(bad)
-                return bad, [context]
+        total = loss.detach()
+        if gradients:
+            total = total + torch.stack(torch._foreach_norm(gradients)).sum()
+        bad = ~torch.isfinite(total)
+        if self.late:
+            return bad, self._late_step(bad, context)
+        if not bool(bad):
             self.optimizer.step()
             return bad, []
+        self._put_back(bad)
+        return bad, [context]
+
+    def _late_step(self, bad: Tensor, context: Context) -> list[Context]:
         self.raised = self.raised | bad if self.mode == "stop" else bad
         self._put_back(self.raised)
         # both attributes are read by the fused kernels of torch.optim
@@ -67,58 +77,56 @@ class Guard:
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         self.optimizer.step()
         self.recent.append((bad, context))
-        return bad, self.look() if len(self.recent) >= LOOK else []
+        return self.poll() if len(self.recent) >= POLL_EVERY else []
 
-    def look(self) -> list[Any]:
-        """Contexts of the bad steps since the last look; waits for the device."""
-        recent, self.recent = self.recent, []
-        flags = torch.stack([bad for bad, _ in recent]).tolist() if recent else []
-        return [context for flag, (_, context) in zip(flags, recent, strict=True) if flag]
+    def poll(self) -> list[Context]:
+        """Contexts of the bad steps since the last poll; waits for the device."""
+        if not self.recent:
+            return []
+        flags, contexts = zip(*self.recent, strict=True)
+        self.recent = []
+        bad = torch.stack(flags).tolist()
+        return [context for flag, context in zip(bad, contexts, strict=True) if flag]
 
     def _put_back(self, bad: Tensor) -> None:
-        for buffer, old in zip(self.buffers, self.held, strict=True):
-            buffer.copy_(torch.where(bad, old, buffer))
+        for buffer, saved in zip(self.buffers, self.saved, strict=True):
+            buffer.copy_(torch.where(bad, saved, buffer))
 
 
-def locate(
-    batch: Batch,
-    rows_of_data: Tensor | None,
-    evaluate: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]],
-) -> str:
-    """Which terms and which rows of a batch are no numbers.
+@torch.no_grad()
+def locate(batch: Batch, rows_of_data: Tensor | None, evaluate: Callable[[Batch], Loss]) -> str:
+    """Which terms and which rows of a batch are not finite; empty if all are.
 
     Args:
         batch: a conformed batch.
-        rows_of_data: their rows in the data, (b,), if that is known.
-        evaluate: loss () and metrics of some of its rows.
+        rows_of_data: where its rows are in the data, (b,), if that is known.
+        evaluate: the loss of some of its rows.
     """
-    with torch.no_grad():
-        metrics = evaluate(batch)[1]
-        bad = [name for name, value in metrics.items() if not bool(torch.isfinite(value))]
-        rows = [
-            i for i in range(len(batch)) if not bool(torch.isfinite(evaluate(batch.take([i]))[0]))
-        ]
-    names = rows if rows_of_data is None else sorted(rows_of_data[rows].tolist())
-    shown = ", ".join(map(str, names[:8])) + (
-        f" and {len(rows) - 8} more" if len(rows) > 8 else ""
-    )
-    where = (
-        f"rows {shown} of the {'batch' if rows_of_data is None else 'data'}"
-        if rows
-        else "no row alone"
-    )
-    return f"{', '.join(bad)} ({where})" if bad else ""
+    metrics = evaluate(batch).metrics
+    terms = [name for name, value in metrics.items() if not bool(torch.isfinite(value))]
+    if not terms:
+        return ""
+    rows = []
+    for row in range(len(batch)):
+        if not bool(torch.isfinite(evaluate(batch.take([row])).loss)):
+            rows.append(row)
+    where = "batch"
+    if rows_of_data is not None:
+        where = "data"
+        rows = sorted(rows_of_data[rows].tolist())
+    source = f"rows {_listed(rows, 8)} of the {where}" if rows else "no row alone"
+    return f"{', '.join(terms)} ({source})"
 
 
-def nonfinite_gradients(named: dict[str, Tensor]) -> str:
-    """Names of the parameters whose gradients are no numbers."""
-    bad = [
-        name
-        for name, p in named.items()
-        if p.grad is not None and not bool(torch.isfinite(p.grad).all())
-    ]
-    return (
-        f"the gradient of {', '.join(bad[:4])}" + (" and others" if len(bad) > 4 else "")
-        if bad
-        else ""
-    )
+def nonfinite_gradients(parameters: Mapping[str, Tensor]) -> str:
+    """Names of the parameters with a non-finite gradient; empty if there are none."""
+    names = []
+    for name, parameter in parameters.items():
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+            names.append(name)
+    return f"the gradient of {_listed(names, 4)}" if names else ""
+
+
+def _listed(items: Sequence[object], most: int) -> str:
+    shown = ", ".join(map(str, items[:most]))
+    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"

@@ -1,14 +1,28 @@
-"""training.optimizers."""
+"""Optimizers as parts, and learning-rate schedules by the names of torch."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import torch
 from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
 
-from mvkit.errors import suggest
+from mvkit.errors import SpecError, suggest
 from mvkit.registry.spec import field, number, one_of, spec
+
+ScheduleLike = str | Mapping[str, object] | None
+none_or_rate = one_of(None, other=number(0.0))
+
+
+class OptimizerSpec(Protocol):
+    """The spec of an optimizer."""
+
+    def optimizer(self, parameters: list[nn.Parameter], lr: float) -> Optimizer:
+        """A fresh optimizer; its own `lr`, if any, takes precedence over `fit`'s."""
+        ...
 
 
 @spec
@@ -22,14 +36,13 @@ class Adam:
     Reference: Kingma and Ba, 2015, https://arxiv.org/abs/1412.6980.
     """
 
-    lr: float | None = field(default=None, check=one_of(None, other=number(0.0)))
+    lr: float | None = field(default=None, check=none_or_rate)
     betas: tuple[float, float] = (0.9, 0.999)
 
-    def optimizer(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        """A fresh optimizer; its own `lr`, if any, goes before `fit`'s."""
-        return torch.optim.Adam(
-            parameters, lr if self.lr is None else self.lr, betas=self.betas, fused=True
-        )
+    def optimizer(self, parameters: list[nn.Parameter], lr: float) -> Optimizer:
+        """A fresh optimizer; its own `lr`, if any, takes precedence over `fit`'s."""
+        rate = lr if self.lr is None else self.lr
+        return torch.optim.Adam(parameters, rate, betas=self.betas, fused=True)
 
 
 @spec
@@ -44,49 +57,46 @@ class AdamW:
     Reference: Loshchilov and Hutter, 2019, https://arxiv.org/abs/1711.05101.
     """
 
-    lr: float | None = field(default=None, check=one_of(None, other=number(0.0)))
+    lr: float | None = field(default=None, check=none_or_rate)
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = field(default=0.01, check=number(0.0))
 
-    def optimizer(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        """A fresh optimizer; its own `lr`, if any, goes before `fit`'s."""
+    def optimizer(self, parameters: list[nn.Parameter], lr: float) -> Optimizer:
+        """A fresh optimizer; its own `lr`, if any, takes precedence over `fit`'s."""
+        rate = lr if self.lr is None else self.lr
         return torch.optim.AdamW(
-            parameters,
-            lr if self.lr is None else self.lr,
-            betas=self.betas,
-            weight_decay=self.weight_decay,
-            fused=True,
+            parameters, rate, betas=self.betas, weight_decay=self.weight_decay, fused=True
         )
 
 
-def _named(schedule: Any) -> tuple[str, dict[str, Any]]:
-    options = {"name": schedule} if isinstance(schedule, str) else dict(schedule)
-    options.pop("every", None)
-    return str(options.pop("name", "")), options
-
-
-def _lr_schedule(value: Any) -> str | None:
+def lr_schedule(value: object) -> str | None:
     """A check: a learning-rate schedule of torch by name, whose arguments are plain data."""
     if value is None:
         return None
-    classes = {
-        name: cls for name, cls in vars(torch.optim.lr_scheduler).items() if isinstance(cls, type)
-    }
-    known = {
-        name
-        for name, cls in classes.items()
-        if issubclass(cls, torch.optim.lr_scheduler.LRScheduler)
-    }
-    known -= {"LRScheduler", "_LRScheduler"}
     expected = (
         "None, or a class of torch.optim.lr_scheduler by name, alone or in a dict with its options"
     )
-    if not isinstance(value, str | dict) or (
-        isinstance(value, dict) and value.get("every", "epoch") not in EVERY
-    ):
+    options = {"name": value} if isinstance(value, str) else value
+    if not isinstance(options, dict) or options.get("every", "epoch") not in ("epoch", "step"):
         return f"{expected}; 'every' is 'epoch' or 'step'"
-    name = _named(value)[0]
+    name = str(options.get("name", ""))
+    known = set(lr_scheduler.__all__) - {"LRScheduler"}  # the base class
     return None if name in known else f"{expected}; {suggest(name, known)}"
 
 
-EVERY = ("epoch", "step")
+def scheduler(schedule: ScheduleLike, optimizer: Optimizer) -> LRScheduler | None:
+    """The learning-rate schedule of an optimizer; None without one.
+
+    Raises:
+        SpecError: options that the schedule does not take.
+    """
+    if schedule is None:
+        return None
+    options = {"name": schedule} if isinstance(schedule, str) else dict(schedule)
+    options.pop("every", None)
+    name = str(options.pop("name"))
+    schedule_class: Callable[..., LRScheduler] = getattr(lr_scheduler, name)
+    try:
+        return schedule_class(optimizer, **options)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"{name}: {error}", "lr_schedule") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 from torch import Tensor
@@ -15,114 +15,152 @@ from mvkit.errors import RequestError
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.registry.spec import to_dict
 from mvkit.training.distributed import ProcessGroup
-from mvkit.training.events import Listeners
+from mvkit.training.events import Listeners, RunStarted
 from mvkit.training.history import History
-from mvkit.training.run_folder import Folder, State
+from mvkit.training.nonfinite import OnNonFinite
+from mvkit.training.run_folder import Folder, Json, State
 from mvkit.training.stages import Stage
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+Precision = Literal["float32", "bf16"]
+Resume = Literal["auto", "must", "never"]
 
 
 @attrs.frozen
 class Options:
-    """How a run goes, beside its stages; `fit` says what each means."""
+    """Options of a run, beside its stages; `fit` documents each."""
 
     batch_size: int
     lr: float
     seed: int
-    on_nonfinite: str
-    precision: str
+    on_nonfinite: OnNonFinite
+    precision: Precision
     save_every: float
 
 
 @attrs.define(eq=False)
 class Run:
-    """A run on its way: what its stages share."""
+    """A run in progress: what its stages share.
+
+    Args:
+        model: the model to train.
+        plan: all stages.
+        loader: batches to train on.
+        valid: batches to validate on, if any.
+        options: options of the run.
+        group: the processes of the run.
+        folder: where it keeps its files, if anywhere.
+        listeners: who hears of events.
+        bar: the progress bar.
+        history: one row per epoch so far.
+        step: batches done before the current epoch.
+        saved: when the last checkpoint was written, in seconds of the monotonic clock.
+    """
 
     model: MultimodalModel
     plan: list[Stage]
     loader: Pipeline
     valid: Pipeline | None
     options: Options
-    ranks: ProcessGroup
+    group: ProcessGroup
     folder: Folder | None
     listeners: Listeners
-    bar: Any
+    bar: tqdm[None]
     history: History = attrs.field(factory=History)
     step: int = 0
     saved: float = attrs.field(factory=time.monotonic)
 
-    def finish(self) -> None:
-        if self.folder is not None and self.ranks.first:
-            self.folder.save(self.model, self.state(len(self.plan), {}, {}), self.step)
-            self.folder.finish(self.model)
+    @property
+    def writable(self) -> Folder | None:
+        """The folder, in the process that writes it; None in the others."""
+        return self.folder if self.group.first else None
 
-    def resumed(self, resume: str) -> State | None:
-        """The state to go on from, checked against this run."""
+    def finish(self) -> None:
+        """Writes the last checkpoint and the model."""
+        if self.writable is not None:
+            self.writable.save(self.model, self.state(len(self.plan), {}, {}), self.step)
+            self.writable.finish(self.model)
+
+    def resume(self, resume: Resume) -> State | None:
+        """Takes over the newest checkpoint, checked against this run; None: it begins anew."""
         if self.folder is None:
             return None
-        state = self.ranks.agreed(self.folder.newest() if self.ranks.first else None)
+        state = self.group.agreed(self.folder.newest() if self.group.first else None)
         where = self.folder.path
-        if state is None and resume == "must":
-            raise RequestError(
-                f"fit: no good checkpoint in {where}; expected one to go on from; take resume='auto'"
-            )
         if state is None:
+            if resume == "must":
+                raise RequestError(
+                    f"fit: no good checkpoint in {where}; expected one to resume from; "
+                    "take resume='auto'"
+                )
             return None
         if resume == "never":
             raise RequestError(
-                f"fit: {where} holds a run already; take another folder, or resume='auto' to go on"
+                f"fit: {where} holds a run already; "
+                "take another folder, or resume='auto' to resume it"
             )
-        now = self.begun_with()
-        for key, value in state.numbers["begun_with"].items():
-            if value != now[key]:
+        current = self.begun_with()
+        for key, value in state.begun_with.items():
+            if value != current[key]:
+                difference = _difference(value, current[key])
                 raise RequestError(
-                    f"fit: the run in {where} was begun with another {key}: {_difference(value, now[key])}"
+                    f"fit: the run in {where} was begun with another {key}: {difference}"
                 )
+        self.step = state.step
+        self.history.rows.extend(map(dict, state.history))
+        self.model.load_state_dict(state.part("model/"))
+        self.bar.update(len(self.history))
         return state
 
-    def begun_with(self) -> dict[str, Any]:
-        """What must be the same for a run to go on, as plain JSON data."""
-        options = {
-            name: getattr(self.options, name) for name in ("batch_size", "lr", "seed", "precision")
-        }
-        return {
-            **options,
-            "model": self.model.header(),
-            "stages": [to_dict(stage) for stage in self.plan],
-        }
+    def tell_start(self, state: State | None) -> None:
+        """Sends `RunStarted`; `state` is what the run resumes from, if it does."""
+        path = None if self.folder is None else self.folder.path
+        options = self.begun_with()
+        header = options.pop("model")
+        done = 0 if state is None else state.place.get("batch", 0)
+        self.listeners.tell(RunStarted(path, header, options, self.step + done))
 
-    def state(self, stage: int, place: dict[str, Any], tensors: dict[str, Tensor]) -> State:
+    def begun_with(self) -> Json:
+        """What must be the same for a run to resume, as plain JSON data."""
+        options: Json = attrs.asdict(self.options)
+        del options["on_nonfinite"], options["save_every"]
+        stages = [to_dict(stage) for stage in self.plan]
+        return {**options, "model": self.model.header(), "stages": stages}
+
+    def state(self, stage: int, place: Json, tensors: dict[str, Tensor]) -> State:
         """The state of the run, with what a stage adds."""
-        rows = [
-            list(row.items()) for row in self.history.rows
-        ]  # the file sorts keys, and columns have an order
-        numbers = {"stage": stage, "step": self.step, "history": rows, "place": place}
-        return State({**numbers, "begun_with": self.begun_with()}, tensors)
+        rows = [list(row.items()) for row in self.history.rows]
+        return State(stage, self.step, rows, place, self.begun_with(), tensors)
 
-    def batches(self, loader: Pipeline, epoch: int, start: int) -> Iterator[Any]:
-        """The batches of an epoch (counted over all stages) from one of them on."""
+    def batches(self, loader: Pipeline, epoch: int, start: int) -> Iterator[Batch]:
+        """The batches of an epoch (counted over all stages) from number `start` on."""
         loader.load_state_dict({"epoch": epoch, "batch": start})
         return iter(loader)
 
     def rows_of(self, place: int) -> Tensor | None:
-        """The rows in the data of a batch of this epoch, if they lie in memory and in this process."""
-        if self.ranks.count > 1 or not isinstance(self.loader.rows, Batch):
+        """Where the rows of batch `place` of this epoch are in the data, (b,), if that is known.
+
+        It is if the data are in memory and all in this process.
+        """
+        if self.group.count > 1 or not isinstance(self.loader.rows, Batch):
             return None
         return self.loader.indices()[place]
 
     def due(self) -> bool:
         """Whether the first process's clock asks for a checkpoint."""
         late = time.monotonic() - self.saved >= self.options.save_every
-        return self.folder is not None and self.ranks.first and late
+        return late and self.writable is not None
 
 
-def _difference(then: Any, now: Any) -> str:
-    """Where two plain values differ first."""
+def _difference(then: object, now: object) -> str:
+    """Where two plain values first differ."""
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        then = dict(enumerate(then))
+        now = dict(enumerate(now))
     if isinstance(then, dict) and isinstance(now, dict):
         for key in {**then, **now}:
             if then.get(key) != now.get(key):
                 return f"{key}: {_difference(then.get(key), now.get(key))}"
-    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        for i, (one, other) in enumerate(zip(then, now, strict=True)):
-            if one != other:
-                return f"{i}: {_difference(one, other)}"
     return f"{then!r}, got {now!r}; take the same, or another folder"

@@ -1,10 +1,10 @@
-"""Run folders: the files of a training run, from which it goes on exactly where it stood.
+"""Run folders: the files of a training run, from which it resumes bit for bit.
 
-checkpoints/00000120.safetensors   all that the run is after 120 batches: the newest few
+checkpoints/00000120.safetensors   the complete state after 120 batches; the newest few are kept
 best.safetensors                   the model with the lowest validation loss of its stage
 model.safetensors                  the model at the end
-history.jsonl, history.csv         a line an epoch
-nonfinite.safetensors              the state before a loss or gradient that was no number
+history.jsonl, history.csv         one line per epoch
+nonfinite.safetensors              the state before a non-finite loss or gradient
 """
 
 from __future__ import annotations
@@ -14,90 +14,109 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import attrs
-import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from mvkit.core import safe_file
 from mvkit.errors import CheckpointError, RequestError
 from mvkit.models.checkpoint import header_of, save
+from mvkit.models.multimodal import MultimodalModel
 from mvkit.training.history import History
+
+Json = dict[str, Any]  # a JSON object, as `json.loads` returns it
 
 
 @attrs.frozen(eq=False)
 class State:
-    """All that a run is between two steps: plain numbers, and tensors by name."""
+    """The complete state of a run between two steps, beside its model.
 
-    numbers: dict[str, Any]
+    Args:
+        stage: number of the stage.
+        step: batches done before its current epoch.
+        history: rows of the history as lists of items, because the file sorts keys.
+        place: where the stage is, with its optimizer and schedule; empty after the last one.
+        begun_with: what must be the same for a run to resume.
+        tensors: by name.
+    """
+
+    stage: int
+    step: int
+    history: list[list[tuple[str, float]]]
+    place: Json
+    begun_with: Json
     tensors: dict[str, Tensor]
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors under a prefix, without it."""
-        return {
-            k.removeprefix(prefix): value
-            for k, value in self.tensors.items()
-            if k.startswith(prefix)
-        }
+        """The tensors whose names start with a prefix, named without it."""
+        tensors = self.tensors.items()
+        return {k.removeprefix(prefix): value for k, value in tensors if k.startswith(prefix)}
 
 
 class Folder:
     """The folder of a run.
 
     Args:
-        path: made if it is not there.
+        path: created if it does not exist.
         keep: how many of the newest checkpoints are kept.
     """
 
     def __init__(self, path: str | os.PathLike[str], keep: int) -> None:
-        self.path, self.keep = Path(path), keep
+        self.path = Path(path)
+        self.keep = keep
         self.checkpoints = self.path / "checkpoints"
         self.checkpoints.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keeps other runs out, and clears away what a killed one left half-written."""
-        with open(self.path / ".lock", "w") as file, _locked(file, self.path):
+        """Keeps other runs out, and removes what a killed one left half-written."""
+        with open(self.path / ".lock", "w") as file:
+            _lock(file, self.path)
             for folder in (self.path, self.checkpoints):
                 for stale in folder.glob(".*.tmp"):
                     stale.unlink()
             yield
 
-    def save(self, model: Any, state: State, step: int, name: str | None = None) -> Path:
-        """Writes the state after so many batches, then removes the oldest beyond those kept."""
+    def save(
+        self, model: MultimodalModel, state: State, step: int, name: str | None = None
+    ) -> Path:
+        """Writes the state after `step` batches, then removes checkpoints beyond those kept."""
         path = self.path / name if name else self.checkpoints / f"{step:08d}.safetensors"
-        tensors = {f"model/{k}": v for k, v in model.state_dict().items()} | state.tensors
-        safe_file.write(path, {**header_of(model), "training": encoded(state.numbers)}, tensors)
+        numbers = attrs.asdict(state, recurse=False)
+        tensors = {f"model/{key}": value for key, value in model.state_dict().items()}
+        tensors |= numbers.pop("tensors")
+        safe_file.write(path, {**header_of(model), "training": encoded(numbers)}, tensors)
         if not name:
-            for old in self._found()[: -self.keep]:
+            for old in self._oldest_first()[: -self.keep]:
                 old.unlink()
         return path
 
     def newest(self) -> State | None:
-        """The newest good checkpoint, None if there is none; damaged ones are reported."""
-        for path in reversed(self._found()):
+        """The newest intact checkpoint; None if there is none. Damaged ones are reported."""
+        for path in reversed(self._oldest_first()):
             try:
                 header, tensors = safe_file.read(path)
-                return State(decoded(header["training"]), tensors)
-            except (CheckpointError, KeyError) as error:
+                return State(**decoded(header["training"]), tensors=tensors)
+            except (CheckpointError, KeyError, TypeError) as error:
                 warnings.warn(
                     f"{error}; the checkpoint before it is used, if there is one", stacklevel=3
                 )
         return None
 
-    def _found(self) -> list[Path]:
-        return sorted(
-            path for path in self.checkpoints.glob("*.safetensors") if path.stem.isdigit()
-        )
+    def _oldest_first(self) -> list[Path]:
+        paths = self.checkpoints.glob("*.safetensors")
+        return sorted(path for path in paths if path.stem.isdigit())
 
-    def best(self, model: Any, weights: dict[str, Tensor]) -> None:
+    def best(self, model: MultimodalModel, weights: dict[str, Tensor]) -> None:
         """Writes the best model of a stage so far."""
         safe_file.write(self.path / "best.safetensors", header_of(model), weights)
 
-    def finish(self, model: Any) -> None:
+    def finish(self, model: MultimodalModel) -> None:
         """Writes the model at the end."""
         save(model, self.path / "model.safetensors")
 
@@ -107,24 +126,22 @@ class Folder:
         safe_file.write_whole(self.path / "history.csv", history.to_csv().encode())
 
 
-@contextlib.contextmanager
-def _locked(file: Any, path: Path) -> Iterator[None]:
+def _lock(file: IO[str], path: Path) -> None:
+    """Locks an open file until it is closed."""
     try:
         import fcntl
     except ImportError:  # no such locks on this system
-        yield
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         raise RequestError(
-            f"fit: another process trains in {path} right now; wait for it, or take another"
+            f"fit: another process trains in {path} right now; wait for it, or take another folder"
         ) from None
-    yield
 
 
-def encoded(value: Any) -> Any:
-    """Plain JSON data, numbers that JSON lacks as {"float": "inf"}."""
+def encoded(value: object) -> object:
+    """Plain JSON data; numbers that JSON lacks as {"float": "inf"}."""
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}
     if isinstance(value, dict):
@@ -135,65 +152,54 @@ def encoded(value: Any) -> Any:
 
 
 def decoded(value: Any) -> Any:
-    """What `encoded` was given, tuples as lists."""
-    if isinstance(value, dict):
-        return (
-            float(value["float"])
-            if set(value) == {"float"}
-            else {k: decoded(item) for k, item in value.items()}
-        )
-    return [decoded(item) for item in value] if isinstance(value, list) else value
+    """What `encoded` was given, with lists in place of tuples."""
+    if isinstance(value, list):
+        return [decoded(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {"float"}:
+        return float(value["float"])
+    return {key: decoded(item) for key, item in value.items()}
 
 
-def optimizer_state(
-    optimizer: torch.optim.Optimizer, names: list[str]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def optimizer_state(optimizer: Optimizer, names: Sequence[str]) -> tuple[Json, dict[str, Tensor]]:
     """An optimizer's state by the names of its parameters: plain numbers, and tensors."""
-    tensors: dict[str, Tensor] = {}
-    plain: dict[str, Any] = {}
     data = optimizer.state_dict()
+    tensors = {}
+    plain: Json = {}
     for index, entries in data["state"].items():
+        name = names[index]
         for key, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"optimizer/{names[index]}/{key}"] = value
+                tensors[f"optimizer/{name}/{key}"] = value
             else:
-                plain.setdefault(names[index], {})[key] = value
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in data["param_groups"]]
-    return {"state": plain, "groups": groups}, tensors
+                plain.setdefault(name, {})[key] = value
+    for group in data["param_groups"]:
+        del group["params"]
+    return {"state": plain, "groups": data["param_groups"]}, tensors
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer,
-    named: dict[str, Tensor],
-    plain: dict[str, Any],
-    tensors: dict[str, Tensor],
+    optimizer: Optimizer, names: Sequence[str], plain: Json, tensors: dict[str, Tensor]
 ) -> None:
-    """Puts back what `optimizer_state` gave, tensors without their prefix."""
-    for key, value in tensors.items():
-        owner, _, entry = key.rpartition("/")
-        parameter = named[owner]
-        device = _device_of_step(optimizer, parameter) if entry == "step" else parameter.device
-        optimizer.state[parameter][entry] = value.to(
-            device, copy=True
-        )  # the file's own memory is only mapped
-    for name, entries in plain["state"].items():
-        optimizer.state[named[name]].update(entries)
-    for group, saved in zip(optimizer.param_groups, plain["groups"], strict=True):
-        group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+    """Puts back what `optimizer_state` returned; the tensors' names without their prefix."""
+    entries: dict[str, Json] = {name: plain["state"].get(name, {}) for name in names}
+    for path, value in tensors.items():
+        name, _, key = path.rpartition("/")
+        entries[name][key] = value.clone()  # the file's own memory is only mapped
+    data = optimizer.state_dict()
+    for group, saved in zip(data["param_groups"], plain["groups"], strict=True):
+        for key, value in saved.items():
+            group[key] = tuple(value) if isinstance(value, list) else value
+    data["state"] = {i: entries[name] for i, name in enumerate(names) if entries[name]}
+    optimizer.load_state_dict(data)
 
 
-def _device_of_step(optimizer: torch.optim.Optimizer, parameter: Tensor) -> torch.device:
-    """Fused and capturable optimizers count their steps where the parameter lies, others on the CPU."""
-    group = optimizer.param_groups[0]
-    there = group.get("fused") or group.get("capturable")
-    return parameter.device if there else torch.device("cpu")
-
-
-def plain_state(scheduler: Any) -> dict[str, Any]:
-    """What of a scheduler's state is plain data; the rest it has from its construction."""
-    found = {}
+def plain_state(scheduler: LRScheduler) -> Json:
+    """The part of a scheduler's state that is plain data; its constructor sets the rest."""
+    state = {}
     for key, value in scheduler.state_dict().items():
         with contextlib.suppress(TypeError):
             json.dumps(value)
-            found[key] = value
-    return found
+            state[key] = value
+    return state

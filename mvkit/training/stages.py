@@ -1,6 +1,6 @@
-"""Stages: which objective trains which parameters for how long; and what they are made of.
+"""Stages: which objective trains which parameters for how long.
 
-A schedule turns a model and a number of epochs into a list of stages; the list is data, and `fit` goes through it.
+A schedule turns a model and a number of epochs into a list of stages; `fit` trains them in turn.
 """
 
 from __future__ import annotations
@@ -8,19 +8,22 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, cast
 
 import attrs
-import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from mvkit.errors import SpecError, suggest
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.parts.objectives.objective import ObjectiveLike
 from mvkit.registry.spec import (
     as_part,
     field,
     integer,
+    is_spec,
     names,
     number,
     one_of,
@@ -29,40 +32,49 @@ from mvkit.registry.spec import (
     positional_spec,
     spec,
 )
-from mvkit.training.optimizers import _lr_schedule, _named
+from mvkit.training import optimizers
+from mvkit.training.annealing import Ramp
+from mvkit.training.optimizers import OptimizerSpec, ScheduleLike
+
+OptimizerLike = str | Mapping[str, object] | OptimizerSpec
+RampLike = str | Mapping[str, object] | Ramp
+none_or_positive = one_of(None, other=integer(1))
 
 
 @positional_spec
 class Stage:
-    """A stretch of training with one objective, one set of trained parameters and a fresh optimizer.
+    """A stretch of training: one objective, one set of trained parameters, a fresh optimizer.
 
     Args:
         objective: what is minimised; None: the model's own.
         epochs: how long.
-        trainable: globs over parameter names (`encoders.<modality>.*`, `decoders.…`, `aggregator.*`, `prior.*`,
-            `cross.*`); the rest is frozen and in evaluation mode.
+        trainable: globs over parameter names (`encoders.<modality>.*`, `decoders.…`,
+            `aggregator.*`, `prior.*`, `cross.*`); the rest is frozen and in evaluation mode.
         optimizer: `adam`, `adamw`, or a spec.
-        ramps: factors over the stage's epochs, by the path of the objective's field: `{"kl_weight": "linear"}`.
-        start_from: what the next stage starts from: this one's `best` weights (validation loss with every ramp at its
-            end value) or its `last`.
-        steps: steps of the optimizer after which the stage ends, if its epochs have not ended it before.
-        patience: epochs without a better validation loss after which it ends; None: it goes on.
-        lr_schedule: a class of `torch.optim.lr_scheduler` by name, or a dict of its name and options; it steps every
-            epoch, with `"every": "step"` every step.
+        ramps: factors by epoch, by the path of the objective's field: `{"kl_weight": "linear"}`.
+        start_from: the weights that the next stage starts from: the `best` of this one (validation
+            loss with every ramp at its end value), or its `last`.
+        steps: optimizer steps after which the stage ends, if its epochs have not ended it before.
+        patience: epochs without a better validation loss after which it ends; None: it does not.
+        lr_schedule: a class of `torch.optim.lr_scheduler` by name, or a dict of its name and
+            options; it steps every epoch, with `"every": "step"` every step.
         clip: largest norm of all gradients together; larger ones are scaled down to it.
         accumulate: batches whose gradients make one step, as one batch of all their rows would.
-        ema: decay of an average of the weights over steps, which is validated, kept and carried on instead of them.
+        ema: decay of an average of the weights over steps, which is then validated, kept and used
+            by later stages instead of the weights.
     """
 
-    objective: Any = part("objective", default=None, optional=True)
+    objective: ObjectiveLike | None = part("objective", default=None, optional=True)
     epochs: int = field(default=100, check=integer(1))
-    trainable: tuple[str, ...] = field(default=("*",), check=names)
-    optimizer: Any = part("optimizer", default="adam", kw_only=True)
-    ramps: dict[str, Any] = parts("ramp", default={}, kw_only=True)
-    start_from: str = field(default="best", check=one_of("best", "last"), kw_only=True)
-    steps: int | None = field(default=None, check=one_of(None, other=integer(1)), kw_only=True)
-    patience: int | None = field(default=None, check=one_of(None, other=integer(1)), kw_only=True)
-    lr_schedule: Any = field(default=None, check=_lr_schedule, kw_only=True)
+    trainable: Sequence[str] = field(default=("*",), check=names)
+    optimizer: OptimizerLike = part("optimizer", default="adam", kw_only=True)
+    ramps: Mapping[str, RampLike] = parts("ramp", default={}, kw_only=True)
+    start_from: Literal["best", "last"] = field(
+        default="best", check=one_of("best", "last"), kw_only=True
+    )
+    steps: int | None = field(default=None, check=none_or_positive, kw_only=True)
+    patience: int | None = field(default=None, check=none_or_positive, kw_only=True)
+    lr_schedule: ScheduleLike = field(default=None, check=optimizers.lr_schedule, kw_only=True)
     clip: float | None = field(
         default=None, check=one_of(None, other=number(above=0.0)), kw_only=True
     )
@@ -71,100 +83,95 @@ class Stage:
         default=None, check=one_of(None, other=number(0.0, 1.0)), kw_only=True
     )
 
-    def scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
-        """The learning-rate schedule of an optimizer, None without one."""
-        if self.lr_schedule is None:
-            return None
-        name, options = _named(self.lr_schedule)
-        try:
-            return getattr(torch.optim.lr_scheduler, name)(optimizer, **options)
-        except (TypeError, ValueError) as error:
-            raise SpecError(f"{name}: {error}", "lr_schedule") from None
+    def build_optimizer(self, parameters: list[nn.Parameter], lr: float) -> Optimizer:
+        """A fresh optimizer; `lr` is the learning rate if the optimizer has none of its own."""
+        return cast(OptimizerSpec, self.optimizer).optimizer(parameters, lr)
+
+    def scheduler(self, optimizer: Optimizer) -> LRScheduler | None:
+        """The learning-rate schedule of an optimizer; None without one."""
+        return optimizers.scheduler(self.lr_schedule, optimizer)
 
     @property
     def schedules_steps(self) -> bool:
         """Whether the learning rate changes every step, not every epoch."""
         return isinstance(self.lr_schedule, dict) and self.lr_schedule.get("every") == "step"
 
-    def at(self, objective: Any, epoch: int | None) -> Any:
-        """The objective with its ramped fields in an epoch counted from 1; None: at their end values."""
-        for path, ramp in self.ramps.items():
+    def at(self, objective: ObjectiveLike, epoch: int | None) -> ObjectiveLike:
+        """The objective in an epoch, counted from 1; None: with its ramps at their end values."""
+        for path, ramp in cast(dict[str, Ramp], self.ramps).items():
             factor = ramp.last() if epoch is None else ramp.at(epoch, self.epochs)
-            objective = _scaled(objective, path.split("."), factor, path)
+            objective = cast(ObjectiveLike, _scaled(objective, path.split("."), factor, path))
         return objective
 
 
-def _scaled(value: Any, path: list[str], factor: float, whole: str) -> Any:
-    """A spec with the number at a path multiplied."""
+def _scaled(value: object, path: list[str], factor: float, whole: str) -> object:
+    """A spec with the number at `path` multiplied; `whole` is the path from the objective."""
+    if not path:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise SpecError(f"ramp {whole!r} leads to {value!r}; expected a number", "ramps")
+        return value * factor
     head, *rest = path
     if isinstance(value, tuple) and head.isdigit() and int(head) < len(value):
         items = list(value)
         items[int(head)] = _scaled(items[int(head)], rest, factor, whole)
         return tuple(items)
-    fields = {a.name for a in attrs.fields(type(value))} if attrs.has(type(value)) else set()
+    fields = vars(value) if is_spec(value) else {}
     if head not in fields:
         raise SpecError(
             f"ramp {whole!r} leads to no field of the objective; {suggest(head, fields)}", "ramps"
         )
-    inner = getattr(value, head)
-    if not rest and isinstance(inner, bool | str | tuple | dict | None):
-        raise SpecError(f"ramp {whole!r} leads to {inner!r}; expected a number", "ramps")
-    return attrs.evolve(
-        value, **{head: _scaled(inner, rest, factor, whole) if rest else inner * factor}
-    )
+    number = _scaled(fields[head], rest, factor, whole)
+    return attrs.evolve(value, **{head: number})  # type: ignore[misc]
 
 
 @contextlib.contextmanager
 def trainable(model: nn.Module, globs: Iterable[str]) -> Iterator[list[nn.Parameter]]:
     """Trains only the parameters that match, inside; restores everything on exit.
 
-    Modules whose parameters are all frozen are in evaluation mode, so that no statistic or dropout moves.
+    Modules whose parameters are all frozen are in evaluation mode, so that no statistic or dropout
+    moves. What the user froze stays frozen.
 
     Raises:
-        SpecError: a glob that names no group of parameters.
+        SpecError: a glob that matches no parameter.
     """
     globs = tuple(globs)
-    groups = _groups(model)
-    for glob in globs:
-        if not any(fnmatch.fnmatchcase(name, glob) for name in groups):
-            tops = sorted({group.partition(".")[0] for group in groups})
-            raise SpecError(
-                f"trainable={glob!r} matches no parameter; groups are {tops}", "trainable"
-            )
-    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    named = {
-        n: p for n, p in model.named_parameters() if before[p]
-    }  # what a user froze stays frozen
-    chosen = {
-        n: p for n, p in named.items() if any(fnmatch.fnmatchcase(n, glob) for glob in globs)
-    }
+    _check_globs(model, globs)
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     modes = {module: module.training for module in model.modules()}
-    picked = {id(parameter) for parameter in chosen.values()}
+    chosen = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and any(fnmatch.fnmatchcase(name, glob) for glob in globs):
+            chosen[parameter] = name
     try:
-        for parameter in before:
-            parameter.requires_grad_(id(parameter) in picked)
-        for module in model.modules():
-            own = list(module.parameters())
-            if own and not any(id(parameter) in picked for parameter in own):
+        for parameter in flags:
+            parameter.requires_grad_(parameter in chosen)
+        for module in modes:
+            own = set(module.parameters())
+            if own and own.isdisjoint(chosen):
                 module.eval()
-        yield list(chosen.values())
+        yield list(chosen)
     finally:
-        for parameter, flag in before.items():
+        for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
         for module, mode in modes.items():
             module.training = mode
 
 
-def _groups(model: nn.Module) -> set[str]:
-    """Names of parameters and, so that a group without any counts too, of the groups themselves."""
-    found = {name for name, _ in model.named_parameters()}
+def _check_globs(model: nn.Module, globs: Iterable[str]) -> None:
+    # names of groups end in a dot; these five count even where they have no parameters
+    groups = {"encoders.", "decoders.", "aggregator.", "prior.", "cross."}
     for name, child in model.named_children():
-        found.add(f"{name}.")
-        found.update(f"{name}.{inner}." for inner, _ in child.named_children())
-    found |= {f"{name}." for name in ("encoders", "decoders", "aggregator", "prior", "cross")}
-    return {
-        name for name in found if "samplers" not in name.split(".")
-    }  # fitted afterwards, by `fit_sampler`
+        groups.add(f"{name}.")
+        groups.update(f"{name}.{inner}." for inner, _ in child.named_children())
+    names = groups.union(name for name, _ in model.named_parameters())
+    names = {name for name in names if "samplers" not in name.split(".")}  # by `fit_sampler`
+    for glob in globs:
+        if any(fnmatch.fnmatchcase(name, glob) for name in names):
+            continue
+        groups = {name.partition(".")[0] for name in names}
+        hint = suggest(glob, [f"{group}.*" for group in groups])
+        reason = f"{glob!r} matches no parameter; {hint}; groups are {sorted(groups)}"
+        raise SpecError(reason, "trainable")
 
 
 class Schedule(ABC):
@@ -175,11 +182,16 @@ class Schedule(ABC):
         """The stages of a model, `epochs` long in all."""
 
 
+StagesLike = (
+    str | Mapping[str, object] | Schedule | Stage | Sequence[Stage | Mapping[str, object]] | None
+)
+
+
 @spec
 class Single(Schedule):
     """One stage with the model's objective; ramps may be given."""
 
-    ramps: dict[str, Any] = parts("ramp", default={})
+    ramps: Mapping[str, RampLike] = parts("ramp", default={})
 
     def stages(self, model: MultimodalModel, epochs: int) -> list[Stage]:
         return [Stage(None, epochs, ramps=self.ramps)]
@@ -194,52 +206,60 @@ class JointThenUnimodal(Schedule):
         joint: objective of the first stage.
         unimodal: objective of the second.
 
-    Reference: Vedantam et al., MultimodalModel Models of Visually Grounded Imagination, 2018,
+    Reference: Vedantam et al., Generative Models of Visually Grounded Imagination, 2018,
     https://arxiv.org/abs/1705.10762.
     """
 
     share: float = field(default=0.5, check=number(high=1.0, above=0.0))
-    joint: Any = part("objective", default="elbo")
-    unimodal: Any = part(
+    joint: ObjectiveLike = part("objective", default="elbo")
+    unimodal: ObjectiveLike = part(
         "objective",
         default={"name": "elbo", "condition": "unimodal", "reduce": "sum", "reconstruct": "own"},
     )
 
     def stages(self, model: MultimodalModel, epochs: int) -> list[Stage]:
-        if not model.aggregator.defaults.has_joint_encoder:
+        facts = model.aggregator.defaults
+        if not facts.has_joint_encoder:
+            name = type(model.spec.aggregator).__name__
             raise SpecError(
-                f"schedule 'joint_then_unimodal' needs an aggregator with trunks of its own, and "
-                f"{type(model.spec.aggregator).__name__!r} has none; take aggregator='joint', or schedule='single'"
+                "schedule 'joint_then_unimodal' needs an aggregator with trunks of its own, and "
+                f"{name!r} has none; take aggregator='joint', or schedule='single'"
             )
         if epochs < 2:
             raise SpecError(
                 "schedule 'joint_then_unimodal' has two stages, and so needs 2 epochs at least"
             )
         first = max(1, min(epochs - 1, round(epochs * self.share)))
-        rest: tuple[str, ...] = ("aggregator.*", "decoders.*", "prior.*", "cross.*")
+        joint = ["aggregator.*", "decoders.*", "prior.*", "cross.*"]
         if any(modality.private_dim for modality in model.modalities.values()):
-            rest = (
-                *rest,
-                "encoders.*",
-            )  # which emit the private latents that decoders learn to read
+            joint.append("encoders.*")  # they emit the private latents that decoders learn to read
         return [
-            Stage(self.joint, first, rest),
-            Stage(self.unimodal, epochs - first, model.aggregator.defaults.unimodal),
+            Stage(self.joint, first, joint),
+            Stage(self.unimodal, epochs - first, facts.unimodal),
         ]
 
 
-def as_stages(stages: Any, model: MultimodalModel, epochs: int) -> list[Stage]:
-    """What `fit(stages=…)` means: a schedule by name or spec, a list of stages, or None for the model's schedule."""
+def as_stages(stages: StagesLike, model: MultimodalModel, epochs: int) -> list[Stage]:
+    """What `fit(stages=…)` means.
+
+    Args:
+        stages: a schedule by name or spec; a stage, or a list of them; None: the model's schedule.
+        model: the model to train.
+        epochs: in all; a schedule shares them out.
+    """
     if stages is None:
         stages = model.spec.schedule
     if isinstance(stages, Stage):
-        stages = [stages]
+        return [stages]
     if isinstance(stages, list | tuple):
-        for stage in stages:
-            if not isinstance(stage, Stage | dict):
-                raise SpecError(
-                    f"got {stage!r}; expected a Stage, or a dict of its options", "stages"
-                )
-        return [stage if isinstance(stage, Stage) else Stage(**stage) for stage in stages]
-    made: Schedule = as_part("schedule", stages)
-    return made.stages(model, epochs)
+        return [_as_stage(stage) for stage in stages]
+    schedule: Schedule = as_part("schedule", stages)
+    return schedule.stages(model, epochs)
+
+
+def _as_stage(value: object) -> Stage:
+    if isinstance(value, Stage):
+        return value
+    if isinstance(value, dict):
+        return Stage(**value)
+    raise SpecError(f"got {value!r}; expected a Stage, or a dict of its options", "stages")
