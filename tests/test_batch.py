@@ -171,7 +171,7 @@ def test_take_keeps_everything_in_step():
     assert part.extra["n"].tolist() == [5, 1]
     assert torch.equal(part.mask, batch.mask[[5, 1]])
     direct = made.conform(batch.take(torch.tensor([5, 1])))
-    for one, other in zip(part.rows, direct.rows, strict=True):
+    for one, other in zip(part.observed_rows, direct.observed_rows, strict=True):
         assert (one is None and other is None) or torch.equal(one, other)
     assert len(made.conform(batch).take(slice(2, 4))) == 2
 

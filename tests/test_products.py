@@ -55,7 +55,7 @@ def gradients(value, *tensors):
 @pytest.mark.parametrize("kind", ["alike", "by row"])
 @pytest.mark.parametrize("cached", [1, 2 * B * D, 2**17])
 def test_products_and_their_divergences(kind, cached, monkeypatch):
-    monkeypatch.setattr("mvkit.core.product_of_experts.CACHED", cached)
+    monkeypatch.setattr("mvkit.core.product_of_experts.PRODUCTS", 4 * cached)
     experts = Experts()
     made, *rest = factors(experts, kind)
     plain = plainly(experts, *rest)

@@ -1,44 +1,52 @@
 """Batches of partially observed rows, and the one place where data from outside are checked.
 
-Axes: b rows, m modalities. A `Batch` is what users make; `conform` turns it into one that a model can use
-without looking at values again: unobserved places hold zeros, whatever they held before.
+Axes: b rows, n of these rows, m modalities. A `Batch` is what users make; `conform` turns it into
+one that a model can use without looking at values again: unobserved entries become zeros.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict
 
 import attrs
 import numpy as np
 import torch
+from attrs.converters import optional
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mvkit.core.validation import Columns, Schema, Source, as_tensor, conform_values
 from mvkit.errors import DataError, NothingObserved, ShapeError, suggest
 
 
-def _tensors(value: Mapping[str, Any] | None) -> dict[str, Tensor] | None:
-    if value is None:
-        return None
-    if not isinstance(value, Mapping):
+def _tensors(values: Mapping[str, object], where: str) -> dict[str, Tensor]:
+    if not isinstance(values, Mapping):
         raise ShapeError(
-            f"batch: got {type(value).__name__}; expected a mapping from modality to tensor"
+            f"batch: got {type(values).__name__}; expected a mapping from modality to tensor"
         )
-    return {k: v if _plain(v) else as_tensor(v, f"batch.data[{k!r}]") for k, v in value.items()}
+    return {name: as_tensor(value, f"{where}[{name!r}]") for name, value in values.items()}
 
 
-def _plain(value: Any) -> bool:
-    return type(value) is Tensor and value.layout is torch.strided
+def _data(values: Mapping[str, object]) -> dict[str, Tensor]:
+    return _tensors(values, "batch.data")
 
 
-def _data(value: Mapping[str, Any]) -> dict[str, Tensor]:
-    return _tensors(value) or {}
+def _elements(values: Mapping[str, object]) -> dict[str, Tensor]:
+    return _tensors(values, "batch.elements")
 
 
-def _mask(value: Any) -> Tensor | None:
-    return value if value is None or _plain(value) else as_tensor(value, "batch.mask")
+def _mask(value: object) -> Tensor:
+    return as_tensor(value, "batch.mask")
+
+
+class RowIndices(TypedDict, total=False):
+    """The fields of a batch that depend on its mask alone."""
+
+    observed_rows: tuple[Tensor | None, ...]
+    complete_rows: Tensor | None
+    first_empty_row: int | None
 
 
 @attrs.frozen(eq=False)
@@ -46,19 +54,22 @@ class Batch:
     """Rows of data with gaps.
 
     Args:
-        data: modality to values (b, *shape), in any order; an absent modality is unobserved. Whatever stands
-            in an unobserved place, NaN included, changes no number.
-        mask: what is observed, (b, m) bool in the model's order. None: a row of a modality that is all NaN is
-            unobserved, single NaNs become `elements`.
-        elements: which single values are observed, {name: (b, *shape) bool}; for `categorical` without the
-            class axis.
+        data: modality to values (b, *shape), in any order; an absent modality is unobserved.
+            Unobserved entries may hold anything, NaN included; they change no number.
+        mask: what is observed, (b, m) bool in the model's order. None: a row of a modality that is
+            all NaN is unobserved, single NaNs become `elements`.
+        elements: which single values are observed, {name: (b, *shape) bool}; for `categorical`
+            without the class axis.
         extra: anything else about the rows (labels, ids): length b each, never modelled.
         order: names of the columns of `mask`; None: the model's.
-        columns: what the columns of modalities that came from tables are called: the model puts them in the order that
-            it was trained on.
-        schema, observed_rows, complete_rows, first_empty_row: set by `conform`: what the batch was conformed to, indices of the rows that
-            observe each modality, of those that observe all (None: every row), the first that observes nothing; by
-            `hide`: what it hid, for which nothing is decoded.
+        columns: names of the columns of modalities that came from tables: the model puts them in
+            the order of its training.
+        schema: set by `conform`: what the batch was conformed to.
+        observed_rows: set by `conform`: for each modality, indices of the rows that observe it;
+            None: every row.
+        complete_rows: set by `conform`: indices of the rows that observe every modality; likewise.
+        first_empty_row: set by `conform`: the first row that observes nothing, if there is one.
+        hidden: set by `hide`: the modalities that it hid, for which nothing is decoded.
 
     Example:
         >>> import torch
@@ -69,8 +80,8 @@ class Batch:
     """
 
     data: dict[str, Tensor] = attrs.field(converter=_data)
-    mask: Tensor | None = attrs.field(default=None, converter=_mask)
-    elements: dict[str, Tensor] | None = attrs.field(default=None, converter=_tensors)
+    mask: Tensor | None = attrs.field(default=None, converter=optional(_mask))
+    elements: dict[str, Tensor] | None = attrs.field(default=None, converter=optional(_elements))
     extra: dict[str, Any] = attrs.field(factory=dict)
     order: tuple[str, ...] | None = attrs.field(default=None, kw_only=True, repr=False)
     columns: dict[str, Columns] = attrs.field(factory=dict, kw_only=True, repr=False)
@@ -89,7 +100,7 @@ class Batch:
     def observed(self) -> Tensor:
         """The mask (b, m) of a conformed batch."""
         if self.mask is None:
-            raise DataError("batch: not conformed to a model yet; use mvkit.core.batch.conform")
+            raise DataError("batch: not conformed to a model yet; use model.conform(batch)")
         return self.mask
 
     @property
@@ -98,7 +109,7 @@ class Batch:
         return all(index is None for index in self.observed_rows)
 
     def computed(self) -> dict[str, Tensor | None]:
-        """Modalities for which something is computed, with indices of the rows that observe them (None: all).
+        """Modalities that are computed, with indices of the rows that observe them (None: all).
 
         Left out are hidden ones and, without gradients, those that no row observes.
         """
@@ -115,84 +126,74 @@ class Batch:
         return torch.empty(0, dtype=torch.long, device=self.observed.device)
 
     def inputs(self, name: str, index: Tensor | None = None, *, indicator: bool = False) -> Tensor:
-        """What an encoder sees of a modality at rows `index`, (n, *shape): zeros where elements are missing.
+        """What an encoder sees of a modality at rows `index`, (n, *shape), zeros where unobserved.
 
         With `indicator`, (n, 2 C, ...): first the values, then ones where they are observed.
         """
         x = self.data[name]
-        rows = x if index is None else x.index_select(0, index)
+        elements = (self.elements or {}).get(name)
+        if index is not None:
+            x = x.index_select(0, index)
+            elements = None if elements is None else elements.index_select(0, index)
         if not indicator:
-            return rows
-        seen = (self.elements or {}).get(name)
-        if seen is None:
-            return torch.cat([rows, torch.ones_like(rows)], 1)
-        seen = seen if index is None else seen.index_select(0, index)
-        seen = seen.reshape(
-            *seen.shape, *[1] * (rows.ndim - seen.ndim)
-        )  # classes are observed together
-        return torch.cat([rows, seen.expand_as(rows).to(rows.dtype)], 1)
+            return x
+        if elements is None:
+            return torch.cat([x, torch.ones_like(x)], 1)
+        # classes are observed together
+        elements = elements.reshape(*elements.shape, *[1] * (x.ndim - elements.ndim))
+        return torch.cat([x, elements.expand_as(x).to(x.dtype)], 1)
 
     def take(self, index: Tensor | slice | Sequence[int]) -> Batch:
-        """The rows at `index` (n,), gathered in one go a tensor."""
+        """The rows at `index`: indices (n,), flags (b,) or a slice."""
         if not isinstance(index, slice | Tensor):
             index = torch.as_tensor(index)
         if isinstance(index, Tensor) and index.dtype == torch.bool:
             index = index.nonzero()[:, 0]
-
-        def pick(tensor: Tensor) -> Tensor:
-            return tensor[index] if isinstance(index, slice) else tensor.index_select(0, index)
-
-        mask = None if self.mask is None else pick(self.mask)
-        return attrs.evolve(
-            self,
-            data={name: pick(value) for name, value in self.data.items()},
-            mask=mask,
-            elements=None
-            if self.elements is None
-            else {n: pick(v) for n, v in self.elements.items()},
-            extra={name: _pick(value, index) for name, value in self.extra.items()},
-            **({} if self.schema is None or mask is None else indices_of(mask)),
-        )
+        mask = None if self.mask is None else _pick(self.mask, index)
+        indices: RowIndices = {}
+        if self.schema is not None and mask is not None:
+            indices = indices_of(mask)
+        data = {name: _pick(value, index) for name, value in self.data.items()}
+        extra = {name: _pick(value, index) for name, value in self.extra.items()}
+        elements = self.elements
+        if elements is not None:
+            elements = {name: _pick(value, index) for name, value in elements.items()}
+        return attrs.evolve(self, data=data, mask=mask, elements=elements, extra=extra, **indices)
 
     def hide(self, keep: Iterable[str]) -> Batch:
         """A conformed batch with only the modalities in `keep` left observed."""
         if self.schema is None:
-            raise DataError("batch: not conformed to a model yet; use mvkit.core.batch.conform")
-        kept = set(keep)
-        flags = [name in kept or name in self.hidden for name in self.schema.names]
-        if all(flags):
+            raise DataError("batch: not conformed to a model yet; use model.conform(batch)")
+        names = self.schema.names
+        hidden = self.hidden | set(names).difference(keep)
+        if hidden == self.hidden:
             return self
         mask = self.observed.clone()
-        for i, flag in enumerate(flags):
-            if not flag:
+        rows = list(self.observed_rows)
+        nothing = self.no_rows
+        for i, name in enumerate(names):
+            if name in hidden:
                 mask[:, i] = False
-        none = self.no_rows
-        rows = tuple(
-            index if flag else none for index, flag in zip(self.observed_rows, flags, strict=True)
-        )
-        hidden = self.hidden | {
-            name for name, flag in zip(self.schema.names, flags, strict=True) if not flag
-        }
+                rows[i] = nothing
         return attrs.evolve(
             self,
             mask=mask,
-            observed_rows=rows,
-            complete_rows=none,
+            observed_rows=tuple(rows),
+            complete_rows=nothing,
             first_empty_row=None,
             hidden=hidden,
         )
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch on another device."""
-        same = all(value.device == torch.device(device) for value in self.data.values())
-        return (
-            self if same else self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        )
+        if all(value.device == torch.device(device) for value in self.data.values()):
+            return self
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with a function applied to every tensor in it."""
 
-        def apply(value: Any) -> Any:
+        def apply(value: object) -> Any:
             if isinstance(value, dict):
                 return {name: apply(item) for name, item in value.items()}
             if isinstance(value, tuple):
@@ -204,8 +205,11 @@ class Batch:
 
 
 def _pick(value: Any, index: Tensor | slice) -> Any:
-    if isinstance(index, slice) or isinstance(value, Tensor):
+    """The rows of a tensor, an array or a list."""
+    if isinstance(index, slice):
         return value[index]
+    if isinstance(value, Tensor):
+        return value.index_select(0, index)
     if isinstance(value, np.ndarray):
         return value[index.numpy()]
     return [value[i] for i in index.tolist()]
@@ -214,17 +218,64 @@ def _pick(value: Any, index: Tensor | slice) -> Any:
 def conform(batch: Batch, schema: Schema) -> Batch:
     """The batch as a model with this schema uses it; errors name modality, row and remedy.
 
-    Cast to the model's dtype, mask and elements derived and checked against the data, unobserved places set
-    to zero, class indices made one-hot, indices of the observed rows of each modality noted. A batch that was
-    conformed to the same schema before is returned as it is. Looks at values, so it waits for the device: do
-    it where the data lie, before they are moved (`mvkit.fit` does).
+    Casts to the model's dtype, derives mask and elements and checks them against the data, sets
+    unobserved entries to zero, makes class indices one-hot, and notes which rows observe each
+    modality. A batch that was conformed to the same schema before is returned as it is. Looks at
+    values, so it waits for the device: call it where the data are, before they are moved
+    (`mvkit.fit` does).
 
     Raises:
         ShapeError: unknown modality, wrong shape or dtype, lengths that differ.
-        DataError: no rows; a mask that disagrees with the data; values that the likelihood cannot take.
+        DataError: no rows; a mask that contradicts the data; values that a likelihood cannot take.
     """
     if batch.schema is schema or batch.schema == schema:
         return batch
+    _check_names(batch, schema)
+    b = _length(batch)
+    columns = _mask_columns(batch, schema, b)
+    device = next(iter(batch.data.values())).device
+    data = {}
+    elements = {}
+    observed = []
+    for name in schema.names:
+        source = _source(batch, name, columns.get(name))
+        data[name], rows, present = conform_values(schema, source, b)
+        observed.append(rows.to(device))
+        if present is not None:
+            elements[name] = present
+    mask = torch.stack(observed, dim=1)
+    return Batch(data, mask, elements or None, batch.extra, schema=schema, **indices_of(mask))
+
+
+def _source(batch: Batch, name: str, observed: Tensor | None) -> Source:
+    """What a batch holds of a modality; if conformed, in the units and columns of its model."""
+    x = batch.data.get(name)
+    elements = (batch.elements or {}).get(name)
+    ids = batch.extra.get("id")
+    if batch.schema is None:
+        return Source(name, x, observed, elements, batch.columns.get(name), ids)
+    features = batch.schema.features.get(name)
+    columns = Columns(features) if features else None
+    done = batch.schema.transforms.get(name, ())
+    return Source(name, x, observed, elements, columns, ids, done)
+
+
+def indices_of(mask: Tensor) -> RowIndices:
+    """Which rows observe each modality and which all, and the first that observes nothing."""
+    array = mask.cpu().numpy()  # a handful of tiny steps, which numpy takes faster
+
+    def where(flags: ArrayLike) -> Tensor | None:
+        return None if np.all(flags) else torch.from_numpy(np.flatnonzero(flags)).to(mask.device)
+
+    some = array.any(1)
+    return {
+        "observed_rows": tuple(where(column) for column in array.T),
+        "complete_rows": where(array.all(1)),
+        "first_empty_row": None if some.all() else int(some.argmin()),
+    }
+
+
+def _check_names(batch: Batch, schema: Schema) -> None:
     for name in batch.data:
         if name not in schema.shapes:
             raise ShapeError(
@@ -235,95 +286,66 @@ def conform(batch: Batch, schema: Schema) -> Batch:
             raise ShapeError(
                 f"batch.elements: no data for {name!r}; {suggest(str(name), batch.data)}"
             )
-    b = _length(batch)
+
+
+def _length(batch: Batch) -> int:
+    """The number of rows, which must be the same everywhere."""
+    lengths = {name: len(value) if value.ndim else 0 for name, value in batch.data.items()}
+    if not any(lengths.values()):
+        raise DataError("batch: it is empty; expected one row of one modality at least")
+    first, b = next(iter(lengths.items()))
+    for name, length in lengths.items():
+        if length != b:
+            raise ShapeError(
+                f"batch.data[{name!r}]: {length} rows, but {first!r} has {b}; expected as many in "
+                "every modality; give NaN rows or a mask for rows that a modality lacks"
+            )
     for name, value in batch.extra.items():
         if isinstance(value, Sized) and len(value) != b:
             raise ShapeError(
                 f"batch.extra[{name!r}]: {len(value)} values for {b} rows; expected one for each"
             )
-    mask = batch.mask
-    old = batch.order if batch.schema is None else batch.schema.names
-    if mask is not None and old is not None:  # columns in an order of its own
-        _check_mask(mask, b, old)
-        lacking = torch.zeros_like(mask[:, 0])
-        mask = torch.stack(
-            [mask[:, old.index(n)] if n in old else lacking for n in schema.names], dim=1
-        )
-    if mask is not None:
-        _check_mask(mask, b, schema.names)
-    data: dict[str, Tensor] = {}
-    elements: dict[str, Tensor] = {}
-    columns = []
-    device = next(iter(batch.data.values())).device
-    for i, name in enumerate(schema.names):
-        given = None if batch.elements is None else batch.elements.get(name)
-        column = None if mask is None else mask[:, i]
-        source = _source(batch, name, column, given)
-        data[name], observed, present = conform_values(schema, source, b)
-        columns.append(observed.to(device))
-        if present is not None:
-            elements[name] = present
-    mask = torch.stack(columns, dim=1)
-    return Batch(data, mask, elements or None, batch.extra, schema=schema, **indices_of(mask))
-
-
-def _source(batch: Batch, name: str, column: Tensor | None, given: Tensor | None) -> Source:
-    """What a batch says of a modality; conformed ones are in the units and the order of columns of their model."""
-    columns, done = batch.columns.get(name), ()
-    if batch.schema is not None:
-        features, done = batch.schema.features.get(name), batch.schema.transforms.get(name, ())
-        columns = Columns(features) if features else None
-    return Source(name, batch.data.get(name), column, given, columns, batch.extra.get("id"), done)
-
-
-def indices_of(mask: Tensor) -> dict[str, Any]:
-    """Which rows observe each modality and which all, and the first that observes nothing."""
-    array = mask.cpu().numpy()  # a handful of tiny steps, which numpy takes faster
-    counts, b = array.sum(0), len(array)
-
-    def where(flags: Any) -> Tensor:
-        return torch.from_numpy(np.flatnonzero(flags)).to(mask.device)
-
-    rows = tuple(None if count == b else where(array[:, i]) for i, count in enumerate(counts))
-    each = array.sum(1)
-    empty = b if each.all() else int(each.argmin())
-    complete = bool((counts == b).all())
-    whole = None if complete else where(each == array.shape[1])
-    return {
-        "observed_rows": rows,
-        "complete_rows": whole,
-        "first_empty_row": empty if empty < b else None,
-    }
-
-
-def _length(batch: Batch) -> int:
-    lengths = {name: len(value) if value.ndim else 0 for name, value in batch.data.items()}
-    if not lengths or not max(lengths.values()):
-        raise DataError("batch: it is empty; expected one row of one modality at least")
-    b = next(iter(lengths.values()))
-    for name, length in lengths.items():
-        if length != b:
-            raise ShapeError(
-                f"batch.data[{name!r}]: {length} rows, but {next(iter(lengths))!r} has {b}; expected as many in every "
-                "modality; give NaN rows or a mask for rows that a modality lacks"
-            )
     return b
 
 
-def _check_mask(mask: Tensor, b: int, names: tuple[str, ...]) -> None:
+def _mask_columns(batch: Batch, schema: Schema, b: int) -> dict[str, Tensor]:
+    """Which rows the mask says observe each modality, (b,) bool; nothing without a mask."""
+    mask = batch.mask
+    if mask is None:
+        return {}
+    names = schema.names
+    if batch.schema is not None:
+        names = batch.schema.names
+    elif batch.order is not None:
+        names = batch.order
     if mask.dtype != torch.bool:
         raise ShapeError(
-            f"batch.mask: dtype {mask.dtype}; expected torch.bool, True where observed; use mask.bool()"
+            f"batch.mask: dtype {mask.dtype}; expected torch.bool, True where observed; use "
+            "mask.bool()"
         )
     if mask.shape != (b, len(names)):
         raise ShapeError(
-            f"batch.mask: shape {tuple(mask.shape)}; expected {(b, len(names))}, columns {', '.join(names)}"
+            f"batch.mask: shape {tuple(mask.shape)}; expected {(b, len(names))}, columns "
+            f"{', '.join(names)}"
         )
+    unlisted = dict.fromkeys(schema.names, mask.new_zeros(b))
+    return unlisted | dict(zip(names, mask.unbind(1), strict=True))
+
+
+def check_conformed(batch: object, where: str) -> None:
+    """Raises DataError, beginning with `where`, unless it is a batch that `conform` returned."""
+    if isinstance(batch, Batch) and batch.schema is not None:
+        return
+    kind = "a Batch that was not conformed" if isinstance(batch, Batch) else type(batch).__name__
+    raise DataError(f"{where}: got {kind}; expected a conformed batch; give model.conform(rows)")
 
 
 def check_not_empty(batch: Batch) -> None:
     """Raises DataError if a row of a conformed batch observes nothing."""
     if batch.first_empty_row is not None:
         raise NothingObserved(batch.first_empty_row)
-    if batch.hidden and not batch.observed.any(1).all():
-        raise NothingObserved(int((~batch.observed.any(1)).nonzero()[0]))
+    if not batch.hidden:
+        return
+    empty = ~batch.observed.any(1)
+    if empty.any():
+        raise NothingObserved(int(empty.nonzero()[0]))

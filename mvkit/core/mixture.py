@@ -1,4 +1,4 @@
-"""The latent distribution with closed forms: a finite mixture of diagonal components with per-row weights.
+"""The latent distribution with closed forms: a finite mixture of diagonal components.
 
 Axes: s samples, j drawn components, k components, b rows, m modalities, d latent.
 """
@@ -6,6 +6,7 @@ Axes: s samples, j drawn components, k components, b rows, m modalities, d laten
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import attrs
 import torch
@@ -14,28 +15,29 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mvkit.core import noise
+from mvkit.core.blocks import DENSITIES, block_size
 from mvkit.core.family import Family
-from mvkit.core.posterior import Draws, Posterior
+from mvkit.core.noise import Generator
+from mvkit.core.posterior import Draws, Posterior, check_latents
 from mvkit.core.product_of_experts import Factors
-
-CHUNK = 2**22  # numbers in one (n, k, b, d) block of a density; keeps blocks near the cache
 
 
 @attrs.frozen(eq=False)
 class Mixture(Posterior):
-    """Finite mixture q(z) = sum_k w_k q_k(z), one for each row; posteriors and most priors are one.
+    """Finite mixture q(z) = sum_k w_k q_k(z), one per row; posteriors and most priors are one.
 
     Args:
         family: the location-scale family of the components.
         loc: locations, (k, b, d).
         scale: scales, (k, b, d).
-        log_weight: log-weights, (k, b), normalised over k; -inf where a row cannot use a component.
+        log_weight: log-weights, (k, b), normalised over k; -inf where a row cannot use the
+            component.
         evidence: modalities that a component looked at, (k, b, m) bool; None for a prior.
         active: rows that objectives count, (b,) bool; None: all.
-        order: an order of the components (k,) that does not depend on the order of the modalities; components
-            are picked along it, so that renaming nothing but the order of modalities changes no draw.
-        factors: what normal components are products of, in place of loc and scale, which are then computed when
-            somebody looks at them.
+        order: an order of the components, (k,); components are picked along it, so that draws do
+            not depend on the order in which modalities are declared.
+        factors: what normal components are products of, in place of loc and scale, which are then
+            computed when first looked at.
 
     Example:
         >>> import torch
@@ -83,107 +85,106 @@ class Mixture(Posterior):
             return rearrange(self.loc, "1 b d -> b d")
         return einsum(self.log_weight.exp(), self.loc, "k b, k b d -> b d")
 
-    def draw(
-        self, n: int, how: str, generator: torch.Generator | None = None, site: str = "z"
-    ) -> Draws:
+    def draw(self, n: int, how: str, generator: Generator = None, site: str = "z") -> Draws:
         """Draws that keep track of their components.
 
         Args:
             n: number of samples S.
-            how: `stratified`: n from every component, weighted; `iid`: n in all, each from a component drawn
-                from the row's weights; `balanced`: one component a row, spread evenly over the batch.
+            how: `stratified`: n from every component, weighted; `iid`: n in all, each from a
+                component drawn from the row's weights; `balanced`: one component per row, spread
+                evenly over the batch.
             generator: source of randomness.
             site: name of the noise (see `mvkit.core.noise`).
         """
-        k, (b, d), like = self.components, self._row_shape, self.log_weight
+        k = self.components
+        b, d = self._row_shape
+        log_pi = self.log_weight
         drawn = k if how == "stratified" else 1
         eps = noise.draw(
-            site, (n, drawn, b, d), like, generator=generator, sampler=self.family.noise
+            site, (n, drawn, b, d), log_pi, generator=generator, sampler=self.family.noise
         )
         if drawn == k:
-            loc, scale, component, log_weight = self.loc, self.scale, None, self.log_weight
+            loc, scale, component = self.loc, self.scale, None
         else:
-            component = self._pick(n, how, generator)
-            loc, scale = (rearrange(t, "s b d -> s 1 b d") for t in self._at(component))
-            component = rearrange(component, "s b 1 -> s 1 b")
-            log_weight = like.new_zeros(1, b)
-
-        def density() -> Tensor:
-            return self.family.log_density(eps).sum(-1) - scale.log().sum(-1)
-
-        return Draws(self, torch.addcmul(loc, scale, eps), component, log_weight, density, self.kl)
+            picked = self._pick(n, how, generator)
+            loc, scale = (rearrange(t, "s b d -> s 1 b d") for t in self._at(picked))
+            component = rearrange(picked, "s b 1 -> s 1 b")
+            log_pi = log_pi.new_zeros(1, b)
+        log_qk = partial(self.family.log_prob_of_noise, eps, scale)
+        return Draws(self, torch.addcmul(loc, scale, eps), component, log_pi, log_qk, self.kl)
 
     @property
     def _row_shape(self) -> torch.Size:
         return self.loc.shape[1:] if self.factors is None else self.factors.precision.shape[1:]
 
-    def _at(self, component: Tensor) -> tuple[Tensor, Tensor]:
-        """Locations and scales of the components that rows picked, (s, b, 1) -> (s, b, d) each."""
+    def _at(self, picked: Tensor) -> tuple[Tensor, Tensor]:
+        """Locations and scales of the components at indices (s, b, 1), (s, b, d) each."""
         if self.factors is not None:
-            return self.factors.pick(component)
+            return self.factors.pick(picked)
         d = self.loc.shape[-1]
-        index = component.expand(-1, -1, d) if d else component[..., :0]
+        index = picked.expand(-1, -1, d) if d else picked[..., :0]
         return torch.gather(self.loc, 0, index), torch.gather(self.scale, 0, index)
 
-    def _pick(self, n: int, how: str, generator: torch.Generator | None) -> Tensor:
+    def _pick(self, n: int, how: str, generator: Generator) -> Tensor:
         """Components drawn from the rows' weights, (s, b, 1); balanced ones have s = 1."""
         weight = self.log_weight.detach().exp()
-        weight = weight if self.order is None else weight[self.order]
+        if self.order is not None:
+            weight = weight[self.order]
         cdf = rearrange(weight.cumsum(0), "k b -> b k")
         cdf = cdf / cdf[..., -1:]
-        b = cdf.shape[0]
+        b = len(cdf)
+        s = 2 if how == "balanced" else n
+        uniform = noise.draw("choice/component", (s, b), weight, generator=generator)
         if how == "balanced":
-            uniform = noise.draw("choice/component", (2, b), weight, generator=generator)
             rank = uniform[0].argsort().argsort()
             uniform = ((rank + uniform[1]) / b).clamp(max=1 - torch.finfo(weight.dtype).eps)
             uniform = rearrange(uniform, "b -> 1 b")
-        else:
-            uniform = noise.draw("choice/component", (n, b), weight, generator=generator)
         points = rearrange(uniform, "s b -> b s").contiguous()
         # right=True skips components without weight: their interval is empty
-        found = torch.searchsorted(cdf.contiguous(), points, right=True)
-        found = found if self.order is None else self.order[found]
-        return rearrange(found, "b s -> s b 1")
+        picked = torch.searchsorted(cdf.contiguous(), points, right=True)
+        if self.order is not None:
+            picked = self.order[picked]
+        return rearrange(picked, "b s -> s b 1")
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density of the whole mixture, (..., b, d) -> (..., b), in nats.
 
-        Memory: K times z at most 2**22 numbers a block; longer inputs go block by block, and are computed
-        again in the backward pass.
+        Memory: K times z in blocks of at most `mvkit.core.blocks.DENSITIES` bytes, which are
+        computed again in the backward pass if there are several.
+
+        Raises:
+            ShapeError: latents of another width, or for another number of rows.
         """
+        check_latents(z, self._row_shape)
         if self.components == 1:
-            return self._log_density(z, self.loc[0], self.scale[0])
+            return self.family.log_prob(z, self.loc[0], self.scale[0])
         b, d = z.shape[-2:]
         flat = z.reshape(math.prod(z.shape[:-2]), b, d)
-        rows = max(1, CHUNK // max(1, self.components * b * d))
-        pieces = torch.split(flat, rows)
-        if len(pieces) == 1 or not torch.is_grad_enabled():
-            done = [self._mixed(piece, self.loc, self.scale, self.log_weight) for piece in pieces]
-        else:
-            own = (self.loc, self.scale, self.log_weight)
-            done = [checkpoint(self._mixed, piece, *own, use_reentrant=False) for piece in pieces]
-        return torch.cat(done).reshape(z.shape[:-1])
+        pieces = torch.split(flat, block_size(self.components * b * d, DENSITIES))
+        parameters = (self.loc, self.scale, self.log_weight)
+        mixed = self._mixed
+        if len(pieces) > 1 and torch.is_grad_enabled():
+            mixed = partial(checkpoint, self._mixed, use_reentrant=False)
+        densities = torch.cat([mixed(piece, *parameters) for piece in pieces])
+        return densities.reshape(*z.shape[:-2], densities.shape[-1])
 
     def _mixed(self, z: Tensor, loc: Tensor, scale: Tensor, log_weight: Tensor) -> Tensor:
-        densities = self._log_density(rearrange(z, "n b d -> n 1 b d"), loc, scale)
+        """Log-density of the mixture with these parameters, (n, b, d) -> (n, b)."""
+        densities = self.family.log_prob(rearrange(z, "n b d -> n 1 b d"), loc, scale)
         return torch.logsumexp(densities + log_weight, dim=-2)
-
-    def _log_density(self, z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-        densities = self.family.log_density((z - loc) / scale)
-        return densities.sum(-1) - scale.log().sum(-1)
 
     def joint(self, z: Tensor) -> Tensor:
         """Log w_k + log q_k(z), (..., b, d) -> (..., b, k)."""
-        densities = self._log_density(rearrange(z, "... b d -> ... 1 b d"), self.loc, self.scale)
+        check_latents(z, self._row_shape)
+        z = rearrange(z, "... b d -> ... 1 b d")
+        densities = self.family.log_prob(z, self.loc, self.scale)
         return rearrange(densities + self.log_weight, "... k b -> ... b k")
 
     def kl(self, prior: object) -> Tensor | None:
         """KL(q_k ‖ p) of every component, (k, b), in nats; None where there is no closed form."""
-        if (
-            not isinstance(prior, Mixture)
-            or prior.components > 1
-            or prior.family.density != self.family.density
-        ):
+        if not isinstance(prior, Mixture) or prior.components > 1:
+            return None
+        if prior.family.density != self.family.density:
             return None
         if self.factors is not None:
             return self.factors.kl(prior.loc, prior.scale)
@@ -191,34 +192,33 @@ class Mixture(Posterior):
 
     def detach(self) -> Mixture:
         """The same distribution with every parameter stopped, weights included."""
-        stopped = (self.loc.detach(), self.scale.detach(), self.log_weight.detach())
-        return attrs.evolve(
-            self, loc=stopped[0], scale=stopped[1], log_weight=stopped[2], factors=None
-        )
+        loc = self.loc.detach()
+        scale = self.scale.detach()
+        log_weight = self.log_weight.detach()
+        return attrs.evolve(self, loc=loc, scale=scale, log_weight=log_weight, factors=None)
 
     def expand(self, b: int, m: int) -> Mixture:
-        loc, scale = (t.expand(-1, b, -1) for t in (self.loc, self.scale))
-        nothing = torch.zeros(self.components, b, m, dtype=torch.bool, device=loc.device)
-        return Mixture(self.family, loc, scale, self.log_weight.expand(-1, b), nothing)
+        loc = self.loc.expand(-1, b, -1)
+        scale = self.scale.expand(-1, b, -1)
+        evidence = torch.zeros(self.components, b, m, dtype=torch.bool, device=loc.device)
+        return Mixture(self.family, loc, scale, self.log_weight.expand(-1, b), evidence)
 
     def where(self, rows: Tensor, other: Posterior) -> Posterior:
         if not isinstance(other, Mixture):
             return super().where(rows, other)
         b, d = self.loc.shape[1:]
-        theirs = (t.expand(-1, b, d) for t in (other.loc, other.scale))
-        loc, scale = (torch.cat(pair) for pair in zip((self.loc, self.scale), theirs, strict=True))
+        loc = torch.cat([self.loc, other.loc.expand(-1, b, d)])
+        scale = torch.cat([self.scale, other.scale.expand(-1, b, d)])
         ours = self.log_weight.masked_fill(~rows, -math.inf)
-        log_weight = torch.cat([ours, other.log_weight.expand(-1, b).masked_fill(rows, -math.inf)])
-        evidence = None
-        if self.evidence is not None:
-            nothing = torch.zeros(
-                other.components, *self.evidence.shape[1:], dtype=torch.bool, device=loc.device
-            )
-            evidence = torch.cat([self.evidence, nothing])
-        return Mixture(self.family, loc, scale, log_weight, evidence)
+        theirs = other.log_weight.expand(-1, b).masked_fill(rows, -math.inf)
+        evidence = self.evidence
+        if evidence is not None:
+            nothing = evidence.new_zeros(other.components, *evidence.shape[1:])
+            evidence = torch.cat([evidence, nothing])
+        return Mixture(self.family, loc, scale, torch.cat([ours, theirs]), evidence)
 
     def sample(
-        self, n: int, component: int | None = None, generator: torch.Generator | None = None
+        self, n: int, component: int | None = None, generator: Generator = None
     ) -> tuple[Tensor, Tensor]:
         """Draws of a prior (b = 1): latents (n, d) and their components (n,)."""
         weight = rearrange(self.log_weight, "k 1 -> k").exp()
@@ -228,20 +228,16 @@ class Mixture(Posterior):
             picked = rearrange(torch.searchsorted(cdf / cdf[-1], uniform, right=True), "n 1 -> n")
         else:
             picked = torch.full((n,), component, device=weight.device)
-        eps = noise.draw(
-            "prior",
-            (n, self.loc.shape[-1]),
-            self.loc,
-            generator=generator,
-            sampler=self.family.noise,
-        )
+        shape = (n, self.loc.shape[-1])
+        eps = noise.draw("prior", shape, self.loc, generator=generator, sampler=self.family.noise)
         return self.loc[picked, 0] + self.scale[picked, 0] * eps, picked
 
 
 def equal_weights(usable: Tensor, like: Tensor) -> Tensor:
-    """Log-weights 1/n over the usable components of each row, (k, b) bool -> (k, b) of the dtype of `like`.
+    """Log-weights 1/n over the n usable components of each row, (k, b) bool -> (k, b).
 
-    A row without any keeps its first component, so that no number is NaN; such rows must not be `active`.
+    They have the dtype of `like`. A row without any keeps its first component, so that nothing is
+    NaN; such rows must not be `active`.
     """
     count = reduce(usable.long(), "k b -> 1 b", "sum")
     first = torch.arange(len(usable), device=usable.device) == 0

@@ -1,4 +1,4 @@
-"""What a modality is, and what parts learn of their surroundings."""
+"""What a modality is, and what parts are told of their surroundings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import attrs
 from torch import Tensor, nn
 
+from mvkit.core.family import Family
 from mvkit.errors import SpecError
 from mvkit.registry.spec import (
     field,
@@ -24,17 +25,17 @@ from mvkit.registry.spec import (
 )
 
 
-def _shape(value: Any) -> str | None:
-    fine = isinstance(value, tuple) and value and all(type(n) is int and n > 0 for n in value)
-    return (
-        None
-        if fine
-        else "a tuple of positive integers, such as (1, 28, 28), or (1,) for single numbers"
-    )
+def _shape(value: object) -> str | None:
+    if isinstance(value, tuple) and value and all(type(n) is int and n > 0 for n in value):
+        return None
+    return "a tuple of positive integers, such as (1, 28, 28), or (1,) for single numbers"
 
 
-def _features(value: Any) -> str | None:
-    return names(value) or (None if len(set(value)) == len(value) else "names that differ")
+def _features(value: object) -> str | None:
+    expected = names(value)
+    if expected is None and isinstance(value, tuple) and len(set(value)) < len(value):
+        return "names that differ"
+    return expected
 
 
 @positional_spec
@@ -44,18 +45,22 @@ class Modality:
     Args:
         shape: shape of one row; class axis last for `categorical`.
         likelihood: p(x|z): a name, a spec or a dict.
-        encoder: network of q(z|x): a name, a spec, a dict, or an `nn.Module` from (n, *shape) to (n, width).
-        decoder: network of p(x|z): likewise, or an `nn.Module` from (n, d + p) to (n, *shape), with one more
-            axis at the end if the likelihood takes several numbers per element.
+        encoder: network of q(z|x): a name, a spec, a dict, or an `nn.Module` from (n, *shape) to
+            (n, width).
+        decoder: network of p(x|z): likewise, or an `nn.Module` from (n, d + p) to (n, *shape),
+            with one more axis at the end if the likelihood takes several numbers per element.
         weight: factor λ of its log-likelihood in objectives.
         private_dim: width p of its private latent; 0: none.
         private_beta: factor of its private KL.
-        cross_prior: scale of the prior that stands in for its private latent where it is generated from other
-            modalities: `learned`, or `fixed` at 1.
-        features: names of the features, (k,) values in the user's units; tables are then matched by name.
-        transform: fitted transforms from the user's units to the model's, first to last: see `fit_transforms` of a
-            dataset. `shape` is what they end in. Likelihoods and bounds are densities in the model's units.
-        indicator: give the encoder, along the first axis, also which elements are observed: ones and zeros.
+        cross_prior: scale of the auxiliary prior that replaces its private posterior where it is
+            generated from other modalities: `learned`, or `fixed` at 1.
+        features: names of the features, (k,) values in the user's units; columns of tables are
+            then matched by name.
+        transform: fitted transforms from the user's units to the model's, first to last (see
+            `fit_transforms` of a dataset). `shape` is the shape after them. Likelihoods and bounds
+            are densities in the model's units.
+        indicator: let the encoder also see, along the first axis, which elements are observed, as
+            ones and zeros.
 
     Example:
         >>> import mvkit
@@ -77,8 +82,11 @@ class Modality:
 
     def __attrs_post_init__(self) -> None:
         if self.features and self.raw_shape != (len(self.features),):
-            reason = f"{len(self.features)} names for values of shape {self.raw_shape}; expected one for each"
-            raise SpecError(reason, "features")
+            raise SpecError(
+                f"{len(self.features)} names for values of shape {self.raw_shape}; expected one "
+                "for each",
+                "features",
+            )
 
     @property
     def numbers(self) -> int:
@@ -112,7 +120,7 @@ class Modality:
 
 @attrs.frozen
 class Sizes:
-    """All that a part learns of its surroundings when it is built.
+    """All that a part is told of its surroundings when it is built.
 
     Args:
         latent: width d of the shared latent.
@@ -123,9 +131,9 @@ class Sizes:
     """
 
     latent: int
-    family: Any
+    family: Family
     modalities: dict[str, Modality]
-    prior: Any
+    prior: object
     live_prior: Any = None
 
     @property
@@ -135,28 +143,32 @@ class Sizes:
 
     @property
     def canonical(self) -> tuple[int, ...]:
-        """Positions of the modalities sorted by name: an order that declaring them otherwise does not change."""
-        return tuple(sorted(range(len(self.names)), key=lambda i: self.names[i]))
+        """Positions of the modalities sorted by name, whatever order they are declared in."""
+        return tuple(sorted(range(len(self.names)), key=self.names.__getitem__))
 
 
-def as_modalities(value: Any) -> dict[str, Modality]:
+def as_modalities(value: object) -> dict[str, Modality]:
     """A mapping from name to shape, dict or `Modality`, as checked modalities."""
     if not isinstance(value, Mapping) or not value:
         raise SpecError(
             f"got {value!r}; expected a mapping from name to shape or Modality, one at least",
             "modalities",
         )
-    made, taken = {}, nn.ModuleDict()
+    modalities = {}
+    modules = nn.ModuleDict()
     for name, item in value.items():
         # names become module names, which may hold no dot and no name of torch's own
-        if not isinstance(name, str) or not name or "." in name or hasattr(taken, name):
-            reason = f"a modality cannot be called {name!r}: dots and attributes of torch modules are taken; rename it"
-            raise SpecError(reason, "modalities")
+        if not isinstance(name, str) or not name or "." in name or hasattr(modules, name):
+            raise SpecError(
+                f"a modality cannot be called {name!r}: dots and attributes of torch modules are "
+                "taken; rename it",
+                "modalities",
+            )
         try:
-            made[name] = _as_modality(item)
+            modalities[name] = _as_modality(item)
         except SpecError as error:
             raise error.within(f"modalities.{name}") from None
-    return made
+    return modalities
 
 
 def _as_modality(value: Any) -> Modality:

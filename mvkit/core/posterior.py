@@ -6,7 +6,7 @@ Axes: s samples, j drawn components, k components, b rows, m modalities, d laten
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import attrs
@@ -16,15 +16,15 @@ from torch import Tensor
 
 from mvkit.core import noise
 from mvkit.core.noise import Generator
-from mvkit.errors import RequestError
+from mvkit.errors import RequestError, ShapeError
 
 
 class Posterior(ABC):
     """q(z|x_O) of each row of a batch; `Mixture` is the one with closed forms.
 
-    To implement one, write the abstract methods. What has one density without components says so by the defaults:
-    K = 1, weights of one. Rows are independent, draws come from `mvkit.core.noise`, and nothing is NaN, also in rows that
-    observe nothing.
+    To implement one, write the abstract methods. The defaults are those of one density without
+    components: K = 1, weights of one. Rows are independent, draws come from `mvkit.core.noise`,
+    and nothing is NaN, also in rows that observe nothing.
     """
 
     @property
@@ -66,7 +66,7 @@ class Posterior(ABC):
     def sample(
         self, n: int, component: int | None = None, generator: Generator = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Draws of a prior (b = 1): latents (n, d), and their components (n,) if it tells them."""
+        """Draws of a prior (b = 1): latents (n, d), and their components (n,) if it has any."""
         z = self.draw(n, "iid", generator, "prior").z
         return rearrange(z, "n 1 1 d -> n d"), None
 
@@ -92,9 +92,9 @@ class Draws:
         z: samples, (s, j, b, d).
         component: their components, (s or 1, 1, b); None: j is k, in order.
         log_pi: log-weights of the drawn components, (j, b); they sum to one over j.
-        density: gives the log-density of each draw under its own component, (s, j, b).
-        kl: gives the closed-form KL of every component from a prior, (k, b), or None; at these draws, where the closed
-            form is that of a conditional.
+        density: returns the log-density of each draw under its own component, (s, j, b).
+        kl: returns the closed-form KL of every component from a prior, (k, b), or None; at these
+            draws, where the closed form is that of a conditional.
     """
 
     posterior: Posterior
@@ -152,9 +152,8 @@ class Either(Posterior):
         return torch.where(rows, first.any(0, keepdim=True), second.any(0, keepdim=True))
 
     def draw(self, n: int, how: str, generator: Generator = None, site: str = "z") -> Draws:
-        first, second = (
-            one.draw(n, "iid", generator, site).z for one in (self.first, self.second)
-        )
+        first = self.first.draw(n, "iid", generator, site).z
+        second = self.second.draw(n, "iid", generator, site).z
         z = torch.where(rearrange(self.rows, "b -> b 1"), first, second)
         return Draws(self, z, None, self.log_weight, lambda: self.log_prob(z), self.kl)
 
@@ -179,17 +178,17 @@ class Distribution(Protocol):
 
 @attrs.frozen(eq=False)
 class ForeignDensity(Posterior):
-    """A distribution of torch's kind as a prior: it has a density and draws, and stands in for no posterior.
+    """A distribution of torch's kind as a prior: it has a density and draws, but no rows.
 
     Args:
-        distribution: what answers.
+        distribution: the distribution.
     """
 
     distribution: Distribution
 
     @property
     def mean(self) -> Tensor:
-        raise RequestError(self._refusal("has no mean of each row"))
+        raise self._refusal("has no mean of each row")
 
     @property
     def log_weight(self) -> Tensor:
@@ -200,30 +199,41 @@ class ForeignDensity(Posterior):
         return None
 
     def draw(self, n: int, how: str, generator: Generator = None, site: str = "z") -> Draws:
-        raise RequestError(self._refusal("gives no draws for each row"))
+        raise self._refusal("has no draws of each row")
 
     def log_prob(self, z: Tensor) -> Tensor:
         return self.distribution.log_prob(z)
 
     def detach(self) -> Posterior:
-        raise RequestError(self._refusal("cannot be stopped"))
+        raise self._refusal("cannot be detached")
 
     def sample(
         self, n: int, component: int | None = None, generator: Generator = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Draws (n, d); torch's distributions know no generator, so the global one is seeded from it."""
+        """Draws (n, d), from the global generator, which is seeded from the one given."""
         return noise.sampled(self.distribution, n, generator), None
 
     def expand(self, b: int, m: int) -> Posterior:
-        raise RequestError(self._refusal("is no mixture, so it cannot stand in for a posterior"))
+        raise self._refusal("is no mixture, so it cannot stand in for a posterior")
 
-    def _refusal(self, what: str) -> str:
-        return (
-            f"prior of type {type(self.distribution).__name__!r} {what}; give modalities to "
+    def _refusal(self, reason: str) -> RequestError:
+        return RequestError(
+            f"prior of type {type(self.distribution).__name__!r} {reason}; give modalities to "
             "condition on, or use sample()"
         )
 
 
 def as_density(value: Posterior | Distribution) -> Posterior:
-    """What a prior returned, as a `Posterior`: the one place where distributions of other kinds are taken in."""
+    """What a prior returned, as a `Posterior`: the place where other distributions are taken in."""
     return value if isinstance(value, Posterior) else ForeignDensity(value)
+
+
+def check_latents(z: Tensor, shape: Sequence[int]) -> None:
+    """Raises ShapeError unless z is (..., b, d); `shape` is (b, d), and one row serves all."""
+    b, d = shape
+    fits = z.ndim > 1 and z.shape[-1] == d
+    if not fits or (z.shape[-2] != b and 1 not in (z.shape[-2], b)):
+        raise ShapeError(
+            f"log_prob: z has shape {tuple(z.shape)}; expected (..., {b}, {d}), rows and latent "
+            "dimensions last; reshape it"
+        )

@@ -1,7 +1,7 @@
-"""Sealed files: safetensors with one JSON header, all of it under one SHA-256, written whole or not at all.
+"""Sealed files: safetensors with a JSON header, under one SHA-256, written whole or not at all.
 
-The header is one JSON text under one key. The checksum covers the whole file, header and tensors, with its own 64
-digits read as zeros, so that no flipped bit goes unseen.
+The header is one JSON text under one key. The checksum covers the whole file, header and tensors,
+with its own 64 digits read as zeros, so that no flipped bit goes unseen.
 """
 
 from __future__ import annotations
@@ -23,21 +23,17 @@ from torch import Tensor
 
 from mvkit.errors import CheckpointError
 
+Header = dict[str, Any]
+FilePath = str | os.PathLike[str]
+
 FORMAT = 1
-
-
 KEY = "mvkit"
 
-
 _ZEROS = "0" * 64
-
-
 _DIGEST = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')
 
 
-def write(
-    path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> None:
+def write(path: FilePath, header: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:
     """Writes a header (plain JSON data) and tensors.
 
     Raises:
@@ -45,9 +41,8 @@ def write(
     """
     # a copy each: parameters that two modules share are stored twice, which safetensors asks for
     copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    text = json.dumps(
-        {**header, "format": FORMAT, "sha256": _ZEROS}, sort_keys=True, allow_nan=False
-    )
+    sealed = {**header, "format": FORMAT, "sha256": _ZEROS}
+    text = json.dumps(sealed, sort_keys=True, allow_nan=False)
     blob = bytearray(safetensors.torch.save(copies, metadata={KEY: text}))
     start, stop = _digest_at(blob, "save")
     blob[start:stop] = hashlib.sha256(blob).hexdigest().encode()
@@ -55,7 +50,10 @@ def write(
 
 
 def write_whole(path: Path, blob: bytes | bytearray) -> None:
-    """Writes a file that appears complete or not at all: a temporary file beside it is written, synced and renamed."""
+    """Writes a file that appears complete or not at all.
+
+    A temporary file beside it is written, synced and renamed.
+    """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -77,11 +75,11 @@ def write_whole(path: Path, blob: bytes | bytearray) -> None:
         os.close(folder)
 
 
-def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_header(path: FilePath) -> Header:
     """The header of a file whose checksum fits; the file is mapped, not held in memory.
 
     Raises:
-        CheckpointError: truncated, altered, of an unknown format, or no checkpoint of mvkit at all.
+        CheckpointError: truncated, altered, of an unknown format, or no checkpoint of mvkit.
         OSError: when it cannot be read.
     """
     with open(path, "rb") as file:
@@ -93,7 +91,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
             return _checked_header(blob, str(path))
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(path: FilePath) -> tuple[Header, dict[str, Tensor]]:
     """Header and tensors of a file whose checksum fits; errors as in `read_header`."""
     header = read_header(path)
     try:
@@ -104,36 +102,40 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         ) from None
 
 
+def _header_end(blob: bytearray | mmap.mmap) -> int:
+    """Where the header of safetensors ends; 8 in files without one."""
+    return 8 + struct.unpack("<Q", blob[:8])[0] if len(blob) >= 8 else 8
+
+
 def _digest_at(blob: bytearray | mmap.mmap, where: str) -> tuple[int, int]:
-    """Where the digits of the checksum stand, which must be one place in the header."""
-    size = struct.unpack("<Q", blob[:8])[0]
-    found = list(_DIGEST.finditer(bytes(blob[: 8 + size])))
-    if len(found) != 1:
+    """Where the digits of the checksum are stored, which must be one place in the header."""
+    digits = list(_DIGEST.finditer(blob[: _header_end(blob)]))
+    if len(digits) != 1:
         raise CheckpointError(
             f"{where}: no checksum where it should be; the file was altered; take another copy"
         )
-    return found[0].span(1)
+    return digits[0].span(1)
 
 
-def _checked_header(blob: mmap.mmap, where: str) -> dict[str, Any]:
-    size = struct.unpack("<Q", blob[:8])[0] if len(blob) >= 8 else 0
-    if len(blob) < 8 + size or not size:
+def _checked_header(blob: mmap.mmap, where: str) -> Header:
+    start = _header_end(blob)  # of the tensors
+    if start == 8 or len(blob) < start:
         raise CheckpointError(
             f"{where}: truncated, or no checkpoint; {len(blob)} bytes; take another copy"
         )
     try:
-        outer = json.loads(blob[8 : 8 + size])
-        text = outer.pop("__metadata__")[KEY]
-        header = json.loads(text)
-        end = 8 + size + max((one["data_offsets"][1] for one in outer.values()), default=0)
-        found = header["format"]
+        outer = json.loads(blob[8:start])
+        header: Header = json.loads(outer.pop("__metadata__")[KEY])
+        end = start + max((tensor["data_offsets"][1] for tensor in outer.values()), default=0)
+        written = header["format"]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise CheckpointError(
             f"{where}: no checkpoint of mvkit, or its header was altered; take another copy"
         ) from None
-    if found != FORMAT:
+    if written != FORMAT:
         raise CheckpointError(
-            f"{where}: format {found!r}, this mvkit reads {FORMAT}; upgrade mvkit, or take another copy"
+            f"{where}: format {written!r}, this mvkit reads {FORMAT}; upgrade mvkit, or take "
+            "another copy"
         )
     if len(blob) != end:
         raise CheckpointError(f"{where}: truncated: {len(blob)} bytes of {end}; take another copy")
@@ -146,4 +148,4 @@ def _checked_header(blob: mmap.mmap, where: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{where}: altered since it was saved: its checksum does not fit; take another copy"
         )
-    return header  # type: ignore[no-any-return]
+    return header
