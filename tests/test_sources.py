@@ -182,7 +182,7 @@ def test_labels_follow_the_ids(label):
 
 
 def test_labels_that_cannot_be():
-    with pytest.raises(DataError, match="another table says 1; expected one label a row"):
+    with pytest.raises(DataError, match="another table says 1; expected one label per row"):
         MultimodalDataset.from_tables(
             {"a": A.assign(kind=[1, 1, 1]), "b": B.assign(kind=2)}, label="kind"
         )

@@ -116,7 +116,7 @@ def test_back_in_the_users_units(steps):
         for m, d in ((plain, {"a": seen}), (made, data))
     )
     torch.testing.assert_close(one, two)  # a density in the model's units: no Jacobian
-    with pytest.raises(RequestError, match="units: got 'log'; expected 'data' or 'model'"):
+    with pytest.raises(RequestError, match="units='log'; expected 'data' or 'model'"):
         made.decode(z, units="log")
 
 

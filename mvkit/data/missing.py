@@ -18,7 +18,7 @@ from torch import Tensor
 from mvkit.core.batch import Batch
 from mvkit.core.modality import Modality
 from mvkit.core.noise import row_uniforms
-from mvkit.data.tables import presence
+from mvkit.data.align import presence
 from mvkit.errors import DataError, check_option, check_whole_number, suggest
 
 Array = NDArray[np.float64]
@@ -75,13 +75,7 @@ class Simulation:
         seen = []
         rates = []
         for name in modalities:
-            places = _seen(batch, modalities, name)
-            values = _values(batch, name, places)
-            if self.of == "modalities":
-                count = places.sum(1, keepdims=True)
-                places = count > 0
-                means = np.nansum(values, 1, keepdims=True) / np.maximum(count, 1)
-                values = np.where(places, means, np.nan)
+            places, values = self._places(batch, modalities, name)
             seen.append(places)
             rates.append(self._rates(batch, name, values))
         everything = np.concatenate(seen, 1)
@@ -90,17 +84,27 @@ class Simulation:
         uniforms = np.repeat(blocks, self.block, axis=0)[:rows]
         kept = _kept(everything, uniforms, np.concatenate(rates, 1))
         ends = np.cumsum([places.shape[1] for places in seen])
-        parts = np.split(kept, ends[:-1], axis=1)
-        mask = torch.from_numpy(np.stack([part.any(1) for part in parts], 1))
-        batch = attrs.evolve(batch, mask=mask, order=tuple(modalities))
-        if self.of == "modalities":
-            return batch
-        elements = {}
-        for (name, modality), part in zip(modalities.items(), parts, strict=True):
-            if name in batch.data:
-                shape = (rows, *element_shape(modality))
-                elements[name] = torch.from_numpy(part).reshape(shape)
-        return attrs.evolve(batch, elements=elements)
+        parts = dict(zip(modalities, np.split(kept, ends[:-1], axis=1), strict=True))
+        mask = torch.from_numpy(np.stack([part.any(1) for part in parts.values()], 1))
+        elements = batch.elements
+        if self.of == "elements":
+            elements = {}
+            for name in [name for name in parts if name in batch.data]:
+                shape = (rows, *element_shape(modalities[name]))
+                elements[name] = torch.from_numpy(parts[name]).reshape(shape)
+        return attrs.evolve(batch, mask=mask, elements=elements, order=tuple(modalities))
+
+    def _places(
+        self, batch: Batch, modalities: Mapping[str, Modality], name: str
+    ) -> tuple[Bools, Array]:
+        """Observed places of a modality, (b, n), one per row or its elements, and their values."""
+        seen = _seen(batch, modalities, name)
+        values = _values(batch, name, seen)
+        if self.of == "elements":
+            return seen, values
+        count = seen.sum(1, keepdims=True)
+        means = np.nansum(values, 1, keepdims=True) / np.maximum(count, 1)
+        return count > 0, np.where(count > 0, means, np.nan)
 
     def _rates(self, batch: Batch, name: str, values: Array) -> Array:
         """The rate of each place of a modality, whose values (b, n) are NaN where missing."""

@@ -13,8 +13,8 @@ from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.core.modality import Modality
 from mvkit.core.validation import Columns
+from mvkit.data.align import objects
 from mvkit.data.dataset import MultimodalDataset
-from mvkit.data.tables import objects
 from mvkit.errors import DataError
 
 

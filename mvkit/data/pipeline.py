@@ -22,6 +22,7 @@ from torch.utils.data import Dataset, IterableDataset
 from mvkit.core import noise
 from mvkit.core.batch import Batch, check_not_empty, conform
 from mvkit.core.validation import Schema
+from mvkit.data.align import library
 from mvkit.data.batch_order import balanced, by_pattern, order
 from mvkit.data.dataset import MultimodalDataset, as_batch
 from mvkit.data.sources import (
@@ -36,7 +37,6 @@ from mvkit.data.sources import (
     observed,
     split,
 )
-from mvkit.data.tables import library
 from mvkit.errors import (
     DataError,
     RequestError,

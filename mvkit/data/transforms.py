@@ -1,8 +1,8 @@
 """Transforms between the user's units and the model's: specs that hold what they were fitted to.
 
-They stand on `Modality(transform=…)`, hence in the model's file, as plain numbers. Data stay raw; `conform` goes
-forward, and what a model gives back goes through the inverse. Densities are in the model's units: no Jacobian is added.
-Axes: b rows.
+They are stored in `Modality(transform=…)`, hence in the model's file, as plain numbers. Data stay
+raw; `conform` goes forward, and what a model returns goes through the inverse. Densities are in
+the model's units: no Jacobian is added. Axes: b rows.
 """
 
 from __future__ import annotations
@@ -10,31 +10,38 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from typing import ClassVar, Self
 
 import attrs
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from mvkit.core.modality import Modality
-from mvkit.errors import DataError, SpecError
+from mvkit.core.modality import Modality, PartLike
+from mvkit.data.align import check_values
+from mvkit.errors import DataError, SpecError, within
 from mvkit.registry.renamed import RenamedMethods
 from mvkit.registry.spec import as_part, field, flag, number, numbers, one_of, spec
 
 MOST = 200_000  # numbers that a JSON header can well hold
+Names = tuple[str, ...]
+Numbers = tuple[float, ...]
+Shape = tuple[int, ...]
+Steps = PartLike | Sequence[PartLike]  # a transform, or several, first to last
 
 
 class Transform(RenamedMethods, ABC):
     """An elementwise step from the user's units to the model's.
 
-    To implement one, decorate a subclass with `@spec` and write `forward` and `inverse`; if it learns numbers, `fit`
-    too, which returns a spec that holds them, and `ready`. Set `likelihood` if its values need one; `classes` if it
-    adds a class axis at the end; `drawn` if values are probabilities of bits to draw in training; `support` and
-    `out_of_support` to refuse values that cannot be. `words` are the categories that numbers stand for.
+    To implement one, decorate a subclass with `@spec` and write `forward` and `inverse`; if it
+    learns numbers, `fit` too, which returns a spec that holds them, and `ready`. Set `likelihood`
+    if its values need one; `classes` if it adds a class axis at the end; `drawn` if values are
+    probabilities of bits to draw in training; `support` and `out_of_support` to refuse values that
+    cannot be. `words` are the categories that numbers stand for.
     """
 
-    renamed = {"outside": "out_of_support"}
+    renamed: ClassVar = {"outside": "out_of_support"}
     likelihood: str | None = None
     classes: bool = False
     drawn: bool = False
@@ -48,15 +55,21 @@ class Transform(RenamedMethods, ABC):
     def inverse(self, x: Tensor) -> Tensor:
         """Values in the user's units again."""
 
-    def fit(self, x: Tensor, names: tuple[str, ...], where: str) -> Transform:
-        """Itself fitted to rows x (b, *shape), NaN where missing; `names` of features and `where` are for messages."""
+    def fit(self, x: Tensor, names: Names, where: str) -> Self:
+        """Itself fitted to rows x (b, *shape), NaN where missing.
+
+        Args:
+            x: raw values.
+            names: names of the features, for messages.
+            where: how messages call the data.
+        """
         return self
 
     def out_of_support(self, x: Tensor) -> Tensor:
         """Elements that it cannot take, bool, shaped like x."""
         return ~torch.isfinite(x)
 
-    def before(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def before(self, shape: Shape) -> Shape:
         """The shape of rows that end in `shape`."""
         return shape
 
@@ -66,13 +79,15 @@ class Transform(RenamedMethods, ABC):
         return True
 
     @property
-    def words(self) -> tuple[str, ...]:
+    def words(self) -> Names:
         """Words that values number, if they stand for words."""
         return ()
 
 
-def _shape(value: Any) -> str | None:
-    fine = value is None or (isinstance(value, tuple) and all(type(n) is int for n in value))
+def _shape(value: object) -> str | None:
+    if value is None:
+        return None
+    fine = isinstance(value, tuple) and all(type(n) is int for n in value)
     return None if fine else "a shape"
 
 
@@ -83,49 +98,52 @@ class Standardise(Transform):
     A feature that is constant or never observed keeps scale 1, with a warning.
 
     Args:
-        over: `feature`: each element of a row its own mean and sd; `all`: one pair for the modality, as pictures want.
+        over: `feature`: each element of a row its own mean and sd; `all`: one pair for the
+            modality, as pictures want.
         mean, scale, shape: what it was fitted to.
 
     Example:
         >>> import torch
-        >>> Standardise().fit(torch.tensor([[0.0], [2.0], [torch.nan]]), (), "x").forward(torch.tensor([[4.0]]))
+        >>> fitted = Standardise().fit(torch.tensor([[0.0], [2.0], [torch.nan]]), (), "x")
+        >>> fitted.forward(torch.tensor([[4.0]]))
         tensor([[3.]])
     """
 
     over: str = field(default="feature", check=one_of("feature", "all"))
-    mean: tuple[float, ...] = field(default=(), check=numbers)
-    scale: tuple[float, ...] = field(default=(), check=numbers)
-    shape: tuple[int, ...] | None = field(default=None, check=_shape)
+    mean: Numbers = field(default=(), check=numbers)
+    scale: Numbers = field(default=(), check=numbers)
+    shape: Shape | None = field(default=None, check=_shape)
 
-    def fit(self, x: Tensor, names: tuple[str, ...], where: str) -> Standardise:
+    def fit(self, x: Tensor, names: Names, where: str) -> Self:
         shape = tuple(x.shape[1:]) if self.over == "feature" else ()
-        if math.prod(shape) > MOST:
+        columns = math.prod(shape)
+        if columns > MOST:
             raise DataError(
-                f"{where}: standardise would hold {math.prod(shape)} means; expected {MOST} at most; take "
+                f"{where}: standardise would hold {columns} means; expected {MOST} at most; take "
                 "{'name': 'standardise', 'over': 'all'}"
             )
-        flat = x.reshape(len(x), -1).double() if shape else x.reshape(-1, 1).double()
+        flat = x.reshape(-1, columns).double()
         seen = ~torch.isnan(flat)
         count = seen.sum(0).clamp(min=1)
         mean = torch.where(seen, flat, 0.0).sum(0) / count
         scale = (torch.where(seen, flat - mean, 0.0).square().sum(0) / count).sqrt()
         # equal values may differ from their rounded mean
-        low, high = (torch.where(seen, flat, end) for end in (math.inf, -math.inf))
-        constant = low.amin(0) >= high.amax(0)
+        low = torch.where(seen, flat, math.inf).amin(0)
+        high = torch.where(seen, flat, -math.inf).amax(0)
+        constant = low >= high
         if constant.any():
             first = int(constant.nonzero()[0])
             called = repr(names[first]) if names else f"number {first}"
             warnings.warn(
-                f"{where}: {int(constant.sum())} features are constant or never observed, such as {called}; they keep "
-                "scale 1; drop them if they should not count",
+                f"{where}: {int(constant.sum())} features are constant or never observed, such as "
+                f"{called}; they keep scale 1; drop them if they should not count",
                 stacklevel=4,
             )
         scale = torch.where(constant, 1.0, scale)
-        return attrs.evolve(
-            self, mean=tuple(mean.tolist()), scale=tuple(scale.tolist()), shape=shape
-        )  # type: ignore[misc]
+        numbers = {"mean": tuple(mean.tolist()), "scale": tuple(scale.tolist())}
+        return attrs.evolve(self, shape=shape, **numbers)  # type: ignore[misc]
 
-    def _like(self, values: tuple[float, ...], x: Tensor) -> Tensor:
+    def _like(self, values: Numbers, x: Tensor) -> Tensor:
         return torch.tensor(values, dtype=x.dtype, device=x.device).reshape(self.shape or ())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,31 +176,38 @@ class Log1p(Transform):
         return ~(torch.isfinite(x) & (x > -1))
 
 
-def _categories(value: Any) -> str | None:
-    kinds = {isinstance(one, str) for one in value} if isinstance(value, tuple) else set()
-    fine = isinstance(value, tuple) and len(kinds) < 2 and len(set(value)) == len(value)
-    return None if fine else "different numbers, or different words"
+def _categories(value: object) -> str | None:
+    if isinstance(value, tuple):
+        kinds = {isinstance(category, str) for category in value}
+        if len(kinds) < 2 and len(set(value)) == len(value):
+            return None
+    return "different numbers, or different words"
 
 
 @spec
 class OneHot(Transform):
-    """Categories to classes on a new last axis, (..., *shape) ↦ (..., *shape, C); the inverse is the most probable one.
+    """Categories to classes on a new last axis, (..., *shape) ↦ (..., *shape, C).
+
+    The inverse is the most probable category.
 
     Args:
-        categories: what it was fitted to: numbers, or words (values then are their numbers, 0 to C - 1).
+        categories: what it was fitted to: numbers, or words (values then are their numbers, 0 to
+            C - 1).
     """
 
     likelihood = "categorical"
     classes = True
     categories: tuple[float | str, ...] = field(default=(), check=_categories)
 
-    def fit(self, x: Tensor, names: tuple[str, ...], where: str) -> OneHot:
-        found = x[~torch.isnan(x)].unique().tolist()
-        if len(found) > MOST or not found:
+    def fit(self, x: Tensor, names: Names, where: str) -> Self:
+        categories = x[~torch.isnan(x)].unique().tolist()
+        if not 0 < len(categories) <= MOST:
             raise DataError(
-                f"{where}: {len(found)} categories; expected 1 to {MOST}; leave one_hot out"
+                f"{where}: {len(categories)} categories; expected 1 to {MOST}; leave one_hot out"
             )
-        return self if self.categories else attrs.evolve(self, categories=tuple(found))  # type: ignore[misc]
+        if self.categories:
+            return self
+        return attrs.evolve(self, categories=tuple(categories))  # type: ignore[misc]
 
     def _values(self, x: Tensor) -> Tensor:
         values = range(len(self.categories)) if self.words else self.categories
@@ -197,7 +222,7 @@ class OneHot(Transform):
     def out_of_support(self, x: Tensor) -> Tensor:
         return ~torch.isin(x, self._values(x))
 
-    def before(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def before(self, shape: Shape) -> Shape:
         return shape[:-1]
 
     @property
@@ -205,15 +230,15 @@ class OneHot(Transform):
         return bool(self.categories)
 
     @property
-    def words(self) -> tuple[str, ...]:
-        return tuple(one for one in self.categories if isinstance(one, str))
+    def words(self) -> Names:
+        return tuple(category for category in self.categories if isinstance(category, str))
 
     @property
     def support(self) -> str:  # type: ignore[override]
         """What it takes."""
-        shown = ", ".join(map(repr, self.categories[:8])) + (
-            ", …" if len(self.categories) > 8 else ""
-        )
+        shown = ", ".join(map(repr, self.categories[:8]))
+        if len(self.categories) > 8:
+            shown += ", …"
         return f"one of the categories of training, {shown}; relabel it"
 
     def __repr__(self) -> str:
@@ -224,8 +249,9 @@ class OneHot(Transform):
 class Binarise(Transform):
     """Bits: x > threshold; or drawn with probability x at each access in training.
 
-    Drawn bits are a function of the generator of the loss, so of (seed, epoch) and the place of the row. Outside
-    training the probabilities stay: their log-likelihood is the mean over the draws.
+    Drawn bits are a function of the generator of the loss, so of (seed, epoch) and the place of
+    the row. Outside training the probabilities stay: their log-likelihood is the mean over the
+    draws.
 
     Args:
         threshold: above it is 1.
@@ -248,65 +274,42 @@ class Binarise(Transform):
         return ~((x >= 0) & (x <= 1)) if self.drawn else ~torch.isfinite(x)
 
 
-def fitted(name: str, modality: Modality, x: Tensor, wanted: Any) -> Modality:
-    """A modality that sees its raw values x (b, *shape), NaN where missing, through transforms fitted to them.
+def fitted(name: str, modality: Modality, x: Tensor, wanted: Steps) -> Modality:
+    """A modality that sees its raw values x (b, *shape) through transforms fitted to them.
 
-    Its likelihood becomes that of the transforms where they need one, and normal where it cannot take their values.
+    Its likelihood becomes that of the transforms where they need one, and normal where it cannot
+    take their values. NaN where missing.
 
     Raises:
         DataError: a value that a transform cannot take, with row and column.
     """
+    where = f"data[{name!r}]"
+    path = f"fit_transforms.{name}"
+    names = modality.features
     if any(step.words for step in modality.transform):
-        raise SpecError(
-            "its values number words, which one_hot takes already; leave it out",
-            f"fit_transforms.{name}",
-        )
-    where, seen = f"data[{name!r}]", ~torch.isnan(x)
-    steps: list[Any] = []
-    _refuse(
-        torch.isinf(x),
-        x,
-        modality,
-        where,
-        "is not finite; expected finite numbers; correct it, or make it NaN",
-    )
-    for one in wanted if isinstance(wanted, list | tuple) else [wanted]:
-        try:
-            step: Any = as_part("transform", one)
-        except SpecError as error:
-            raise error.within(f"fit_transforms.{name}") from None
+        raise SpecError("its values number words, which one_hot takes already; leave it out", path)
+    fault = "is not finite; expected finite numbers; correct it, or make it NaN"
+    check_values(torch.isinf(x), where, fault, names, x=x)
+    seen = ~torch.isnan(x)
+    steps: list[Transform] = []
+    for part in wanted if isinstance(wanted, list | tuple) else [wanted]:
+        with within(path):
+            step: Transform = as_part("transform", part)
         if steps and steps[-1].classes:
-            raise SpecError(
-                "one_hot comes last; put the others before it", f"fit_transforms.{name}"
-            )
-        step = step.fit(x, modality.features, where)
-        _refuse(
-            step.out_of_support(x) & seen,
-            x,
-            modality,
-            where,
-            f"cannot be taken by {step!r}; expected {step.support}",
-        )
+            raise SpecError("one_hot comes last; put the others before it", path)
+        step = step.fit(x, names, where)
+        fault = f"cannot be taken by {step!r}; expected {step.support}"
+        check_values(step.out_of_support(x) & seen, where, fault, names, x=x)
         x = step.forward(torch.where(seen, x, 0.0))
-        x = x if step.classes else torch.where(seen, x, torch.nan)
+        if not step.classes:
+            x = torch.where(seen, x, torch.nan)
         steps.append(step)
-    likelihood = next(
-        (step.likelihood for step in reversed(steps) if step.likelihood), modality.likelihood
-    )
-    if likelihood is modality.likelihood:
-        live = as_part("likelihood", likelihood).build(None)
-        taken = not live.class_axis and not bool((live.out_of_support(x) & seen).any())
-        likelihood = likelihood if taken else "normal"
-    shape = tuple(x.shape[1:])
-    return attrs.evolve(modality, shape=shape, likelihood=likelihood, transform=tuple(steps))  # type: ignore[misc]
-
-
-def _refuse(bad: Tensor, x: Tensor, modality: Modality, where: str, what: str) -> None:
-    if bad.any():
-        row, *place = bad.nonzero()[0].tolist()
-        at = (
-            f"column {modality.features[place[0]]!r}"
-            if modality.features
-            else f"element {tuple(place)}"
-        )
-        raise DataError(f"{where}: row {row}, {at}: {x[(row, *place)].item()} {what}")
+    needed = [step.likelihood for step in steps if step.likelihood]
+    if needed:
+        likelihood = needed[-1]
+    else:
+        live = modality.likelihood.build(None)
+        taken = not live.class_axis and not (live.out_of_support(x) & seen).any()
+        likelihood = modality.likelihood if taken else "normal"
+    changes = {"shape": tuple(x.shape[1:]), "likelihood": likelihood, "transform": tuple(steps)}
+    return attrs.evolve(modality, **changes)  # type: ignore[misc]

@@ -1,0 +1,207 @@
+"""Rows of several modalities aligned by their ids.
+
+Ids may be any hashable objects, and arrays have ids too, without pandas: hence plain Python. Axes:
+b rows of all modalities together, n rows of one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvkit.core.batch import Batch
+from mvkit.core.validation import Columns
+from mvkit.errors import DataError, ShapeError
+
+
+@attrs.frozen(eq=False)
+class Table:
+    """Rows of one modality.
+
+    Args:
+        values: (n, *shape), NaN where missing if they are floats.
+        ids: an id for each row; None: rows of all modalities correspond.
+        columns: what the columns are called, if they have names.
+        seen: which rows, (n,), or elements, (n, *shape), are observed, bool; None: what is not
+            NaN.
+    """
+
+    values: Tensor
+    ids: Sequence[Hashable] | None = None
+    columns: Columns | None = None
+    seen: Tensor | None = None
+
+
+def align(tables: Mapping[str, Table], *, disjoint: bool = False) -> Batch:
+    """One batch of all tables: rows by id, in order of first appearance.
+
+    Rows that a table lacks are unobserved.
+
+    Args:
+        tables: by modality.
+        disjoint: whether a table may share no id with any other.
+
+    Raises:
+        DataError: ids that occur twice, or that no other table has.
+        ShapeError: lengths that differ without ids.
+    """
+    lengths = {name: len(table.values) for name, table in tables.items()}
+    if not any(lengths.values()):
+        raise DataError("data: it is empty; expected one row of one modality at least")
+    if all(table.ids is None for table in tables.values()):
+        if len(set(lengths.values())) > 1:
+            raise ShapeError(
+                f"data: {lengths} rows, and no ids; expected as many in each; give "
+                "ids={name: ids}"
+            )
+        return _joined(tables, {}, max(lengths.values()))
+    named = {name: _ids(name, table) for name, table in tables.items()}
+    if not disjoint:
+        _check_overlap(named)
+    ids = list(dict.fromkeys(itertools.chain.from_iterable(named.values())))
+    places = {id: place for place, id in enumerate(ids)}
+    rows = {}
+    for name, own in named.items():
+        if own != ids:
+            rows[name] = torch.tensor([places[id] for id in own], dtype=torch.long)
+    batch = _joined(tables, rows, len(ids))
+    batch.extra["id"] = objects(ids)
+    return batch
+
+
+def _ids(name: str, table: Table) -> Sequence[Hashable]:
+    """The ids of a table, checked."""
+    rows = len(table.values)
+    if table.ids is None:
+        raise DataError(
+            f"data[{name!r}]: it has no ids, others have; give ids for each modality, or for none"
+        )
+    if len(table.ids) != rows:
+        raise ShapeError(f"ids[{name!r}]: {len(table.ids)} for {rows} rows; expected one for each")
+    places: dict[Hashable, int] = {}
+    for row, id in enumerate(table.ids):
+        first = places.setdefault(id, row)
+        if first != row:
+            raise DataError(
+                f"data[{name!r}]: id {id!r} stands twice, in rows {first} and {row}; expected "
+                "each once; drop or merge one"
+            )
+    return table.ids
+
+
+def _check_overlap(ids: Mapping[str, Sequence[Hashable]]) -> None:
+    sets = {name: set(own) for name, own in ids.items()}
+    for name, own in sets.items():
+        others = [other for other in sets if other != name]
+        if others and own and all(own.isdisjoint(sets[other]) for other in others):
+            mine = ids[name][0]
+            theirs = next(iter(ids[others[0]]), None)
+            raise DataError(
+                f"data[{name!r}]: none of its ids, such as {mine!r} ({type(mine).__name__}), is "
+                f"in another modality, such as {theirs!r} ({type(theirs).__name__}) of "
+                f"{others[0]!r}; make them alike, or say disjoint=True"
+            )
+
+
+def _joined(tables: Mapping[str, Table], rows: Mapping[str, Tensor], b: int) -> Batch:
+    """Tables as a batch of b rows; those without an entry in `rows` have all of them, in order."""
+    data: dict[str, Tensor] = {}
+    elements: dict[str, Tensor] = {}
+    columns: dict[str, Columns] = {}
+    masks = []
+    for name, table in tables.items():
+        x = table.values
+        index = rows.get(name)
+        seen = presence(x) if table.seen is None else table.seen
+        flat = seen.reshape(len(x), -1)
+        masks.append(_spread(flat.any(1), index, b, 0))
+        if table.seen is not None and seen.ndim > 1 and not bool(flat.all()):
+            elements[name] = _spread(seen, index, b, 0)
+        data[name] = _spread(x, index, b, torch.nan if x.is_floating_point() else 0)
+        if table.columns is not None:
+            columns[name] = table.columns
+    mask = torch.stack(masks, 1)
+    return Batch(data, mask, elements or None, order=tuple(tables), columns=columns)
+
+
+def _spread(x: Tensor, index: Tensor | None, b: int, filler: float) -> Tensor:
+    """Values at `index` of b rows, `filler` in the others; None: they are all the rows."""
+    if index is None:
+        return x
+    return x.new_full((b, *x.shape[1:]), filler).index_copy(0, index, x)
+
+
+def presence(x: Tensor) -> Tensor:
+    """Where values are not NaN, shaped like x."""
+    return ~torch.isnan(x)
+
+
+def check_values(
+    bad: Tensor,
+    where: str,
+    fault: str,
+    names: Sequence[str],
+    *,
+    x: Tensor | None = None,
+    ids: Sequence[Hashable] | None = None,
+) -> None:
+    """Raises DataError at the first `bad` element (n, *shape), with its value in x, if given."""
+    if bad.any():
+        row, *place = bad.nonzero()[0].tolist()
+        called = row if ids is None else repr(ids[row])
+        at = f"column {names[place[0]]!r}" if names else f"element {tuple(place)}"
+        value = "" if x is None else f"{x[(row, *place)].item()} "
+        raise DataError(f"{where}: row {called}, {at}: {value}{fault}")
+
+
+def objects(values: Sequence[object]) -> np.ndarray:
+    """An array of any objects, which is gathered faster than a list."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def as_list(values: Any) -> list[Hashable]:
+    """An array or any other sequence as a list of plain values."""
+    return values.tolist() if isinstance(values, np.ndarray | Tensor) else list(values)
+
+
+def library(value: object) -> str:
+    """The package that the type of a value comes from."""
+    return type(value).__module__.partition(".")[0]
+
+
+def labels_of(label: Any, ids: Sequence[Hashable] | None, b: int) -> Tensor | np.ndarray:
+    """Labels in the order of the rows: a tensor of numbers, an array of words.
+
+    NaN or None where there is none.
+
+    Args:
+        label: a Series or a mapping by id, or a sequence in the order of the rows.
+        ids: the rows' ids.
+        b: how many rows there are.
+    """
+    if library(label) == "pandas" or isinstance(label, Mapping):
+        known = dict(label.items())
+        if ids is None or known.keys().isdisjoint(ids):
+            raise DataError(
+                "label: none of its ids is an id of a row; give labels by the same ids, or as a "
+                "plain list"
+            )
+        labels = [known.get(id) for id in ids]
+    else:
+        labels = as_list(label)
+        if len(labels) != b:
+            raise ShapeError(
+                f"label: {len(labels)} for {b} rows; expected one for each, or a mapping from id "
+                "to label"
+            )
+    if any(isinstance(value, str) for value in labels):
+        return objects(labels)
+    return torch.tensor([torch.nan if value is None else value for value in labels])
