@@ -147,13 +147,14 @@ class PolyMNIST(Composed):
     translated: bool = field(default=False, check=flag)
 
     def read(self, path: Path) -> Splits:
+        source = MNIST().read(path / "mnist")
         folder = Folder(path / "polymnist_backgrounds", BACKGROUNDS)
         photographs = {}
         for m, file in enumerate(PHOTOGRAPHS[: self.modalities]):
             photographs[f"m{m}"] = folder.read(file, _photograph)
         modality = Modality((3, 28, 28), Laplace(scale=0.75))
         modalities = dict.fromkeys(photographs, modality)
-        sources = dict.fromkeys(modalities, MNIST().read(path / "mnist"))
+        sources = dict.fromkeys(modalities, source)
         splits = self.compose(sources, modalities, uniforms=5)
         for i, split in enumerate(SPLITS):
             data = getattr(splits, split).batch.data

@@ -27,7 +27,7 @@ from mvkit.registry import field, integer, one_of, plugins, spec
 Array = NDArray[Any]
 Rows = NDArray[np.int64]
 Uniforms = NDArray[np.float64]
-UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error)
 path_or_none = one_of(None, other=lambda value: None if isinstance(value, str) else "a path")
 
 
