@@ -6,6 +6,7 @@ one that a model can use without looking at values again: unobserved entries bec
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from functools import cached_property
 from typing import Any, TypedDict
@@ -26,7 +27,11 @@ def _tensors(values: Mapping[str, object], where: str) -> dict[str, Tensor]:
         raise ShapeError(
             f"batch: got {type(values).__name__}; expected a mapping from modality to tensor"
         )
-    return {name: as_tensor(value, f"{where}[{name!r}]") for name, value in values.items()}
+    tensors = {}
+    for name, value in values.items():
+        plain = type(value) is Tensor and value.layout is torch.strided
+        tensors[name] = value if plain else as_tensor(value, f"{where}[{name!r}]")
+    return tensors
 
 
 def _data(values: Mapping[str, object]) -> dict[str, Tensor]:
@@ -38,7 +43,7 @@ def _elements(values: Mapping[str, object]) -> dict[str, Tensor]:
 
 
 def _mask(value: object) -> Tensor:
-    return as_tensor(value, "batch.mask")
+    return value if type(value) is Tensor else as_tensor(value, "batch.mask")
 
 
 class RowIndices(TypedDict, total=False):
@@ -237,12 +242,16 @@ def conform(batch: Batch, schema: Schema) -> Batch:
     data = {}
     elements = {}
     observed = []
-    for name in schema.names:
-        source = _source(batch, name, columns.get(name))
-        data[name], rows, present = conform_values(schema, source, b)
+    sources = [_source(batch, name, columns.get(name)) for name in schema.names]
+    for source in sources:
+        data[source.name], rows, present = conform_values(schema, source, b)
         observed.append(rows.to(device))
         if present is not None:
-            elements[name] = present
+            elements[source.name] = present
+    for name, likelihood in schema.likelihoods.items():
+        warning = likelihood.sanity_warning(data[name])
+        if warning:
+            warnings.warn(f"batch.data[{name!r}]: {warning}", stacklevel=2)
     mask = torch.stack(observed, dim=1)
     return Batch(data, mask, elements or None, batch.extra, schema=schema, **indices_of(mask))
 

@@ -56,6 +56,7 @@ class Experts:
         self.width = width
         self.training = training
         self.generator = generator
+        self.dtype = next(iter(batch.data.values())).dtype
         self._encoded: dict[str, Tensor] = {}
         self._joint_posterior: Posterior | None = None
 

@@ -16,10 +16,11 @@ from torch.utils.checkpoint import checkpoint
 
 from mvkit.core import noise
 from mvkit.core.blocks import DENSITIES, block_size
+from mvkit.core.experts import Experts
 from mvkit.core.family import Family
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Draws, Posterior, check_latents
-from mvkit.core.product_of_experts import Factors
+from mvkit.core.product_of_experts import Factors, Located, product
 
 
 @attrs.frozen(eq=False)
@@ -243,3 +244,27 @@ def equal_weights(usable: Tensor, like: Tensor) -> Tensor:
     first = torch.arange(len(usable), device=usable.device) == 0
     usable = usable | (rearrange(first, "k -> k 1") & (count == 0))
     return torch.where(usable, -torch.log(count.clamp(min=1).to(like.dtype)), -math.inf)
+
+
+def one_component(
+    experts: Experts, loc: Tensor, scale: Tensor, evidence: Tensor, active: Tensor | None = None
+) -> Mixture:
+    """A posterior of one component: parameters (b, d) or (1, b, d), evidence (b, m)."""
+    loc, scale, evidence = (rearrange(t, "... b x -> (...) b x") for t in (loc, scale, evidence))
+    return Mixture(experts.family, loc, scale, loc.new_zeros(loc.shape[:2]), evidence, active)
+
+
+def product_of_observed(experts: Experts, mask: Tensor, prior: Tensor | float) -> Mixture:
+    """The product of the experts in `mask` (b, m) and a normal of precision `prior`, (1, b, 1)."""
+    shown = experts.shown
+    if len(shown) in (0, mask.shape[1]):
+        loc, scale = _product(experts, mask, prior)
+    else:
+        loc, scale = _product(experts.only(shown), mask[:, shown], prior)
+    return one_component(experts, loc, scale, mask)
+
+
+def _product(experts: Located, mask: Tensor, prior: Tensor | float) -> tuple[Tensor, Tensor]:
+    members = mask.new_ones(1, mask.shape[1])  # unobserved experts have no precision
+    usable = reduce(mask, "b m -> 1 b", "max")
+    return product(experts, mask, members, usable, prior)

@@ -224,7 +224,7 @@ class ForeignDensity(Posterior):
 
 
 def as_density(value: Posterior | Distribution) -> Posterior:
-    """What a prior returned, as a `Posterior`: the place where other distributions are taken in."""
+    """What a prior returned, as a `Posterior`; other distributions are taken in only here."""
     return value if isinstance(value, Posterior) else ForeignDensity(value)
 
 

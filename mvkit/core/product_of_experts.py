@@ -16,7 +16,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from mvkit.core.blocks import PRODUCTS, block_size, block_slices
+from mvkit.core.blocks import FLOAT32, PRODUCTS, block_size, block_slices
 
 
 class Located(Protocol):
@@ -119,7 +119,9 @@ def _over_subsets(members: Tensor, values: Tensor) -> Tensor:
 
 
 def _blocks(members: Tensor, precision: Tensor) -> list[slice]:
-    """Slices of the subset axis."""
+    """Slices of the subset axis; mostly one."""
+    if 0 < len(members) * precision[0].numel() * FLOAT32 <= PRODUCTS:
+        return [slice(0, len(members))]
     return block_slices(len(members), block_size(precision[0].numel(), PRODUCTS))
 
 

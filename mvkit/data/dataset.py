@@ -296,7 +296,8 @@ def as_batch(data: Rows) -> Batch:
             batch = attrs.evolve(batch, order=tuple(data.modalities))
         return batch
     if isinstance(data, Mapping):
-        framed = [name for name, value in data.items() if tables.is_table(value)]
+        others = {k: x for k, x in data.items() if not isinstance(x, Tensor | np.ndarray)}
+        framed = [name for name, value in others.items() if tables.is_table(value)]
         if not framed:
             return Batch(dict(data))
         if len(framed) < len(data):

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from mvkit.core import bounds
 from mvkit.core.batch import Batch
+from mvkit.core.mixture import product_of_observed
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
 from mvkit.data.dataset import Rows
 from mvkit.errors import NothingObserved, RequestError, check_option
 from mvkit.models.inference import Empty, Evaluable, Names, check_count, evaluation, names_of
-from mvkit.parts.aggregators.aggregator import product_of_observed
 from mvkit.parts.latent_model import LatentModel
 
 # bytes of a block of decoded draws: few enough to stay in the cache, or enough to fill an

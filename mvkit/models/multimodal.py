@@ -140,9 +140,10 @@ class MultimodalModel(nn.Module, ABC):
 
     def conform(self, data: Rows) -> Batch:
         """Data as a checked batch on the model's device; see `mvkit.core.batch.conform`."""
-        schema = self.schema
         batch = data if isinstance(data, Batch) else as_batch(data)
-        return conform(batch, schema).to(self.like.device)
+        schema = self.schema
+        device = self.like.device
+        return conform(batch, schema).to(device)
 
     def in_blocks(
         self,
@@ -161,9 +162,11 @@ class MultimodalModel(nn.Module, ABC):
             dim: the axis along which the blocks are put together.
             rows: rows of a block; None: 1,024.
         """
+        batch = as_batch(data)
+        schema = self.schema
+        device = self.like.device
         with evaluation(self), torch.no_grad():
-            batch = conform(as_batch(data), self.schema)
-            return by_rows(function, batch, self.like.device, dim, rows)
+            return by_rows(function, conform(batch, schema), device, dim, rows)
 
     def posterior_given(
         self,
@@ -361,10 +364,11 @@ class MultimodalModel(nn.Module, ABC):
             generator: source of randomness.
         """
         names = names_of(to, self.names)
+        known = names_of(given, self.names)
         for name in names:
             self.modality(name)
         options = GenerationOptions(names, n, latent, sample, private_source, generator)
-        asked = ConditioningSets([names_of(given, self.names)], empty, True, generator)
+        asked = ConditioningSets([known], empty, True, generator)
 
         def generate(rows: Batch) -> dict[str, Tensor]:
             condition = next(self.conditional_posteriors(rows, asked))

@@ -11,38 +11,48 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mvkit.core import noise
 from mvkit.core.likelihood import Context, Likelihood
 from mvkit.core.modality import Sizes
+from mvkit.core.noise import Generator
 from mvkit.parts import families
 from mvkit.registry.spec import field, number, one_of, spec
 
-_scale = one_of("trained", other=number(above=0.0))
-
-
 OPTIMAL_FLOOR = 1e-3
-
-
 OPTIMAL_MOMENTUM = 0.99
+LOG_2 = math.log(2.0)
+
+_positive = number(above=0.0)
+_positive_or_trained = one_of("trained", other=_positive)
 
 
-class _Trained(nn.Module):
+def uniforms(like: Tensor, generator: Generator) -> Tensor:
+    """One uniform in [0, 1) for each element of `like`, from the noise of likelihoods, `x`."""
+    return noise.draw("x", like.shape, like, generator=generator)
+
+
+class Positive(nn.Module):
     """A positive number: a constant, or exp of a parameter."""
 
     def __init__(self, value: float | str, start: float = 1.0) -> None:
         super().__init__()
-        self.value = None if isinstance(value, str) else float(value)
+        self.value = start if isinstance(value, str) else float(value)
         self.log = nn.Parameter(torch.tensor(math.log(start))) if isinstance(value, str) else None
 
     def forward(self) -> Tensor | float:
-        return self.log.exp() if self.log is not None else self.value or 0.0
+        return self.value if self.log is None else self.log.exp()
 
     def log_value(self) -> Tensor | float:
         """Its logarithm."""
-        return self.log if self.log is not None else math.log(self.value or 1.0)
+        return math.log(self.value) if self.log is None else self.log
+
+    def fitted(self, residual: Tensor, context: Context) -> tuple[Tensor | float, Tensor | float]:
+        """The number and its logarithm, whatever the residuals."""
+        return self(), self.log_value()
 
 
-class _OptimalScale(nn.Module):
-    """Root mean square of the residuals, over observed elements of the batch; a running value in evaluation."""
+class OptimalScale(nn.Module):
+    """Root mean square of the residuals in training, then its running mean."""
 
     running: Tensor
     updates: Tensor
@@ -52,51 +62,47 @@ class _OptimalScale(nn.Module):
         self.register_buffer("running", torch.tensor(1.0))
         self.register_buffer("updates", torch.tensor(0))
 
-    def forward(self, residual: Tensor, context: Context) -> Tensor:
-        if not self.training:
-            return self.running
-        square = residual.detach().square()
-        counted = (
-            torch.ones_like(square)
-            if context.elements is None
-            else context.elements.expand(square.shape)
-        )
+    def forward(self) -> Tensor:
+        return self.running
+
+    def fitted(self, residual: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """The scale and its logarithm, in training measured on the residuals (r, n, *shape)."""
+        scale = self._measured(residual, context) if self.training else self.running
+        return scale, scale.log()
+
+    def _measured(self, residual: Tensor, context: Context) -> Tensor:
+        squares = residual.detach().square()
+        counted = torch.ones_like(squares)
+        if context.elements is not None:
+            counted = context.elements.expand(squares.shape)
         if context.weight is not None:
-            counted = counted * context.weight.reshape(
-                *context.weight.shape, *[1] * (square.ndim - 2)
-            )
+            ones = [1] * (squares.ndim - 2)
+            counted = counted * context.weight.reshape(*context.weight.shape, *ones)
         count = counted.sum()
         # fillers and draws without weight are dropped, not multiplied by zero
-        total = torch.where(counted > 0, square * counted, 0.0).sum()
-        rms = (total / torch.where(count > 0, count, 1.0)).sqrt().clamp(min=OPTIMAL_FLOOR)
+        total = torch.where(counted > 0, squares * counted, 0.0).sum()
+        observed = count > 0
+        rms = (total / torch.where(observed, count, 1.0)).sqrt().clamp(min=OPTIMAL_FLOOR)
         momentum = torch.where(self.updates > 0, OPTIMAL_MOMENTUM, 0.0)
-        seen = count > 0
         moved = torch.lerp(rms, self.running, momentum.to(rms.dtype))
-        self.running.copy_(torch.where(seen, moved, self.running))
-        self.updates.add_(seen)
-        return torch.where(seen, rms, self.running)
+        self.running.copy_(torch.where(observed, moved, self.running))
+        self.updates.add_(observed)
+        return torch.where(observed, rms, self.running)
 
 
 class LocationScale(nn.Module, Likelihood):
-    """Likelihoods around the decoder's output with one scale for the modality: normal and laplace."""
+    """Likelihoods around the decoder's output with one scale for the modality."""
 
     def __init__(self, density: str, scale: float | str) -> None:
         super().__init__()
         self.density = density
-        self.scale = _OptimalScale() if scale == "optimal" else _Trained(scale)
-
-    def _scale(self, residual: Tensor, context: Context) -> tuple[Tensor | float, Tensor | float]:
-        if isinstance(self.scale, _OptimalScale):
-            scale = self.scale(residual, context)
-            return scale, scale.log()
-        return self.scale(), self.scale.log_value()
+        self.scale = OptimalScale() if scale == "optimal" else Positive(scale)
 
     def log_prob(self, out: Tensor, x: Tensor, context: Context) -> Tensor:
-        """See `Likelihood.log_prob`."""
         residual = x - out
-        scale, log_scale = self._scale(residual, context)
+        scale, log_scale = self.scale.fitted(residual, context)
         if self.density == "laplace":
-            return -(residual.abs() / scale + log_scale + math.log(2.0))
+            return -(residual.abs() / scale + log_scale + LOG_2)
         # few passes: n draws of all rows come through here
         constant = out.new_full((), -0.5 * math.log(2 * math.pi)) - log_scale
         if isinstance(scale, Tensor):
@@ -104,31 +110,25 @@ class LocationScale(nn.Module, Likelihood):
         return torch.addcmul(constant, residual, residual, value=-0.5 / scale**2)
 
     def sanity_warning(self, x: Tensor) -> str | None:
-        """Whole numbers up to 255 look like pictures nobody scaled, where the scale is meant for [0, 1]."""
-        fixed = (
-            isinstance(self.scale, _Trained)
-            and self.scale.value is not None
-            and self.scale.value < 1
-        )
-        if (
-            not fixed
-            or not 100 < float(x.max()) <= 255
-            or bool((x < 0).any() | (x != x.round()).any())
-        ):
+        """Whole numbers up to 255 look like pictures that nobody scaled."""
+        if isinstance(self.scale, OptimalScale) or self.scale.log is not None:
             return None
-        return "whole numbers up to 255 under a scale below 1; divide pictures of 0…255 by 255, or choose another scale"
+        whole = bool((x >= 0).all() & (x == x.round()).all())
+        if self.scale.value >= 1 or not whole or not 100 < float(x.max()) <= 255:
+            return None
+        return (
+            "whole numbers up to 255 under a scale below 1; divide pictures of 0…255 by 255, or "
+            "choose another scale"
+        )
 
     def mean(self, out: Tensor) -> Tensor:
-        """See `Likelihood.mean`."""
         return out
 
-    def sample(self, out: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """See `Likelihood.sample`."""
+    def sample(self, out: Tensor, generator: Generator = None) -> Tensor:
         family = families.LaplaceSoftmax() if self.density == "laplace" else families.Normal()
-        scale = self.scale.running if isinstance(self.scale, _OptimalScale) else self.scale()
-        return out + scale * family.noise(
-            out.shape, dtype=out.dtype, device=out.device, generator=generator
-        )
+        eps = noise.draw("x", out.shape, out, generator=generator, sampler=family.noise)
+        x: Tensor = out + self.scale() * eps
+        return x
 
 
 @spec
@@ -136,19 +136,17 @@ class Normal:
     """Normal likelihood N(x; out, σ²) with one σ for the modality.
 
     Args:
-        scale: σ in the units of the data; `trained`; or `optimal`: the root mean square of the residuals over
-            the batch in training, its running mean afterwards.
+        scale: σ in the units of the data; `trained`; or `optimal`: the root mean square of the
+            residuals over the batch in training, its running mean afterwards.
 
-    Reference: Rybkin, Daniilidis and Levine, Simple and Effective VAE Training with Calibrated Decoders, 2021,
-    https://arxiv.org/abs/2006.13202 (`optimal`).
+    Reference: Rybkin, Daniilidis and Levine, Simple and Effective VAE Training with Calibrated
+    Decoders, 2021, https://arxiv.org/abs/2006.13202 (`optimal`).
     """
 
-    scale: float | str = field(
-        default=1.0, check=one_of("trained", "optimal", other=number(above=0.0))
-    )
+    scale: float | str = field(default=1.0, check=one_of("trained", "optimal", other=_positive))
 
     def build(self, sizes: Sizes) -> LocationScale:
-        """The live part."""
+        """The likelihood with its scale."""
         return LocationScale("normal", self.scale)
 
 
@@ -159,14 +157,14 @@ class Laplace:
     Args:
         scale: b in the units of the data, or `trained`.
 
-    Reference: Shi et al., Variational Mixture-of-Experts Autoencoders for Multi-Modal Deep MultimodalModel Models,
-    2019, https://arxiv.org/abs/1911.03393.
+    Reference: Shi et al., Variational Mixture-of-Experts Autoencoders for Multi-Modal Deep
+    Generative Models, 2019, https://arxiv.org/abs/1911.03393.
     """
 
-    scale: float | str = field(default=1.0, check=_scale)
+    scale: float | str = field(default=1.0, check=_positive_or_trained)
 
     def build(self, sizes: Sizes) -> LocationScale:
-        """The live part."""
+        """The likelihood with its scale."""
         return LocationScale("laplace", self.scale)
 
 
@@ -175,31 +173,33 @@ class StudentTLikelihood(nn.Module, Likelihood):
 
     def __init__(self, df: float | str, scale: float | str) -> None:
         super().__init__()
-        self.df = _Trained(df, start=4.0)
-        self.scale = _Trained(scale)
+        self.df = Positive(df, start=4.0)
+        self.scale = Positive(scale)
 
     def log_prob(self, out: Tensor, x: Tensor, context: Context) -> Tensor:
-        """See `Likelihood.log_prob`."""
         df, scale = self.df(), self.scale()
         nu = df if isinstance(df, Tensor) else out.new_tensor(df)
-        normaliser = (
-            torch.lgamma((nu + 1) / 2) - torch.lgamma(nu / 2) - 0.5 * torch.log(nu * math.pi)
-        )
+        normaliser = torch.lgamma((nu + 1) / 2) - torch.lgamma(nu / 2)
+        normaliser = normaliser - 0.5 * torch.log(nu * math.pi)
         squares = ((x - out) / scale).square()
         return normaliser - self.scale.log_value() - (nu + 1) / 2 * torch.log1p(squares / nu)
 
     def mean(self, out: Tensor) -> Tensor:
-        """See `Likelihood.mean`; the centre, also where df ≤ 1 leaves no mean."""
+        """The centre, also where df ≤ 1 leaves no mean."""
         return out
 
-    def sample(self, out: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """See `Likelihood.sample`."""
+    def sample(self, out: Tensor, generator: Generator = None) -> Tensor:
         df = torch.as_tensor(self.df(), dtype=out.dtype, device=out.device).expand(out.shape)
-        normal = torch.randn(out.shape, dtype=out.dtype, device=out.device, generator=generator)
-        # chi-square of df degrees: twice a gamma of df / 2
-        chi = 2 * torch._standard_gamma(df / 2, generator=generator)
-        drawn: Tensor = out + self.scale() * normal * torch.rsqrt(chi / df)
-        return drawn
+
+        def gammas(size: tuple[int, ...], **options: object) -> Tensor:
+            return torch._standard_gamma(df / 2, generator=generator)
+
+        normal = noise.draw("x", out.shape, out, generator=generator, sampler=torch.randn)
+        gamma = noise.draw("x/gamma", out.shape, out, generator=generator, sampler=gammas)
+        # chi-square of df degrees: twice a gamma of df / 2, which torch keeps above 0
+        chi = 2 * gamma.clamp(min=torch.finfo(out.dtype).tiny)
+        x: Tensor = out + self.scale() * normal * torch.rsqrt(chi / df)
+        return x
 
 
 @spec
@@ -210,15 +210,15 @@ class StudentT:
         df: degrees of freedom, or `trained` (from 4).
         scale: in the units of the data, or `trained`.
 
-    Reference: Takahashi et al., Student-t Variational Autoencoder for Robust Density Estimation, 2018,
-    https://doi.org/10.24963/ijcai.2018/374.
+    Reference: Takahashi et al., Student-t Variational Autoencoder for Robust Density Estimation,
+    2018, https://doi.org/10.24963/ijcai.2018/374.
     """
 
-    df: float | str = field(default=4.0, check=_scale)
-    scale: float | str = field(default=1.0, check=_scale)
+    df: float | str = field(default=4.0, check=_positive_or_trained)
+    scale: float | str = field(default=1.0, check=_positive_or_trained)
 
     def build(self, sizes: Sizes) -> StudentTLikelihood:
-        """The live part."""
+        """The likelihood with its numbers."""
         return StudentTLikelihood(self.df, self.scale)
 
 
@@ -226,14 +226,15 @@ class StudentT:
 class Bernoulli(Likelihood):
     """Bernoulli likelihood on logits; grey values in [0, 1] are taken as probabilities of a bit.
 
-    Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014, https://arxiv.org/abs/1312.6114.
+    Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014,
+    https://arxiv.org/abs/1312.6114.
     """
 
     integers = True
     support = "values in [0, 1]; scale the data, for instance divide pictures of 0…255 by 255"
 
     def build(self, sizes: Sizes) -> Bernoulli:
-        """The live part: itself."""
+        """The likelihood itself: it has no parameters."""
         return self
 
     def log_prob(self, out: Tensor, x: Tensor, context: Context) -> Tensor:
@@ -242,8 +243,8 @@ class Bernoulli(Likelihood):
     def mean(self, out: Tensor) -> Tensor:
         return torch.sigmoid(out)
 
-    def sample(self, out: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return torch.bernoulli(torch.sigmoid(out), generator=generator)
+    def sample(self, out: Tensor, generator: Generator = None) -> Tensor:
+        return (uniforms(out, generator) < self.mean(out)).to(out.dtype)
 
     def out_of_support(self, x: Tensor) -> Tensor:
         return ~((x >= 0) & (x <= 1))
@@ -251,9 +252,9 @@ class Bernoulli(Likelihood):
 
 @spec
 class Categorical(Likelihood):
-    """Categorical likelihood on logits, classes on the last axis; one-hot, probabilities or class indices.
+    """Categorical likelihood on logits, classes last; one-hot, probabilities or class indices.
 
-    Reference: Kingma et al., Semi-supervised Learning with Deep MultimodalModel Models, 2014,
+    Reference: Kingma et al., Semi-supervised Learning with Deep Generative Models, 2014,
     https://arxiv.org/abs/1406.5298.
     """
 
@@ -262,7 +263,7 @@ class Categorical(Likelihood):
     support = "classes on the last axis, at least 0 and summing to 1"
 
     def build(self, sizes: Sizes) -> Categorical:
-        """The live part: itself."""
+        """The likelihood itself: it has no parameters."""
         return self
 
     def log_prob(self, out: Tensor, x: Tensor, context: Context) -> Tensor:
@@ -271,10 +272,10 @@ class Categorical(Likelihood):
     def mean(self, out: Tensor) -> Tensor:
         return functional.softmax(out, dim=-1)
 
-    def sample(self, out: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        uniform = torch.rand(out.shape, dtype=out.dtype, device=out.device, generator=generator)
+    def sample(self, out: Tensor, generator: Generator = None) -> Tensor:
         # Gumbel-max; a uniform of exactly 0 would give log 0
-        gumbel = -torch.log(-torch.log(uniform.clamp(min=torch.finfo(out.dtype).tiny)))
+        positive = uniforms(out, generator).clamp(min=torch.finfo(out.dtype).tiny)
+        gumbel = -torch.log(-torch.log(positive))
         return functional.one_hot((out + gumbel).argmax(-1), out.shape[-1]).to(out.dtype)
 
     def out_of_support(self, x: Tensor) -> Tensor:

@@ -1,10 +1,16 @@
-"""Default networks: rows in, rows out, no batch norm, nothing at the end that bounds the numbers."""
+"""Default networks: rows in, rows out, no batch norm, nothing at the end that bounds outputs.
+
+Axes: n rows, then the shape of a modality: (C, H, W), (C, L), or any other.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +19,7 @@ from mvkit.errors import SpecError
 from mvkit.registry.spec import field, one_of, spec
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh}
-
+Shape = tuple[int, ...]
 
 _activation = one_of(*ACTIVATIONS)
 
@@ -26,24 +32,25 @@ def _widths(value: object) -> str | None:
 class Network(ABC):
     """A pair of networks for a modality.
 
-    To implement one, decorate a subclass with `@spec` and write both methods. Rows are the first axis; the
-    modules must treat rows independently (hence no batch norm) and accept any number of them.
+    To implement one, decorate a subclass with `@spec` and write both methods. Rows are the first
+    axis; the modules must treat rows independently (hence no batch norm) and accept any number of
+    them.
     """
 
     @abstractmethod
-    def encoder(self, shape: tuple[int, ...], width: int) -> nn.Module:
+    def encoder(self, shape: Shape, width: int) -> nn.Module:
         """A module from (n, *shape) to (n, width)."""
 
     @abstractmethod
-    def decoder(self, width: int, shape: tuple[int, ...]) -> nn.Module:
+    def decoder(self, width: int, shape: Shape) -> nn.Module:
         """A module from (n, width) to (n, *shape)."""
 
 
-def _layers(widths: list[int], activation: str) -> list[nn.Module]:
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [_linear(before, after), ACTIVATIONS[activation]()]
-    return layers[:-1]
+def encoder_of(network: object, shape: Shape, width: int) -> nn.Module:
+    """A user's module as it is, or a network's encoder from (n, *shape) to (n, width)."""
+    if isinstance(network, nn.Module):
+        return network
+    return cast(Network, network).encoder(shape, width)
 
 
 def _linear(before: int, after: int) -> nn.Linear:
@@ -56,12 +63,21 @@ def _linear(before: int, after: int) -> nn.Linear:
     return layer
 
 
+def _dense(widths: Sequence[int], activation: str) -> list[nn.Module]:
+    """Linear layers through these widths, with activations between them."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [_linear(before, after), ACTIVATIONS[activation]()]
+    return layers[:-1]
+
+
 @spec
 class MLP(Network):
     """Fully connected network with hidden layers.
 
     Args:
-        hidden: widths of the hidden layers, from the input's side in encoders, reversed in decoders.
+        hidden: widths of the hidden layers, from the input's side in encoders, reversed in
+            decoders.
         activation: `relu`, `silu`, `gelu` or `tanh`.
 
     Example:
@@ -69,19 +85,24 @@ class MLP(Network):
         >>> MLP(hidden=(32,)).encoder((1, 8, 8), 4)(torch.zeros(5, 1, 8, 8)).shape
         torch.Size([5, 4])
 
-    Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014, https://arxiv.org/abs/1312.6114.
+    Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014,
+    https://arxiv.org/abs/1312.6114.
     """
 
     hidden: tuple[int, ...] = field(default=(512, 512), check=_widths)
     activation: str = field(default="relu", check=_activation)
 
-    def encoder(self, shape: tuple[int, ...], width: int) -> nn.Module:
-        layers = _layers([math.prod(shape), *self.hidden, width], self.activation)
-        return nn.Sequential(*([nn.Flatten()] if len(shape) != 1 else []), *layers)
+    def encoder(self, shape: Shape, width: int) -> nn.Module:
+        layers = _dense([math.prod(shape), *self.hidden, width], self.activation)
+        if len(shape) != 1:
+            layers = [nn.Flatten(), *layers]
+        return nn.Sequential(*layers)
 
-    def decoder(self, width: int, shape: tuple[int, ...]) -> nn.Module:
-        layers = _layers([width, *reversed(self.hidden), math.prod(shape)], self.activation)
-        return nn.Sequential(*layers, *([nn.Unflatten(1, shape)] if len(shape) != 1 else []))
+    def decoder(self, width: int, shape: Shape) -> nn.Module:
+        layers = _dense([width, *reversed(self.hidden), math.prod(shape)], self.activation)
+        if len(shape) != 1:
+            layers.append(nn.Unflatten(1, shape))
+        return nn.Sequential(*layers)
 
 
 @spec
@@ -92,110 +113,109 @@ class Linear(Network):
     https://doi.org/10.1111/1467-9868.00196.
     """
 
-    def encoder(self, shape: tuple[int, ...], width: int) -> nn.Module:
+    def encoder(self, shape: Shape, width: int) -> nn.Module:
         return MLP(hidden=()).encoder(shape, width)
 
-    def decoder(self, width: int, shape: tuple[int, ...]) -> nn.Module:
+    def decoder(self, width: int, shape: Shape) -> nn.Module:
         return MLP(hidden=()).decoder(width, shape)
 
 
-class _Convolutions(nn.Module):
-    """Strided convolutions that halve every spatial axis (rounding up), then one linear layer."""
+class _Layers(nn.Module):
+    """Layers one after another; parameters are called `layers.…`."""
 
-    def __init__(
-        self, shape: tuple[int, ...], plan: list[tuple[int, ...]], width: int, activation: str
-    ) -> None:
+    def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
-        conv = nn.Conv2d if len(shape) == 3 else nn.Conv1d
-        layers: list[nn.Module] = [_Channels(shape)]
-        for before, after in pairwise(plan):
-            layers += [
-                conv(before[0], after[0], 3, stride=2, padding=1),
-                ACTIVATIONS[activation](),
-            ]
-        self.layers = nn.Sequential(*layers, nn.Flatten(), _linear(math.prod(plan[-1]), width))
+        self.layers = nn.Sequential(*layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)  # type: ignore[no-any-return]
+    def forward(self, rows: Tensor) -> Tensor:
+        output: Tensor = self.layers(rows)
+        return output
 
 
-class _Deconvolutions(nn.Module):
-    """The mirror of `_Convolutions`: exact sizes by output padding, unbounded outputs."""
+class _Reshaped(nn.Module):
+    """Rows of another shape, such as with a channel axis or without."""
 
-    def __init__(
-        self, width: int, shape: tuple[int, ...], plan: list[tuple[int, ...]], activation: str
-    ) -> None:
-        super().__init__()
-        deconv = nn.ConvTranspose2d if len(plan[0]) == 3 else nn.ConvTranspose1d
-        up = plan[::-1]
-        layers: list[nn.Module] = [_linear(width, math.prod(up[0])), nn.Unflatten(1, up[0])]
-        for before, after in pairwise(up):
-            padding = tuple(b - (2 * a - 1) for a, b in zip(before[1:], after[1:], strict=True))
-            deconvolve = deconv(
-                before[0], after[0], 3, stride=2, padding=1, output_padding=padding
-            )  # type: ignore[arg-type]
-            layers += [ACTIVATIONS[activation](), deconvolve]
-        self.layers = nn.Sequential(*layers, _Channels(shape))
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.layers(z)  # type: ignore[no-any-return]
-
-
-class _Channels(nn.Module):
-    """Gives rows the shape `shape`: adds or removes the channel axis of plain pictures and signals."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(len(x), *self.shape)
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows.reshape(len(rows), *self.shape)
 
 
-def _plan(
-    shape: tuple[int, ...], axes: int, channels: tuple[int, ...], name: str
-) -> list[tuple[int, ...]]:
-    """Shapes (c, *space) after each halving."""
-    space = shape[-axes:]
-    if len(shape) not in (axes, axes + 1) or min(space) < 8:
-        sizes = "(C, H, W) or (H, W)" if axes == 2 else "(C, L) or (L,)"
-        raise SpecError(
-            f"{name!r} takes shapes {sizes}, channels first, with sizes of at least 8; got {shape}"
-        )
-    plan: list[tuple[int, ...]] = [((shape[0] if len(shape) > axes else 1), *space)]
-    for width in channels:
-        space = tuple((n + 1) // 2 for n in space)
-        plan.append((width, *space))
-    return plan
+class Convolutional(Network):
+    """Strided convolutions that halve every spatial axis, rounding up, and one linear layer.
+
+    Decoders are the mirror image: exact sizes by output padding, unbounded outputs. To implement
+    one, decorate a subclass with `@spec` and set what is listed here.
+    """
+
+    channels: tuple[int, ...]
+    activation: str
+    name: str
+    shapes: str
+    axes: int
+    down: type[nn.Conv1d | nn.Conv2d]
+    up: type[nn.ConvTranspose1d | nn.ConvTranspose2d]
+
+    def encoder(self, shape: Shape, width: int) -> nn.Module:
+        shapes = self._shapes(shape)
+        layers: list[nn.Module] = [_Reshaped(shapes[0])]
+        for (before, *_), (after, *_) in pairwise(shapes):
+            layers.append(self.down(before, after, 3, stride=2, padding=1))
+            layers.append(ACTIVATIONS[self.activation]())
+        return _Layers(*layers, nn.Flatten(), _linear(math.prod(shapes[-1]), width))
+
+    def decoder(self, width: int, shape: Shape) -> nn.Module:
+        shapes = self._shapes(shape)[::-1]
+        layers: list[nn.Module] = [_linear(width, math.prod(shapes[0]))]
+        layers.append(nn.Unflatten(1, shapes[0]))
+        for (before, *small), (after, *large) in pairwise(shapes):
+            layers.append(ACTIVATIONS[self.activation]())
+            extra = tuple(b - (2 * a - 1) for a, b in zip(small, large, strict=True))
+            deconvolution = partial(self.up, before, after, 3, stride=2, padding=1)
+            layers.append(deconvolution(output_padding=extra))
+        return _Layers(*layers, _Reshaped(shape))
+
+    def _shapes(self, shape: Shape) -> list[Shape]:
+        """Shapes (c, *space) of a row, and after each halving."""
+        space = shape[-self.axes :]
+        if len(shape) not in (self.axes, self.axes + 1) or min(space) < 8:
+            raise SpecError(
+                f"{self.name!r} takes shapes {self.shapes}, channels first, with sizes of at "
+                f"least 8; got {shape}"
+            )
+        shapes = [shape if len(shape) > self.axes else (1, *shape)]
+        for channels in self.channels:
+            space = tuple((n + 1) // 2 for n in space)
+            shapes.append((channels, *space))
+        return shapes
 
 
 @spec
-class Conv(Network):
+class Conv(Convolutional):
     """Strided 2-d convolutions for pictures (C, H, W) or (H, W) of any size from 8 on.
 
     Args:
         channels: output channels of each halving.
         activation: `relu`, `silu`, `gelu` or `tanh`.
 
-    Reference: Radford et al., Unsupervised Representation Learning with Deep Convolutional MultimodalModel
-    Adversarial Networks, 2016, https://arxiv.org/abs/1511.06434 (without its batch norm).
+    Reference: Radford et al., Unsupervised Representation Learning with Deep Convolutional
+    Generative Adversarial Networks, 2016, https://arxiv.org/abs/1511.06434 (without its batch
+    norm).
     """
 
     channels: tuple[int, ...] = field(default=(32, 64, 128), check=_widths)
     activation: str = field(default="relu", check=_activation)
-
-    def encoder(self, shape: tuple[int, ...], width: int) -> nn.Module:
-        plan = _plan(shape, 2, self.channels, "conv")
-        return _Convolutions(plan[0], plan, width, self.activation)
-
-    def decoder(self, width: int, shape: tuple[int, ...]) -> nn.Module:
-        return _Deconvolutions(
-            width, shape, _plan(shape, 2, self.channels, "conv"), self.activation
-        )
+    name = "conv"
+    shapes = "(C, H, W) or (H, W)"
+    axes = 2
+    down = nn.Conv2d
+    up = nn.ConvTranspose2d
 
 
 @spec
-class Conv1d(Network):
+class Conv1d(Convolutional):
     """Strided 1-d convolutions for signals (C, L) or (L,) of any length from 8 on.
 
     Args:
@@ -207,12 +227,8 @@ class Conv1d(Network):
 
     channels: tuple[int, ...] = field(default=(32, 64, 128), check=_widths)
     activation: str = field(default="relu", check=_activation)
-
-    def encoder(self, shape: tuple[int, ...], width: int) -> nn.Module:
-        plan = _plan(shape, 1, self.channels, "conv1d")
-        return _Convolutions(plan[0], plan, width, self.activation)
-
-    def decoder(self, width: int, shape: tuple[int, ...]) -> nn.Module:
-        return _Deconvolutions(
-            width, shape, _plan(shape, 1, self.channels, "conv1d"), self.activation
-        )
+    name = "conv1d"
+    shapes = "(C, L) or (L,)"
+    axes = 1
+    down = nn.Conv1d
+    up = nn.ConvTranspose1d

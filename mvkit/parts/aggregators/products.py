@@ -1,4 +1,7 @@
-"""parts.aggregators.products."""
+"""Products of experts: plain, and with trained weights.
+
+Axes: k subsets, m modalities, b rows, d latent.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,11 @@ from torch import nn
 
 from mvkit.core.batch import Batch
 from mvkit.core.experts import Experts
-from mvkit.core.mixture import Mixture
+from mvkit.core.mixture import Mixture, one_component, product_of_observed
 from mvkit.core.modality import Sizes
-from mvkit.parts.aggregators.aggregator import (
-    Aggregator,
-    check_product,
-    observed_by_modality,
-    one_component,
-    product_of_observed,
-    raw_experts,
-)
-from mvkit.registry.spec import field, flag, spec
+from mvkit.parts.aggregators.aggregator import Aggregator, check_product
+from mvkit.parts.fields import switch
+from mvkit.registry.spec import spec
 
 
 @spec
@@ -28,14 +25,14 @@ class PoE(Aggregator):
     Args:
         prior_expert: whether N(0, I) joins the product, once.
 
-    Reference: Wu and Goodman, Multimodal MultimodalModel Models for Scalable Weakly-Supervised Learning, 2018,
-    https://arxiv.org/abs/1802.05335.
+    Reference: Wu and Goodman, Multimodal Generative Models for Scalable Weakly-Supervised
+    Learning, 2018, https://arxiv.org/abs/1802.05335.
     """
 
-    prior_expert: bool = field(default=True, check=flag)
+    prior_expert: bool = switch(True)
 
     def build(self, sizes: Sizes) -> PoE:
-        """The live part: itself."""
+        """The aggregator itself: it has no parameters."""
         check_product(sizes, "poe", "aggregator='moe'")
         return self
 
@@ -45,36 +42,37 @@ class PoE(Aggregator):
 
 @spec
 class GPoE:
-    """Generalised product of experts: T = Σ_m α_md T_md with trained weights, Σ_{m∈O} α_md = 1 in each dimension.
+    """Generalised product of experts: T = Σ_m α_md T_md, Σ_{m∈O} α_md = 1 in each dimension.
 
-    Reference: Lawry Aguila, Chapman and Altmann, Multi-modal Variational Autoencoders for Normative Modelling Across
-    Multiple Imaging Modalities, MICCAI 2023, https://arxiv.org/abs/2303.12706.
+    The weights α are trained, T are precisions.
+
+    Reference: Lawry Aguila, Chapman and Altmann, Multi-modal Variational Autoencoders for
+    Normative Modelling Across Multiple Imaging Modalities, MICCAI 2023,
+    https://arxiv.org/abs/2303.12706.
     """
 
     def build(self, sizes: Sizes) -> GPoEAggregator:
-        """The live part."""
+        """The aggregator with its weights."""
         check_product(sizes, "gpoe", "aggregator='moe'")
         return GPoEAggregator(sizes)
 
 
 class GPoEAggregator(nn.Module, Aggregator):
-    """Holds the logits of the weights by modality, so that they follow names and not positions."""
+    """Holds the logits of the weights by modality, so that they follow names, not positions."""
+
+    alone_is_expert = True
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.logits = nn.ParameterDict({name: torch.zeros(sizes.latent) for name in sizes.names})
 
     def forward(self, experts: Experts, batch: Batch) -> Mixture:
-        observed = observed_by_modality(batch)
-        logits = rearrange(
-            torch.stack([self.logits[name] for name in experts.modalities]), "m d -> m 1 d"
-        )
+        observed = rearrange(batch.observed, "b m -> m b 1")
+        logits = torch.stack([self.logits[name] for name in experts.modalities])
+        logits = rearrange(logits, "m d -> m 1 d")
         nothing = ~observed.any(0)  # an even softmax keeps a row without experts finite
         weight = torch.softmax(torch.where(observed | nothing, logits, -torch.inf), dim=0)
         precision = weight * experts.scale.square().reciprocal()
         total = precision.sum(0)
-        return one_component(
-            experts, batch, (precision * experts.loc).sum(0) / total, torch.rsqrt(total)
-        )
-
-    unimodal = staticmethod(raw_experts)
+        loc = (precision * experts.loc).sum(0) / total
+        return one_component(experts, loc, torch.rsqrt(total), batch.observed)

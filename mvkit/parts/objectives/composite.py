@@ -1,4 +1,7 @@
-"""parts.objectives.composite."""
+"""Objectives to be added up: alignment of posteriors, and the weighted sum.
+
+Axes: b rows, m modalities.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,53 @@ from typing import Any
 
 import attrs
 import torch
+from torch import Tensor
 
 from mvkit.core.batch import Batch
 from mvkit.core.bounds import kl_to
 from mvkit.core.experts import Experts
 from mvkit.core.loss import Loss, over_rows, sum_of
 from mvkit.core.modality import Sizes
+from mvkit.core.posterior import Posterior
 from mvkit.errors import SpecError
+from mvkit.parts.fields import choice, count, factor
 from mvkit.parts.latent_model import LatentModel
-from mvkit.parts.objectives.objective import Objective
-from mvkit.registry.spec import field, integer, number, numbers, one_of, parts, spec
+from mvkit.parts.objectives.objective import Objective, active_rows
+from mvkit.registry.spec import field, numbers, parts, spec
+
+
+def kl_to_unimodal(
+    model: LatentModel,
+    batch: Batch,
+    experts: Experts,
+    posterior: Posterior,
+    samples: int | None = None,
+) -> Tensor:
+    """Σ_{m∈O} KL(q(z|x_O) ‖ q_m(z|x_m)), (b,), from draws if `samples` says how many."""
+    total = posterior.log_weight.new_zeros(len(batch))
+    unimodal = model.aggregator.unimodal(experts, batch)
+    for i, surrogate in enumerate(unimodal.values()):
+        kl = kl_to(posterior, surrogate, experts.generator, samples)
+        total = total + torch.where(batch.observed[:, i], kl, 0.0)
+    return total
+
+
+def auxiliary_loss(name: str, values: Tensor, weight: float, active: Tensor) -> Loss:
+    """The loss of an objective that bounds nothing, to be added to one that does.
+
+    Args:
+        name: what the mean of the values over active rows is called among the metrics.
+        values: one number per row, (b,).
+        weight: times the values is what is maximised.
+        active: rows that count, (b,) bool.
+    """
+    weighted = torch.where(active, weight * values, 0.0)
+    values = values.detach()
+    count = active.sum()
+    mean = torch.where(active, values, 0.0).sum() / count.clamp(min=1)
+    no_bound = torch.full_like(values, torch.nan)
+    loss = -over_rows(weighted)
+    return Loss(loss, no_bound, {"loss": loss.detach(), name: mean}, {name: count})
 
 
 @spec
@@ -25,35 +65,26 @@ class Align(Objective):
     Args:
         alpha: α.
         kl_weight: a further factor, for ramps.
-        estimate: `auto`: by components in closed form where there is one, else from samples; `samples`.
+        estimate: `auto`: by components in closed form where there is one, else from samples;
+            `samples`.
         samples: draws S from each component where sampled.
 
-    Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep MultimodalModel Models, 2016,
-    https://arxiv.org/abs/1611.01891.
+    Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep Generative Models,
+    2016, https://arxiv.org/abs/1611.01891.
     """
 
-    alpha: float = field(default=1.0, check=number(0.0))
-    kl_weight: float = field(default=1.0, check=number(0.0))
-    estimate: str = field(default="auto", check=one_of("auto", "samples"))
-    samples: int = field(default=1, check=integer(1))
+    alpha: float = factor()
+    kl_weight: float = factor()
+    estimate: str = choice("auto", "samples")
+    samples: int = count(1)
     trains_unimodal = True
 
     def forward(self, model: LatentModel, batch: Batch, experts: Experts) -> Loss:
         posterior = model.joint_posterior(batch, experts)
-        total = posterior.log_weight.new_zeros(len(batch))
         samples = self.samples if self.estimate == "samples" else None
-        for i, surrogate in enumerate(model.aggregator.unimodal(experts, batch).values()):
-            kl = kl_to(posterior, surrogate, experts.generator, samples)
-            total = total + torch.where(batch.observed[:, i], kl, 0.0)
-        value = -self.alpha * self.kl_weight * total
-        active = (
-            torch.ones_like(batch.observed[:, 0]) if posterior.active is None else posterior.active
-        )
-        value = torch.where(active, value, 0.0)
-        mean = torch.where(active, total.detach(), 0.0).sum() / active.sum().clamp(min=1)
-        nothing = torch.full_like(value.detach(), torch.nan)  # it bounds nothing
-        loss = -over_rows(value)
-        return Loss(loss, nothing, {"loss": loss.detach(), "align": mean}, {"align": active.sum()})
+        kl = kl_to_unimodal(model, batch, experts, posterior, samples)
+        weight = -self.alpha * self.kl_weight
+        return auxiliary_loss("align", kl, weight, active_rows(posterior, batch))
 
 
 @spec
@@ -70,7 +101,7 @@ class Sum(Objective):
 
     terms: tuple[Any, ...] = parts("objective")
     weights: tuple[float, ...] = field(default=(), check=numbers)
-    kl_weight: float = field(default=1.0, check=number(0.0))
+    kl_weight: float = factor()
 
     @property
     def trains_unimodal(self) -> bool:  # type: ignore[override]
@@ -85,15 +116,14 @@ class Sum(Objective):
         return any(term.whole_density for term in self.terms)
 
     def build(self, sizes: Sizes) -> Sum:
-        if (
-            not isinstance(self.terms, tuple)
-            or not self.terms
-            or len(self.weights or self.terms) != len(self.terms)
-        ):
+        terms, weights = self.terms, self.weights
+        fits = len(weights) in (0, len(terms))
+        if not isinstance(terms, tuple) or not terms or not fits:
             raise SpecError(
-                f"{len(self.terms)} terms and {len(self.weights)} weights; expected lists, as long, not empty"
+                f"{len(terms)} terms and {len(weights)} weights; expected a list of terms, and "
+                "weights for none or all of them"
             )
-        for i, term in enumerate(self.terms):
+        for i, term in enumerate(terms):
             try:
                 term.build(sizes)
             except SpecError as error:
@@ -101,22 +131,18 @@ class Sum(Objective):
         return self
 
     def forward(self, model: LatentModel, batch: Batch, experts: Experts) -> Loss:
-        terms = [
-            attrs.evolve(term, kl_weight=term.kl_weight * self.kl_weight) for term in self.terms
-        ]
-        losses = [term.forward(model, batch, experts) for term in terms]
+        losses = []
+        metrics: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
+        for i, term in enumerate(self.terms):
+            ramped = attrs.evolve(term, kl_weight=term.kl_weight * self.kl_weight)
+            loss = ramped.forward(model, batch, experts)
+            losses.append(loss)
+            metrics |= {f"{i}/{key}": value for key, value in loss.metrics.items()}
+            counts |= {f"{i}/{key}": value for key, value in loss.counts.items()}
         weights = self.weights or (1.0,) * len(losses)
-        total = sum_of([weight * one.loss for weight, one in zip(weights, losses, strict=True)])
-        metrics = {
-            f"{i}/{key}": value
-            for i, one in enumerate(losses)
-            for key, value in one.metrics.items()
-        }
-        counts = {
-            f"{i}/{key}": value
-            for i, one in enumerate(losses)
-            for key, value in one.counts.items()
-        }
+        pairs = zip(weights, losses, strict=True)
+        total = sum_of([weight * loss.loss for weight, loss in pairs])
         first = losses[0]
         metrics |= {**first.metrics, "loss": total.detach()}
         return Loss(total, first.bound, metrics, counts | first.counts)

@@ -5,7 +5,6 @@ Axes: b rows, m modalities.
 
 from __future__ import annotations
 
-import attrs
 import torch
 from torch import Tensor
 
@@ -15,12 +14,13 @@ from mvkit.core.experts import Experts
 from mvkit.core.loss import Loss, Metrics, finish, row_metrics
 from mvkit.core.modality import Sizes
 from mvkit.core.posterior import Posterior
-from mvkit.core.terms import Terms
+from mvkit.core.terms import Draw, Terms
+from mvkit.parts.fields import choice, count, factor
 from mvkit.parts.latent_model import LatentModel
-from mvkit.parts.objectives.composite import Align, Sum
+from mvkit.parts.objectives.composite import Align, Sum, kl_to_unimodal
 from mvkit.parts.objectives.elbo import ELBO
-from mvkit.parts.objectives.objective import Objective, check_names, draw_or_none
-from mvkit.registry.spec import factors, field, integer, number, spec
+from mvkit.parts.objectives.objective import DRAWS, Objective, check_names
+from mvkit.registry.spec import factors, field, number, spec
 
 
 @spec
@@ -33,26 +33,27 @@ class JMVAE(Objective):
         kl_weight: factor of both, for ramps.
         samples, draw: as of `elbo`.
 
-    Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep MultimodalModel Models, 2016,
-    https://arxiv.org/abs/1611.01891, eq. 5.
+    Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep Generative Models,
+    2016, https://arxiv.org/abs/1611.01891, eq. 5.
     """
 
-    alpha: float = field(default=0.1, check=number(0.0))
-    beta: float = field(default=1.0, check=number(0.0))
-    kl_weight: float = field(default=1.0, check=number(0.0))
-    samples: int = field(default=1, check=integer(1))
-    draw: str | None = field(default=None, check=draw_or_none)
+    alpha: float = factor(0.1)
+    beta: float = factor()
+    kl_weight: float = factor()
+    samples: int = count(1)
+    draw: Draw | None = choice(None, *DRAWS)
     trains_unimodal = True
 
     def forward(self, model: LatentModel, batch: Batch, experts: Experts) -> Loss:
         joint = ELBO(kl_weight=self.beta, samples=self.samples, draw=self.draw)
-        terms = (joint, Align(alpha=self.alpha, samples=self.samples))
-        return Sum(terms=terms, kl_weight=self.kl_weight).forward(model, batch, experts)
+        align = Align(alpha=self.alpha, samples=self.samples)
+        both = Sum(terms=(joint, align), kl_weight=self.kl_weight)
+        return both.forward(model, batch, experts)
 
 
 @spec
 class TELBO(Objective):
-    """Joint and unimodal bounds at once: ELBO(X; λ) + Σ_m ELBO(x_m; γ_m), each with its own posterior's KL.
+    """Joint and unimodal bounds at once: ELBO(X; λ) + Σ_m ELBO(x_m; γ_m), each with its own KL.
 
     Args:
         lambdas: factors λ of the joint bound's likelihoods, by modality.
@@ -60,15 +61,15 @@ class TELBO(Objective):
         kl_weight: factor of every KL.
         samples, draw: as of `elbo`.
 
-    Reference: Vedantam et al., MultimodalModel Models of Visually Grounded Imagination, 2018,
+    Reference: Vedantam et al., Generative Models of Visually Grounded Imagination, 2018,
     https://arxiv.org/abs/1705.10762, eq. 4.
     """
 
     lambdas: dict[str, float] = field(default={}, check=factors)
     gammas: dict[str, float] = field(default={}, check=factors)
-    kl_weight: float = field(default=1.0, check=number(0.0))
-    samples: int = field(default=1, check=integer(1))
-    draw: str | None = field(default=None, check=draw_or_none)
+    kl_weight: float = factor()
+    samples: int = count(1)
+    draw: Draw | None = choice(None, *DRAWS)
     trains_unimodal = True
 
     def build(self, sizes: Sizes) -> TELBO:
@@ -78,104 +79,105 @@ class TELBO(Objective):
 
     def forward(self, model: LatentModel, batch: Batch, experts: Experts) -> Loss:
         joint = ELBO(weights=self.lambdas, samples=self.samples, draw=self.draw)
-        unimodal = attrs.evolve(  # type: ignore[misc]
-            joint, condition="unimodal", reduce="sum", reconstruct="own", weights=self.gammas
+        unimodal = ELBO(
+            condition="unimodal",
+            reduce="sum",
+            reconstruct="own",
+            weights=self.gammas,
+            samples=self.samples,
+            draw=self.draw,
         )
-        terms = (joint, unimodal)
-        return Sum(terms=terms, kl_weight=self.kl_weight).forward(model, batch, experts)
-
-
-def _joint_terms(
-    model: LatentModel, batch: Batch, experts: Experts
-) -> tuple[Posterior, Terms, Tensor]:
-    """The posterior, its terms, and the sum of KL(q ‖ q_m) over the observed modalities, (b,)."""
-    posterior = model.joint_posterior(batch, experts)
-    draw = model.aggregator.defaults.draw
-    terms = model.terms(batch, experts=experts, posterior=posterior, draw=draw)
-    total = posterior.log_weight.new_zeros(len(batch))
-    for i, other in enumerate(model.aggregator.unimodal(experts, batch).values()):
-        kl = bounds.kl_to(posterior, other, experts.generator)
-        total = total + torch.where(batch.observed[:, i], kl, 0.0)
-    return posterior, terms, total
+        both = Sum(terms=(joint, unimodal), kl_weight=self.kl_weight)
+        return both.forward(model, batch, experts)
 
 
 @spec
 class MVTCAE(Objective):
-    """Total correlation bound (n-α)/n E log p(X|z) - β [(1-α) KL(q ‖ p) + α/n Σ_m KL(q ‖ q_m)], n = |O|.
+    """Total correlation bound (n-α)/n E log p(X|z) - β [(1-α) KL(q ‖ p) + α/n Σ_m KL(q ‖ q_m)].
+
+    The sums are over the n = |O| observed modalities.
 
     Args:
         alpha: α, the share of the conditional terms.
         beta: β.
         kl_weight: a further factor of β, for ramps.
 
-    Reference: Hwang, Kim, Hong and Kim, Multi-View Representation Learning via Total Correlation Objective, 2021,
-    https://openreview.net/forum?id=SmQxNpUNhtT.
+    Reference: Hwang, Kim, Hong and Kim, Multi-View Representation Learning via Total Correlation
+    Objective, 2021, https://openreview.net/forum?id=SmQxNpUNhtT.
     """
 
     alpha: float = field(default=5 / 6, check=number(0.0, 1.0))
-    beta: float = field(default=1.0, check=number(0.0))
-    kl_weight: float = field(default=1.0, check=number(0.0))
+    beta: float = factor()
+    kl_weight: float = factor()
     trains_unimodal = True
 
     def forward(self, model: LatentModel, batch: Batch, experts: Experts) -> Loss:
-        posterior, terms, apart = _joint_terms(model, batch, experts)
-        n = batch.observed.sum(1).clamp(min=1).to(apart.dtype)
-        likelihood = bounds.average(
-            bounds.weighted_sum(terms.log_px, model.likelihood_weights()), terms.log_pi
-        )
+        posterior, terms = _joint_terms(model, batch, experts)
+        align = kl_to_unimodal(model, batch, experts, posterior)
+        n = batch.observed.sum(1).clamp(min=1).to(align.dtype)
+        likelihood = _likelihood(model, terms)
         kl = bounds.kl(terms, weights=model.private_betas)
         value = (n - self.alpha) / n * likelihood
-        value = value - self.beta * self.kl_weight * (
-            (1 - self.alpha) * kl + self.alpha / n * apart
-        )
-        return _reported(model, batch, posterior, terms, value, apart)
+        divergence = (1 - self.alpha) * kl + self.alpha / n * align
+        value = value - self.beta * self.kl_weight * divergence
+        return _loss(model, batch, posterior, terms, value, align)
 
 
 @spec
 class CRMVAE(Objective):
-    """Joint and unimodal reconstructions, KLs to the prior and to every expert, over n + 1, n = |O|.
+    """Joint and unimodal reconstructions, KLs to the prior and to every expert, over n + 1.
 
-    {½ Σ_m [E_q log p(x_m|z) + E_{q_m} log p(x_m|z)] - β [KL(q ‖ p) + Σ_m KL(q ‖ q_m)]} / (n + 1).
+    {½ Σ_m [E_q log p(x_m|z) + E_{q_m} log p(x_m|z)] - β [KL(q ‖ p) + Σ_m KL(q ‖ q_m)]} / (n + 1),
+    with sums over the n = |O| observed modalities.
 
     Args:
         kl_weight: β.
 
-    Reference: Suzuki and Matsuo, Mitigating the Limitations of Multimodal VAEs with Coordination-Based Approach,
-    2023, https://openreview.net/forum?id=Rn8u4MYgeNJ.
+    Reference: Suzuki and Matsuo, Mitigating the Limitations of Multimodal VAEs with
+    Coordination-Based Approach, 2023, https://openreview.net/forum?id=Rn8u4MYgeNJ.
     """
 
-    kl_weight: float = field(default=1.0, check=number(0.0))
+    kl_weight: float = factor()
     trains_unimodal = True
 
     def forward(self, model: LatentModel, batch: Batch, experts: Experts) -> Loss:
-        posterior, terms, apart = _joint_terms(model, batch, experts)
-        weights = model.likelihood_weights()
-        likelihood = bounds.average(bounds.weighted_sum(terms.log_px, weights), terms.log_pi)
+        posterior, terms = _joint_terms(model, batch, experts)
+        align = kl_to_unimodal(model, batch, experts, posterior)
+        likelihood = _likelihood(model, terms)
         for name, alone in model.aggregator.unimodal(experts, batch).items():
-            own = model.terms(
-                batch.hide([name]), experts=experts, posterior=alone, draw="stratified"
-            )
-            likelihood = likelihood + bounds.average(
-                bounds.weighted_sum(own.log_px, weights), own.log_pi
-            )
-        kl = bounds.kl(terms, weights=model.private_betas) + apart
+            seen = batch.hide([name])
+            own = model.terms(seen, experts=experts, posterior=alone, draw="stratified")
+            likelihood = likelihood + _likelihood(model, own)
+        kl = bounds.kl(terms, weights=model.private_betas) + align
         value = (likelihood / 2 - self.kl_weight * kl) / (batch.observed.sum(1) + 1)
-        return _reported(model, batch, posterior, terms, value, apart)
+        return _loss(model, batch, posterior, terms, value, align)
 
 
-def _reported(
+def _joint_terms(model: LatentModel, batch: Batch, experts: Experts) -> tuple[Posterior, Terms]:
+    """The posterior, and its terms at one draw as the aggregator draws."""
+    posterior = model.joint_posterior(batch, experts)
+    draw = model.aggregator.defaults.draw
+    return posterior, model.terms(batch, experts=experts, posterior=posterior, draw=draw)
+
+
+def _likelihood(model: LatentModel, terms: Terms) -> Tensor:
+    """E_q Σ_m λ_m log p(x_m|z), (b,)."""
+    log_px = bounds.weighted_sum(terms.log_px, model.likelihood_weights())
+    return bounds.average(log_px, terms.log_pi)
+
+
+def _loss(
     model: LatentModel,
     batch: Batch,
     posterior: Posterior,
     terms: Terms,
     value: Tensor,
-    apart: Tensor,
+    align: Tensor,
 ) -> Loss:
-    """The loss of a row-wise objective, with the joint ELBO as its bound."""
+    """The loss of values (b,) to be maximised, which reports the joint ELBO as its bound."""
     with torch.no_grad():
         bound, kl = bounds.elbo(terms), bounds.kl(terms)
         metrics = row_metrics(model.names, terms, kl, batch.observed, posterior.active)
-        mean = Metrics({"align": apart.detach().mean()}, {"align": torch.tensor(len(apart))})
-    return finish(
-        model.bound_name, value, bound, posterior.active, Metrics.pooled([metrics, mean])
-    )
+        count = torch.tensor(len(align))
+        pooled = Metrics.pooled([metrics, Metrics({"align": align.mean()}, {"align": count})])
+    return finish(model.bound_name, value, bound, posterior.active, pooled)

@@ -1,0 +1,175 @@
+"""The values of one modality as a batch holds them: arrays, columns of tables, and their rows' names.
+
+Axes: b rows, k columns of a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvkit.errors import DataError, ShapeError
+
+Shape = tuple[int, ...]
+Names = tuple[str, ...]
+
+
+def as_tensor(value: object, where: str) -> Tensor:
+    """A tensor from a tensor or an array; `where` begins the messages.
+
+    Raises:
+        ShapeError: sparse values, tables, and what is no array of numbers.
+    """
+    if isinstance(value, Tensor):
+        if value.layout == torch.strided:
+            return value
+        raise ShapeError(f"{where}: got a sparse tensor; expected a dense one; give .to_dense()")
+    kind = type(value).__name__
+    library = type(value).__module__.partition(".")[0]
+    if library in ("pandas", "polars"):
+        raise ShapeError(
+            f"{where}: got a {kind}, whose rows nobody aligned; use "
+            "MultimodalDataset.from_tables, or align and give .to_numpy()"
+        )
+    if library == "scipy":
+        raise ShapeError(f"{where}: got a sparse {kind}; expected a dense array; give .toarray()")
+    if isinstance(value, np.ma.MaskedArray):
+        value = np.where(np.ma.getmaskarray(value), np.nan, np.ma.getdata(value))
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ShapeError(f"{where}: {error}; expected an array of numbers") from None
+    if array.dtype.kind not in "biuf":
+        raise ShapeError(
+            f"{where}: got values of type {array.dtype}; expected numbers; convert them first"
+        )
+    # torch can neither hold a read-only array nor a byte order that is not the machine's
+    array = np.require(array, array.dtype.newbyteorder("="), "W")
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+class Step(Protocol):
+    """A fitted transform, as seen from here (see `mvkit.data.transforms.Transform`)."""
+
+    @property
+    def support(self) -> str: ...
+
+    @property
+    def words(self) -> Names: ...
+
+    def before(self, shape: Shape) -> Shape: ...
+
+    def forward(self, x: Tensor) -> Tensor: ...
+
+    def out_of_support(self, x: Tensor) -> Tensor: ...
+
+
+@attrs.frozen
+class Columns:
+    """What the columns of a table are called, and the words that its numbers stand for.
+
+    Args:
+        names: names of the columns, in order.
+        words: the words that values number, if the table held text.
+    """
+
+    names: Names
+    words: Names | None = None
+
+    def arrange(self, x: Tensor, wanted: Names, where: str) -> Tensor:
+        """The columns of x (b, k, ...) in the order of training.
+
+        Raises:
+            ShapeError: names that are missing, or that training did not have.
+        """
+        if not wanted or self.names == wanted:
+            return x
+        faults = []
+        for fault, columns, others in (("lack", wanted, self.names), ("add", self.names, wanted)):
+            difference = sorted(set(columns) - set(others))
+            if difference:
+                faults.append(f"{fault} {_few(difference)}")
+        if faults:
+            raise ShapeError(
+                f"{where}: its columns {' and '.join(faults)}; expected the {len(wanted)} columns "
+                "of training, in any order; rename, add or drop columns"
+            )
+        place = {name: i for i, name in enumerate(self.names)}
+        return x.index_select(1, torch.tensor([place[name] for name in wanted], device=x.device))
+
+    def re_encoded(
+        self, x: Tensor, steps: tuple[Step, ...], seen: Tensor, names: Names, source: Source
+    ) -> Tensor:
+        """Words, in columns called `names`, numbered as in training; NaN where not `seen`.
+
+        Raises:
+            DataError: text that the modality does not expect, or a word that training did not have.
+        """
+        if not self.words:  # numbers, or text of which nothing is observed
+            return x
+        known = steps[0].words if steps else ()
+        number = {word: i for i, word in enumerate(known)}
+        x = torch.where(seen, x, 0.0)
+        codes = torch.tensor([number.get(word, -1) for word in self.words], device=x.device)
+        codes = codes[x.long()]
+        unknown = seen & (codes < 0)
+        if unknown.any():
+            row, column, *_ = unknown.nonzero()[0].tolist()
+            word = self.words[int(x[row, column])]
+            expected = "numbers; convert it"
+            if known:
+                expected = f"one of the categories of training, {_few(known)}; relabel it"
+            raise DataError(
+                f"{source.where}: {source.row(unknown)}, column {names[column]!r}: {word!r} is "
+                f"text; expected {expected}"
+            )
+        return torch.where(seen, codes.to(x.dtype), torch.nan)
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first names of a list that may be long."""
+    shown = ", ".join(map(repr, names[:5]))
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+@attrs.frozen(eq=False)
+class Source:
+    """What a batch says of one modality (see `mvkit.core.batch.Batch`).
+
+    Args:
+        name: the modality.
+        x: its values, (b, ...); None: it is absent.
+        observed: its column of the mask, (b,) bool; None: NaN says what is missing.
+        elements: which single values are observed.
+        columns: what the columns of its table are called, if it came from one.
+        ids: what messages call the rows; None: their numbers.
+        done: the transforms that its values went through already.
+    """
+
+    name: str
+    x: Tensor | None
+    observed: Tensor | None
+    elements: Tensor | None
+    columns: Columns | None
+    ids: Sequence[object] | None = None
+    done: tuple[Step, ...] = ()
+
+    def row(self, flags: Tensor) -> str:
+        """How messages call the first row where `flags` (b, ...) hold."""
+        number = int(flags.nonzero()[0, 0])
+        if self.ids is None:
+            return f"row {number}"
+        own = self.ids[number]
+        if isinstance(own, Tensor | np.generic):
+            own = own.item()
+        return f"row {number} (id {own!r})"
+
+    @property
+    def where(self) -> str:
+        """How messages call it."""
+        return f"batch.data[{self.name!r}]"
