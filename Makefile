@@ -4,17 +4,17 @@ BIN := .venv/bin
 
 .PHONY: demo test test-plugins test-oldest chaos fuzz lint format benchmark clean
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml constraints.txt plugins/mvkit-datasets/pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "mvkit needs Python 3.11 or newer; set PYTHON="'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable plugins/mvkit-datasets
 	touch $@
 
 demo: .venv/ready
 	$(BIN)/mvkit demo
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n 2 tests mvkit
+	$(BIN)/python -m pytest -n 2 tests mvkit plugins/mvkit-datasets
 
 chaos: .venv/ready
 	MVKIT_CHAOS=200 $(BIN)/python -m pytest tests/test_chaos.py -k killed
@@ -32,14 +32,14 @@ test-plugins: .venv/ready
 # the oldest versions that pyproject.toml allows, in an environment of their own
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet --constraint constraints.txt --constraint constraints-oldest.txt --editable '.[dev]'
-	.venv-oldest/bin/python -m pytest -n 2 tests mvkit
+	.venv-oldest/bin/python -m pip install --quiet --constraint constraints.txt --constraint constraints-oldest.txt --editable '.[dev]' --editable plugins/mvkit-datasets
+	.venv-oldest/bin/python -m pytest -n 2 tests mvkit plugins/mvkit-datasets
 
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/mypy --strict mvkit/
+	$(BIN)/mypy --strict mvkit/ plugins/mvkit-datasets/src
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

@@ -1,9 +1,10 @@
-"""JMVAE on binarised MNIST and labels: the joint log-likelihood of test rows as training goes on.
+"""JMVAE on binarised MNIST and labels: the joint log-likelihood of test rows during training.
 
     python benchmarks/jmvae_mnist.py --path ../shared/data/mnist --epochs 60
 
-Suzuki et al. (2016, https://arxiv.org/abs/1611.01891) report -86.86 nats: latent 64, MLP 512-512, 500 epochs, 1,000
-importance samples. Every `--every` epochs a line goes to jmvae_mnist.jsonl; the run has one optimizer throughout.
+Needs `plugins/mvkit-datasets`. Suzuki et al. (2016, https://arxiv.org/abs/1611.01891) report
+-86.86 nats: latent 64, MLP 512-512, 500 epochs, 1,000 importance samples. Every `--every` epochs
+one line is appended to jmvae_mnist.jsonl; the run has one optimizer throughout.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 
 import mvkit
 from mvkit import recipes
+from mvkit.core import noise
 from mvkit.training.events import EpochFinished, Event
 
 
@@ -45,27 +47,23 @@ def main() -> None:
     data = mvkit.load_dataset("mnist", path=options.path, binarise=options.binarise)
     warmup = round(0.4 * options.epochs) if options.warmup is None else options.warmup
     model = recipes.jmvae(data.modalities, latent_dim=64, warmup=warmup, seed=options.seed)
-    # the test rows are in the order of the file, whose first half was written by other people than its second
-    chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))[
-        : options.test_rows
-    ]
-    test, start = data.test.batch.take(chosen), time.perf_counter()
+    # rows are drawn, since other people wrote the first half of the test file than the second
+    order = noise.permutation(len(data.test), noise.seeded(0))
+    test = data.test.batch.take(order[: options.test_rows])
+    start = time.perf_counter()
 
-    def look(event: Event) -> None:
+    def measure(event: Event) -> None:
         if not isinstance(event, EpochFinished):
             return
         epoch = event.row["epoch"]
         if epoch % options.every and epoch != options.epochs:
             return
-        generator = torch.Generator(model.like.device).manual_seed(0)
-        found = {
-            name: model.log_likelihood(test, of, n=options.samples, generator=generator)
-            .mean()
-            .item()
-            for name, of in {"joint": None, "image": ["image"]}.items()
-        }
-        settings = {name: value for name, value in vars(options).items() if name != "path"}
-        row = {**settings, "warmup": warmup, "epoch": epoch, **found}
+        row = {name: value for name, value in vars(options).items() if name != "path"}
+        row |= {"warmup": warmup, "epoch": epoch}
+        generator = noise.seeded(0, model.like.device)
+        for name, of in {"joint": None, "image": ["image"]}.items():
+            log_px = model.log_likelihood(test, of, n=options.samples, generator=generator)
+            row[name] = log_px.mean().item()
         row["seconds"] = round(time.perf_counter() - start)
         print(json.dumps(row), flush=True)
         with Path(__file__).with_suffix(".jsonl").open("a") as file:
@@ -78,7 +76,7 @@ def main() -> None:
         "lr": options.lr,
         "seed": options.seed,
     }
-    mvkit.fit(model, rows, **settings, device="cpu", listeners=[look])
+    mvkit.fit(model, rows, **settings, device="cpu", listeners=[measure])
 
 
 if __name__ == "__main__":

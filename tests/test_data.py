@@ -1,12 +1,16 @@
 """Datasets and simulated missingness."""
 
+import re
+
 import numpy as np
+import pytest
 import torch
 
 import mvkit
+from mvkit.core.noise import row_uniforms
 from mvkit.data.datasets.polydigits import make
-from mvkit.core.noise import row_uniforms as uniforms
 from mvkit.data.missing import at_random
+from mvkit.registry.builtin_parts import EXTERNAL_PARTS
 
 
 def test_polydigits():
@@ -45,7 +49,7 @@ def test_missingness_is_a_function_of_seed_and_row():
     assert np.array_equal(at_random(100, 5, 0.4, 7)[:30], at_random(30, 5, 0.4, 7))
     assert not np.array_equal(at_random(100, 5, 0.4, 7), at_random(100, 5, 0.4, 8))
     assert at_random(1000, 3, 1.0, 0).sum(1).tolist() == [1] * 1000
-    u = uniforms(3, 20_000, 4)
+    u = row_uniforms(3, 20_000, 4)
     assert abs(u.mean() - 0.5) < 0.01
     assert abs(np.corrcoef(u.T) - np.eye(4)).max() < 0.03
     assert abs(np.corrcoef(u[:-1, 0], u[1:, 0])[0, 1]) < 0.03
@@ -67,3 +71,29 @@ def test_linear_gaussian_has_the_covariance_it_says():
     gram = mvkit.load_dataset("linear_gaussian").truth.weight["m1"]
     gram = gram.T @ gram
     assert (gram - torch.diag(gram.diagonal())).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("name", EXTERNAL_PARTS["mvkit-datasets"]["dataset"])
+def test_data_of_the_package_say_what_to_install(name, monkeypatch):
+    monkeypatch.setenv("MVKIT_PLUGINS", "")
+    mvkit.plugins.registry.cache_clear()
+    message = (
+        f"unknown dataset {name!r}; it comes with another package: pip install mvkit-datasets"
+    )
+    with pytest.raises(mvkit.UnknownComponent, match=f"^{re.escape(message)}$"):
+        mvkit.load_dataset(name, path="nowhere")
+
+
+def test_narrow_modalities_have_no_orthogonal_columns():
+    with pytest.raises(
+        mvkit.DataError, match=r"dims=\(2, 5\): 2 numbers cannot have 3 orthogonal"
+    ):
+        mvkit.load_dataset("linear_gaussian", dims=(2, 5))
+
+
+def test_splits_are_hidden_each_by_its_own_rate():
+    complete = mvkit.load_dataset("polydigits")
+    hidden = complete.with_missing(0.0, 0.5, seed=1)
+    assert hidden.train is complete.train
+    mask = mvkit.load_dataset("polydigits", missing_test=0.5, seed=1).test.batch.mask
+    assert torch.equal(hidden.test.batch.mask, mask)

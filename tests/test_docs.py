@@ -51,8 +51,10 @@ def test_tutorials_run(path, tmp_path, monkeypatch):
         monkeypatch.setenv("MVKIT_DATA", str(folder))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    for package in re.findall(r"^from (mvkit_\w+) import", source, re.MULTILINE):
-        pytest.importorskip(package, reason=f"needs plugins/{package.replace('_', '-')}")
+    modules = re.findall(r"^from (mvkit_\w+)", source, re.MULTILINE)
+    for module in modules:
+        pytest.importorskip(module, reason=f"needs plugins/{module.replace('_', '-')}")
+    monkeypatch.setenv("MVKIT_PLUGINS", ",".join(modules).replace("_", "-"))
     for folder in re.findall(r'"MVKIT_DATA".*/ "(\w+)"', source):
         if not (DATA / folder).is_dir():
             pytest.skip(f"no folder {DATA / folder}; set MVKIT_DATA to where the data are")

@@ -11,11 +11,12 @@
 #
 # A case study on real data: the picture of a written digit, a recording of it, and a photograph of a hand that signs
 # it; three in ten are missing in training. Afterwards the model hears a digit and shows how it is written and signed,
-# or sees it and says it. Needs `mvkit[evaluate,plots]`.
+# or sees it and says it. Needs `mvkit[evaluate,plots]` and `mvkit-datasets`.
 #
 # **The data are not in the package.** Three folders are required, `mnist`, `fsdd` and `sign_digits`, side by side in the
 # one that the environment variable `MVKIT_DATA` names, or else in `../shared/data` (run this from the repository's
-# root). `mvkit_datasets.converted` says what is in each and where it comes from; without them the next cell says what is amiss.
+# root). `mvkit_datasets.converted` says what is in each and where it comes from; without them the
+# next cell says which file is missing.
 
 # %%
 import os
@@ -24,6 +25,7 @@ import wave
 import attrs
 import torch
 from matplotlib import pyplot as plt
+from mvkit_datasets.log_mel import to_sound
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
@@ -31,7 +33,6 @@ from sklearn.svm import SVC
 
 import mvkit
 from mvkit import plots, recipes
-from mvkit_datasets.log_mel import to_sound
 
 folder = os.environ.get("MVKIT_DATA", "../shared/data")
 data = mvkit.load_dataset("spoken_digits", path=folder, rows=3000, missing=0.3)
