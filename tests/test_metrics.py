@@ -60,8 +60,8 @@ def test_a_poor_proposal_is_said_to_be_one():
 def test_effective_sample_size_by_hand():
     model, data = exact("poe", sigma=0.5, widen=4.0)
     rows = model.conform(data.test.batch.take(slice(0, 1)))
-    study = EvaluationContext(model, attrs.evolve(rows, extra={ROW: torch.zeros(1)}))
-    log_p, size = Likelihood(n=30)._evidence(study, study.rows, torch.Generator().manual_seed(3))
+    context = EvaluationContext(model, attrs.evolve(rows, extra={ROW: torch.zeros(1)}))
+    log_p, size = Likelihood(n=30)._evidence(context, context.rows, torch.Generator().manual_seed(3))
     w = model.log_weights(rows, 30, generator=torch.Generator().manual_seed(3)).exp()[:, 0]
     assert size.item() == pytest.approx((w.sum() ** 2 / (w**2).sum()).item())
     assert log_p.item() == pytest.approx(w.mean().log().item())
@@ -329,13 +329,13 @@ def test_coherence_takes_every_set_or_neighbours():
         (
             lambda x: torch.zeros(3),
             ShapeError,
-            r"the classifier of 'a' gave torch.float32 of shape \(3,\)",
+            r"the classifier of 'a' returned torch.float32 of shape \(3,\)",
         ),
         (lambda x: torch.zeros(len(x), 2, 2), ShapeError, "expected scores"),
         (
             lambda x: torch.full((len(x), 3), torch.nan),
             DataError,
-            "classifier of 'a' gave values that are not finite",
+            "classifier of 'a' returned values that are not finite",
         ),
     ],
 )

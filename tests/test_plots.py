@@ -195,7 +195,7 @@ def test_the_surer_expert_drives():
         ),
         (
             lambda m, d: plots.latent_map(m, d, method="tsne"),
-            "unknown method 'tsne'; known: 'pca', 'umap'",
+            "latent_map: method='tsne'; expected 'pca' or 'umap'",
         ),
         (lambda m, d: plots.traversal(m, "c"), "traversal: unknown modality 'c'"),
         (lambda m, d: plots.traversal(m, "a", dims=[5]), r"dims=\[5\]; expected some of 0 to 2"),

@@ -6,13 +6,22 @@ Axes: n draws, b rows.
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from mvkit.core.batch import Batch
-from mvkit.evaluation.metric import EvaluationContext, Metric, Score, Scores, mean, scatter, subset
+from mvkit.evaluation.metric import (
+    EvaluationContext,
+    Metric,
+    Score,
+    Scores,
+    mean,
+    observes_all,
+    scatter,
+)
+from mvkit.models.inference import subsets_of
 from mvkit.registry.spec import field, one_of, spec
 
 Names = tuple[str, ...]
@@ -21,116 +30,113 @@ EVERY = 5  # modalities up to which all sets are taken
 
 @spec
 class Coherence(Metric):
-    """Share of generated values that a classifier takes for the row's class; of samples, whether all modalities agree.
+    """Share of generated values whose class, by a classifier, is that of the row.
 
-    Of a row, only sets that it observes wholly are given. The classifiers' accuracy on real values is reported beside.
+    Of samples: the share of those whose modalities all agree in their class. A row is scored on
+    the sets of modalities that it observes wholly. The accuracy of the classifiers on real values
+    is reported too.
 
     Args:
-        sets: which modalities are given: `all` sets; `cyclic`, those that are neighbours in the model's order, M a
-            number; None: all of them up to five modalities.
+        sets: which modalities are given: `all` sets; `cyclic`: those that are neighbours in the
+            model's order, m a number; None: all of them up to five modalities, else `cyclic`.
         latent: `draw` latents, or take their `mean`.
-        sampler: what draws the latents of the samples; None: the prior, and each sampler that was fitted.
+        sampler: what draws the latents of the samples; None: the prior, and each sampler that was
+            fitted.
 
-    Reference: Shi, Siddharth, Paige and Torr, Variational Mixture-of-Experts Autoencoders for Multi-Modal Deep
-    MultimodalModel Models, NeurIPS 2019, https://arxiv.org/abs/1911.03393.
+    Reference: Shi, Siddharth, Paige and Torr, Variational Mixture-of-Experts Autoencoders for
+    Multi-Modal Deep Generative Models, NeurIPS 2019, https://arxiv.org/abs/1911.03393.
     """
 
     sets: str | None = field(default=None, check=one_of(None, "all", "cyclic"))
     latent: str = field(default="draw", check=one_of("draw", "mean"))
     sampler: str | None = field(default=None)
 
-    def incompatibility(self, study: EvaluationContext) -> str | None:
-        """See `Metric.refusal`."""
-        return (
-            "one modality: there is no other to agree with"
-            if len(study.model.names) < 2
-            else study.unlabelled()
-        )
+    def incompatibility(self, context: EvaluationContext) -> str | None:
+        if len(context.model.names) < 2:
+            return "one modality: there is no other to agree with"
+        return context.unlabelled()
 
-    def rows(self, study: EvaluationContext) -> Batch:
-        """See `Metric.rows`."""
-        every = all(name in study.classifiers for name in study.model.names)
-        return study.rows if every else study.held("coherence")
+    def rows(self, context: EvaluationContext) -> Batch:
+        if all(name in context.classifiers for name in context.model.names):
+            return context.rows
+        return context.held("coherence")
 
     def given(self, names: Names) -> list[Names]:
-        """The sets of given modalities, those of one also for themselves."""
+        """The sets of given modalities."""
         m = len(names)
         if self.sets == "all" or (self.sets is None and m <= EVERY):
-            return [given for n in range(1, m) for given in itertools.combinations(names, n)]
-        starts = itertools.product(range(1, m), range(m))
-        return [
-            tuple(sorted((names[(i + j) % m] for j in range(n)), key=names.index))
-            for n, i in starts
-        ]
+            return subsets_of(None, names)[:-1]
+        sets = []
+        for size in range(1, m):
+            for start in range(m):
+                neighbours = {(start + offset) % m for offset in range(size)}
+                sets.append(tuple(names[i] for i in sorted(neighbours)))
+        return sets
 
-    def score(
-        self, study: EvaluationContext, block: Batch, generator: torch.Generator
-    ) -> dict[Any, Tensor]:
-        """See `Metric.score`."""
-        names = study.model.names
-        labels = study.labels(block)
-        found: dict[Any, Tensor] = {}
+    def score(self, context: EvaluationContext, block: Batch, generator: Generator) -> Scores:
+        names = context.model.names
+        scores: Scores = {}
         for given in self.given(names):
-            has = subset(block, given, names).cpu() & (labels >= 0)
-            targets = [k for k in names if k not in given or len(given) == 1]
-            if not has.any():
-                found |= {
-                    (given, k): torch.full((len(block),), torch.nan, dtype=torch.double)
-                    for k in targets
-                }
-                continue
-            rows = block.take(has.to(block.observed.device))
-            made = study.translate(rows, targets, given, latent=self.latent, generator=generator)
+            rows, known = _labelled(context, block, given)
+            # given alone, a modality is also generated from itself
+            targets = names if len(given) == 1 else context.others(*given)
+            values = rows.data
+            if len(rows):
+                options = {"latent": self.latent, "generator": generator}
+                samples = context.translate(rows, targets, given, **options)
+                values = {name: x[0] for name, x in samples.items()}
             for name in targets:
-                right = study.classify(name, made[name][0]) == labels[has]
-                found[given, name] = scatter(right.double(), has)
+                scores[given, name] = _correct(context, name, rows, values[name], known)
         for name in names:
-            has = subset(block, [name], names).cpu() & (labels >= 0)
-            seen = (
-                study.classify(name, block.data[name][has.to(block.observed.device)])
-                if has.any()
-                else labels[has]
-            )
-            found["classifier", name] = scatter((seen == labels[has]).double(), has)
-        for sampler in self._samplers(study):
-            samples = study.draw(len(block), sampler, generator)
-            if samples is not None:
-                seen = torch.stack([study.classify(name, x) for name, x in samples.items()])
-                found["unconditional", sampler] = (seen == seen[0]).all(0).double()
-        return found
+            rows, known = _labelled(context, block, (name,))
+            scores["classifier", name] = _correct(context, name, rows, rows.data[name], known)
+        for sampler in self._samplers(context):
+            draws = context.draw(len(block), sampler, generator)
+            if draws is not None:
+                classes = torch.stack([context.classify(name, x) for name, x in draws.items()])
+                agree = (classes == classes[0]).all(0)
+                scores["unconditional", sampler] = agree.double()
+        return scores
 
-    def _samplers(self, study: EvaluationContext) -> list[str]:
-        return [self.sampler] if self.sampler else ["prior", *study.model.samplers]
+    def _samplers(self, context: EvaluationContext) -> list[str]:
+        return [self.sampler] if self.sampler else ["prior", *context.model.samplers]
 
-    def summary(self, study: EvaluationContext, scores: Scores) -> list[Score]:
-        """See `Metric.summary`; by number of given modalities, pooled over the sets and what is generated."""
-        names = study.model.names
-        by_set: dict[Names, list[Tensor]] = {given: [] for given in self.given(names)}
-        own: list[Tensor] = []
-        found = []
-        pairs: Any = scores
-        for (given, target), values in pairs.items():
-            if given in by_set:
-                (own if target in given else by_set[given]).append(values)
+    def summary(self, context: EvaluationContext, scores: Scores) -> Iterator[Score]:
+        """Lines by number of given modalities, pooled over the sets and over what is generated."""
+        names = context.model.names
+        by_set = {}
+        for given in self.given(names):
+            by_set[given] = [scores[given, name] for name in context.others(*given)]
         for n in range(1, len(names)):
-            pooled = torch.stack(
-                [values for given, each in by_set.items() if len(given) == n for values in each]
-            )
-            found.append(mean("coherence", f"given {n}", pooled.nanmean(0), given=n))
-        found.append(mean("coherence", "self", torch.stack(own).nanmean(0), given=1))
-        for sampler in self._samplers(study):
+            pooled = [values for given, values in by_set.items() if len(given) == n]
+            yield _pooled(f"given {n}", list(itertools.chain(*pooled)), given=n)
+        yield _pooled("self", [scores[(name,), name] for name in names], given=1)
+        for sampler in self._samplers(context):
             if ("unconditional", sampler) in scores:
                 name = "unconditional" if sampler == "prior" else f"unconditional, {sampler}"
-                found.append(mean("coherence", name, scores["unconditional", sampler], given=0))
-        for given, each in by_set.items():
-            name = f"given {', '.join(given)}"
-            found.append(
-                mean(
-                    "coherence", name, torch.stack(each).nanmean(0), given=len(given), detail=True
-                )
-            )
+                yield mean("coherence", name, scores["unconditional", sampler], given=0)
+        for given, values in by_set.items():
+            yield _pooled(f"given {', '.join(given)}", values, given=len(given), detail=True)
         for name in names:
-            found.append(
-                mean("coherence", f"classifier of {name}, real values", scores["classifier", name])
-            )
-        return found
+            line = f"classifier of {name}, real values"
+            yield mean("coherence", line, scores["classifier", name])
+
+
+def _labelled(context: EvaluationContext, block: Batch, given: Names) -> tuple[Batch, Tensor]:
+    """The labelled rows that observe all of `given`, and which they are, (b,) bool on the CPU."""
+    known = observes_all(block, given).cpu() & (context.labels(block) >= 0)
+    return block.take(known.to(block.observed.device)), known
+
+
+def _correct(
+    context: EvaluationContext, name: str, rows: Batch, x: Tensor, known: Tensor
+) -> Tensor:
+    """Whether values x of the known rows show their class: 1 or 0, NaN in the other rows, (b,)."""
+    labels = context.labels(rows)
+    classes = context.classify(name, x) if len(rows) else labels
+    return scatter((classes == labels).double(), known)
+
+
+def _pooled(name: str, values: list[Tensor], given: int, *, detail: bool = False) -> Score:
+    """The mean over rows of the mean over sets and generated modalities."""
+    return mean("coherence", name, torch.stack(values).nanmean(0), given=given, detail=detail)

@@ -1,14 +1,14 @@
-"""Fréchet distance between generated and real values, on features of a network that the user gives.
+"""Fréchet distance between generated and real values, on features of the user's network.
 
-Axes: b rows, f features.
+Axes: b rows, n rows of a subset, f features.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from mvkit.core.batch import Batch
 from mvkit.errors import ShapeError
@@ -18,14 +18,18 @@ from mvkit.evaluation.metric import (
     Score,
     Scores,
     finite,
+    observes_all,
+    observes_any,
     scatter,
-    subset,
+    without_nan,
 )
 from mvkit.registry.spec import field, spec
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """|μ - ν|² + tr(Σ + T - 2 (Σ T)^½) of the means and covariances of features (b, f), in float64.
+    """|μ - ν|² + tr(Σ + T - 2 (Σ T)^½), in float64.
+
+    μ and Σ are the mean and the covariance of the features a (b, f); ν and T are those of b.
 
     Example:
         >>> import torch
@@ -38,10 +42,10 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     values, vectors = torch.linalg.eigh(first)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     # Σ^½ T Σ^½ is symmetric and has the eigenvalues of Σ T, which is not
-    cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
-    return float(
-        (a.mean(0) - b.mean(0)).square().sum() + first.trace() + second.trace() - 2 * cross
-    )
+    products = torch.linalg.eigvalsh(root @ second @ root)
+    cross = products.clamp(min=0).sqrt().sum()
+    between = (a.mean(0) - b.mean(0)).square().sum()
+    return float(between + first.trace() + second.trace() - 2 * cross)
 
 
 @spec
@@ -51,80 +55,63 @@ class Frechet(Metric):
     Args:
         sampler: what draws the latents of the samples; None: the prior.
 
-    Reference: Heusel, Ramsauer, Unterthiner, Nessler and Hochreiter, GANs Trained by a Two Time-Scale Update Rule
-    Converge to a Local Nash Equilibrium, NeurIPS 2017, https://arxiv.org/abs/1706.08500.
+    Reference: Heusel, Ramsauer, Unterthiner, Nessler and Hochreiter, GANs Trained by a Two
+    Time-Scale Update Rule Converge to a Local Nash Equilibrium, NeurIPS 2017,
+    https://arxiv.org/abs/1706.08500.
     """
 
     sampler: str | None = field(default=None)
 
-    def incompatibility(self, study: EvaluationContext) -> str | None:
-        """See `Metric.refusal`."""
-        return (
-            None
-            if study.features
-            else "no network to take features of; give features={name: function}"
-        )
+    def incompatibility(self, context: EvaluationContext) -> str | None:
+        if context.features:
+            return None
+        return "no network to take features of; give features={name: function}"
 
-    def score(
-        self, study: EvaluationContext, block: Batch, generator: torch.Generator
-    ) -> dict[Any, Tensor]:
-        """See `Metric.score`."""
-        names = study.model.names
-        samples = study.draw(len(block), self.sampler, generator)
-        found = {}
-        for name in study.features:
-            has = subset(block, [name], names)
-            if has.any():
-                found[name, "real"] = self._features(study, name, block.data[name], block, has)
+    def score(self, context: EvaluationContext, block: Batch, generator: Generator) -> Scores:
+        samples = context.draw(len(block), self.sampler, generator)
+        scores: Scores = {}
+        for name in context.features:
+            others = context.others(name)
+            observed = observes_all(block, [name])
+            if observed.any():
+                rows = block.take(observed)
+                features = _features(context, name, rows.data[name], rows)
+                scores[name, "real"] = scatter(features, observed)
             if samples is not None:
-                found[name, "samples"] = self._features(
-                    study, name, samples[name], block, torch.ones_like(has)
-                )
-            others = [k for k in names if k != name]
-            known = has & block.hide(others).observed.any(1)
-            if others and known.any():
-                made = study.translate(block.take(known), [name], others, generator=generator)[
-                    name
-                ][0]
-                values = torch.zeros_like(block.data[name]).index_copy(
-                    0, known.nonzero()[:, 0], made
-                )
-                found[name, "given all others"] = self._features(study, name, values, block, known)
-        return found
+                scores[name, "samples"] = _features(context, name, samples[name], block)
+            known = observed & observes_any(block, others)
+            if known.any():
+                rows = block.take(known)
+                generated = context.translate(rows, [name], others, generator=generator)
+                features = _features(context, name, generated[name][0], rows)
+                scores[name, "given all others"] = scatter(features, known)
+        return scores
 
-    @staticmethod
-    def _features(
-        study: EvaluationContext, name: str, x: Tensor, block: Batch, rows: Tensor
-    ) -> Tensor:
-        """Features (b, f) of the flagged rows, NaN in the others."""
-        kept = block.take(rows)
-        found = torch.as_tensor(
-            study.features[name](study.model.modalities[name].restore(x[rows]))
-        ).detach()
-        if found.ndim != 2 or len(found) != len(kept):
-            raise ShapeError(
-                f"evaluate: the features of {name!r} have shape {tuple(found.shape)} for {tuple(x[rows].shape)}; "
-                f"expected ({len(kept)}, features)"
-            )
-        return scatter(finite(found, kept, f"a feature of {name!r}").to(rows.device), rows)
-
-    def summary(self, study: EvaluationContext, scores: Scores) -> list[Score]:
-        """See `Metric.summary`."""
-        found = []
-        for name in study.features:
-            for what in ("samples", "given all others"):
-                real, made = (
-                    _complete(scores.get((name, kind), torch.empty(0, 1)))
-                    for kind in ("real", what)
-                )
-                if min(len(real), len(made)) > 1:
-                    given = 0 if what == "samples" else len(study.model.names) - 1
-                    value = frechet_distance(real, made)
-                    found.append(
-                        Score("frechet", f"{name}, {what}", value, rows=len(made), given=given)
-                    )
-        return found
+    def summary(self, context: EvaluationContext, scores: Scores) -> Iterator[Score]:
+        kinds = {"samples": 0, "given all others": len(context.model.names) - 1}
+        for name in context.features:
+            real = _complete(scores, name, "real")
+            for kind, given in kinds.items():
+                generated = _complete(scores, name, kind)
+                rows = len(generated)
+                if min(len(real), rows) > 1:
+                    value = frechet_distance(real, generated)
+                    yield Score("frechet", f"{name}, {kind}", value, rows=rows, given=given)
 
 
-def _complete(features: Tensor) -> Tensor:
-    return features[~features.isnan().any(1)]
+def _features(context: EvaluationContext, name: str, x: Tensor, rows: Batch) -> Tensor:
+    """Features (n, f) of values x (n, *shape) of a modality in some rows."""
+    restored = context.model.modalities[name].restore(x)
+    features = torch.as_tensor(context.features[name](restored)).detach()
+    if features.ndim != 2 or len(features) != len(rows):
+        raise ShapeError(
+            f"evaluate: the features of {name!r} have shape {tuple(features.shape)} for "
+            f"{tuple(x.shape)}; expected ({len(rows)}, features)"
+        )
+    return finite(features, rows, f"a feature of {name!r}").to(x.device)
+
+
+def _complete(scores: Scores, name: str, kind: str) -> Tensor:
+    """The features that were computed; none where there were no such rows."""
+    features = scores.get((name, kind), torch.empty(0, 1))
+    return features[without_nan(features)]

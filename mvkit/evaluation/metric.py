@@ -1,42 +1,45 @@
-"""Metric: what is measured of a model on rows; EvaluationContext: the model, the rows and whatever else a metric may use.
+"""Metric: what is measured of a model on rows; EvaluationContext: what metrics look at.
 
-Axes: b rows, m modalities, d latent, c classes.
+Axes: b rows, n rows of a subset, m modalities, d latent, c classes, f features.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Generator, Tensor
 
+from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.errors import DataError, RequestError, ShapeError
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.registry.renamed import RenamedMethods
 
-Scores = Mapping[Hashable, Tensor]
+Scores = dict[Any, Tensor]  # keys are the metric's own
+Function = Callable[[Tensor], object]  # from (b, *shape): a classifier, or a network of features
 ROW = "mvkit.row"  # in `Batch.extra`: a row's number in the user's data, for messages
 
 
 @attrs.frozen
 class Score:
-    """A line of a report.
+    """One line of a report.
 
     Args:
         metric: the metric's registered name.
         name: what was measured.
         value: the value.
         error: standard error of the mean over rows; NaN where the value is no mean.
-        rows: how many rows are behind it.
-        given: how many modalities were given; None where that means nothing.
+        rows: number of rows behind it.
+        given: number of modalities that were given; None where that means nothing.
         detail: left out when a report is printed.
     """
 
@@ -52,39 +55,41 @@ class Score:
 class Metric(RenamedMethods, ABC):
     """Something measured of a model.
 
-    To implement one, decorate a subclass with `@spec` and write the two abstract methods. `score` sees a block of
-    conformed rows on the model's device and returns tensors with one entry a row, NaN where a row is not scored; they
-    are put together over all blocks for `summary`. All its randomness must come from `generator`, which belongs to the
-    block. A `RequestError` from any method means that the metric does not fit: the report says so and goes on.
+    To implement one, decorate a subclass with `@spec` and write the two abstract methods. `score`
+    sees a block of conformed rows on the model's device and returns tensors with one entry per
+    row, NaN where a row is not scored; those of all blocks are concatenated for `summary`. All its
+    randomness must come from `generator`, which belongs to the block. A `RequestError` from any
+    method means that the metric does not fit: the report notes it and continues with the rest.
     """
 
     renamed = {"refusal": "incompatibility"}
 
-    def incompatibility(self, study: EvaluationContext) -> str | None:
-        """Why it does not fit the model or the data; None if it does."""
+    def incompatibility(self, context: EvaluationContext) -> str | None:
+        """Why the metric does not fit the model or the data; None if it does."""
         return None
 
-    def rows(self, study: EvaluationContext) -> Batch:
+    def rows(self, context: EvaluationContext) -> Batch:
         """The rows that it scores."""
-        return study.rows
+        return context.rows
 
     @abstractmethod
-    def score(
-        self, study: EvaluationContext, block: Batch, generator: torch.Generator
-    ) -> dict[Any, Tensor]:
-        """What is found of each row of a block, {key: (b, …)}."""
+    def score(self, context: EvaluationContext, block: Batch, generator: Generator) -> Scores:
+        """Scores of each row of a block, {key: (b, …)}."""
 
     @abstractmethod
-    def summary(self, study: EvaluationContext, scores: Scores) -> list[Score]:
+    def summary(self, context: EvaluationContext, scores: Scores) -> Iterable[Score]:
         """The lines of the report, from the scores of all rows."""
 
 
-def mean(metric: str, name: str, values: Tensor, **options: Any) -> Score:
+def mean(
+    metric: str, name: str, values: Tensor, *, given: int | None = None, detail: bool = False
+) -> Score:
     """The mean of scores (b,), NaN left out, with its standard error."""
     kept = values[~torch.isnan(values)].double()
     n = len(kept)
+    value = float(kept.mean()) if n else math.nan
     error = float(kept.std() / math.sqrt(n)) if n > 1 else math.nan
-    return Score(metric, name, float(kept.mean()) if n else math.nan, error, n, **options)
+    return Score(metric, name, value, error, n, given, detail)
 
 
 def scatter(values: Tensor, rows: Tensor) -> Tensor:
@@ -94,6 +99,11 @@ def scatter(values: Tensor, rows: Tensor) -> Tensor:
     return out
 
 
+def without_nan(values: Tensor) -> Tensor:
+    """Which rows of values (b, f) hold no NaN, (b,) bool."""
+    return ~values.isnan().any(1)
+
+
 def finite(value: Tensor, block: Batch, what: str, dim: int = 0) -> Tensor:
     """The value, with rows along `dim`, if all of it is finite.
 
@@ -101,19 +111,25 @@ def finite(value: Tensor, block: Batch, what: str, dim: int = 0) -> Tensor:
         DataError: that names the first row which is not.
     """
     if not torch.isfinite(value).all():
-        flat = torch.isfinite(value.movedim(dim, 0)).reshape(value.shape[dim], -1).all(1)
-        row = int(block.extra[ROW][int((~flat).nonzero()[0])])
+        by_row = torch.isfinite(value.movedim(dim, 0)).reshape(value.shape[dim], -1)
+        first = int((~by_row.all(1)).nonzero()[0])
+        row = int(block.extra[ROW][first])
         raise DataError(
-            f"evaluate: {what} is not finite in row {row}; expected numbers; look at the weights, train again with a "
-            "lower learning rate, or scale the data"
+            f"evaluate: {what} is not finite in row {row}; expected finite numbers; look at the "
+            "weights, train again with a lower learning rate, or scale the data"
         )
     return value
 
 
-def subset(block: Batch, names: Iterable[str], among: Iterable[str]) -> Tensor:
-    """Which rows observe all of `names`, (b,) bool; `among` are the modalities in the order of the mask."""
-    order = list(among)
-    return block.observed[:, [order.index(name) for name in names]].all(1)
+def observes_all(block: Batch, names: Iterable[str]) -> Tensor:
+    """Which rows observe all of the modalities `names`, (b,) bool."""
+    wanted = set(names)
+    return block.hide(wanted).observed.sum(1) == len(wanted)
+
+
+def observes_any(block: Batch, names: Iterable[str]) -> Tensor:
+    """Which rows observe at least one of the modalities `names`, (b,) bool."""
+    return block.hide(names).observed.any(1)
 
 
 @attrs.frozen(eq=False)
@@ -122,31 +138,36 @@ class EvaluationContext:
 
     Args:
         model: the model.
-        rows: conformed rows in an order of their own contents, those that observe something.
+        rows: conformed rows that observe something, in an order that their contents decide.
         train: rows to fit classifiers and probes on; None: half of `rows`.
         label: name of the labels in `Batch.extra`.
-        classifiers: a function a modality, from (b, *shape) in the user's units to scores (b, c) or class indices (b,).
-        features: a function a modality, from (b, *shape) in the user's units to (b, f).
+        classifiers: by modality, functions from (b, *shape) in the user's units to scores (b, c)
+            or class indices (b,).
+        features: by modality, functions from (b, *shape) in the user's units to (b, f).
         seed: of all randomness.
-        notes: what the report has to say beside its numbers; keys of a dict, so that nothing is said twice.
+        notes: what the report says beside its numbers; keys of a dict, so that each is said once.
     """
 
     model: MultimodalModel
     rows: Batch
     train: Batch | None = None
     label: str = "label"
-    classifiers: Mapping[str, Callable[[Tensor], Any]] = attrs.field(factory=dict)
-    features: Mapping[str, Callable[[Tensor], Any]] = attrs.field(factory=dict)
+    classifiers: Mapping[str, Function] = attrs.field(factory=dict)
+    features: Mapping[str, Function] = attrs.field(factory=dict)
     seed: int = 0
     notes: dict[str, None] = attrs.field(factory=dict)
-    _fitted: dict[str, Callable[[Tensor], Any]] = attrs.field(factory=dict, init=False)
+    _fitted: dict[str, Function] = attrs.field(factory=dict, init=False)
 
     def note(self, text: str) -> None:
-        """Something that the report says."""
+        """Adds a note to the report."""
         self.notes[text] = None
 
+    def others(self, *names: str) -> tuple[str, ...]:
+        """All modalities but `names`."""
+        return tuple(name for name in self.model.names if name not in names)
+
     def first(self, limit: int | None, metric: str) -> Batch:
-        """The first `limit` rows in the order of their contents: a subset that no order of the data changes."""
+        """The first `limit` rows, a subset that does not depend on the order of the data."""
         if limit is None or limit >= len(self.rows):
             return self.rows
         self.note(f"{metric}: {limit:,} of {len(self.rows):,} rows, chosen by their contents")
@@ -154,7 +175,7 @@ class EvaluationContext:
 
     @property
     def half(self) -> int:
-        """How many rows go to fitting where there are no others."""
+        """Number of rows to fit on where there are no others."""
         return len(self.rows) // 2
 
     @property
@@ -167,108 +188,137 @@ class EvaluationContext:
         if self.train is not None:
             return self.rows
         self.note(
-            f"{metric}: what it needs is fitted on one half of the rows and scored on the other; give train= for more"
+            f"{metric}: what it needs is fitted on one half of the rows and scored on the other; "
+            "give train= for more"
         )
         return self.rows.take(slice(self.half, None))
 
     def labels(self, block: Batch) -> Tensor:
         """Class indices of the rows, (b,) on the CPU; -1 where there is none."""
-        found: Tensor = block.extra[self.label].cpu()
-        if found.dtype.is_floating_point:
-            found = torch.where(found.isnan(), -1, found)
-        if found.ndim != 1 or bool((found != found.long()).any()):
+        if self.label not in block.extra:
+            return torch.full((len(block),), -1)
+        labels: Tensor = block.extra[self.label].cpu()
+        if labels.dtype.is_floating_point:
+            labels = torch.where(labels.isnan(), -1, labels)
+        classes = labels.long()
+        if labels.ndim != 1 or bool((labels != classes).any()):
             raise ShapeError(
-                f"evaluate: extra[{self.label!r}] has shape {tuple(found.shape)} and dtype {found.dtype}; expected a "
-                "class index a row, -1 or NaN where there is none"
+                f"evaluate: extra[{self.label!r}] has shape {tuple(labels.shape)} and dtype "
+                f"{labels.dtype}; expected one class index per row, -1 or NaN where there is none"
             )
-        return found.long()
+        return classes
 
     def unlabelled(self) -> str | None:
-        """Why labels are of no use; None if they are there."""
+        """Why there are no labels to use; None if there are."""
         if self.label not in self.rows.extra:
             return f"no labels: extra[{self.label!r}] is not in the data"
-        return (
-            None
-            if bool((self.labels(self.rows) >= 0).any())
-            else f"extra[{self.label!r}] labels no row"
-        )
+        if not bool((self.labels(self.rows) >= 0).any()):
+            return f"extra[{self.label!r}] labels no row"
+        return None
 
-    def generator(self, what: str) -> torch.Generator:
+    def generator(self, what: str) -> Generator:
         """Randomness that is a function of the seed and a name."""
-        digest = hashlib.sha256(f"{self.seed}/{what}".encode()).digest()
-        return torch.Generator(self.model.like.device).manual_seed(
-            int.from_bytes(digest[:7], "big")
-        )
+        seed = noise.seed_of_name(self.seed, what)
+        return noise.seeded(seed, self.model.like.device)
 
     def encode(self, block: Batch, given: Iterable[str]) -> Tensor:
         """Posterior means (b, d) given modalities."""
-        return finite(self.model.encode(block, list(given)), block, "the posterior mean")
+        return finite(self.model.encode(block, given), block, "the posterior mean")
 
     def translate(
         self, block: Batch, to: Iterable[str], given: Iterable[str], **options: Any
     ) -> dict[str, Tensor]:
-        """Modalities generated from others, {name: (n, b, *shape)}, in the model's units, as those of a block."""
-        made = self.model.translate(block, list(to), list(given), units="model", **options)
-        return {
-            name: finite(x, block, f"modality {name!r}, generated,", 1) for name, x in made.items()
-        }
+        """Modalities generated from others, {name: (n, b, *shape)}, in the model's units.
 
-    def draw(
-        self, n: int, sampler: str | None, generator: torch.Generator
-    ) -> dict[str, Tensor] | None:
-        """Rows {name: (n, *shape)} from the prior or a sampler, in the model's units; None, with a note, if not."""
+        Args:
+            block: conformed rows.
+            to: wanted modalities.
+            given: modalities to look at.
+            options: of `model.translate`, such as `n`, `latent`, `sample` and `generator`.
+        """
+        samples = self.model.translate(block, to, given, units="model", **options)
+        for name, values in samples.items():
+            finite(values, block, f"modality {name!r}, generated,", 1)
+        return samples
+
+    def draw(self, n: int, sampler: str | None, generator: Generator) -> dict[str, Tensor] | None:
+        """Rows {name: (n, *shape)} from the prior or a sampler, in the model's units.
+
+        None, with a note, where the model has no such samples.
+        """
         try:
-            return self.model.sample(n, sampler=sampler, units="model", generator=generator)  # type: ignore[no-any-return]
+            return self.model.sample(n, sampler=sampler, units="model", generator=generator)
         except RequestError as error:
             self.note(f"no samples: {error}")
             return None
 
     def classify(self, name: str, x: Tensor) -> Tensor:
-        """Class indices (b,) of values of a modality (b, *shape), by the user's classifier or one fitted on the spot.
+        """Class indices (b,) of values of a modality (b, *shape) in the model's units.
+
+        Taken by the user's classifier, or by one that is fitted when it is first needed.
 
         Raises:
             ShapeError: a classifier that returns something else than (b, c) or (b,).
-            DataError: one that returns what is not finite.
+            DataError: a classifier that returns non-finite values.
         """
-        classify = self.classifiers.get(name)
-        if classify is None:
+        classifier = self.classifiers.get(name)
+        if classifier is not None:
+            x = self.model.modalities[name].restore(x)
+        else:
             if name not in self._fitted:
                 self._fitted[name] = fit_classifier(self, name)
-            classify = self._fitted[name]
-        else:
-            x = self.model.modalities[name].restore(x)
-        found = torch.as_tensor(classify(x)).detach().cpu()
-        where = f"evaluate: the classifier of {name!r}"
-        fine = found.ndim == 2 or (
-            found.ndim == 1 and not (found.dtype.is_floating_point or found.dtype == torch.bool)
+            classifier = self._fitted[name]
+        scores = torch.as_tensor(classifier(x)).detach().cpu()
+        _check_classes(scores, x, f"evaluate: the classifier of {name!r}")
+        return scores.argmax(1) if scores.ndim == 2 else scores.long()
+
+
+def _check_classes(scores: Tensor, x: Tensor, where: str) -> None:
+    """Raises an error unless a classifier returned scores (b, c) or class indices (b,) of x."""
+    whole = not scores.dtype.is_floating_point and scores.dtype != torch.bool
+    fits = scores.ndim == 2 or (scores.ndim == 1 and whole)
+    if not fits or len(scores) != len(x):
+        raise ShapeError(
+            f"{where} returned {scores.dtype} of shape {tuple(scores.shape)} for "
+            f"{tuple(x.shape)}; expected scores ({len(x)}, classes) or whole numbers ({len(x)},)"
         )
-        if not fine or len(found) != len(x):
-            raise ShapeError(
-                f"{where} gave {found.dtype} of shape {tuple(found.shape)} for {tuple(x.shape)}; expected scores "
-                f"({len(x)}, classes) or whole numbers ({len(x)},)"
-            )
-        if not torch.isfinite(found).all():
-            raise DataError(
-                f"{where} gave values that are not finite; expected numbers; look at its weights"
-            )
-        return found.argmax(1) if found.ndim == 2 else found.long()
+    if not torch.isfinite(scores).all():
+        raise DataError(
+            f"{where} returned values that are not finite; expected finite numbers; look at its "
+            "weights"
+        )
 
 
-def fit_classifier(study: EvaluationContext, name: str) -> Callable[[Tensor], Any]:
-    """A classifier of a modality's real values: a perceptron with one hidden layer, fitted on the study's rows."""
-    from sklearn.neural_network import MLPClassifier
-
-    rows = study.fitting
-    labels = study.labels(rows) if study.label in rows.extra else torch.full((len(rows),), -1)
-    known = subset(rows, [name], study.model.names) & (labels >= 0)
+def fit_classifier(context: EvaluationContext, name: str) -> Function:
+    """A classifier of a modality's real values, fitted on the rows of the evaluation."""
+    rows = context.fitting
+    labels = context.labels(rows)
+    known = observes_all(rows, [name]) & (labels >= 0)
     if not known.any():
         raise RequestError(f"no labelled row to fit a classifier of {name!r} on")
-    made = MLPClassifier((256,), max_iter=25, random_state=study.seed)
+    return fit_perceptron(rows.data[name][known], labels[known], seed=context.seed)
+
+
+def fit_perceptron(
+    x: Tensor, labels: Tensor, *, hidden: int = 256, passes: int = 25, seed: int = 0
+) -> Callable[[Tensor], NDArray[np.int64]]:
+    """A perceptron with one hidden layer, from (b, *shape) to class indices (b,), fitted on rows.
+
+    Args:
+        x: values (b, *shape).
+        labels: class indices (b,).
+        hidden: width of the hidden layer.
+        passes: passes over the rows, after which it stops whether or not it has converged.
+        seed: of its weights and batches.
+    """
+    from sklearn.neural_network import MLPClassifier
+
+    perceptron = MLPClassifier((hidden,), max_iter=passes, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # 25 passes are enough, whatever its stopping rule says
-        made.fit(_flat(rows.data[name][known]), labels[known].numpy())
-    return lambda x: made.predict(_flat(x))
+        warnings.simplefilter("ignore")  # it warns that it may not have converged
+        perceptron.fit(_flat(x), labels.numpy())
+    return lambda values: perceptron.predict(_flat(values))
 
 
-def _flat(x: Tensor) -> Any:
+def _flat(x: Tensor) -> NDArray[np.float32]:
     return rearrange(x, "b ... -> b (...)").cpu().numpy()

@@ -1,4 +1,4 @@
-"""Report: what was measured of a model, as a table, a frame, JSON, LaTeX or Markdown; compare: several side by side."""
+"""Report: what was measured of a model, in several formats; compare: reports side by side."""
 
 from __future__ import annotations
 
@@ -6,52 +6,59 @@ import json
 import math
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from mvkit.errors import DataError, RequestError, suggest
 from mvkit.evaluation.metric import Score
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Cells = tuple[list[str], list[list[str]]]
+MAYBE_NAN = ("value", "error")  # numbers of a score that JSON holds as null if they are NaN
+
 
 class Table(ABC):
     """Something that reads as a table. To implement one, write `frame` and `cells`."""
 
     @abstractmethod
-    def frame(self) -> Any:
+    def frame(self) -> DataFrame:
         """All numbers as a `pandas.DataFrame`."""
 
     @abstractmethod
-    def cells(self) -> tuple[list[str], list[list[str]]]:
+    def cells(self) -> Cells:
         """Titles of the columns, and the lines that are shown."""
 
     def __str__(self) -> str:
         titles, lines = self.cells()
-        widths = [max(map(len, column)) for column in zip(titles, *lines, strict=True)]
-        flush = [str.ljust, str.ljust, *[str.rjust] * len(titles)]
-        return "\n".join(
-            "  ".join(
-                pad(cell, width) for pad, cell, width in zip(flush, line, widths, strict=False)
-            ).rstrip()
-            for line in (titles, *lines)
-        )
+        columns = []
+        for i, column in enumerate(zip(titles, *lines, strict=True)):
+            pad = str.ljust if i < 2 else str.rjust
+            width = max(map(len, column))
+            columns.append([pad(cell, width) for cell in column])
+        return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
     def to_markdown(self) -> str:
         """The table in Markdown."""
         titles, lines = self.cells()
         rule = ["---", "---", *["---:"] * (len(titles) - 2)]
-        escaped = [[cell.replace("|", "\\|") for cell in line] for line in (titles, rule, *lines)]
-        return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+        text = []
+        for line in (titles, rule, *lines):
+            escaped = [cell.replace("|", "\\|") for cell in line]
+            text.append(f"| {' | '.join(escaped)} |")
+        return "\n".join(text)
 
     def to_latex(self) -> str:
         """The table in LaTeX, with the rules of `booktabs`; pandas writes it."""
         import pandas as pd
 
         titles, lines = self.cells()
-        text: str = pd.DataFrame(lines, columns=titles).to_latex(
-            index=False, escape=True, column_format="ll" + "r" * (len(titles) - 2)
-        )
+        frame = pd.DataFrame(lines, columns=titles)
+        columns = "ll" + "r" * (len(titles) - 2)
+        text: str = frame.to_latex(index=False, escape=True, column_format=columns)
         for symbol, command in {"±": r"$\pm$", " | ": r" $\mid$ ", "²": "$^2$", "–": "--"}.items():
             text = text.replace(symbol, command)
         return text
@@ -63,7 +70,7 @@ def _number(value: float) -> str:
 
 @attrs.frozen
 class Report(Table):
-    """What `evaluate` found.
+    """What `evaluate` returns.
 
     Args:
         scores: the numbers.
@@ -71,7 +78,8 @@ class Report(Table):
         about: the model's header, the seed, rows, versions.
 
     Example:
-        >>> report = Report((Score("probe", "accuracy given all", 0.9, 0.01, 900),), ("clusters: no labels",))
+        >>> accuracy = Score("probe", "accuracy given all", 0.9, 0.01, 900)
+        >>> report = Report((accuracy,), ("clusters: no labels",))
         >>> report["probe/accuracy given all"]
         0.9
         >>> print(report)
@@ -90,25 +98,27 @@ class Report(Table):
             raise RequestError(f"report: nothing called {key!r}; {suggest(key, values)}")
         return values[key]
 
-    def frame(self) -> Any:
-        """All scores, a line each, those that printing leaves out too."""
+    def frame(self) -> DataFrame:
+        """All scores, one per line, also those that are left out in printing."""
         import pandas as pd
 
         columns = [field.name for field in attrs.fields(Score)]
         return pd.DataFrame([attrs.asdict(score) for score in self.scores], columns=columns)
 
-    def cells(self) -> tuple[list[str], list[list[str]]]:
-        """See `Table.cells`."""
-        shown = [score for score in self.scores if not score.detail]
-        lines = [
-            [s.metric, s.name, _number(s.value), _number(s.error), f"{s.rows:,}"] for s in shown
-        ]
+    def cells(self) -> Cells:
+        lines = []
+        for score in self.scores:
+            if not score.detail:
+                numbers = [_number(score.value), _number(score.error), f"{score.rows:,}"]
+                lines.append([score.metric, score.name, *numbers])
         return ["metric", "name", "value", "error", "rows"], lines
 
     def __str__(self) -> str:
+        lines = [super().__str__()]
         hidden = sum(score.detail for score in self.scores)
-        more = [f"{hidden} more in report.frame()"] if hidden else []
-        return "\n".join([Table.__str__(self), *more, *(f"note: {note}" for note in self.notes)])
+        if hidden:
+            lines.append(f"{hidden} more in report.frame()")
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
     __repr__ = __str__
 
@@ -116,7 +126,9 @@ class Report(Table):
         """Everything, as JSON; NaN as null."""
         scores = [attrs.asdict(score) for score in self.scores]
         for score in scores:
-            score |= {k: None if math.isnan(score[k]) else score[k] for k in ("value", "error")}
+            for key in MAYBE_NAN:
+                if math.isnan(score[key]):
+                    score[key] = None
         data = {"scores": scores, "notes": self.notes, "about": self.about}
         return json.dumps(data, indent=1, allow_nan=False)
 
@@ -129,14 +141,12 @@ class Report(Table):
         """
         try:
             data = json.loads(text)
-            scores = [
-                Score(
-                    **score
-                    | {k: math.nan if score[k] is None else score[k] for k in ("value", "error")}
-                )
-                for score in data["scores"]
-            ]
-            return cls(tuple(scores), tuple(data["notes"]), data["about"])
+            for score in data["scores"]:
+                for key in MAYBE_NAN:
+                    if score[key] is None:
+                        score[key] = math.nan
+            scores = tuple(Score(**score) for score in data["scores"])
+            return cls(scores, tuple(data["notes"]), data["about"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"report: {error}; expected what Report.to_json writes") from None
 
@@ -147,39 +157,37 @@ class Comparison(Table):
 
     runs: dict[str, tuple[Report, ...]]
 
-    def _values(self) -> dict[tuple[str, str], dict[str, list[float]]]:
-        """Values by (metric, name) and model, in the order of the reports."""
-        found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    def _scores(self) -> Iterator[tuple[str, Score]]:
+        """All scores with the name of their model, in the order of the reports."""
         for model, reports in self.runs.items():
-            for score in (score for report in reports for score in report.scores):
-                found.setdefault((score.metric, score.name), {}).setdefault(model, []).append(
-                    score.value
-                )
-        return found
+            for report in reports:
+                for score in report.scores:
+                    yield model, score
 
-    def frame(self) -> Any:
-        """A line a number and model: metric, name, model, mean, sd, runs."""
+    def _values(self) -> dict[tuple[str, str], dict[str, list[float]]]:
+        """Values by (metric, name) and model."""
+        values: dict[tuple[str, str], dict[str, list[float]]] = {}
+        for model, score in self._scores():
+            by_model = values.setdefault((score.metric, score.name), {})
+            by_model.setdefault(model, []).append(score.value)
+        return values
+
+    def frame(self) -> DataFrame:
+        """One line per number and model: metric, name, model, mean, sd, runs."""
         import pandas as pd
 
-        lines = [
-            [*key, model, statistics.fmean(values), _deviation(values), len(values)]
-            for key, by_model in self._values().items()
-            for model, values in by_model.items()
-        ]
-        return pd.DataFrame(lines, columns=["metric", "name", "model", "mean", "sd", "runs"])
-
-    def cells(self) -> tuple[list[str], list[list[str]]]:
-        """See `Table.cells`."""
-        detail = {
-            (s.metric, s.name)
-            for r in self.runs.values()
-            for one in r
-            for s in one.scores
-            if s.detail
-        }
         lines = []
         for key, by_model in self._values().items():
-            if key not in detail:
+            for model, values in by_model.items():
+                numbers = (statistics.fmean(values), _deviation(values), len(values))
+                lines.append([*key, model, *numbers])
+        return pd.DataFrame(lines, columns=["metric", "name", "model", "mean", "sd", "runs"])
+
+    def cells(self) -> Cells:
+        details = {(score.metric, score.name) for _, score in self._scores() if score.detail}
+        lines = []
+        for key, by_model in self._values().items():
+            if key not in details:
                 lines.append([*key, *(_spread(by_model.get(model, [])) for model in self.runs)])
         return ["metric", "name", *self.runs], lines
 
@@ -194,36 +202,42 @@ def _deviation(values: list[float]) -> float:
 def _spread(values: list[float]) -> str:
     if not values:
         return "–"
-    more = f" ± {_deviation(values):.2g}" if len(values) > 1 else ""
-    return _number(statistics.fmean(values)) + more
+    deviation = f" ± {_deviation(values):.2g}" if len(values) > 1 else ""
+    return _number(statistics.fmean(values)) + deviation
 
 
 def compare(reports: Mapping[str, Report | Sequence[Report]]) -> Comparison:
-    """Reports side by side, as a table that prints, and gives a frame, LaTeX or Markdown.
+    """Reports side by side, as a table that prints, and converts to a frame, LaTeX or Markdown.
 
     Args:
-        reports: a model's name to its report, or to those of several seeds: mean ± standard deviation are shown.
+        reports: a model's name to its report, or to those of several seeds: mean ± standard
+            deviation are shown.
 
     Example:
-        >>> one, two = (Report((Score("probe", "accuracy", value),)) for value in (0.5, 0.7))
-        >>> print(compare({"poe": one, "moe": [one, two]}))
+        >>> first, second = (Report((Score("probe", "accuracy", value),)) for value in (0.5, 0.7))
+        >>> print(compare({"poe": first, "moe": [first, second]}))
         metric  name      poe         moe
         probe   accuracy  0.5  0.6 ± 0.14
     """
     return Comparison(runs_of(reports, "compare"))
 
 
-def runs_of(reports: Any, where: str) -> dict[str, tuple[Report, ...]]:
-    """Reports by the name of their model, one or several each."""
+def runs_of(reports: object, where: str) -> dict[str, tuple[Report, ...]]:
+    """Reports by the name of their model, one or several each.
+
+    Raises:
+        RequestError: that names the function `where`, if they are something else.
+    """
     if not isinstance(reports, Mapping) or not reports:
-        found = type(reports).__name__ if reports else repr(reports)
+        value = type(reports).__name__ if reports else repr(reports)
         raise RequestError(
-            f"{where}: got {found}; expected a dict of reports by name, such as {{'mopoe': report}}"
+            f"{where}: got {value}; expected a dict of reports by name, such as "
+            "{'mopoe': report}"
         )
     runs = {}
     for name, given in reports.items():
         each = tuple(given) if isinstance(given, list | tuple) else (given,)
-        if not each or not all(isinstance(one, Report) for one in each):
+        if not each or not all(isinstance(report, Report) for report in each):
             raise RequestError(
                 f"{where}: {name!r}: got {given!r}; expected a Report or a list of them"
             )
