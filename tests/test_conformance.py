@@ -11,7 +11,7 @@ import mvkit
 from mvkit import SpecError, spec
 from mvkit.data.transforms import Log1p
 from mvkit.evaluation.metric import Metric, mean
-from mvkit.parts.aggregators.aggregator import product_of_observed
+from mvkit.core.mixture import product_of_observed
 from mvkit.parts.aggregators.products import PoE
 from mvkit.parts.families import Normal
 from mvkit.parts.likelihoods import Normal as NormalLikelihood
@@ -284,7 +284,7 @@ WRONG = {
         "aggregator",
         "save",
         module(Forgetful),
-        "gave other codes after save and load",
+        "returned other codes after save and load",
     ),
     "global noise": (
         "aggregator",
@@ -340,7 +340,7 @@ WRONG = {
     "fillers": (
         "likelihood",
         "fillers",
-        likelihood(lambda self, p, out, x: p / self.top.clamp(min=1), outside=looking_at_all),
+        likelihood(lambda self, p, out, x: p / self.top.clamp(min=1), out_of_support=looking_at_all),
         "changed loss where fillers are",
     ),
     "network, rows": ("network", "rows", network(Centred), "expected"),

@@ -1,10 +1,10 @@
-"""save and load: one sealed file (see `mvkit.core.safe_file`), weights and a JSON header, never pickle."""
+"""save and load: one sealed file (see `mvkit.core.safe_file`), a JSON header and weights."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -20,11 +20,15 @@ from mvkit.models.stack import Stack
 from mvkit.registry import plugins
 from mvkit.registry.spec import as_part, is_spec
 
+Header = dict[str, Any]  # plain JSON data
+Modules = Mapping[str, nn.Module] | None
+
 
 def save(model: MultimodalModel, path: str | os.PathLike[str]) -> None:
     """Writes a model: specs with all defaults, weights, buffers.
 
-    The file appears complete or not at all: a temporary file beside it is written, synced and renamed.
+    The file appears complete or not at all: a temporary file beside it is written, synced and
+    renamed.
 
     Raises:
         OSError: when the folder cannot be written; nothing is left behind.
@@ -33,42 +37,41 @@ def save(model: MultimodalModel, path: str | os.PathLike[str]) -> None:
     safe_file.write(path, header_of(model), model.state_dict())
 
 
-def header_of(model: MultimodalModel) -> dict[str, Any]:
-    """What a file says of its model, beside the weights: plain JSON data."""
+def header_of(model: MultimodalModel) -> Header:
+    """What a file says of its model, beside the weights."""
+    specs = (model.spec, *(sampler.spec for sampler in model.samplers.values()))
     return {
         "model": model.header(),
         "dtype": str(model.like.dtype).removeprefix("torch."),
         "mvkit": __version__,
-        "packages": _packages(
-            (model.spec, *(sampler.spec for sampler in model.samplers.values()))
-        ),
+        "packages": _packages(specs),
     }
 
 
 def _packages(value: Any) -> dict[str, str]:
-    """Third-party packages that the parts of a spec come from, with their versions."""
-    found: dict[str, str] = {}
+    """Versions of the third-party packages that the parts of a spec come from."""
+    packages = {}
     if is_spec(value):
         entry = plugins.find_entry(type(value))
         if entry is not None and entry.package != "mvkit":
-            found[entry.package] = entry.version
-        for inner in vars(value).values():
-            found |= _packages(inner)
-    for inner in (
-        value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else ()
-    ):
-        found |= _packages(inner)
-    return found
+            packages[entry.package] = entry.version
+        value = vars(value)
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, tuple):
+        for item in value:
+            packages.update(_packages(item))
+    return packages
 
 
 def load(
     path: str | os.PathLike[str],
     *,
-    encoders: Mapping[str, nn.Module] | None = None,
-    decoders: Mapping[str, nn.Module] | None = None,
-    modules: Mapping[str, nn.Module] | None = None,
+    encoders: Modules = None,
+    decoders: Modules = None,
+    modules: Modules = None,
     device: str | torch.device = "cpu",
-) -> Any:
+) -> Model | Stack:
     """Reads a model back, in evaluation mode.
 
     Args:
@@ -79,12 +82,17 @@ def load(
         device: where to put it.
 
     Raises:
-        CheckpointError: truncated, altered, of an unknown format, no checkpoint of mvkit at all, needing a package that
-            is not installed, or a module that was not given.
+        CheckpointError: truncated, altered, of an unknown format, no checkpoint of mvkit at all,
+            needing a package that is not installed, or a module that was not given.
     """
     header, weights = safe_file.read(path)
     try:
-        return _loaded(header, weights, path, encoders, decoders, modules).to(device).eval()
+        given = dict(modules or {})
+        for name, module in (encoders or {}).items():
+            given[f"modalities.{name}.encoder"] = module
+        for name, module in (decoders or {}).items():
+            given[f"modalities.{name}.decoder"] = module
+        return _loaded(header, weights, given, str(path)).to(device).eval()
     except CheckpointError:
         raise
     except (MvkitError, RuntimeError, TypeError, LookupError, AttributeError, ValueError) as error:
@@ -94,122 +102,108 @@ def load(
 
 
 def _loaded(
-    header: dict[str, Any],
-    weights: dict[str, Tensor],
-    path: str | os.PathLike[str],
-    encoders: Mapping[str, nn.Module] | None,
-    decoders: Mapping[str, nn.Module] | None,
-    modules: Mapping[str, nn.Module] | None,
-) -> MultimodalModel:
-    """The model of a header and its weights."""
+    header: Header, weights: dict[str, Tensor], given: dict[str, nn.Module], where: str
+) -> Model | Stack:
+    """The model of a header and its weights, with the user's modules by path."""
     if "training" in header:
         raise CheckpointError(
-            f"{path}: the state of a training run; load the run's best.safetensors or model.safetensors, or go on with "
-            "mvkit.fit(…, checkpoint=…, resume='auto')"
+            f"{where}: the state of a training run; load the run's best.safetensors or "
+            "model.safetensors, or resume it with mvkit.fit(…, checkpoint=…, resume='auto')"
         )
-    given = dict(modules or {})
-    for side, by_name in (("encoder", encoders), ("decoder", decoders)):
-        given |= {f"modalities.{name}.{side}": module for name, module in (by_name or {}).items()}
-    missing: list[str] = []
-    used: set[str] = set()
-    data = _with_modules(header["model"], given, "", missing, used)
-    _refuse_missing(missing, str(path))
-    spare = [at for at in given if at not in used]
-    if spare:
-        raise CheckpointError(
-            f"{path}: {spare[0]} was no module of the user's when the model was saved; leave it out"
-        )
-    _require_packages(header, str(path))
+    externals = list(_externals(header["model"]))
+    classes = {path: container[key]["external"] for path, container, key in externals}
+    _check_given(classes, given, where)
+    _require_packages(header, where)
+    for path, container, key in externals:
+        container[key] = given[path]
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
-        model = rebuilt(data).to(getattr(torch, header["dtype"]))
+        model = rebuilt(header["model"]).to(getattr(torch, header["dtype"]))
     model.load_state_dict(weights)
     return model
 
 
-def rebuilt(header: dict[str, Any], seed: int | None = None) -> MultimodalModel:
-    """The model that `model.header()` tells of, with fresh weights, drawn from a seed if one is given."""
-    data = dict(header)
-    samplers = data.pop("samplers", [])
-    model = _bare(data, seed)
+def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
+    """The model of `model.header()`, with fresh weights, drawn from a seed if one is given."""
+    options = dict(header)
+    samplers = options.pop("samplers", [])
+    model: Model | Stack
+    if options.pop("name") == "stack":
+        levels = [cast(Model, rebuilt(level, seed)) for level in options.pop("levels")]
+        model = Stack(levels, **options)
+    else:
+        modalities = options["modalities"]
+        options["modalities"] = {name: modalities[name] for name in options.pop("order")}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the user saw them when the model was made
+            model = Model(**options, seed=seed)
     for sampler in samplers:
-        install(model, as_part("sampler", sampler))
+        spec = as_part("sampler", sampler)
+        install(model, spec, spec.build(model.latent_dim))
     return model
 
 
-def _bare(data: dict[str, Any], seed: int | None) -> MultimodalModel:
-    """Without the samplers that were fitted to it."""
-    name = data.pop("name")
-    if name == "stack":
-        return Stack([cast(Model, rebuilt(level, seed)) for level in data.pop("levels")], **data)
-    data["modalities"] = {name: data["modalities"][name] for name in data.pop("order")}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what there was to say was said when the model was made
-        return Model(**data, seed=seed)
-
-
-def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
+def describe(path: str | os.PathLike[str]) -> Header:
     """The checked header of a file: format, versions, packages, and the model's specs."""
     return safe_file.read_header(path)
 
 
-def _with_modules(
-    value: Any, given: dict[str, nn.Module], at: str, missing: list[str], used: set[str]
-) -> Any:
-    """The header's data with the user's modules in their places; notes which were not given."""
-    if (
-        isinstance(value, dict)
-        and set(value) == {"external"}
-        and isinstance(value["external"], str)
-    ):
-        if at not in given:
-            missing.append(f"{at} ({value['external']})")
-        used.add(at)
-        return given.get(at)
-    if isinstance(value, dict):
-        return {
-            key: _with_modules(one, given, f"{at}.{key}".lstrip("."), missing, used)
-            for key, one in value.items()
-        }
-    if isinstance(value, list):
-        return [
-            _with_modules(one, given, f"{at}.{i}", missing, used) for i, one in enumerate(value)
-        ]
-    return value
+def _externals(container: Any, path: str = "") -> Iterator[tuple[str, Any, str | int]]:
+    """Modules of the user's in a header: path, and the dict or list with the key of the item."""
+    items = enumerate(container) if isinstance(container, list) else container.items()
+    for key, item in items:
+        inner = f"{path}.{key}".lstrip(".")
+        match item:
+            case {"external": str()} if len(item) == 1:
+                yield inner, container, key
+            case dict() | list():
+                yield from _externals(item, inner)
 
 
-def _refuse_missing(missing: list[str], where: str) -> None:
-    """Raises CheckpointError that lists the modules to give, and how."""
-    if not missing:
-        return
-    wanted: dict[str, list[str]] = {}
-    for entry in missing:
-        at = entry.partition(" ")[0]
-        top, _, rest = at.partition(".")
-        name, _, side = rest.rpartition(".")
-        argument, key = (f"{side}s", name) if top == "modalities" else ("modules", at)
-        wanted.setdefault(argument, []).append(f"{key!r}: …")
-    call = ", ".join(
-        f"{argument}={{{', '.join(keys)}}}"
-        for argument, keys in sorted(wanted.items(), reverse=True)
-    )
-    raise CheckpointError(
-        f"{where}: {', '.join(missing)}: modules of the user's, whose code no file holds; give modules like them: "
-        f"mvkit.load(path, {call})"
+def _check_given(classes: dict[str, str], given: dict[str, nn.Module], where: str) -> None:
+    """Raises CheckpointError unless the paths of the modules wanted and given are the same."""
+    missing = [path for path in classes if path not in given]
+    if missing:
+        listed = ", ".join(f"{path} ({classes[path]})" for path in missing)
+        raise CheckpointError(
+            f"{where}: {listed}: modules of the user's, whose code no file holds; give modules "
+            f"like them: mvkit.load(path, {_arguments(missing)})"
+        )
+    for path in given:
+        if path not in classes:
+            raise CheckpointError(
+                f"{where}: {path} was no module of the user's when the model was saved; leave it "
+                "out"
+            )
+
+
+def _arguments(missing: list[str]) -> str:
+    """The arguments of `load` that give the missing modules."""
+    arguments: dict[str, list[str]] = {"modules": [], "encoders": [], "decoders": []}
+    for path in missing:
+        match path.split("."):
+            case ["modalities", name, "encoder" | "decoder" as side]:
+                arguments[f"{side}s"].append(f"{name!r}: …")
+            case _:
+                arguments["modules"].append(f"{path!r}: …")
+    return ", ".join(
+        f"{name}={{{', '.join(items)}}}" for name, items in arguments.items() if items
     )
 
 
-def _require_packages(header: dict[str, Any], where: str) -> None:
-    required: dict[str, str] = header.get("packages", {})
+def _require_packages(header: Header, where: str) -> None:
+    """Raises CheckpointError for a package of the header that offers no parts here."""
     plugins.registry().scan()
     offered = {entry.package for entry in plugins.registry().entries}
-    for package, version in required.items():
-        if package == "local" and package not in offered:
+    for package, version in header.get("packages", {}).items():
+        if package in offered:
+            continue
+        if package == "local":
             raise CheckpointError(
-                f"{where}: it has parts of a session; call mvkit.plugins.declare(…) for them, then load"
+                f"{where}: it has parts of a session; call mvkit.plugins.declare(…) for them, "
+                "then load"
             )
-        if package not in offered:
-            problems = "".join(f"; note that {problem}" for problem in plugins.problems())
-            raise CheckpointError(
-                f"{where}: this checkpoint needs {package} {version}, which offers no parts here: "
-                f"pip install {package}=={version}{problems}"
-            )
+        problems = "".join(f"; note that {problem}" for problem in plugins.problems())
+        raise CheckpointError(
+            f"{where}: this checkpoint needs {package} {version}, which offers no parts here: "
+            f"pip install {package}=={version}{problems}"
+        )

@@ -16,16 +16,8 @@ class Described(Protocol):
     spec: ModelSpec
     modalities: dict[str, Modality]
     latent_dim: int
-
-    @property
-    def encoders(self) -> nn.ModuleDict:
-        """By modality."""
-        ...
-
-    @property
-    def decoders(self) -> nn.ModuleDict:
-        """By modality."""
-        ...
+    encoders: nn.ModuleDict
+    decoders: nn.ModuleDict
 
 
 def describe(self: Described) -> str:

@@ -1,112 +1,109 @@
-"""Trials of live parts on three made-up rows: what they give, before a model trusts them.
+"""Checks of live parts on three made-up rows, before a model trusts them.
 
-A model tries every part that a package brought when it is built, so that a wrong shape, a number that is none or a
-changed input is told at once, with the name of the part; the steps of training pay nothing for it.
-`mvkit.testing.check_component` starts with the same trials.
+A model checks every part that a package brought when it is built, so that a wrong shape, a NaN or
+a modified input is reported at construction, with the name of the part; training steps pay
+nothing for it. `mvkit.testing.check_component` starts with the same checks.
 
 Axes: k components, b rows, m modalities, d latent, r repeats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import ParamSpec, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mvkit.core.batch import Batch, indices_of
+from mvkit.core.decoding import Decoder
 from mvkit.core.experts import Experts, on_rows
 from mvkit.core.family import Family
 from mvkit.core.likelihood import Context, Likelihood
 from mvkit.core.mixture import Mixture
-from mvkit.core.modality import Sizes
+from mvkit.core.modality import Modality, Sizes
+from mvkit.core.noise import seeded
 from mvkit.core.posterior import Posterior
 from mvkit.core.validation import Schema
-from mvkit.errors import MvkitError, SpecError
+from mvkit.errors import MvkitError, SpecError, within
+from mvkit.models.build import Parts
 from mvkit.models.inference import evaluation
 from mvkit.parts.aggregators.aggregator import Aggregator
 from mvkit.parts.networks import Network
-from mvkit.parts.priors import Prior
+from mvkit.parts.priors import Prior, as_prior
 from mvkit.registry import plugins
 
-if TYPE_CHECKING:
-    from mvkit.models.build import Parts
-
-
 ROWS = 3
+Arguments = ParamSpec("Arguments")
 
 
-class Fault(Exception):
-    """What a trial found.
+class Fault(MvkitError):
+    """A failed check of a part.
 
     Args:
-        check: `shapes`, `finite` or `inputs`.
-        reason: what was given, and what was expected.
+        reason: what the part did, and what was expected.
+        check: `shapes`, `finite` or `inputs`; empty: the check that is running.
     """
 
-    def __init__(self, check: str, reason: str) -> None:
+    def __init__(self, reason: str, check: str = "") -> None:
         super().__init__(reason)
         self.check = check
 
 
+def expect(holds: bool | Tensor, reason: str, check: str = "") -> None:
+    """Raises Fault unless a condition holds."""
+    if not holds:
+        raise Fault(reason, check)
+
+
 def check_parts(parts: Parts) -> None:
-    """Tries the parts of a model that packages brought.
+    """Checks the parts of a model that packages brought.
 
     Raises:
         SpecError: for the first fault, with the part, its package and its version.
     """
-    spec, sizes = (
-        parts.spec,
-        Sizes(parts.spec.latent_dim, parts.family, parts.spec.modalities, parts.spec.prior),
-    )
-    trials: list[tuple[str, Any, Callable[[], None]]] = [
-        ("family", spec.family, lambda: family(parts.family)),
-        ("aggregator", spec.aggregator, lambda: aggregator(parts.aggregator, sizes)),
-        ("prior", spec.prior, lambda: prior(parts.prior, sizes)),
-    ]
-    for name, modality in spec.modalities.items():
-        where, live = f"modalities.{name}", parts.decoders[name].likelihood
-        trials.append(
-            (
-                f"{where}.likelihood",
-                modality.likelihood,
-                lambda m=modality, o=live: likelihood(o, m.shape),
-            )
-        )  # type: ignore[misc]
-        for side in ("encoder", "decoder"):
-            made = getattr(modality, side)
-            if not isinstance(made, nn.Module):
-                trials.append(
-                    (
-                        f"{where}.{side}",
-                        made,
-                        lambda m=made, s=modality: network(m, s.input_shape, s.shape),
-                    )
-                )  # type: ignore[misc]
     if torch.get_default_device().type != "cpu":
-        return  # such as meta: there are no numbers to look at
-    for path, part, trial in trials:
-        entry = plugins.find_entry(type(part))
-        if entry is None or entry.package == "mvkit":
-            continue
-        try:
-            with plugins.error_context(type(part), "in a trial on three rows"):
-                trial()
-        except Fault as fault:
-            raise SpecError(
-                f"{entry} {fault}; update that package, or mend the part", path
-            ) from None
-        except MvkitError as error:
-            raise (
-                error.within(path)
-                if isinstance(error, SpecError)
-                else SpecError(f"{entry}: {error}", path)
-            ) from None
+        return  # such as meta: there are no values to look at
+    spec = parts.spec
+    sizes = Sizes(spec.latent_dim, parts.family, spec.modalities, spec.prior)
+    _check("family", spec.family, family, parts.family)
+    _check("aggregator", spec.aggregator, aggregator, parts.aggregator, sizes)
+    _check("prior", spec.prior, prior, parts.prior, sizes)
+    for name, modality in spec.modalities.items():
+        path = f"modalities.{name}"
+        live = cast(Decoder, parts.decoders[name]).likelihood
+        _check(f"{path}.likelihood", modality.likelihood, likelihood, live, modality.shape)
+        for side in ("encoder", "decoder"):
+            networks = getattr(modality, side)
+            if not isinstance(networks, nn.Module):
+                _check(f"{path}.{side}", networks, network, networks, modality)
 
 
-class _Stub(nn.Module):
+def _check(
+    path: str,
+    spec: object,
+    check: Callable[Arguments, None],
+    *args: Arguments.args,
+    **kwargs: Arguments.kwargs,
+) -> None:
+    """Runs a check of a live part if a package brought its spec."""
+    entry = plugins.find_entry(type(spec))
+    if entry is None or entry.package == "mvkit":
+        return
+    trial = "in a trial on three rows"
+    try:
+        with within(path), plugins.error_context(type(spec), trial):
+            check(*args, **kwargs)
+    except SpecError:
+        raise
+    except MvkitError as error:
+        reason = f"{entry}, {trial}: {error}; update that package, or mend the part"
+        raise SpecError(reason, path) from None
+
+
+class _StandIn(nn.Module):
     """Stands in for an encoder: bounded numbers that depend on the row, without parameters."""
 
     def __init__(self, width: int) -> None:
@@ -119,199 +116,206 @@ class _Stub(nn.Module):
         return torch.sin(x.flatten(1).sum(1, keepdim=True) * 0.37 + steps)
 
 
-def _evidence(part: Any, sizes: Sizes) -> tuple[Experts, Batch]:
+def _dtype_of(part: object) -> torch.dtype:
+    """The dtype of a part's parameters; torch's default if it has none."""
+    parameters = part.parameters() if isinstance(part, nn.Module) else ()
+    return next((parameter.dtype for parameter in parameters), torch.get_default_dtype())
+
+
+def _ramp(n: int, shape: tuple[int, ...], low: float, dtype: torch.dtype) -> Tensor:
+    """Numbers from `low` to 1 in n even steps, each filling a whole `shape`, (n, *shape)."""
+    steps = torch.linspace(low, 1, n, dtype=dtype)
+    return steps.reshape(-1, *[1] * len(shape)).expand(-1, *shape).clone()
+
+
+def _experts(part: Aggregator, sizes: Sizes) -> Experts:
     """Experts of three rows: one observes everything, one a single modality, one nothing."""
-    shapes = {name: modality.shape for name, modality in sizes.modalities.items()}
-    dtype = next((p.dtype for p in _module(part).parameters()), torch.get_default_dtype())
-    data = {name: torch.linspace(0, 1, ROWS, dtype=dtype).reshape(-1, *[1] * len(s)).expand(-1, *s).clone()
-            for name, s in shapes.items()}  # fmt: skip
-    mask = torch.zeros(ROWS, len(shapes), dtype=torch.bool)
-    mask[0], mask[1, 0] = True, True
-    for i, name in enumerate(shapes):
+    dtype = _dtype_of(part)
+    width = part.width(sizes.latent)
+    mask = torch.zeros(ROWS, len(sizes.modalities), dtype=torch.bool)
+    mask[0] = True
+    mask[1, 0] = True
+    shapes = {}
+    data = {}
+    encoders = {}
+    for i, (name, modality) in enumerate(sizes.modalities.items()):
+        data[name] = _ramp(ROWS, modality.shape, 0.0, dtype)
         data[name][~mask[:, i]] = 0.0
-    likelihoods = {name: modality.likelihood for name, modality in sizes.modalities.items()}
-    batch = Batch(data, mask, schema=Schema(shapes, likelihoods, dtype), **indices_of(mask))
-    stubs = {
-        n: _Stub(part.width(sizes.latent) + 2 * m.private_dim) for n, m in sizes.modalities.items()
-    }
-    generator = torch.Generator().manual_seed(0)
-    experts = Experts(stubs, sizes.modalities, batch, family=sizes.family, width=part.width(sizes.latent),
-                      training=False, generator=generator)  # fmt: skip
-    return experts, batch
-
-
-def _module(part: Any) -> nn.Module:
-    return part if isinstance(part, nn.Module) else nn.Module()
-
-
-class _Watched:
-    """Tensors that a call must leave as they are."""
-
-    def __init__(self, **tensors: Tensor) -> None:
-        self.now, self.before = tensors, {name: tensor.clone() for name, tensor in tensors.items()}
-
-    def check(self, call: str) -> None:
-        """Raises Fault if one of them was changed."""
-        for name, tensor in self.now.items():
-            if not torch.equal(tensor, self.before[name]):
-                raise Fault(
-                    "inputs",
-                    f"changed its input in {call}: {name}; expected it untouched; work on a copy",
-                )
-
-
-def _shaped(value: object, shape: tuple[int, ...], what: str) -> Tensor:
-    """The value, which must be a tensor of that shape."""
-    if isinstance(value, Tensor) and tuple(value.shape) == shape:
-        return value
-    given = (
-        f"of shape {tuple(value.shape)}"
-        if isinstance(value, Tensor)
-        else f"that is a {type(value).__name__}"
+        encoders[name] = _StandIn(width + 2 * modality.private_dim)
+        shapes[name] = modality.shape
+    return Experts(
+        encoders,
+        sizes.modalities,
+        Batch(data, mask, schema=Schema(shapes, {}, dtype), **indices_of(mask)),
+        family=sizes.family,
+        width=width,
+        training=False,
+        generator=seeded(0),
     )
-    raise Fault("shapes", f"gave {what} {given}; expected a tensor of shape {shape}")
 
 
-def _finite(value: object, shape: tuple[int, ...], what: str) -> Tensor:
-    value = _shaped(value, shape, what)
-    if not bool(torch.isfinite(value).all()):
-        raise Fault(
-            "finite",
-            f"gave {what} that is not finite: {value.flatten().tolist()[:6]}; expected numbers",
+@contextlib.contextmanager
+def _trial(part: object, calls: str, inputs: Mapping[str, Tensor]) -> Iterator[None]:
+    """Evaluation mode without gradients inside; after it, inputs must be what they were."""
+    before = {name: tensor.clone() for name, tensor in inputs.items()}
+    module = part if isinstance(part, nn.Module) else nn.Module()
+    with evaluation(module), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        yield
+    for name, tensor in inputs.items():
+        expect(
+            torch.equal(tensor, before[name]),
+            f"changed its input in {calls}: {name}; expected it untouched; work on a copy",
+            "inputs",
         )
+
+
+def _check_shape(value: object, shape: tuple[int, ...], what: str) -> Tensor:
+    """The value, which must be a tensor of that shape."""
+    expected = f"expected a tensor of shape {shape}"
+    if not isinstance(value, Tensor):
+        kind = type(value).__name__
+        raise Fault(f"returned {what} that is a {kind}; {expected}", "shapes")
+    actual = tuple(value.shape)
+    expect(actual == shape, f"returned {what} of shape {actual}; {expected}", "shapes")
     return value
 
 
-@torch.no_grad()
+def _check_finite(value: object, shape: tuple[int, ...], what: str) -> Tensor:
+    """The value, which must be a tensor of that shape and finite."""
+    tensor = _check_shape(value, shape, what)
+    first = tensor.flatten()[:6].tolist()
+    reason = f"returned {what} that is not finite: {first}; expected finite numbers"
+    expect(torch.isfinite(tensor).all(), reason, "finite")
+    return tensor
+
+
+def _check_positive(scale: Tensor, where: str = "") -> None:
+    reason = f"returned a scale of 0 or less{where}; expected positive numbers"
+    expect((scale > 0).all(), reason, "finite")
+
+
 def aggregator(part: Aggregator, sizes: Sizes) -> None:
-    """Raises Fault unless `forward`, `unimodal` and `inference` give proper posteriors."""
-    with evaluation(_module(part)):
-        experts, batch = _evidence(part, sizes)
-        watched = _Watched(**{f"experts of {n!r}": out for n, out in experts.outputs.items()}, mask=batch.observed,
-                           **{f"batch.data[{n!r}]": x for n, x in batch.data.items()}, stats=experts.stats)  # fmt: skip
-        found = {"forward": part.forward(experts, batch)}
-        mixture(found["forward"], ROWS, sizes, "forward")
-        found["inference"] = part.inference(experts, batch)
-        each = part.unimodal(experts, batch)
-        watched.check("forward, unimodal or inference")
-    if list(each) != list(sizes.names):
-        raise Fault(
-            "shapes", f"gave unimodal posteriors of {list(each)}; expected {list(sizes.names)}"
-        )
-    found |= {f"unimodal of {name!r}": posterior for name, posterior in each.items()}
-    for what, posterior in found.items():
-        mixture(posterior, ROWS, sizes, what)
+    """Raises Fault unless `forward`, `unimodal` and `inference` return proper posteriors."""
+    experts = _experts(part, sizes)
+    batch = experts.batch
+    inputs = {"mask": batch.observed, "stats": experts.stats}
+    for name, output in experts.outputs.items():
+        inputs[f"experts of {name!r}"] = output
+        inputs[f"batch.data[{name!r}]"] = batch.data[name]
+    with _trial(part, "forward, unimodal or inference", inputs):
+        _check_posterior(part.forward(experts, batch), sizes, "forward")
+        _check_posterior(part.inference(experts, batch), sizes, "inference")
+        unimodal = part.unimodal(experts, batch)
+        names = list(unimodal)
+        expected = list(sizes.names)
+        reason = f"returned unimodal posteriors of {names}; expected {expected}"
+        expect(names == expected, reason, "shapes")
+        for name, posterior in unimodal.items():
+            _check_posterior(posterior, sizes, f"unimodal of {name!r}")
 
 
-def mixture(found: Any, rows: int, sizes: Sizes, what: str) -> None:
-    """Raises Fault unless a posterior has the right shapes, finite parameters and weights that sum to one."""
-    if not isinstance(found, Posterior):
-        raise Fault("shapes", f"gave {type(found).__name__} in {what}; expected a mvkit.Mixture")
-    d, m = sizes.latent, len(sizes.names)
-    if isinstance(found, Mixture):
-        k = found.loc.shape[0] if found.loc.ndim else 0
-        _finite(found.loc, (k, rows, d), f"loc in {what}")
-        if bool((_finite(found.scale, (k, rows, d), f"scale in {what}") <= 0).any()):
-            raise Fault(
-                "finite", f"gave a scale of 0 or less in {what}; expected positive numbers"
-            )
-    else:  # one without closed forms, whose draws and densities may take long
-        k = len(found.log_weight)
-    _shaped(found.evidence, (k, rows, m), f"evidence in {what}")
-    total = _shaped(found.log_weight, (k, rows), f"log_weight in {what}").logsumexp(0)
-    if not bool((total.abs() < 1e-4).all()):
-        raise Fault(
-            "finite",
-            f"gave log-weights in {what} whose weights sum to {total.exp().tolist()}; expected 1 a row",
-        )
-
-
-@torch.no_grad()
-def prior(part: Any, sizes: Sizes) -> None:
-    """Raises Fault unless `forward` gives a density (..., b, d) -> (..., b) and, if it needs no rows, draws (n, d)."""
-    d, like = sizes.latent, next((p for p in _module(part).parameters()), torch.zeros(()))
-    depends = isinstance(part, Prior) and (part.conditional or part.pseudo_inputs is not None)
-    rows = ROWS if isinstance(part, Prior) and part.conditional else 1
-    loc = torch.sin(torch.arange(2 * rows * d, dtype=like.dtype)).reshape(2, rows, d)
-    flat = loc.new_full((2, rows), 0.5).log()
-    given = Mixture(sizes.family, loc, torch.ones_like(loc), flat) if depends else None
-    z = torch.linspace(-1, 1, 2 * ROWS * d, dtype=like.dtype).reshape(2, ROWS, d)
-    watched = _Watched(
-        z=z,
-        **({"loc of the posterior": loc, "log_weight of the posterior": flat} if given else {}),
+def _check_posterior(posterior: object, sizes: Sizes, where: str) -> None:
+    """Right shapes, finite parameters, and weights that sum to one."""
+    if not isinstance(posterior, Posterior):
+        kind = type(posterior).__name__
+        raise Fault(f"returned {kind} in {where}; expected a mvkit.Mixture", "shapes")
+    k = posterior.log_weight.shape[:1]
+    if isinstance(posterior, Mixture):  # others may take long to tell draws and densities
+        k = posterior.loc.shape[:1]
+        shape = (*k, ROWS, sizes.latent)
+        _check_finite(posterior.loc, shape, f"loc in {where}")
+        scale = _check_finite(posterior.scale, shape, f"scale in {where}")
+        _check_positive(scale, f" in {where}")
+    _check_shape(posterior.evidence, (*k, ROWS, len(sizes.names)), f"evidence in {where}")
+    log_weight = _check_shape(posterior.log_weight, (*k, ROWS), f"log_weight in {where}")
+    total = log_weight.logsumexp(0)
+    reason = (
+        f"returned log-weights in {where} whose weights sum to {total.exp().tolist()}; "
+        "expected 1 per row"
     )
-    with evaluation(_module(part)), torch.random.fork_rng(devices=[]):
-        found = part.forward(given)
-        _finite(found.log_prob(z), (2, ROWS), "log_prob of z (2, 3, d)")
-        if rows == 1:
-            drawn = found.sample(ROWS)[0] if isinstance(found, Mixture) else found.sample((ROWS,))
-            _finite(drawn, (ROWS, d), "sample of 3")
-    watched.check("forward or log_prob")
+    expect((total.abs() < 1e-4).all(), reason, "finite")
 
 
-@torch.no_grad()
+def prior(part: Prior | nn.Module, sizes: Sizes) -> None:
+    """Raises Fault unless `forward` returns a density (..., b, d) -> (..., b).
+
+    It must have draws (n, d) too if it does not depend on the rows.
+    """
+    d = sizes.latent
+    dtype = _dtype_of(part)
+    live = as_prior(part)
+    b = ROWS if live.conditional else 1
+    loc = torch.sin(torch.arange(2 * b * d, dtype=dtype)).reshape(2, b, d)
+    log_weight = loc.new_full((2, b), 0.5).log()
+    posterior = Mixture(sizes.family, loc, torch.ones_like(loc), log_weight)
+    depends = live.conditional or live.pseudo_inputs is not None
+    z = torch.linspace(-1, 1, 2 * ROWS * d, dtype=dtype).reshape(2, ROWS, d)
+    inputs = {"z": z, "loc of the posterior": loc, "log_weight of the posterior": log_weight}
+    with _trial(part, "forward or log_prob", inputs):
+        density = live.density(posterior if depends else None)
+        _check_finite(density.log_prob(z), (2, ROWS), "log_prob of z (2, 3, d)")
+        if not live.conditional:
+            _check_finite(density.sample(ROWS)[0], (ROWS, d), "sample of 3")
+
+
 def likelihood(part: Likelihood, shape: tuple[int, ...]) -> None:
-    """Raises Fault unless densities are elementwise and finite, and means and draws have the shape of x."""
-    full = (*shape, part.params) if part.params > 1 else shape
-    dtype = next((p.dtype for p in _module(part).parameters()), torch.get_default_dtype())
-    out = (
-        torch.linspace(-1, 1, 2, dtype=dtype)
-        .reshape(2, *[1] * (1 + len(full)))
-        .expand(2, ROWS, *full)
-        .clone()
-    )
-    x = next(support(part, (ROWS, *shape), dtype, torch.Generator().manual_seed(0)), None)
-    valid = x is not None
-    x = out.new_zeros(ROWS, *shape) if x is None else x
-    watched = _Watched(out=out, x=x)
-    with evaluation(_module(part)):
-        log_prob = part.log_prob(out, x, Context())
-        each = (2, ROWS, *(shape[:-1] if part.class_axis else shape))
-        (_finite if valid else _shaped)(log_prob, each, "log_prob")
-        _finite(part.mean(out), (2, ROWS, *shape), "mean")
-        _finite(part.sample(out, torch.Generator().manual_seed(0)), (2, ROWS, *shape), "sample")
-    watched.check("log_prob, mean or sample")
+    """Raises Fault unless densities are elementwise and finite, and means and draws like x."""
+    dtype = _dtype_of(part)
+    numbers = (part.params,) if part.params > 1 else ()
+    out = _ramp(2, (ROWS, *shape, *numbers), -1.0, dtype)
+    x = supported_values(part, (ROWS, *shape), dtype)
+    check = _check_finite
+    if x is None:  # a density of values outside the support need not be finite
+        x = out.new_zeros(ROWS, *shape)
+        check = _check_shape
+    elements = shape[:-1] if part.class_axis else shape
+    with _trial(part, "log_prob, mean or sample", {"out": out, "x": x}):
+        check(part.log_prob(out, x, Context()), (2, ROWS, *elements), "log_prob")
+        _check_finite(part.mean(out), (2, ROWS, *shape), "mean")
+        _check_finite(part.sample(out, seeded(0)), (2, ROWS, *shape), "sample")
 
 
-def support(
-    part: Likelihood, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """Normal, uniform, count and one-hot values of that shape, those that a likelihood takes."""
-    normal, uniform = (
-        make(shape, dtype=dtype, generator=generator) for make in (torch.randn, torch.rand)
-    )
+def supported_values(
+    part: Likelihood, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor | None:
+    """The first of normal, uniform, count and one-hot values that a likelihood takes, if any."""
+    for x in made_up_values(shape, dtype):
+        if not part.out_of_support(x).any():
+            return x
+    return None
+
+
+def made_up_values(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Normal, uniform, count and one-hot values of a shape, the same at every call."""
+    generator = seeded(0)
+    normal = torch.randn(shape, dtype=dtype, generator=generator)
+    uniform = torch.rand(shape, dtype=dtype, generator=generator)
     classes = torch.randint(shape[-1], shape[:-1], generator=generator)
     counts = torch.randint(5, shape, generator=generator).to(dtype)
-    for x in (normal, uniform, counts, functional.one_hot(classes, shape[-1]).to(dtype)):
-        if not bool(part.out_of_support(x).any()):
-            yield x
+    one_hot = functional.one_hot(classes, shape[-1]).to(dtype)
+    return normal, uniform, counts, one_hot
 
 
-@torch.no_grad()
-def network(part: Network, seen: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    """Raises Fault unless encoder (from rows of shape `seen`) and decoder (to `shape`) give the right shape."""
-    for what, before, after in (("encoder", seen, (5,)), ("decoder", (5,), shape)):
-        with torch.random.fork_rng(devices=[]):
-            made = part.encoder(seen, 5) if what == "encoder" else part.decoder(5, shape)
-        rows = (
-            torch.linspace(-1, 1, ROWS).reshape(-1, *[1] * len(before)).expand(-1, *before).clone()
-        )
-        watched = _Watched(rows=rows)
-        with evaluation(made):
-            _finite(on_rows(made, rows), (ROWS, *after), f"rows of its {what}")
-        watched.check(what)
+def network(part: Network, modality: Modality) -> None:
+    """Raises Fault unless encoder and decoder of a modality emit the right shapes."""
+    with torch.random.fork_rng(devices=[]):
+        encoder = part.encoder(modality.input_shape, 5)
+        decoder = part.decoder(5, modality.shape)
+    for side, module, shape, emitted in (
+        ("encoder", encoder, modality.input_shape, (5,)),
+        ("decoder", decoder, (5,), modality.shape),
+    ):
+        rows = _ramp(ROWS, shape, -1.0, torch.get_default_dtype())
+        with _trial(module, side, {"rows": rows}):
+            _check_finite(on_rows(module, rows), (ROWS, *emitted), f"rows of its {side}")
 
 
-@torch.no_grad()
 def family(part: Family) -> None:
-    """Raises Fault unless scales are positive, and noise and densities have the shape that was asked for."""
-    raw = torch.linspace(-3, 3, 6).reshape(ROWS, 2)
-    watched = _Watched(raw=raw)
-    if bool((_finite(part.scale(raw), (ROWS, 2), "scale of raw (3, 2)") <= 0).any()):
-        raise Fault("finite", "gave a scale of 0 or less; expected positive numbers")
-    generator = torch.Generator().manual_seed(0)
-    eps = part.noise((ROWS, 2), dtype=raw.dtype, device=raw.device, generator=generator)
-    _finite(
-        part.log_density(_finite(eps, (ROWS, 2), "noise")), (ROWS, 2), "log_density of eps (3, 2)"
-    )
-    watched.check("scale")
+    """Raises Fault unless scales are positive, and noise and densities of the shape asked for."""
+    shape = (ROWS, 2)
+    raw = torch.linspace(-3, 3, 6).reshape(shape)
+    with _trial(part, "scale", {"raw": raw}):
+        _check_positive(_check_finite(part.scale(raw), shape, "scale of raw (3, 2)"))
+        eps = part.noise(shape, dtype=raw.dtype, device=raw.device, generator=seeded(0))
+        _check_finite(eps, shape, "noise")
+        _check_finite(part.log_density(eps), shape, "log_density of eps (3, 2)")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from typing import cast
 
 import attrs
 import torch
@@ -15,10 +16,13 @@ from einops import rearrange
 from torch import Tensor
 
 from mvkit.core.batch import Batch
+from mvkit.core.mixture import Mixture
 from mvkit.data.dataset import Rows
 from mvkit.errors import RequestError
 from mvkit.models.clusters import majority
 from mvkit.models.model import Model
+from mvkit.parts.objectives.objective import Objective
+from mvkit.parts.priors import MoGPrior
 
 
 @attrs.frozen(eq=False)
@@ -40,11 +44,11 @@ class Pruning:
 
 
 def prune_clusters(model: Model, data: Rows, *, beta: float | None = None) -> Pruning:
-    """A new model with the number of clusters whose assignment entropy is lowest; the old one is left alone.
+    """A new model with the number of clusters whose assignment entropy is lowest.
 
     From all C clusters down to 2: h_n = mean over rows and observed m of
-    β H(p(c|z_m)) / ln n - (1/D) Σ_c p(c|z_m) [log p(z_m|c) + log π_c - log p(c|z_m)]; then the cluster that the fewest
-    rows voted for is dropped.
+    β H(p(c|z_m)) / ln n - (1/D) Σ_c p(c|z_m) [log p(z_m|c) + log π_c - log p(c|z_m)]; then the
+    cluster that the fewest rows voted for is dropped. The old model is left alone.
 
     Args:
         model: a model with a mixture prior, the shared latent D wide.
@@ -54,31 +58,35 @@ def prune_clusters(model: Model, data: Rows, *, beta: float | None = None) -> Pr
     Raises:
         RequestError: the prior has no clusters, or only one.
 
-    Reference: Palumbo et al., Deep Generative Clustering with Multimodal Diffusion Variational Autoencoders, 2024,
-    https://openreview.net/forum?id=k5THrhXDV3.
+    Reference: Palumbo et al., Deep Generative Clustering with Multimodal Diffusion Variational
+    Autoencoders, 2024, https://openreview.net/forum?id=k5THrhXDV3.
     """
     if model.n_clusters < 2:
         raise RequestError(
             "prune_clusters: needs a mixture prior of two clusters or more, such as prior='mog'"
         )
-    beta = model.spec.objective.kl_weight if beta is None else beta
+    beta = cast(Objective, model.spec.objective).kl_weight if beta is None else beta
     log_joint = model.in_blocks(lambda rows: _log_joint(model, rows), data)
     active = list(range(model.n_clusters))
     entropy: dict[int, float] = {}
     kept: dict[int, tuple[int, ...]] = {}
     while len(active) > 1:
+        n = len(active)
         among_active = log_joint[:, :, active]
-        entropy[len(active)] = _entropy(among_active, beta, model.latent_dim)
-        kept[len(active)] = tuple(active)
-        votes = torch.bincount(_majority(among_active), minlength=len(active))
+        entropy[n] = _entropy(among_active, beta, model.latent_dim)
+        kept[n] = tuple(active)
+        votes = torch.bincount(_majority(among_active), minlength=n)
         del active[int(votes.argmin())]
     best = min(entropy, key=lambda n: (entropy[n], n))
     return Pruning(_with_clusters(model, kept[best]), entropy, kept[best])
 
 
 def _log_joint(model: Model, rows: Batch) -> Tensor:
-    """Log π_c + log p(z_m|c) at the posterior means of the observed modalities, (b, m, c); NaN where unobserved."""
-    prior = model.prior_at()
+    """Log π_c + log p(z_m|c) at the posterior means of the observed modalities, (b, m, c).
+
+    NaN where unobserved.
+    """
+    prior = cast(Mixture, model.prior_at())
     unimodal = model.aggregator.unimodal(model.experts(rows), rows)
     each = torch.stack([prior.joint(posterior.mean) for posterior in unimodal.values()], dim=1)
     return torch.where(rearrange(rows.observed, "b m -> b m 1"), each, torch.nan)
@@ -94,17 +102,20 @@ def _entropy(log_joint: Tensor, beta: float, d: int) -> float:
 
 
 def _majority(log_joint: Tensor) -> Tensor:
-    """The cluster that most observed modalities of a row vote for, (b,); ties to the largest mean responsibility."""
-    each = rearrange(torch.softmax(log_joint, dim=-1), "b m c -> m b c")
-    observed = ~torch.isnan(rearrange(log_joint[..., :1], "b m c -> m b c"))
-    return majority(each, observed)
+    """The cluster that most observed modalities of a row vote for, (b,).
+
+    Ties go to the largest mean responsibility.
+    """
+    log_joint = rearrange(log_joint, "b m c -> m b c")
+    observed = ~torch.isnan(log_joint[..., :1])
+    return majority(torch.softmax(log_joint, dim=-1), observed)
 
 
 def _with_clusters(model: Model, kept: tuple[int, ...]) -> Model:
     """A copy of the model with some clusters left."""
     pruned = copy.deepcopy(model)
-    pruned.prior.keep(kept)
+    cast(MoGPrior, pruned.prior).keep(kept)
     pruned.n_clusters = len(kept)
-    prior = attrs.evolve(pruned.spec.prior, components=len(kept))
-    pruned.spec = attrs.evolve(pruned.spec, prior=prior)
+    prior = attrs.evolve(model.spec.prior, components=len(kept))  # type: ignore[misc]
+    pruned.spec = attrs.evolve(model.spec, prior=prior)  # type: ignore[misc]
     return pruned

@@ -5,13 +5,15 @@ Axes: b rows, d latent.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mvkit.core import noise
 from mvkit.core.batch import Batch
+from mvkit.data.dataset import Rows
 from mvkit.errors import DataError, RequestError
 from mvkit.models.multimodal import MultimodalModel, check_model
 from mvkit.parts.samplers import Sampler
@@ -19,13 +21,26 @@ from mvkit.registry import plugins
 from mvkit.registry.spec import as_part
 
 
-def fit_sampler(
-    model: MultimodalModel, data: Any, sampler: Any = "gmm", *, seed: int = 0
-) -> Sampler:
-    """Fits a sampler to latents of rows, for `model.sample(n, sampler="gmm")`; `mvkit.save` keeps it.
+class SamplerSpec(Protocol):
+    """The options of a sampler."""
 
-    One draw of the posterior a row, given all that it has. The model holds one sampler of each name: another fit takes
-    its place. Private latents keep their priors.
+    def build(self, width: int, /) -> Sampler:
+        """A sampler of latents of this width, not fitted yet."""
+        ...
+
+
+def fit_sampler(
+    model: MultimodalModel,
+    data: Rows,
+    sampler: str | Mapping[str, object] | SamplerSpec = "gmm",
+    *,
+    seed: int = 0,
+) -> Sampler:
+    """Fits a sampler to latents of rows, for `model.sample(n, sampler="gmm")`.
+
+    `mvkit.save` keeps it. It is fitted to one draw of the posterior per row, given all that the
+    row has. The model holds one sampler of each name: another fit takes its place. Private latents
+    keep their priors.
 
     Args:
         model: a trained model.
@@ -44,9 +59,10 @@ def fit_sampler(
     check_model(model, "fit_sampler")
     if not model.latent_dim:
         raise RequestError(
-            "fit_sampler: the model has no shared latent; only private ones, which keep their priors"
+            "fit_sampler: the model has no shared latent; only private ones, which keep their "
+            "priors"
         )
-    made = as_part("sampler", sampler)
+    spec = as_part("sampler", sampler)
     generator = noise.seeded(seed, model.like.device)
 
     def draw(rows: Batch) -> Tensor:
@@ -59,17 +75,13 @@ def fit_sampler(
             "fit_sampler: the model's latents are not finite; expected numbers; train it again"
         )
     with noise.global_seed(seed):  # of samplers with networks
-        live: Any = made.build(model.latent_dim).to(model.like)
-        live.fit(z, seed)
-    return _kept(model, made, live.eval())
+        fitted = spec.build(model.latent_dim).to(model.like)
+        fitted.fit(z, seed)
+    install(model, spec, fitted.eval())
+    return cast(Sampler, fitted)
 
 
-def install(model: MultimodalModel, made: Any) -> None:
-    """Gives a model a sampler whose state is still to be loaded."""
-    _kept(model, made, made.build(model.latent_dim))
-
-
-def _kept(model: MultimodalModel, made: Any, live: Any) -> Sampler:
-    live.requires_grad_(False)  # later training of the model leaves it alone
-    model.samplers[str(plugins.name_of("sampler", type(made)))] = live
-    return live  # type: ignore[no-any-return]
+def install(model: MultimodalModel, spec: SamplerSpec, sampler: nn.Module) -> None:
+    """Gives a model a sampler, fitted, or with its state still to be loaded."""
+    sampler.requires_grad_(False)  # later training of the model leaves it alone
+    model.samplers[str(plugins.name_of("sampler", type(spec)))] = sampler

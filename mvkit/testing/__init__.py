@@ -1,4 +1,4 @@
-"""Help for tests: the conformance suite that every part passes, and noise that the test chooses."""
+"""Help for tests: the conformance suite of parts, and noise that the test chooses."""
 
 from mvkit.testing.conformance import ConformanceError, check_component
 from mvkit.testing.injected_noise import bound_noise, noise

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from mvkit.core.noise import Source, injected
+from mvkit.core.noise import Source, injected, seeded
 
 
 @contextlib.contextmanager
 def noise(source: Source) -> Iterator[None]:
-    """Inside, every draw of mvkit calls `source(site, shape, dtype, device)` instead of a generator.
+    """Inside, every draw of mvkit is `source(site, shape, dtype, device)`, not a generator's.
 
     Args:
         source: makes the noise; for the sites see `mvkit.core.noise`.
@@ -36,39 +38,41 @@ def noise(source: Source) -> Iterator[None]:
 
 
 def bound_noise(rows: Sequence[int], names: Sequence[str]) -> Source:
-    """Noise bound to row ids and modality names: what permuting or splitting a batch leaves unchanged.
+    """Noise bound to row ids and modality names: permuting or splitting a batch changes none.
 
     Args:
         rows: an id for each row of the batch, in its order.
-        names: the modalities in the model's order. An axis of drawn components as long as this is taken to be one
-            component a modality (moe).
+        names: the modalities in the model's order. An axis of drawn components as long as this is
+            taken to be one component per modality (moe).
     """
 
-    def make(
+    def source(
         site: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        choice = site.startswith("choice/")
-        axis = 1 if choice else 2
+        uniform = site.startswith("choice/")
+        axis = 1 if uniform else 2
         if len(shape) <= axis or shape[axis] != len(rows):
             raise ValueError(f"noise of shape {shape} at {site!r} has no axis of {len(rows)} rows")
-        lead, trail = shape[:axis], shape[axis + 1 :]
-        columns = []
-        for row in rows:
-            if site == "choice/dropout":  # one a modality, then two a row
-                keys = [*names, *range(lead[0] - len(names))]
-            elif not choice and lead[1] == len(names):
-                keys = [(s, name) for s in range(lead[0]) for name in names]
-            else:
-                keys = list(range(int(torch.tensor(lead).prod())))
-            drawn = [_hashed((site, row, key), trail, uniform=choice) for key in keys]
-            columns.append(torch.stack(drawn).reshape(*lead, *trail))
-        return torch.stack(columns, axis).to(dtype=dtype, device=device)
+        lead = shape[:axis]
+        trail = shape[axis + 1 :]
+        keys: Sequence[object] = range(math.prod(lead))
+        if site == "choice/dropout":  # one per modality, then two per row
+            keys = [*names, *range(lead[0] - len(names))]
+        elif not uniform and lead[1] == len(names):
+            keys = list(itertools.product(range(lead[0]), names))
+        draws = [
+            _hashed((site, row, key), trail, uniform=uniform)
+            for row, key in itertools.product(rows, keys)
+        ]
+        noise = torch.stack(draws).reshape(len(rows), *lead, *trail)
+        return noise.movedim(0, axis).to(dtype=dtype, device=device).contiguous()
 
-    return make
+    return source
 
 
 def _hashed(key: object, shape: tuple[int, ...], *, uniform: bool) -> Tensor:
-    seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big")
-    generator = torch.Generator().manual_seed(seed)
-    make = torch.rand if uniform else torch.randn
-    return make(shape, generator=generator, dtype=torch.float64)
+    """Noise that is a function of a key."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    generator = seeded(int.from_bytes(digest[:7], "big"))
+    draw = torch.rand if uniform else torch.randn
+    return draw(shape, generator=generator, dtype=torch.float64)

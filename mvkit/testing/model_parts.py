@@ -1,397 +1,330 @@
 """Checks of parts of models, inside tiny float64 models with every pattern of gaps.
 
-Axes: b rows, m modalities, d latent.
+Axes: k components, b rows, m modalities, d latent.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import tempfile
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import attrs
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from mvkit.core.batch import Batch
-from mvkit.core.loss import Loss
-from mvkit.core.modality import Modality, Sizes
-from mvkit.errors import ShapeError, SpecError
+from mvkit.core.decoding import Decoder
+from mvkit.core.modality import Sizes
+from mvkit.core.noise import seeded
+from mvkit.errors import SpecError
 from mvkit.models import part_checks
 from mvkit.models.checkpoint import load, save
 from mvkit.models.model import Model
-from mvkit.models.part_checks import Fault
+from mvkit.models.part_checks import Fault, expect
 from mvkit.parts.families import Normal
+from mvkit.parts.networks import Network
+from mvkit.testing import tiny_models
 from mvkit.testing.injected_noise import bound_noise, noise
+from mvkit.testing.tiny_models import NAMES, Options, loss_and_gradients
 
-KINDS = ("aggregator", "prior", "objective", "family", "likelihood", "network")
-
-
-NAMES = ("a", "b", "c")
-
-
+Checks = dict[str, Callable[[str, Any], None]]  # by name; each takes the kind and the part
+Pattern = tuple[bool, ...]
+WHOLE_MODEL = ("aggregator", "prior", "objective", "family")
 PERMUTED = ("c", "a", "b")
-
-
-PATTERNS = [p for p in itertools.product([True, False], repeat=len(NAMES)) if any(p)]
-
-
-ROWS = 8
-
-
-SETTINGS: tuple[dict[str, Any], ...] = (
+SETTINGS: tuple[Options, ...] = (
     {},
     {"aggregator": "moe", "prior": "mog", "objective": {"name": "iwae", "samples": 2}},
     {"aggregator": "mopoe", "prior": "learnable"},
 )
-
-
 SHAPES = ((3,), (8,), (1, 8, 8))
+PARAMETERS = {  # where a model keeps those of a part
+    "network": ("encoders.a.", "decoders.a.network."),
+    "likelihood": ("decoders.a.likelihood.",),
+}
 
 
-def modalities(kind: str, part: Any) -> dict[str, Modality]:
-    """Three modalities; the first has the likelihood or networks under test, in the first shape that they take."""
-    tiny = {"name": "mlp", "hidden": [5]}
-    nets: dict[str, Any] = {"encoder": tiny, "decoder": tiny, "private_dim": 1}
-    if kind == "network":
-        nets |= {"encoder": part, "decoder": part}
-    made: dict[str, Modality] = {}
-    for shape in SHAPES:
-        made["a"] = Modality(shape, part if kind == "likelihood" else "normal", **nets)
-        if kind != "network" or _takes(part, shape):
-            break
-    plain = nets | {"encoder": tiny, "decoder": tiny}
-    return made | {
-        "b": Modality((2, 2), "bernoulli", **plain),
-        "c": Modality((4,), "categorical", **plain),
-    }
-
-
-def _takes(part: Any, shape: tuple[int, ...]) -> bool:
-    try:
-        with torch.random.fork_rng(devices=[]):
-            part.encoder(shape, 5), part.decoder(5, shape)
-    except SpecError:
-        return False
-    return True
-
-
-def model(kind: str, part: Any, setting: dict[str, Any], names: tuple[str, ...] = NAMES) -> Model:
+def tiny_model(kind: str, part: object, setting: Options, names: tuple[str, ...] = NAMES) -> Model:
     """A tiny model in float64 with the part in its place."""
-    every = modalities(kind, part)
-    own = {kind: part} if kind in ("aggregator", "prior", "objective", "family") else {}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*unimodal encoders")
-        return Model(
-            {n: every[n] for n in names}, latent_dim=2, seed=0, **{**setting, **own}
-        ).double()
+    options = dict(setting)
+    if kind in WHOLE_MODEL:
+        options[kind] = part
+    return tiny_models.model(**options, private=1, names=names, first=_first(kind, part))
 
 
-def models(kind: str, part: Any) -> Iterator[tuple[dict[str, Any], Model]]:
-    """The part beside built-in ones, those that it refuses left out; one must be left."""
-    refusal, found = None, 0
+def _first(kind: str, part: object) -> Options:
+    """Options of modality `a` that put a likelihood or networks in their place."""
+    if kind == "likelihood":
+        return {"likelihood": part}
+    if kind == "network":
+        shape = _shape_for(cast(Network, part))
+        return {"shape": shape, "encoder": part, "decoder": part}
+    return {}
+
+
+def _shape_for(part: Network) -> tuple[int, ...]:
+    """The first shape that networks can be built for; the last if there is none."""
+    for shape in SHAPES[:-1]:
+        with contextlib.suppress(SpecError), torch.random.fork_rng(devices=[]):
+            part.encoder(shape, 5)
+            part.decoder(5, shape)
+            return shape
+    return SHAPES[-1]
+
+
+def models(kind: str, part: object) -> Iterator[tuple[Options, Model]]:
+    """The part beside built-in ones, except those that it refuses; one must be left."""
+    refusals = []
     for setting in SETTINGS:
         try:
-            made = model(kind, part, setting)
+            model = tiny_model(kind, part, setting)
         except SpecError as error:
-            refusal = error
-            continue
-        found += 1
-        yield setting, made
-    if not found:
+            refusals.append(error)
+        else:
+            yield setting, model
+    if len(refusals) == len(SETTINGS):
         raise Fault(
-            "shapes", f"goes with no built-in parts: {refusal}; expected at least one combination"
+            f"goes with no built-in parts: {refusals[-1]}; expected at least one combination"
         )
 
 
-def rows(made: Model, b: int = ROWS, pattern: tuple[bool, ...] | None = None) -> Batch:
-    """A batch whose rows show every pattern of observed modalities in turn, or one pattern only."""
-    generator = torch.Generator().manual_seed(0)
-    data = {}
-    for name, modality in made.modalities.items():
-        part: Any = made.decoders[name].likelihood
-        x = next(part_checks.support(part, (b, *modality.shape), torch.float64, generator), None)
-        if x is None:
-            raise Fault(
-                "shapes",
-                "takes none of normal, uniform, count and one-hot values; expected one of them",
-            )
-        data[name] = x
-    shown = [pattern or PATTERNS[i % len(PATTERNS)] for i in range(b)]
-    mask = torch.tensor([[row[NAMES.index(name)] for name in made.names] for row in shown])
-    return Batch(data, mask)
-
-
-def fillers(batch: Batch, value: float) -> Batch:
-    """The batch with every unobserved place set to a value."""
-    data = {}
-    for i, (name, x) in enumerate(batch.data.items()):
-        data[name] = x.clone()
-        data[name][~batch.observed[:, i]] = value
-    return Batch(data, batch.mask)
-
-
-def loss(
-    made: Model, batch: Batch, ids: list[int] | None = None
-) -> tuple[Loss, dict[str, Tensor | None]]:
-    """Loss and gradients by parameter name, with noise bound to row ids and modality names."""
-    made.zero_grad(set_to_none=True)
-    with noise(bound_noise(ids or list(range(len(batch))), made.names)):
-        found = made.loss(batch)
-    if found.loss.requires_grad:
-        found.loss.backward()
-    return found, {
-        n: None if p.grad is None else p.grad.clone() for n, p in made.named_parameters()
-    }
+def rows(model: Model, pattern: Pattern | None = None) -> Batch:
+    """Eight rows with every pattern of observed modalities in turn, or with one pattern only."""
+    batch = tiny_models.rows()
+    likelihood = cast(Decoder, model.decoders["a"]).likelihood
+    shape = (len(batch), *model.modalities["a"].shape)
+    values = part_checks.supported_values(likelihood, shape, torch.float64)
+    if values is None:
+        raise Fault(
+            "takes none of normal, uniform, count and one-hot values; expected one of them"
+        )
+    mask = batch.mask if pattern is None else torch.tensor([pattern] * len(batch))
+    return attrs.evolve(batch, data={**batch.data, "a": values}, mask=mask)
 
 
 def shapes(kind: str, part: Any) -> None:
-    """The trials that a model makes of parts from packages."""
-    every = modalities(kind, part)
+    """The checks that a model makes of parts from packages, and a loss of the right shape."""
+    modalities = tiny_models.modalities(1, first=_first(kind, part))
     family = part if kind == "family" else Normal()
-    sizes = Sizes(2, family, every, None)
-    if kind == "family":
-        part_checks.family(part)
-    elif kind == "network":
-        part_checks.network(part, every["a"].shape, every["a"].shape)
-    elif kind == "likelihood":
-        part_checks.likelihood(part.build(sizes), every["a"].shape)
-    elif kind in ("aggregator", "prior"):
-        getattr(part_checks, kind)(part.build(sizes), sizes)
-    for _, made in models(kind, part):
-        try:
-            made.loss(rows(made))
-        except ShapeError as error:
-            raise Fault("shapes", f"is misshapen: {error}") from None
+    sizes = Sizes(2, family, modalities, None)
+    match kind:
+        case "family":
+            part_checks.family(part)
+        case "network":
+            part_checks.network(part, modalities["a"])
+        case "likelihood":
+            part_checks.likelihood(part.build(sizes), modalities["a"].shape)
+        case "aggregator":
+            part_checks.aggregator(part.build(sizes), sizes)
+        case "prior":
+            part_checks.prior(part.build(sizes), sizes)
+    for _, model in models(kind, part):
+        model.loss(rows(model))
 
 
-def masks(kind: str, part: Any) -> None:
+def masks(kind: str, part: object) -> None:
     """Finite answers whatever is observed; no evidence, and no weight, from what is not."""
-    for setting, made in models(kind, part):
-        for pattern in [None] if setting else [None, *PATTERNS]:
-            batch = rows(made, pattern=pattern)
-            seen = (
-                ", ".join(n for n, flag in zip(NAMES, pattern, strict=True) if flag)
-                if pattern
-                else "mixed patterns"
-            )
-            found = made.loss(batch)
-            answers = {"loss": found.loss, "encode": made.encode(batch), **made.translate(batch)}
-            for name, value in answers.items():
-                if not bool(torch.isfinite(value).all()):
-                    raise Fault(
-                        "masks",
-                        f"gave {name} that is not finite where rows observe {seen}; expected numbers",
-                    )
-            posterior = made.posterior(batch)
-            if posterior.evidence is not None:
-                used = posterior.evidence & (posterior.log_weight.detach() > -torch.inf)[..., None]
-                if bool((used & ~batch.observed).any()):
-                    raise Fault(
-                        "masks",
-                        f"used modalities that rows lack where they observe {seen}; expected weight 0",
-                    )
+    for setting, model in models(kind, part):
+        _check_masked(model, rows(model), "mixed patterns")
+        if setting:
+            continue
+        for pattern in tiny_models.patterns(len(NAMES)):
+            observed = ", ".join(itertools.compress(NAMES, pattern))
+            _check_masked(model, rows(model, pattern), observed)
 
 
-def same_bits(kind: str, part: Any) -> None:
-    """Whatever stands in unobserved places changes no bit of loss, gradients or codes."""
-    for _, made in models(kind, part):
-        batch = rows(made)
-        plain, gradients = loss(made, batch)
-        codes = made.encode(batch)
+def _answers(model: Model, batch: Batch) -> dict[str, Tensor]:
+    """What users ask of a model, by name."""
+    loss = model.loss(batch).loss
+    return {"loss": loss, "encode": model.encode(batch), **model.translate(batch)}
+
+
+def _check_masked(model: Model, batch: Batch, observed: str) -> None:
+    for name, values in _answers(model, batch).items():
+        expect(
+            torch.isfinite(values).all(),
+            f"returned {name} that is not finite where rows observe {observed}; expected finite "
+            "numbers",
+        )
+    posterior = model.posterior(batch)
+    if posterior.evidence is None:
+        return
+    has_weight = rearrange(posterior.log_weight.detach() > -torch.inf, "k b -> k b 1")
+    used = posterior.evidence & has_weight
+    expect(
+        not (used & ~batch.observed).any(),
+        f"used modalities that rows lack where they observe {observed}; expected weight 0",
+    )
+
+
+def fillers(kind: str, part: object) -> None:
+    """Whatever is stored in unobserved places changes no bit of loss, codes or gradients."""
+    for _, model in models(kind, part):
+        batch = rows(model)
+        expected = _outcome(model, batch)
         for value in (torch.nan, torch.inf, 1e6):
-            other, others = loss(made, fillers(batch, value))
-            pairs = {
-                "loss": (plain.loss, other.loss),
-                "codes": (codes, made.encode(fillers(batch, value))),
-            }
-            pairs |= {f"gradient of {n}": (g, others[n]) for n, g in gradients.items()}  # type: ignore[misc]
-            for name, (one, two) in pairs.items():
-                if (one is None) != (two is None) or (
-                    one is not None and not torch.equal(one, two)
-                ):
-                    raise Fault(
-                        "fillers",
-                        f"changed {name} where fillers are {value}; expected the same bits",
-                    )
-
-
-def own(kind: str, name: str) -> bool:
-    """Whether a parameter of a model belongs to the part under test."""
-    places = {
-        "network": ("encoders.a.", "decoders.a.network."),
-        "likelihood": ("decoders.a.likelihood.",),
-    }
-    return name.startswith(places.get(kind, (f"{kind}.",)))
-
-
-def gradients(kind: str, part: Any) -> None:
-    """Every parameter of the part has a gradient, and no gradient of the model is anything but numbers."""
-    for _, made in models(kind, part):
-        _, found = loss(made, rows(made))
-        for name, gradient in found.items():
-            if gradient is None and own(kind, name):
-                raise Fault(
-                    "gradients",
-                    f"has a parameter {name} that no gradient reaches; expected one for each",
+            outcome = _outcome(model, tiny_models.fillers(batch, value))
+            for name, values in expected.items():
+                expect(
+                    torch.equal(values, outcome[name]),
+                    f"changed {name} where fillers are {value}; expected the same bits",
                 )
-            if gradient is not None and not bool(torch.isfinite(gradient).all()):
-                raise Fault(
-                    "gradients", f"made the gradient of {name} not finite; expected numbers"
-                )
-        if not any(gradient is not None and bool(gradient.any()) for gradient in found.values()):
-            raise Fault(
-                "gradients", "gave a loss without gradient; expected one that trains something"
+
+
+def _outcome(model: Model, batch: Batch) -> dict[str, Tensor]:
+    """Loss, codes and gradients by name; an empty tensor where a gradient is missing."""
+    loss, gradients = loss_and_gradients(model, batch)
+    outcome = {"loss": loss.loss, "codes": model.encode(batch)}
+    for name, gradient in gradients.items():
+        outcome[f"gradient of {name}"] = torch.empty(0) if gradient is None else gradient
+    return outcome
+
+
+def gradients(kind: str, part: object) -> None:
+    """Every parameter of the part has a gradient, and every gradient of the model is finite."""
+    own = PARAMETERS.get(kind, (f"{kind}.",))
+    for _, model in models(kind, part):
+        _, by_name = loss_and_gradients(model, rows(model))
+        for name, gradient in by_name.items():
+            expect(
+                gradient is not None or not name.startswith(own),
+                f"has a parameter {name} that no gradient reaches; expected one for each",
             )
+            expect(
+                gradient is None or torch.isfinite(gradient).all(),
+                f"made the gradient of {name} not finite; expected finite numbers",
+            )
+        expect(
+            any(gradient is not None and gradient.any() for gradient in by_name.values()),
+            "returned a loss without gradient; expected one that trains something",
+        )
 
 
-def saved(kind: str, part: Any) -> None:
+def saved(kind: str, part: object) -> None:
     """A model with it comes back from a file: the same specs, weights and codes."""
-    for _, made in models(kind, part):
+    for _, model in models(kind, part):
         with tempfile.TemporaryDirectory() as folder:
-            save(made, Path(folder) / "model.safetensors")
-            again = load(Path(folder) / "model.safetensors")
-        if again.header() != made.header():
-            raise Fault("save", f"was loaded as {again.header()}; expected {made.header()}")
-        batch = rows(made)
-        if not torch.equal(made.encode(batch), again.encode(batch)):
-            raise Fault(
-                "save",
-                "gave other codes after save and load; expected the same bits; register tensors as buffers",
-            )
+            path = Path(folder) / "model.safetensors"
+            save(model, path)
+            again = load(path)
+        expect(
+            again.header() == model.header(),
+            f"was loaded as {again.header()}; expected {model.header()}",
+        )
+        batch = rows(model)
+        expect(
+            torch.equal(model.encode(batch), again.encode(batch)),
+            "returned other codes after save and load; expected the same bits; register tensors "
+            "as buffers",
+        )
 
 
-def determinism(kind: str, part: Any) -> None:
-    """Initial weights follow the seed, draws the generator, and the global generator is left alone."""
-    for setting, made in models(kind, part):
+def determinism(kind: str, part: object) -> None:
+    """Weights follow the seed, draws the generator; the global generator is left alone."""
+    for setting, model in models(kind, part):
         before = torch.get_rng_state()
-        twin = model(kind, part, setting)
-        for (name, one), two in zip(
-            made.state_dict().items(), twin.state_dict().values(), strict=True
-        ):
-            if not torch.equal(one, two):
-                raise Fault(
-                    "determinism",
-                    f"drew {name} anew for the same seed; expected the same initial weights",
-                )
-        batch = rows(made)
-        one, two = (
-            made.loss(batch, generator=torch.Generator().manual_seed(1)).loss for _ in range(2)
+        twin = tiny_model(kind, part, setting).state_dict()
+        for name, weight in model.state_dict().items():
+            expect(
+                torch.equal(weight, twin[name]),
+                f"drew {name} anew for the same seed; expected the same initial weights",
+            )
+        batch = rows(model)
+        loss = model.loss(batch, generator=seeded(1)).loss
+        expect(
+            torch.equal(loss, model.loss(batch, generator=seeded(1)).loss),
+            "returned two losses for one generator; expected all draws from `experts.generator`",
         )
-        if not torch.equal(one, two):
-            raise Fault(
-                "determinism",
-                "gave two losses for one generator; expected all draws from `experts.generator`",
-            )
-        if not torch.equal(before, torch.get_rng_state()):
-            raise Fault(
-                "determinism",
-                "drew from torch's global generator; expected the generator that it is given",
-            )
+        expect(
+            torch.equal(before, torch.get_rng_state()),
+            "drew from torch's global generator; expected the generator that it is given",
+        )
 
 
-def _close(one: Tensor, two: Tensor) -> bool:
-    return torch.allclose(one, two, rtol=1e-9, atol=1e-12, equal_nan=True)
+def _close(values: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(values, expected, rtol=1e-9, atol=1e-12, equal_nan=True)
 
 
-def permuted_rows(kind: str, part: Any) -> None:
-    """Rows know nothing of each other: permuting the batch permutes the bounds, a row alone has its own code."""
-    order = torch.tensor([3, 1, 7, 0, 5, 2, 6, 4])
-    for _, made in models(kind, part):
-        batch = rows(made)
-        found, _ = loss(made, batch)
-        other, _ = loss(made, batch.take(order), order.tolist())
-        if not _close(found.bound[order], other.bound):
-            raise Fault(
-                "rows", "gave other bounds when the batch was permuted; expected those of each row"
-            )
-        codes = made.encode(batch)
-        alone = torch.cat([made.encode(batch.take([i])) for i in range(3)])
-        if not _close(codes[:3], alone):
-            raise Fault(
-                "rows",
-                "gave a row another code alone than in a batch; expected rows to be independent",
-            )
+def permuted_rows(kind: str, part: object) -> None:
+    """Rows are independent: permuting them permutes the bounds; one alone keeps its code."""
+    order = [3, 1, 7, 0, 5, 2, 6, 4]
+    for _, model in models(kind, part):
+        batch = rows(model)
+        loss, _ = loss_and_gradients(model, batch)
+        permuted, _ = loss_and_gradients(model, batch.take(order), ids=order)
+        expect(
+            _close(permuted.bound, loss.bound[order]),
+            "returned other bounds when the batch was permuted; expected those of each row",
+        )
+        codes = model.encode(batch)
+        alone = torch.cat([model.encode(batch.take([i])) for i in range(3)])
+        expect(
+            _close(alone, codes[:3]),
+            "returned another code for a row alone than in a batch; expected independent rows",
+        )
 
 
-def permuted_modalities(kind: str, part: Any) -> None:
+def permuted_modalities(kind: str, part: object) -> None:
     """Declaring the modalities in another order, with the same weights, changes no number."""
-    for setting, made in models(kind, part):
-        other = model(kind, part, setting, PERMUTED)
-        other.load_state_dict(made.state_dict())
-        batch = rows(made)
-        index = [made.names.index(name) for name in other.names]
-        found, _ = loss(made, batch)
-        again, _ = loss(other, Batch(batch.data, batch.observed[:, index]))
-        if not _close(found.bound, again.bound):
-            raise Fault(
-                "modalities",
-                "gave other bounds for modalities declared in another order; expected the same",
-            )
-
-
-def precision(kind: str, part: Any) -> None:
-    """Results in the model's dtype; in float64 the gradient is that of finite differences (of the elbo)."""
-    for setting, made in models(kind, part):
-        batch = rows(made)
-        if kind != "objective" and not setting:
-            _differentiated(made, batch)
-        for dtype in (torch.float64, torch.float32):
-            made.to(dtype)
-            answers = {
-                "loss": made.loss(batch).loss,
-                "encode": made.encode(batch),
-                **made.translate(batch),
-            }
-            for name, value in answers.items():
-                if value.dtype != dtype:
-                    raise Fault(
-                        "precision",
-                        f"gave {name} in {value.dtype} in a model of {dtype}; expected {dtype}",
-                    )
-
-
-def _differentiated(made: Model, batch: Batch, step: float = 1e-6) -> None:
-    """Compares the gradient along one direction with a central difference: numbers rounded to float32 miss it."""
-    _, found = loss(made, batch)
-    generator = torch.Generator().manual_seed(2)
-    towards = {
-        n: torch.randn(p.shape, generator=generator, dtype=p.dtype)
-        for n, p in made.named_parameters()
-    }
-    slope = sum(float((g * towards[n]).sum()) for n, g in found.items() if g is not None)
-    start = {n: p.detach().clone() for n, p in made.named_parameters()}
-    ends = []
-    for sign in (1, -1):
-        with torch.no_grad():
-            for n, p in made.named_parameters():
-                p.copy_(start[n] + sign * step * towards[n])
-        ends.append(loss(made, batch)[0].loss.item())
-    with torch.no_grad():
-        for n, p in made.named_parameters():
-            p.copy_(start[n])
-    measured = (ends[0] - ends[1]) / (2 * step)
-    if abs(measured - slope) > 1e-4 * max(1.0, abs(slope)):
-        raise Fault(
-            "precision",
-            f"has a slope of {slope:.8g} by its gradient and {measured:.8g} by differences in float64; expected "
-            "the same; keep the dtype of what comes in, and check custom gradients",
+    columns = [NAMES.index(name) for name in PERMUTED]
+    for setting, model in models(kind, part):
+        permuted = tiny_model(kind, part, setting, PERMUTED)
+        permuted.load_state_dict(model.state_dict())
+        batch = rows(model)
+        loss, _ = loss_and_gradients(model, batch)
+        other, _ = loss_and_gradients(permuted, Batch(batch.data, batch.observed[:, columns]))
+        expect(
+            _close(other.bound, loss.bound),
+            "returned other bounds for modalities declared in another order; expected the same",
         )
 
 
-_EVERY = {
+def precision(kind: str, part: object) -> None:
+    """Results in the model's dtype; gradients (of the elbo) that finite differences confirm."""
+    for setting, model in models(kind, part):
+        batch = rows(model)
+        if kind != "objective" and not setting:
+            _check_gradient(model, batch)
+        for dtype in (torch.float64, torch.float32):
+            model.to(dtype)
+            for name, values in _answers(model, batch).items():
+                expect(
+                    values.dtype == dtype,
+                    f"returned {name} in {values.dtype} in a model of {dtype}; expected {dtype}",
+                )
+
+
+def _check_gradient(model: Model, batch: Batch) -> None:
+    """Compares gradients with central differences, where rounding to float32 shows."""
+    with noise(bound_noise(range(len(batch)), NAMES)):
+        try:
+            gradcheck(
+                lambda *_: model.loss(batch).loss,
+                tuple(model.parameters()),
+                check_undefined_grad=False,
+                fast_mode=True,
+            )
+        except GradcheckError as error:
+            raise Fault(
+                f"has other gradients than by differences in float64: {error}; expected the same; "
+                "keep the dtype of what comes in, and check custom gradients"
+            ) from None
+
+
+_EVERY: Checks = {
     "shapes": shapes,
     "masks": masks,
     "determinism": determinism,
     "gradients": gradients,
-    "fillers": same_bits,
+    "fillers": fillers,
     "save": saved,
     "rows": permuted_rows,
     "modalities": permuted_modalities,
     "precision": precision,
 }
-
-
-CHECKS = dict.fromkeys(KINDS, _EVERY)
+CHECKS = dict.fromkeys((*WHOLE_MODEL, "likelihood", "network"), _EVERY)
