@@ -20,6 +20,7 @@ from mvkit_datasets.log_mel import cut, log_mel
 
 SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
 numbers = partial(np.loadtxt, delimiter=",")
+words = partial(np.loadtxt, dtype=str, comments=None)
 
 
 @spec
@@ -223,7 +224,7 @@ class ROSMAP(FromFiles):
         features = {}
         for i, view in enumerate(("mrna", "methylation", "mirna"), 1):
             tables[view] = joined(str(i), 200)
-            features[view] = folder.read(f"{i}_featname.csv", _words, (200,)).tolist()
+            features[view] = folder.read(f"{i}_featname.csv", words, (200,)).tolist()
         splits = split_rows(tables, Normal(scale="trained"), label, parts, rows_per_file=245)
         return attrs.evolve(splits, notes={"features": features})
 
@@ -241,7 +242,3 @@ def _array(key: str, path: Path) -> Array:
     """One array of an npz file."""
     with np.load(path) as arrays:
         return np.asarray(arrays[key])
-
-
-def _words(path: Path) -> Array:
-    return np.array(path.read_text().split())
