@@ -245,7 +245,7 @@ def test_empty_data():
             lambda empty=empty: mvkit.fit(made, empty, epochs=1),
             "batch: it is empty; expected one row",
         )
-    message(DataError, lambda: mvkit.fit(made, iter([]), epochs=1), "the loader gave no batch")
+    message(DataError, lambda: mvkit.fit(made, iter([]), epochs=1), "the loader returned no batch")
     message(
         DataError,
         lambda: made.encode(3),
@@ -288,7 +288,7 @@ def test_clusters_without_a_mixture_prior():
     message(
         RequestError,
         lambda: model().clusters(rows()),
-        "clusters: prior 'Standard' has no components",
+        "clusters: prior 'standard' has no components",
         "prior='mog'",
     )
     message(RequestError, lambda: model().sample(3, cluster=0), "prior='mog'")
@@ -346,8 +346,16 @@ def test_questions_about_modalities():
         lambda: made.log_weights(rows(), 2, proposal="x"),
         "expected 'mixture' or 'product'",
     )
-    message(RequestError, lambda: made.translate(rows(), latent="median"), "got 'median'")
-    message(RequestError, lambda: made.encode(rows(), empty="skip"), "got 'skip'")
+    message(
+        RequestError,
+        lambda: made.translate(rows(), latent="median"),
+        "translate: latent='median'; expected 'draw' or 'mean'",
+    )
+    message(
+        RequestError,
+        lambda: made.encode(rows(), empty="skip"),
+        "empty='skip'; expected 'error' or 'prior'",
+    )
 
 
 def test_stages_that_train_nothing():
