@@ -1,4 +1,7 @@
-"""Installed distributions as pip leaves them: METADATA, RECORD, INSTALLER, entry_points.txt and modules in a folder."""
+"""Installed distributions as pip leaves them, in a folder.
+
+METADATA, RECORD, INSTALLER, entry_points.txt and modules.
+"""
 
 import re
 import textwrap
@@ -18,7 +21,7 @@ PART = """
 
 
 def install(root, package, module, code, parts="", version="1.0", metadata=None):
-    """A distribution with the entry point `module = module`, whose code is given, and a module of parts."""
+    """A distribution with the entry point `module = module`, its code, and a module of parts."""
     info = root / f"{package.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
     files = {
@@ -40,7 +43,10 @@ def install(root, package, module, code, parts="", version="1.0", metadata=None)
 
 def declares(*components):
     listed = ", ".join(f"Component({', '.join(map(repr, c))})" for c in components)
-    return f"from mvkit.registry import Component, hookimpl\n\n@hookimpl\ndef mvkit_components():\n    return [{listed}]\n"
+    return (
+        "from mvkit.registry import Component, hookimpl\n\n"
+        f"@hookimpl\ndef mvkit_components():\n    return [{listed}]\n"
+    )
 
 
 def guide_package(root):

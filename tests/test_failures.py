@@ -1,4 +1,7 @@
-"""Whatever is wrong with an installed package, mvkit starts, and says which package, version and entry point it was."""
+"""Whatever is wrong with an installed package, mvkit starts, and names what it was.
+
+Messages name the package, its version and its entry point.
+"""
 
 import os
 import shutil
@@ -41,7 +44,8 @@ DISCOVERY = {
         "RuntimeError: boom",
     ),
     "hook that stops midway": (
-        f"{HOOK}def mvkit_components():\n    yield Component('prior', 'half', 'y:Z')\n    raise KeyError('boom')",
+        f"{HOOK}def mvkit_components():\n    yield Component('prior', 'half', 'y:Z')\n"
+        "    raise KeyError('boom')",
         "KeyError: 'boom'",
     ),
     "hook that exits": (f"{HOOK}def mvkit_components():\n    raise SystemExit", "SystemExit"),
@@ -192,11 +196,12 @@ def test_two_entry_points_of_one_package(packages):
 def part(body, base="", imports=""):
     """A module with a part `Broken`."""
     head = "import torch\nimport mvkit\nfrom mvkit import spec\nfrom torch import nn\n" + imports
-    return f'{head}\n@spec\nclass Broken{base}:\n    """A part."""\n\n{textwrap.indent(textwrap.dedent(body), "    ")}\n'
+    body = textwrap.indent(textwrap.dedent(body), "    ")
+    return f'{head}\n@spec\nclass Broken{base}:\n    """A part."""\n\n{body}\n'
 
 
 def aggregator(forward):
-    imports = "from mvkit.aggregators import product_of_observed\nimport attrs\n"
+    imports = "from mvkit.parts import product_of_observed\nimport attrs\n"
     body = f"""
         def build(self, sizes):
             return self
@@ -238,7 +243,8 @@ def likelihood(log_prob):
     return part(body, "(mvkit.Likelihood)")
 
 
-DIAGONAL = "torch.distributions.Independent(torch.distributions.Normal(torch.zeros(10), torch.ones(10)), 1)"
+NORMAL = "torch.distributions.Normal(torch.zeros(10), torch.ones(10))"
+DIAGONAL = f"torch.distributions.Independent({NORMAL}, 1)"
 USE = {
     "module that cannot be imported": (
         "prior",
@@ -335,7 +341,7 @@ USE = {
     ),
     "density of the wrong shape": (
         "prior",
-        prior("return torch.distributions.Normal(torch.zeros(10), torch.ones(10))"),
+        prior(f"return {NORMAL}"),
         r"log_prob of z \(2, 3, d\) of shape \(2, 3, 10\); expected a tensor of shape \(2, 3\)",
     ),
     "density that is NaN": (
@@ -370,10 +376,10 @@ USE = {
         "family",
         part(
             "def scale(self, raw):\n    return raw * 0",
-            "(Normal)",
-            "from mvkit.families import Normal\n",
+            "(NormalFamily)",
+            "from mvkit.parts import NormalFamily\n",
         ),
-        "gave a scale of 0 or less; expected positive",
+        "a scale of 0 or less; expected positive",
     ),
     "objective that is no Objective": (
         "objective",
@@ -406,14 +412,15 @@ def test_in_use(packages, strict, kind, code, reason):
 
 def test_an_objective_of_the_wrong_shape(packages, strict):
     code = part(
-        "def forward(self, model, batch, experts):\n    return mvkit.Loss(torch.ones(2), torch.ones(2), {})",
+        "def forward(self, model, batch, experts):\n"
+        "    return mvkit.Loss(torch.ones(2), torch.ones(2), {})",
         "(mvkit.Objective)",
     )
     declared = declares(("objective", "broken", "broken_plugin_parts:Broken"))
     install(packages, "mvkit-broken", "broken_plugin", declared, code, version="2.5")
     made = mvkit.Model({"a": (2,)}, objective="broken")
     with pytest.raises(
-        mvkit.ShapeError, match=rf"{ORIGIN}\): gave loss \(2,\) and bound \(2,\); expected"
+        mvkit.ShapeError, match=rf"{ORIGIN}\): returned loss \(2,\) and bound \(2,\); expected"
     ):
         made.loss({"a": torch.zeros(3, 2)})
 
@@ -459,7 +466,7 @@ def test_numbers_that_stop_being_numbers_in_training(packages, strict):
 
 
 def test_the_host_starts_whatever_is_installed(packages):
-    """All of them at once in a fresh process: started, built-ins and the good one used, lenient and strict."""
+    """All at once in a fresh process, lenient and strict; built-ins and the good one work."""
     for i, (code, _) in enumerate(DISCOVERY.values()):
         install(packages, f"mvkit-broken-{i}", f"broken_{i}", code.replace("0.2", "1.1"))
     install(
@@ -482,7 +489,8 @@ def test_the_host_starts_whatever_is_installed(packages):
                 assert not strict
             except mvkit.errors.PluginError as error:
                 assert strict
-                assert all(f"mvkit-broken-{{i}} 1.0, entry point" in str(error) for i in range({len(DISCOVERY)}))
+                for i in range({len(DISCOVERY)}):
+                    assert f"mvkit-broken-{{i}} 1.0, entry point" in str(error)
             mvkit.Model({{"a": (2,)}}, prior="good")
             os.environ["MVKIT_PLUGINS_STRICT"] = ""
             mvkit.plugins.registry.cache_clear()

@@ -1,4 +1,7 @@
-"""What is shipped: public names, types, wheel and sdist; a package written from docs/plugins.md, by pip, end to end."""
+"""What is shipped: public names, types, wheel and sdist.
+
+Then a package written from docs/plugins.md, installed by pip, from its tests to saved models.
+"""
 
 import os
 import subprocess
@@ -34,11 +37,10 @@ def test_types_are_shipped():
 
 def test_oldest_versions_are_those_that_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    core = dict(one.split(">=") for one in project["dependencies"])
-    extras = [
-        one for extra in project["optional-dependencies"].values() for one in extra if ">=" in one
-    ]
-    declared = core | dict(one.split(">=") for one in extras)
+    core = dict(requirement.split(">=") for requirement in project["dependencies"])
+    declared = dict(core)
+    for extra in project["optional-dependencies"].values():
+        declared |= dict(requirement.split(">=") for requirement in extra if ">=" in requirement)
     lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
     pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
     assert set(core) - set(pinned) == {
@@ -124,7 +126,10 @@ def test_the_demo_runs_in_a_clean_environment(clean, tmp_path):
 
 @pytest.mark.slow
 def test_a_package_written_from_the_guide(clean, tmp_path):
-    """Installed with pip, listed, trained on incomplete data, saved, loaded in a fresh process, missed without it."""
+    """Installed with pip, listed, trained on incomplete data, saved, loaded in a fresh process.
+
+    Without it, loading says what to install.
+    """
     root = guide_package(tmp_path / "mvkit-sharp")
     run(clean / "python", "-m", "pip", "install", "--quiet", root, "pytest")
     run(clean / "python", "-m", "pytest", "-q", root / "tests", cwd=root, MVKIT_PLUGINS_STRICT="1")
@@ -135,9 +140,11 @@ def test_a_package_written_from_the_guide(clean, tmp_path):
         import mvkit, torch
         generator = torch.Generator().manual_seed(0)
         z = torch.randn(400, 2, generator=generator)
-        noisy, counts = z + 0.3 * torch.randn(400, 2, generator=generator), torch.poisson(z.exp(), generator=generator)
+        noisy = z + 0.3 * torch.randn(400, 2, generator=generator)
+        counts = torch.poisson(z.exp(), generator=generator)
         data = {"m": noisy, "n": counts}
-        data["m"][::3], data["n"][1::3] = torch.nan, torch.nan
+        data["m"][::3] = torch.nan
+        data["n"][1::3] = torch.nan
         shapes = {"m": (2,), "n": mvkit.Modality((2,), "counts")}
         model = mvkit.Model(shapes, latent_dim=2, aggregator="geometric", prior="heavy", seed=0)
         history = mvkit.fit(model, data, epochs=5, seed=0, lr=3e-3)

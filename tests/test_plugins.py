@@ -83,7 +83,7 @@ def test_clashes_ask_for_the_qualified_name(packages):
 
 def test_built_ins_cannot_be_shadowed(packages):
     install(packages, "mvkit-evil", "evil", declares(("prior", "mog", "evil_parts:Sharp")), PART)
-    assert type(as_part("prior", "mog")).__module__ == "mvkit.priors"
+    assert type(as_part("prior", "mog")).__module__ == "mvkit.parts.priors"
     assert type(as_part("prior", "mvkit-evil/mog")).__name__ == "Sharp"
 
 
@@ -105,11 +105,22 @@ def test_parts_of_a_session():
     assert "mine" in mvkit.available("prior")
     with pytest.raises(SpecError, match="unknown kind"):
         plugins.declare(Component("prio", "mine", "x:Y"))
+    with pytest.raises(SpecError, match="declared 'mine'; expected a Component"):
+        plugins.declare("mine")
+
+
+def test_a_part_of_a_session_takes_the_place_of_the_one_before_of_its_kind():
+    plugins.declare(Component("prior", "mine", "nowhere:Prior"))
+    plugins.declare(Component("prior", "mine", "mvkit.parts.priors:Standard"))
+    plugins.declare(Component("aggregator", "mine", "mvkit.parts.aggregators.products:PoE"))
+    assert type(as_part("prior", "mine")).__name__ == "Standard"
+    assert "mine" in mvkit.available("aggregator")
 
 
 def test_importing_mvkit_imports_no_extra_and_no_plugin():
     program = (
-        "import sys, torch; before = set(sys.modules); import mvkit; extra = set(sys.modules) - before;"
+        "import sys, torch; before = set(sys.modules); import mvkit;"
+        "extra = set(sys.modules) - before;"
         "print(sorted({'sklearn', 'matplotlib', 'pandas', 'scipy', 'torchdata', 'tqdm'} & extra))"
     )
     shown = subprocess.run(
@@ -155,7 +166,7 @@ def test_every_kind_is_documented(kind):
 
 
 def test_the_package_of_the_guide(packages):
-    """The listings of docs/plugins.md, installed; test_packaging does it with pip and a fresh process."""
+    """The listings of docs/plugins.md, installed; test_packaging does it with pip."""
     root = guide_package(packages / "out")
     points = tomllib.loads((root / "pyproject.toml").read_text())["project"]["entry-points"][
         "mvkit"

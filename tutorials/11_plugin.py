@@ -9,9 +9,10 @@
 # %% [markdown]
 # # A package with a part of your own
 #
-# mvkit looks for parts in installed packages. Here: one from nothing, with a new aggregator, tested by the suite that
-# every built-in part passes, trained on half-missing rows, saved and loaded. `mvkit new-plugin mvkit-sharpest` writes
-# all of its files for you; `docs/plugins.md` is the reference.
+# mvkit looks for parts in installed packages. This tutorial writes such a package, with a new
+# aggregator. It is tested by the suite that every built-in part passes, trained on data of which
+# half is missing, saved and loaded. `mvkit new-plugin mvkit-sharpest --kind aggregator` writes all
+# files of a package for you; `docs/plugins.md` is the reference.
 
 # %%
 import importlib
@@ -24,17 +25,16 @@ import torch
 import mvkit
 from mvkit.testing import check_component
 
-os.environ["MVKIT_PLUGINS"] = (
-    "mvkit-sharpest"  # only this package, whatever else is installed here
-)
+# only this package, whatever else is installed here
+os.environ["MVKIT_PLUGINS"] = "mvkit-sharpest"
 root = Path("mvkit-sharpest")
 source = root / "src" / "mvkit_sharpest"
 source.mkdir(parents=True, exist_ok=True)
 
 # %% [markdown]
 # ## What is in it
-# The project file names a module under the entry-point group `mvkit`. That module declares the parts, and imports
-# nothing heavy: it is read whenever somebody lists parts.
+# The project file names a module under the entry-point group `mvkit`. That module declares the
+# parts. It imports nothing heavy, because it is imported whenever somebody lists parts.
 
 # %%
 (root / "pyproject.toml").write_text("""
@@ -57,13 +57,14 @@ from mvkit.registry import Component, hookimpl
 
 @hookimpl
 def mvkit_components():
-    return [Component("aggregator", "sharpest", "mvkit_sharpest.sharpest:Sharpest", "the surest expert")]
+    target = "mvkit_sharpest.sharpest:Sharpest"
+    return [Component("aggregator", "sharpest", target, "the surest expert")]
 """)
 
 # %% [markdown]
 # ## The part
-# The posterior takes, in each dimension, the expert that is surest. Experts that are not observed must not be looked
-# at, and rows that observe nothing must stay finite: they get N(0, 1).
+# In each dimension, the posterior is the expert with the smallest scale. Unobserved experts must
+# not change it, and rows that observe nothing must stay finite: they get N(0, 1).
 
 # %%
 (source / "sharpest.py").write_text('''
@@ -87,17 +88,18 @@ class Sharpest(mvkit.Aggregator):
     def forward(self, experts, batch):
         observed = rearrange(batch.observed, "b m -> m b 1")
         best = torch.where(observed, experts.scale, torch.inf).argmin(0, keepdim=True)
-        some = rearrange(batch.observed.any(1), "b -> 1 b 1")
-        loc = torch.where(some, experts.loc.gather(0, best), 0.0)
-        scale = torch.where(some, experts.scale.gather(0, best), 1.0)
+        has_evidence = rearrange(batch.observed.any(1), "b -> 1 b 1")
+        loc = torch.where(has_evidence, experts.loc.gather(0, best), 0.0)
+        scale = torch.where(has_evidence, experts.scale.gather(0, best), 1.0)
+        log_weight = loc.new_zeros(loc.shape[:2])  # one component, of weight 1
         evidence = rearrange(batch.observed, "b m -> 1 b m")
-        return mvkit.Mixture(experts.family, loc, scale, loc.new_zeros(loc.shape[:2]), evidence)
+        return mvkit.Mixture(experts.family, loc, scale, log_weight, evidence)
 ''')
 
 # %% [markdown]
 # ## Installed
-# In a shell: `pip install --editable mvkit-sharpest`. So that this page runs anywhere, the two files that pip would
-# write are written by hand.
+# In a shell: `pip install --editable mvkit-sharpest`. So that this page runs anywhere, the two
+# files that pip would write are written by hand.
 
 # %%
 info = source.parent / "mvkit_sharpest-0.1.0.dist-info"
@@ -106,13 +108,13 @@ info.mkdir(exist_ok=True)
 (info / "entry_points.txt").write_text("[mvkit]\nsharpest = mvkit_sharpest\n")
 sys.path.insert(0, str(source.parent.resolve()))
 importlib.invalidate_caches()
-mvkit.plugins.registry.cache_clear()  # this session had looked before
+mvkit.plugins.registry.cache_clear()  # this session has looked for packages before
 print(mvkit.available("aggregator"), mvkit.plugins.problems())
 
 # %% [markdown]
 # ## Tested
-# One line runs the conformance suite: shapes, every pattern of gaps, fillers bit for bit, gradients, save and load,
-# seeds, permutations, precision. It is the whole of `tests/test_sharpest.py`.
+# One line runs the conformance suite: shapes, every pattern of gaps, fillers bit for bit,
+# gradients, save and load, seeds, permutations, precision. Put it into a test of the package.
 
 # %%
 check_component("aggregator", "mvkit-sharpest/sharpest")
@@ -134,7 +136,7 @@ for aggregator in ("poe", "sharpest"):
 
 # %% [markdown]
 # ## Saved
-# The file names the package and its version. Whoever lacks it is told what to install.
+# The file names the package and its version. Where it is missing, the error says what to install.
 
 # %%
 mvkit.save(model, "model.safetensors")
