@@ -8,6 +8,7 @@ from test_truth import exact
 
 import mvkit
 from mvkit import Batch, Modality, Model, MultimodalDataset, RequestError
+from mvkit.core import blocks
 from mvkit.models import imputation
 
 pandas = pytest.importorskip("pandas")
@@ -43,7 +44,9 @@ def test_whole_modalities_have_the_conditional_mean_and_sd(given):
 
 
 def by_feature():
-    """x_a = z + ε with an encoder that is exact for any missing features, and x_b = W z + ε given in full."""
+    """x_a = z + ε with an encoder that is exact for any missing features, and x_b = W z + ε given
+    in full.
+    """
     plain = {"encoder": "linear", "decoder": "linear"}
     noise = {"name": "normal", "scale": 0.5}
     shapes = {
@@ -335,7 +338,7 @@ def test_blocks_of_rows_and_stacks(monkeypatch):
     x = {"a": torch.randn(50, 2), "b": torch.randn(50, 3)}
     x["b"][::2] = torch.nan
     seen = []
-    monkeypatch.setattr(imputation, "MEMORY", 20 * (2 * 3 + imputation.HIDDEN) * 4 * 7)
+    monkeypatch.setattr(blocks, "IMPUTED", 20 * (2 * 3 + imputation.HIDDEN) * 4 * 7)
     generate = model.generate
     monkeypatch.setattr(
         model,
@@ -354,7 +357,7 @@ def test_what_cannot_be_imputed(fitted):
     for options, text in (
         ({"quantiles": (1.5,)}, r"quantiles \(1.5,\); expected shares in \[0, 1\]"),
         ({"rows": "some"}, "rows='some'; expected 'own' or 'all'"),
-        ({"n": 0}, "n: got 0; expected a whole number"),
+        ({"n": 0}, "impute: n=0; expected a whole number"),
         ({"n": 1, "draws": True}, "n=1; expected 2 draws at least"),
         ({"to": ["z"]}, "impute: unknown modality 'z'; known: 'a', 'c', 'n'"),
     ):

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from mvkit.core.batch import Batch
-from mvkit.core.validation import Columns
+from mvkit.core.raw_values import Columns
 from mvkit.data.align import Table, align, library
 from mvkit.errors import DataError, suggest
 
 if TYPE_CHECKING:
-    import pandas
+    from pandas import DataFrame, Series
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".parquet": None}
 Files = Mapping[str, str | os.PathLike[str]]
@@ -31,12 +31,12 @@ def is_table(value: object) -> bool:
     return library(value) in ("pandas", "polars")
 
 
-def _as_pandas(table: Any) -> pandas.DataFrame:
+def _as_pandas(table: Any) -> DataFrame:
     frame = table.to_frame() if type(table).__name__ == "Series" else table
     return frame.to_pandas() if library(table) == "polars" else frame
 
 
-def frame_of(name: str, table: object, id: str | None) -> pandas.DataFrame:
+def frame_of(name: str, table: object, id: str | None) -> DataFrame:
     """A table of pandas or polars as a pandas DataFrame whose index holds the ids.
 
     Raises:
@@ -72,7 +72,7 @@ def frame_of(name: str, table: object, id: str | None) -> pandas.DataFrame:
     return frame
 
 
-def read_table(name: str, frame: pandas.DataFrame, *, text: bool) -> Table:
+def read_table(name: str, frame: DataFrame, *, text: bool) -> Table:
     """A DataFrame (see `frame_of`) as numbers, or as numbered words.
 
     Words are numbered where all columns hold categories, or any text and `text` is welcome.
@@ -80,16 +80,17 @@ def read_table(name: str, frame: pandas.DataFrame, *, text: bool) -> Table:
     Raises:
         DataError: text or other things among numbers: with column, row and value.
     """
-    import pandas
+    from pandas import CategoricalDtype
+    from pandas.api.types import is_numeric_dtype
 
     names = tuple(map(str, frame.columns))
     ids = frame.index.tolist()
     odd = []
     for column, kind in frame.dtypes.items():
-        if not pandas.api.types.is_numeric_dtype(kind) or kind.kind == "c":
+        if not is_numeric_dtype(kind) or kind.kind == "c":
             odd.append(column)
     if len(odd) == len(names) > 0:
-        declared = [isinstance(kind, pandas.CategoricalDtype) for kind in frame.dtypes]
+        declared = [isinstance(kind, CategoricalDtype) for kind in frame.dtypes]
         if text or all(declared):
             codes, words = _numbered(frame)
             return Table(codes, ids, Columns(names, words))
@@ -101,18 +102,18 @@ def read_table(name: str, frame: pandas.DataFrame, *, text: bool) -> Table:
     return Table(torch.from_numpy(np.ascontiguousarray(values)), ids, Columns(names))
 
 
-def _numbered(frame: pandas.DataFrame) -> tuple[Tensor, tuple[str, ...]]:
+def _numbered(frame: DataFrame) -> tuple[Tensor, tuple[str, ...]]:
     """Words numbered in alphabetical order, NaN where there is none, and the words."""
-    import pandas
+    from pandas import Categorical, Series
 
-    flat = pandas.Series(frame.to_numpy(dtype=object).ravel())
+    flat = Series(frame.to_numpy(dtype=object).ravel())
     flat = flat.map(str, na_action="ignore")
     words = tuple(sorted(flat.dropna().unique()))
-    codes = pandas.Categorical(flat, categories=words).codes.astype(float).reshape(frame.shape)
+    codes = Categorical(flat, categories=words).codes.astype(float).reshape(frame.shape)
     return torch.from_numpy(np.where(codes < 0, np.nan, codes)), words
 
 
-def _check_numbers(name: str, column: pandas.Series) -> None:
+def _check_numbers(name: str, column: Series) -> None:
     """Raises DataError for a value of a column that is no number."""
     strange = []
     for row, value in column.dropna().items():
@@ -139,13 +140,13 @@ def _reads_as_number(value: object) -> bool:
     return True
 
 
-def read_files(files: Files, id: str | None) -> dict[str, pandas.DataFrame]:
+def read_files(files: Files, id: str | None) -> dict[str, DataFrame]:
     """DataFrames from one CSV, TSV or Parquet file per modality, indexed by the column `id`.
 
     Raises:
         DataError: an unknown kind of file, or several files without ids.
     """
-    import pandas
+    from pandas import read_csv, read_parquet
 
     frames = {}
     for name, path in files.items():
@@ -157,10 +158,10 @@ def read_files(files: Files, id: str | None) -> dict[str, pandas.DataFrame]:
             )
         separator = SEPARATORS[suffixes[-1]]
         if separator is None:
-            frame = pandas.read_parquet(path)
+            frame = read_parquet(path)
         else:  # ids stay text in text files: 007 is not 7
             types = {id: str} if id else None
-            frame = pandas.read_csv(path, sep=separator, dtype=types)
+            frame = read_csv(path, sep=separator, dtype=types)
         frames[name] = frame_of(name, frame, id)
         if id is None and len(files) > 1 and _counted(frames[name]):
             raise DataError(
@@ -169,15 +170,15 @@ def read_files(files: Files, id: str | None) -> dict[str, pandas.DataFrame]:
     return frames
 
 
-def _counted(frame: pandas.DataFrame) -> bool:
+def _counted(frame: DataFrame) -> bool:
     """Whether the index merely counts rows, as that of a table that nobody gave ids."""
-    import pandas
+    from pandas import RangeIndex
 
     index = frame.index
-    return isinstance(index, pandas.RangeIndex) and index.name is None and index.start == 0
+    return isinstance(index, RangeIndex) and index.name is None and index.start == 0
 
 
-def check_lengths(frames: Mapping[str, pandas.DataFrame]) -> None:
+def check_lengths(frames: Mapping[str, DataFrame]) -> None:
     """Raises DataError for tables of different lengths whose indices only count rows."""
     lengths = {name: len(frame) for name, frame in frames.items()}
     if len(set(lengths.values())) > 1 and all(map(_counted, frames.values())):
@@ -195,7 +196,7 @@ def from_frames(tables: Mapping[str, object], id: str | None = None) -> Batch:
     return align(numbered, disjoint=True)
 
 
-def pop_label(frames: dict[str, pandas.DataFrame], label: str) -> dict[Hashable, object]:
+def pop_label(frames: dict[str, DataFrame], label: str) -> dict[Hashable, object]:
     """Takes the column `label` out of every table that has it; labels by id.
 
     Raises:
