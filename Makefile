@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-plugins test-oldest chaos fuzz lint format benchmark clean
+.PHONY: demo test test-plugins test-oldest chaos fuzz lint format benchmark mutants clean
 
 .venv/ready: pyproject.toml constraints.txt plugins/mvkit-datasets/pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "mvkit needs Python 3.11 or newer; set PYTHON="'
@@ -44,6 +44,11 @@ lint: .venv/ready
 format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# hours: which small faults in the core the tests notice
+mutants: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt cosmic-ray
+	$(BIN)/python benchmarks/mutants.py
 
 benchmark: .venv/ready
 	$(BIN)/python benchmarks/run.py

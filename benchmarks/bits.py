@@ -1,7 +1,9 @@
-"""Writes the numbers of many models to a file, or compares with a file written before: a change of layout keeps each bit.
+"""Writes the numbers of many models to a file, or compares with a file written before: a change of
+layout keeps each bit.
 
-`python benchmarks/bits.py write FILE` before, `python benchmarks/bits.py compare FILE` after, on one machine with the
-same torch. Groups of cases (`losses`, `outputs`, `recipes`, `runs`, `data`) may be named after the file.
+`python benchmarks/bits.py write FILE` before, `python benchmarks/bits.py compare FILE` after, on
+one machine with the same torch. Groups of cases (`losses`, `outputs`, `recipes`, `runs`, `data`)
+may be named after the file.
 """
 
 from __future__ import annotations
@@ -92,7 +94,9 @@ def seeded(seed: int = 3) -> torch.Generator:
 def losses_of(
     key: str, made: mvkit.Model | mvkit.Stack, values: Values, objective: object = None
 ) -> None:
-    """Loss, bound, metrics and gradients on complete and incomplete rows, in training and evaluation mode."""
+    """Loss, bound, metrics and gradients on complete and incomplete rows, in training and
+    evaluation mode.
+    """
     for missing, training in itertools.product((False, True), (True, False)):
         made.train(training)
         made.zero_grad(set_to_none=True)

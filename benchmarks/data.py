@@ -1,11 +1,13 @@
-"""What the pipeline costs above what must be paid, and what a dataset larger than memory costs above one in memory.
+"""What the pipeline costs above what must be paid, and what a dataset larger than memory costs
+above one in memory.
 
-    python benchmarks/data.py                # writes benchmarks/data.json, prints the table; needs 5 GB of disk
-    python benchmarks/data.py --gigabytes 0.5
+    python benchmarks/data.py                # writes benchmarks/data.json, prints the table; needs
+    5 GB of disk python benchmarks/data.py --gigabytes 0.5
 
-The folder of shards is read in a process of its own that limits its private memory to 1 GB by RLIMIT_DATA, which counts
-heap, anonymous and writable mappings. Pages of files, mapped for reading, are the system's cache, which no process
-owns; `Private_*` of /proc/self/smaps_rollup counts those of them that are mapped too, and is what is reported.
+The folder of shards is read in a process of its own that limits its private memory to 1 GB by
+RLIMIT_DATA, which counts heap, anonymous and writable mappings. Pages of files, mapped for
+reading, are the system's cache, which no process owns; `Private_*` of /proc/self/smaps_rollup
+counts those of them that are mapped too, and is what is reported.
 """
 
 from __future__ import annotations

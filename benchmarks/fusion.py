@@ -1,10 +1,11 @@
-"""What ways of fusing experts bring on polydigits: those built in beside those of plugins/mvkit-fusion.
+"""What ways of fusing experts bring on polydigits: those built in beside those of
+plugins/mvkit-fusion.
 
     python benchmarks/fusion.py                       # all, 10 epochs, seed 0: a Markdown table
     python benchmarks/fusion.py mopoe code --seeds 0 1 --missing 0.3
 
-Latent 16, batch 128, MLP 512-512, normal likelihood with scale 0.25, standard prior, objective elbo (code: its own
-bound). Needs mvkit-fusion installed. Appends to fusion.jsonl.
+Latent 16, batch 128, MLP 512-512, normal likelihood with scale 0.25, standard prior, objective
+elbo (code: its own bound). Needs mvkit-fusion installed. Appends to fusion.jsonl.
 """
 
 from __future__ import annotations

@@ -46,7 +46,9 @@ def judges(data: mvkit.data.datasets.catalogue.Splits) -> dict[str, Callable[[Te
 def measured(
     model: mvkit.Model, data: object, judge: dict[str, Callable[[Tensor], object]]
 ) -> dict[str, float]:
-    """Coherence given one and four others, by draws and means of z; of samples; likelihood; clusters."""
+    """Coherence given one and four others, by draws and means of z; of samples; likelihood;
+    clusters.
+    """
     row = {}
     for latent in ("draw", "mean"):
         coherence = {"name": "coherence", "latent": latent, "sets": "cyclic"}

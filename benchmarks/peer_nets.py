@@ -1,4 +1,5 @@
-"""What both sides of `benchmarks/peers.py` share: data, networks, what a side does, and the networks alone.
+"""What both sides of `benchmarks/peers.py` share: data, networks, what a side does, and the
+networks alone.
 
 Everything that is timed builds its networks from `mlp` here, and gets its rows from `rows`.
 """
@@ -40,10 +41,11 @@ def head(before: int) -> nn.Sequential:
 def rows(
     m: int, n: int, width: int, missing: bool, seed: int
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """The first n pictures {name: (n, width)} of polydigits and what is observed, (n, m) bool or None: half of it.
+    """The first n pictures {name: (n, width)} of polydigits and what is observed, (n, m) bool or
+    None: half of it.
 
-    The files are what `peers.py` wrote; beyond five modalities they come again, of other rows. Every row observes one
-    modality at least.
+    The files are what `peers.py` wrote; beyond five modalities they come again, of other rows.
+    Every row observes one modality at least.
     """
     every = np.load(f"{os.environ['PEERS_DATA']}/{width}.npy", mmap_mode="r")
     data = {
@@ -58,13 +60,16 @@ def rows(
 
 
 def subsets(names: list[str], model: str) -> list[list[str]]:
-    """Sets of modalities to encode from: all there are; for TELBO each alone and all, which is what both can."""
+    """Sets of modalities to encode from: all there are; for TELBO each alone and all, which is
+    what both can.
+    """
     sizes = [1, len(names)] if model == "telbo" else range(1, len(names) + 1)
     return [list(s) for size in sizes for s in itertools.combinations(names, size)]
 
 
 class Peer(ABC):
-    """A library with a model. To implement one, write these; a step goes once through each of the model's stages.
+    """A library with a model. To implement one, write these; a step goes once through each of the
+    model's stages.
 
     Args:
         model: which.
@@ -85,7 +90,9 @@ class Peer(ABC):
     def stages(
         self, data: dict[str, Tensor], mask: Tensor | None, fused: bool
     ) -> list[Callable[[], None]]:
-        """A training step on a batch, for each stage, with the library's own choice of Adam or torch's fused one."""
+        """A training step on a batch, for each stage, with the library's own choice of Adam or
+        torch's fused one.
+        """
 
     @abstractmethod
     def train(self, data: dict[str, Tensor], mask: Tensor | None) -> None:
@@ -97,7 +104,9 @@ class Peer(ABC):
 
     @abstractmethod
     def encode(self, data: dict[str, Tensor], mask: Tensor | None) -> None:
-        """Posterior means: from every set of `subsets`, or, of incomplete rows, from what they have."""
+        """Posterior means: from every set of `subsets`, or, of incomplete rows, from what they
+        have.
+        """
 
     def fuse(self) -> None:
         """Takes steps with torch's fused Adam from now on."""
@@ -110,7 +119,8 @@ class Peer(ABC):
 
 
 class Bare(Peer):
-    """The networks alone, every row once through each, with nothing of a model around them: the floor of any library.
+    """The networks alone, every row once through each, with nothing of a model around them: the
+    floor of any library.
 
     In a step: squared errors, backward, fused Adam.
     """
@@ -208,7 +218,9 @@ def _through(nets: list[nn.Module], inputs: list[Tensor]) -> list[Tensor]:
 
 
 def _latents(nets: list[nn.Module], inputs: list[Tensor], times: int = 1) -> list[Tensor]:
-    """Draws (times n, d) for networks from latents, asking for a gradient where one is taken; one for each network."""
+    """Draws (times n, d) for networks from latents, asking for a gradient where one is taken; one
+    for each network.
+    """
     grad = torch.is_grad_enabled()
     pairs = zip(nets, inputs, strict=True) if nets else ()
     return [

@@ -1,9 +1,10 @@
-"""One library's side of `benchmarks/peers.py`: reads a command a line as JSON, answers a line as JSON.
+"""One library's side of `benchmarks/peers.py`: reads a command a line as JSON, answers a line as
+JSON.
 
     python benchmarks/peer_worker.py mvkit|multivae|bare
 
-All sides build the same networks, on the same data, and are timed by the same clock around their own code.
-A command that the library cannot do is answered by `refused`, with its reason.
+All sides build the same networks, on the same data, and are timed by the same clock around their
+own code. A command that the library cannot do is answered by `refused`, with its reason.
 """
 
 from __future__ import annotations
@@ -290,7 +291,9 @@ class Theirs(Peer):
 
 
 def _encoder(network: nn.Module, d: int, p: int = 0) -> Any:
-    """A network that emits locs and raw scales of d, then of p, numbers, in multivae's form; with d alone: messages."""
+    """A network that emits locs and raw scales of d, then of p, numbers, in multivae's form; with
+    d alone: messages.
+    """
     from multivae.models.base import BaseEncoder, ModelOutput
     from multivae.models.nn.base_architectures import BaseMultilatentEncoder
 
@@ -345,9 +348,11 @@ def _joint(trunks: dict[str, nn.Module], top: nn.Module) -> Any:
 
 
 def _vision() -> Any:
-    """Lets torchvision, which multivae imports, be imported beside a torch for CPUs; no operator of it is used here.
+    """Lets torchvision, which multivae imports, be imported beside a torch for CPUs; no operator
+    of it is used here.
 
-    Its wheels on PyPI are built for CUDA, so its operators do not load, and their meta kernels miss them.
+    Its wheels on PyPI are built for CUDA, so its operators do not load, and their meta kernels
+    miss them.
     """
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
@@ -406,7 +411,9 @@ def peak() -> float:
 
 
 def steady(step: Callable[[], None], least: float = 0.3) -> float:
-    """Seconds a step takes when others went before, as in training; at least one and, together, so many seconds."""
+    """Seconds a step takes when others went before, as in training; at least one and, together, so
+    many seconds.
+    """
     start = time.perf_counter()
     step()  # caches went cold while another library had its turn
     took = time.perf_counter() - start

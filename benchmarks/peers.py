@@ -1,14 +1,16 @@
-"""mvkit beside multivae: the same data, networks, seeds and budget, in turn, on one thread; a table of ratios.
+"""mvkit beside multivae: the same data, networks, seeds and budget, in turn, on one thread; a
+table of ratios.
 
 Beside both, the bare networks run once over the same rows: no library can be faster than they are.
 
-    python benchmarks/peers.py             # an hour; writes benchmarks/peers.json and docs/benchmarks.md
-    python benchmarks/peers.py --quick     # a smoke run of two small cases, which writes nothing
-    python benchmarks/peers.py --render    # docs/benchmarks.md from benchmarks/peers.json
+    python benchmarks/peers.py             # an hour; writes benchmarks/peers.json and
+    docs/benchmarks.md python benchmarks/peers.py --quick     # a smoke run of two small cases,
+    which writes nothing python benchmarks/peers.py --render    # docs/benchmarks.md from
+    benchmarks/peers.json
 
-multivae is installed from PyPI into `.venv-peers`, beside the torch of this interpreter. Each side runs in a process
-of its own (`peer_worker.py`) that times its own code; they take turns A B C A B C …, and a ratio is one of medians.
-Peak memory is that of a fresh process after three steps.
+multivae is installed from PyPI into `.venv-peers`, beside the torch of this interpreter. Each side
+runs in a process of its own (`peer_worker.py`) that times its own code; they take turns A B C A B
+C …, and a ratio is one of medians. Peak memory is that of a fresh process after three steps.
 """
 
 from __future__ import annotations
@@ -75,7 +77,9 @@ or, half missing, once from what a row has; multivae is then given the rows sort
 
 @attrs.frozen
 class Case:
-    """A model on so many modalities of so many numbers; of incomplete rows, half of the modalities are there."""
+    """A model on so many modalities of so many numbers; of incomplete rows, half of the modalities
+    are there.
+    """
 
     model: str
     m: int
@@ -157,7 +161,9 @@ class Worker:
 
 
 def environment() -> Path:
-    """The interpreter of `.venv-peers`, where multivae is installed beside this interpreter's own packages."""
+    """The interpreter of `.venv-peers`, where multivae is installed beside this interpreter's own
+    packages.
+    """
     folder = ROOT / ".venv-peers"
     python = folder / "bin" / "python"
     if not python.exists():
@@ -185,7 +191,9 @@ def environment() -> Path:
 def turns(
     workers: list[Worker], do: str, options: dict[str, Any], count: int, seconds: float
 ) -> list[dict[str, Any]]:
-    """Answers in turn; each worker's medians, or why it refuses. Slow turns end early, after three at least."""
+    """Answers in turn; each worker's medians, or why it refuses. Slow turns end early, after three
+    at least.
+    """
     kept: list[list[float]] = [[] for _ in workers]
     if do == "fused step":
         do = "step"
@@ -304,7 +312,9 @@ def page(results: dict[str, Any]) -> str:
 
 
 def pictures(folder: Path) -> Path:
-    """The folder of polydigits (m, n, width) that all sides read, as they are and enlarged to 28 × 28."""
+    """The folder of polydigits (m, n, width) that all sides read, as they are and enlarged to 28 ×
+    28.
+    """
     batch = mvkit.load_dataset("polydigits").train.batch
     small = torch.stack([x.float() for x in batch.data.values()])
     large = torch.stack([functional.interpolate(x, (28, 28), mode="bilinear") for x in small])

@@ -1,4 +1,5 @@
-"""Whether `import mvkit` costs more with 50 packages of parts installed than with none: medians of pairs in turn.
+"""Whether `import mvkit` costs more with 50 packages of parts installed than with none: medians of
+pairs in turn.
 
 python benchmarks/plugins.py [pairs]
 """

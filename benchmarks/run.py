@@ -2,7 +2,8 @@
 
     python benchmarks/run.py                # writes benchmarks/results.json, prints the table
 
-Every pair of commands is timed in turn, A B A B …; a ratio is the median of the ratios pair by pair.
+Every pair of commands is timed in turn, A B A B …; a ratio is the median of the ratios pair by
+pair.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ def mlp(before: int, after: int) -> nn.Module:
 def step(
     m: int, aggregator: object, objective: object, count: int, repeats: int = 1
 ) -> tuple[float, float, float]:
-    """A training step against the same rows through the same nets, squared error, backward, fused Adam with lr 0."""
+    """A training step against the same rows through the same nets, squared error, backward, fused
+    Adam with lr 0.
+    """
     x = {f"m{i}": torch.rand(BATCH, WIDTH) for i in range(m)}
     model = mvkit.Model(
         {name: mvkit.Modality((WIDTH,)) for name in x},
@@ -159,7 +162,9 @@ def likelihood(count: int) -> tuple[float, float, float]:
 
 
 def seconds_to_import() -> dict[str, float]:
-    """Seconds that importing mvkit adds to importing torch, median of 7 fresh processes, and extras it imports."""
+    """Seconds that importing mvkit adds to importing torch, median of 7 fresh processes, and
+    extras it imports.
+    """
     program = (
         "import sys, time, torch; known = set(sys.modules); t = time.perf_counter(); import mvkit;"
         "print(time.perf_counter() - t);"

@@ -2,8 +2,10 @@
 
     python benchmarks/train.py              # prints two ratios, writes benchmarks/train.json
 
-Overhead: an epoch of `fit` against the same batches, steps and seeds in a bare loop, CPU time of one thread, in turn.
-Processes: rows a second of `torchrun --nproc-per-node=2` against one process, one torch thread each, in turn.
+Overhead: an epoch of `fit` against the same batches, steps and seeds in a bare loop, CPU time of
+one thread, in turn.
+Processes: rows a second of `torchrun --nproc-per-node=2` against one process, one torch thread
+each, in turn.
 """
 
 from __future__ import annotations

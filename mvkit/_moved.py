@@ -1,6 +1,8 @@
-"""Where modules went when the package got folders: old paths work for one version, with a DeprecationWarning.
+"""Where modules went when the package got folders: old paths work for one version, with a
+DeprecationWarning.
 
-`MOVED` lists, for each module of version 0.1, the modules that hold its names now; `RENAMED` the names that changed.
+`MOVED` lists, for each module of version 0.1, the modules that hold its names now; `RENAMED` the
+names that changed.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ MOVED = {
     "stages": ("training.stages", "training.annealing", "training.optimizers"),
     "terms": ("core.terms",),
     "train": ("training.fit",),
-    "values": ("core.validation",),
+    "values": ("core.validation", "core.raw_values"),
 }
 RENAMED = {
     "builtins.ELSEWHERE": "EXTERNAL_PARTS",
@@ -98,7 +100,9 @@ class MovedModule(ModuleType):
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
     def __call__(self, cls: type) -> type:
-        """`mvkit.spec` is a decorator too, whose name the module of that name takes when it is imported."""
+        """`mvkit.spec` is a decorator too, whose name the module of that name takes when it is
+        imported.
+        """
         from mvkit.registry.spec import spec
 
         return spec(cls)
@@ -121,7 +125,9 @@ class MovedFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return MovedModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing to run; `mvkit.plugins`, which users name as an attribute, becomes the module itself."""
+        """Nothing to run; `mvkit.plugins`, which users name as an attribute, becomes the module
+        itself.
+        """
         if module.__name__ == "mvkit.plugins":
             _warn("the module mvkit.plugins", "mvkit.registry")
             sys.modules["mvkit.plugins"] = importlib.import_module("mvkit.registry.plugins")

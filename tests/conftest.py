@@ -34,7 +34,9 @@ def fresh():
 
 @pytest.fixture
 def packages(tmp_path, monkeypatch):
-    """A folder on the path for distributions (see installs.py); what was imported from it is forgotten afterwards."""
+    """A folder on the path for distributions (see installs.py); what was imported from it is
+    forgotten afterwards.
+    """
     from mvkit.registry import plugins
 
     monkeypatch.syspath_prepend(tmp_path)

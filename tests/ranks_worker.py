@@ -1,4 +1,5 @@
-"""What test_ranks.py runs, alone and by torchrun: trains several models and writes what came of them.
+"""What test_ranks.py runs, alone and by torchrun: trains several models and writes what came of
+them.
 
 Without noise, every number of processes does the same sums over the same batches.
 """

@@ -1,6 +1,8 @@
-"""Input that people really feed in: the right result, or one error with modality, column or row, value and remedy.
+"""Input that people really feed in: the right result, or one error with modality, column or row,
+value and remedy.
 
-Numbers are those of the project's list of 35 kinds; every kind is shown here, or in the test that `EXTERNAL_PARTS` names.
+Numbers are those of the project's list of 35 kinds; every kind is shown here, or in the test that
+`EXTERNAL_PARTS` names.
 """
 
 import re

@@ -72,7 +72,9 @@ def test_numpy_of_all_kinds():
 
 
 def test_values_without_gaps_are_as_those_that_are_looked_at_one_by_one():
-    """What is finite in sum is taken at once; the largest floats, whose sum is not, are taken all the same."""
+    """What is finite in sum is taken at once; the largest floats, whose sum is not, are taken all
+    the same.
+    """
     a, b = torch.randn(6, 3), torch.rand(6, 2, 2)
     mask = torch.tensor([[True, False], [True, True], [False, True]] * 2)
     every = {k: torch.ones(x.shape, dtype=torch.bool) for k, x in (("a", a), ("b", b))}

@@ -1,4 +1,6 @@
-"""Every aggregator × prior × objective × family trains on complete and on partially observed rows, or is refused."""
+"""Every aggregator × prior × objective × family trains on complete and on partially observed rows,
+or is refused.
+"""
 
 import pytest
 import torch
@@ -8,7 +10,9 @@ import mvkit
 
 
 def surrogates_only(made, name):
-    """The joint aggregator's unimodal encoders, which elbo, iwae and dreg leave alone on complete rows."""
+    """The joint aggregator's unimodal encoders, which elbo, iwae and dreg leave alone on complete
+    rows.
+    """
     return made.aggregator.defaults.has_joint_encoder and name.startswith("encoders.")
 
 

@@ -1,4 +1,6 @@
-"""Every built-in part passes the conformance suite, and a part that breaks one rule fails in that rule's check."""
+"""Every built-in part passes the conformance suite, and a part that breaks one rule fails in that
+rule's check.
+"""
 
 import time
 
@@ -48,9 +50,9 @@ def test_built_in(kind, name):
 
 
 class Documented:
-    """Broken on purpose. Reference: none; options: power, start, end, epochs, lr, betas, prior_expert, hidden,
-    activation, scale, kl_weight, samples, draw, density, condition, reduce, reconstruct, weights, ramps, components,
-    floor."""
+    """Broken on purpose. Reference: none; options: power, start, end, epochs, lr, betas,
+    prior_expert, hidden, activation, scale, kl_weight, samples, draw, density, condition, reduce,
+    reconstruct, weights, ramps, components, floor."""
 
 
 def broken(base, **methods):

@@ -1,4 +1,6 @@
-"""Errors are part of the interface: where, what, expected, what to do; and nothing half-written."""
+"""Errors are part of the interface: where, what, expected, what to do; and nothing
+half-written.
+"""
 
 import pytest
 import torch

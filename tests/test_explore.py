@@ -112,7 +112,9 @@ def served(folder):
 
 
 def until(value, tries=600):
-    """The first true value of a function, asked again until there is one; the page may change under an answer."""
+    """The first true value of a function, asked again until there is one; the page may change
+    under an answer.
+    """
     from selenium.common.exceptions import StaleElementReferenceException
 
     for _ in range(tries):

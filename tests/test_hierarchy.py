@@ -1,4 +1,6 @@
-"""Levels of latents: the bound against a loop from the paper, one level against `poe`, densities, a model's life."""
+"""Levels of latents: the bound against a loop from the paper, one level against `poe`, densities,
+a model's life.
+"""
 
 import copy
 import itertools

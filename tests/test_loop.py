@@ -1,4 +1,6 @@
-"""The loop: clipping, accumulation, averages, schedules, early stops; what happens to numbers that are none."""
+"""The loop: clipping, accumulation, averages, schedules, early stops; what happens to numbers that
+are none.
+"""
 
 import attrs
 import pytest
@@ -114,7 +116,9 @@ def test_learning_rate_schedules():
 
 
 class Spoilt(nn.Module):
-    """Emits infinities for rows whose first number is above 5; or has gradients only that are none."""
+    """Emits infinities for rows whose first number is above 5; or has gradients only that are
+    none.
+    """
 
     def __init__(self, only_gradient=False):
         super().__init__()

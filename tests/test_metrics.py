@@ -296,7 +296,9 @@ def test_a_model_that_copies_is_coherent_and_separable(missing):
 
 
 def test_coherence_by_hand_with_the_users_classifiers():
-    """Classifiers that see one class only are right in a third of the rows; those of one class disagree in samples."""
+    """Classifiers that see one class only are right in a third of the rows; those of one class
+    disagree in samples.
+    """
     model, rows = separated()
 
     def const(c):

@@ -1,4 +1,6 @@
-"""The one latent distribution: densities, draws and divergences against torch's own and against sampling."""
+"""The one latent distribution: densities, draws and divergences against torch's own and against
+sampling.
+"""
 
 import math
 

@@ -1,4 +1,6 @@
-"""Every path and name that `docs/plugins.md` and the packages of `plugins/` imported from version 0.1 still works."""
+"""Every path and name that `docs/plugins.md` and the packages of `plugins/` imported from version
+0.1 still works.
+"""
 
 import importlib
 import re

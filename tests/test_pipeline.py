@@ -1,4 +1,6 @@
-"""The pipeline: the same batches whatever the workers and ranks, exact resume, rows from anywhere."""
+"""The pipeline: the same batches whatever the workers and ranks, exact resume, rows from
+anywhere.
+"""
 
 import itertools
 import math

@@ -170,7 +170,9 @@ def test_drivers_are_shares(aggregator):
 
 
 def test_the_surer_expert_drives():
-    """q(z|x_m) is the product of its factor, precision 8 and 1 by hand, with the prior's, 1: shares 9 to 2 in 11."""
+    """q(z|x_m) is the product of its factor, precision 8 and 1 by hand, with the prior's, 1:
+    shares 9 to 2 in 11.
+    """
     pair = mvkit.Model(
         {"a": mvkit.Modality((1,), encoder="linear"), "b": mvkit.Modality((1,), encoder="linear")},
         latent_dim=1,

@@ -1,4 +1,6 @@
-"""Several processes do what one does: the same batches, the same sums, the same weights on all of them."""
+"""Several processes do what one does: the same batches, the same sums, the same weights on all of
+them.
+"""
 
 import subprocess
 import sys

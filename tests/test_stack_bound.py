@@ -1,4 +1,6 @@
-"""The bound that a stack reports, by formula and by sampling; entropies and densities of families."""
+"""The bound that a stack reports, by formula and by sampling; entropies and densities of
+families.
+"""
 
 import math
 
@@ -152,7 +154,9 @@ def test_the_mean_of_the_bound_is_the_elbo_of_both_levels_below_the_likelihood(o
 
 
 def test_a_laplace_stack_adds_the_cross_entropy_of_its_latents():
-    """-E_q log p(z) = log 2 + |loc| + scale exp(-|loc| / scale) per dimension; also by sampling."""
+    """-E_q log p(z) = log 2 + |loc| + scale exp(-|loc| / scale) per dimension; also by
+    sampling.
+    """
     model = stack(family="laplace_softmax")
     batch = gapped()
     posteriors, draws = latents_of(model, batch)

@@ -1,4 +1,6 @@
-"""On a linear-Gaussian model everything is known: posteriors, bounds and likelihoods against closed forms."""
+"""On a linear-Gaussian model everything is known: posteriors, bounds and likelihoods against
+closed forms.
+"""
 
 import itertools
 
@@ -13,7 +15,9 @@ SUBSETS = [s for n in (1, 2, 3) for s in itertools.combinations(("m0", "m1", "m2
 
 
 def exact(aggregator="poe", objective="elbo", *, orthogonal=True, widen=1.0, **options):
-    """The true decoders, and encoders that emit the likelihood factors N(z; (WᵀW)⁻¹Wᵀ(x-b), diag σ²(WᵀW)⁻¹)."""
+    """The true decoders, and encoders that emit the likelihood factors N(z; (WᵀW)⁻¹Wᵀ(x-b), diag
+    σ²(WᵀW)⁻¹).
+    """
     data = mvkit.load_dataset("linear_gaussian", orthogonal=orthogonal, rows=200, **options)
     linear = {
         n: mvkit.Modality(m.shape, m.likelihood, encoder="linear", decoder="linear")
@@ -100,7 +104,9 @@ def test_likelihood_estimate_is_unbiased(aggregator, missing):
 
 
 def test_one_component_under_the_mixture_density_would_be_biased():
-    """The estimate draws from the whole mixture: taking one component's draws is measurably wrong."""
+    """The estimate draws from the whole mixture: taking one component's draws is measurably
+    wrong.
+    """
     model, data = exact("moe", orthogonal=False)
     batch = model.conform(data.test.batch.take(slice(0, 20)))
     experts = model.experts(batch)
@@ -166,7 +172,9 @@ def test_predictive_given_nothing_is_the_marginal():
 
 
 def test_private_latents_do_not_bias_the_likelihood():
-    """A modality whose private latent is part of a larger linear-Gaussian model, whose marginal is known."""
+    """A modality whose private latent is part of a larger linear-Gaussian model, whose marginal is
+    known.
+    """
     torch.manual_seed(3)
     nets = {"encoder": "linear", "decoder": "linear"}
     shapes = {

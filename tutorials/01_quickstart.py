@@ -9,8 +9,9 @@
 # %% [markdown]
 # # Quickstart
 #
-# Build a model from parts, train it on pictures of which a third are missing, impute them, look, save and load.
-# Run it with `python tutorials/01_quickstart.py`, or open it as a notebook with jupytext.
+# Build a model from parts, train it on pictures of which a third are missing, impute them, look,
+# save and load. Run it with `python tutorials/01_quickstart.py`, or open it as a notebook with
+# jupytext.
 
 # %%
 import torch
@@ -20,8 +21,9 @@ import mvkit
 
 # %% [markdown]
 # ## Data
-# `polydigits`: five modalities, each a picture of another handwritten digit of the row's class over its own kind of
-# background. Nothing is downloaded. With `missing=0.3` each picture of the training rows is missing with that chance.
+# `polydigits`: five modalities, each a picture of another handwritten digit of the row's class
+# over its own kind of background. Nothing is downloaded. With `missing=0.3` each picture of the
+# training rows is missing with that chance.
 
 # %%
 data = mvkit.load_dataset("polydigits", missing=0.3)
@@ -29,7 +31,8 @@ print(len(data.train), "rows;", data.train.batch.mask[:3])
 
 # %% [markdown]
 # ## Model
-# Every part has a name, and any part goes with any other. `mvkit.available("aggregator")` lists what there is.
+# Every part has a name, and any part goes with any other. `mvkit.available("aggregator")` lists
+# what there is.
 
 # %%
 model = mvkit.Model(
@@ -52,7 +55,8 @@ figure.savefig("history.png")
 
 # %% [markdown]
 # ## Imputing
-# What a row lacks is generated from what it has. `given` says what to look at; `n` draws show how sure the model is.
+# What a row lacks is generated from what it has. `given` says what to look at; `n` draws show how
+# sure the model is.
 
 # %%
 rows = data.test.batch.take(slice(0, 6))

@@ -9,9 +9,10 @@
 # %% [markdown]
 # # Compose your own model
 #
-# A model is an aggregator, a prior, an objective, a family, and a likelihood and networks a modality. Any part goes
-# with any other; what cannot work is refused when the model is made, with the reason. Here: two models that no
-# paper has, trained on half-missing rows, and what they impute.
+# A model is an aggregator, a prior, an objective, a family, and a likelihood and networks a
+# modality. Any part goes with any other; what cannot work is refused when the model is made, with
+# the reason. Here: two models that no paper has, trained on half-missing rows, and what they
+# impute.
 
 # %%
 import torch
@@ -26,8 +27,8 @@ for kind in ("aggregator", "prior", "objective", "family", "likelihood", "networ
 
 # %% [markdown]
 # ## Modalities
-# A shape is enough; a `Modality` says more. Here convolutions, a robust likelihood for one modality, and private
-# latents for what the modalities do not share: the backgrounds.
+# A shape is enough; a `Modality` says more. Here convolutions, a robust likelihood for one
+# modality, and private latents for what the modalities do not share: the backgrounds.
 
 # %%
 pictures = {
@@ -72,7 +73,8 @@ except mvkit.SpecError as error:
 
 # %% [markdown]
 # ## What they impute
-# Given the first picture of each row, the others; the private latents of what was not given come from their prior.
+# Given the first picture of each row, the others; the private latents of what was not given come
+# from their prior.
 
 # %%
 rows = data.test.batch.take(slice(0, 6))

@@ -9,8 +9,9 @@
 # %% [markdown]
 # # Training in stages: TELBO and JMVAE
 #
-# A joint encoder sees everything; unimodal encoders stand in for it where modalities are missing. JMVAE trains both at
-# once, TELBO the joint encoder and the decoders first, the unimodal encoders afterwards.
+# A joint encoder sees everything; unimodal encoders stand in for it where modalities are missing.
+# JMVAE trains both at once, TELBO the joint encoder and the decoders first, the unimodal encoders
+# afterwards.
 
 # %%
 from matplotlib import pyplot as plt
@@ -42,11 +43,12 @@ for axis, (name, history) in zip(axes, histories.items(), strict=True):
 figure.savefig("stages.png")
 
 # %% [markdown]
-# Losses of different stages are of different objectives, so the best weights are kept stage by stage.
+# Losses of different stages are of different objectives, so the best weights are kept stage by
+# stage.
 #
 # ## Stages of your own
-# Parameters are chosen by name: `encoders.<modality>.*`, `decoders.…`, `aggregator.*`, `prior.*`. Here one
-# encoder alone is trained on, with a ramp on its KL.
+# Parameters are chosen by name: `encoders.<modality>.*`, `decoders.…`, `aggregator.*`, `prior.*`.
+# Here one encoder alone is trained on, with a ramp on its KL.
 
 # %%
 stage = Stage(

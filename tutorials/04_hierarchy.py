@@ -9,9 +9,9 @@
 # %% [markdown]
 # # Hierarchy: Nexus
 #
-# Below, a VAE for each modality with a latent z_m; above, a model of the z_m, whose encoders send messages that are
-# averaged. In training some messages are dropped, so that the top learns to do with few. Generation across modalities
-# goes up through one and down through another.
+# Below, a VAE for each modality with a latent z_m; above, a model of the z_m, whose encoders send
+# messages that are averaged. In training some messages are dropped, so that the top learns to do
+# with few. Generation across modalities goes up through one and down through another.
 
 # %%
 import torch
@@ -25,7 +25,8 @@ model = recipes.nexus(data.modalities, latent_dim=16, bottom_dim=16, dropout_rat
 print(model)
 
 # %% [markdown]
-# A `Stack` answers to the same methods as a `Model`, and its objective has a term a level: ramps reach each of them.
+# A `Stack` answers to the same methods as a `Model`, and its objective has a term a level: ramps
+# reach each of them.
 
 # %%
 ramp = {"levels.1.kl_weight": {"name": "linear", "epochs": 5}}

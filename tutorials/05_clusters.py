@@ -9,8 +9,9 @@
 # %% [markdown]
 # # Clustering: CMVAE and pruning
 #
-# A mixture prior on the shared latent makes clusters while the model trains; private latents keep the backgrounds
-# out of it. Start with more clusters than there can be, and let the entropy of the assignments say how many there are.
+# A mixture prior on the shared latent makes clusters while the model trains; private latents keep
+# the backgrounds out of it. Start with more clusters than there can be, and let the entropy of the
+# assignments say how many there are.
 
 # %%
 from matplotlib import pyplot as plt
@@ -26,8 +27,8 @@ mvkit.fit(model, data.train, validation=data.valid, epochs=20, seed=0)
 
 # %% [markdown]
 # ## How many clusters
-# `prune_clusters` drops the cluster with fewest votes, again and again, and keeps the number of lowest entropy. It
-# returns a new model, which trains, scores and saves like any other.
+# `prune_clusters` drops the cluster with fewest votes, again and again, and keeps the number of
+# lowest entropy. It returns a new model, which trains, scores and saves like any other.
 
 # %%
 pruned, entropy = mvkit.prune_clusters(model, data.train)

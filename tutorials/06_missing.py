@@ -9,8 +9,9 @@
 # %% [markdown]
 # # Missing: learning from incomplete data
 #
-# Rows that lack whole modalities, or single features of them, take part in training as they are. How much is lost as
-# more is missing, what happens where it is not missing at random, and how to impute with honest uncertainty.
+# Rows that lack whole modalities, or single features of them, take part in training as they are.
+# How much is lost as more is missing, what happens where it is not missing at random, and how to
+# impute with honest uncertainty.
 
 # %%
 import torch
@@ -30,9 +31,9 @@ train, valid, test = (
 
 # %% [markdown]
 # ## Two kinds of gaps
-# A batch says what is observed: `mask` of whole modalities, (b, m), and `elements` of single features, shaped like the
-# values. In your own data NaN makes both. Here `with_missing` hides what is known, as a function of (seed, row); one
-# modality at least stays.
+# A batch says what is observed: `mask` of whole modalities, (b, m), and `elements` of single
+# features, shaped like the values. In your own data NaN makes both. Here `with_missing` hides what
+# is known, as a function of (seed, row); one modality at least stays.
 
 # %%
 whole = train.with_missing(0.5)
@@ -56,8 +57,8 @@ figure.savefig("gaps.png")
 
 # %% [markdown]
 # ## A model for gaps
-# Nothing has to be changed for them: the likelihood skips what is missing, the encoder sees zeros there. With
-# `indicator=True` it is also told which zeros are gaps.
+# Nothing has to be changed for them: the likelihood skips what is missing, the encoder sees zeros
+# there. With `indicator=True` it is also told which zeros are gaps.
 
 # %%
 networks = {
@@ -77,10 +78,11 @@ def learn(rows, validation, *, indicator=False, epochs=30):
 
 # %% [markdown]
 # ## What is lost as more is missing
-# Each model learns from rows with gaps and is measured on complete test rows: is the digit right when one modality is
-# generated from others (coherence; a classifier of real pictures looks), how much of the variance of a picture do the
-# others explain (R²), how likely are the rows. For comparison: what most programs do, which is to drop each row that
-# lacks anything, seen as often as all rows together.
+# Each model learns from rows with gaps and is measured on complete test rows: is the digit right
+# when one modality is generated from others (coherence; a classifier of real pictures looks), how
+# much of the variance of a picture do the others explain (R²), how likely are the rows. For
+# comparison: what most programs do, which is to drop each row that lacks anything, seen as often
+# as all rows together.
 
 
 # %%
@@ -140,20 +142,22 @@ axes[0].legend(fontsize=7)
 figure.savefig("rates.png", bbox_inches="tight")
 
 # %% [markdown]
-# Measured, one seed, 400 test rows. Single features missing, 50 % and 75 %: coherence 0.70 and 0.41, R² 0.20 and 0.15,
-# 57 and 29 nats. Told which are missing: 0.64 and 0.22, 0.09 and -0.05, 49 and 9 nats; so the indicator does harm here,
-# where test rows have no gaps and training rows all have. On test rows with gaps of the same kind both are alike (at
-# 50 %: R² 0.22 without, 0.21 with it). Try both.
+# Measured, one seed, 400 test rows. Single features missing, 50 % and 75 %: coherence 0.70 and
+# 0.41, R² 0.20 and 0.15, 57 and 29 nats. Told which are missing: 0.64 and 0.22, 0.09 and -0.05, 49
+# and 9 nats; so the indicator does harm here, where test rows have no gaps and training rows all
+# have. On test rows with gaps of the same kind both are alike (at 50 %: R² 0.22 without, 0.21 with
+# it). Try both.
 #
-# Whole modalities missing, with the indicator: coherence falls from 0.79 (nothing missing) to 0.74, 0.71 and 0.64 at
-# 25, 50 and 75 %, R² from 0.30 to 0.28, 0.26 and 0.23. The complete rows alone, 663 of 3,000 at 25 %, do as well there
-# (0.75; R² 0.27); the 93 that are left at 50 % do not (0.61; R² 0.15); at 75 % there are next to none.
+# Whole modalities missing, with the indicator: coherence falls from 0.79 (nothing missing) to
+# 0.74, 0.71 and 0.64 at 25, 50 and 75 %, R² from 0.30 to 0.28, 0.26 and 0.23. The complete rows
+# alone, 663 of 3,000 at 25 %, do as well there (0.75; R² 0.27); the 93 that are left at 50 % do
+# not (0.61; R² 0.15); at 75 % there are next to none.
 
 # %% [markdown]
 # ## Not at random
-# All this holds where gaps do not depend on what they hide, given what is seen. With `by="value"` brighter pixels are
-# hidden more often, as by a sensor that saturates; half of them as before. A model sees mostly the dark ones, and takes
-# them for the whole.
+# All this holds where gaps do not depend on what they hide, given what is seen. With `by="value"`
+# brighter pixels are hidden more often, as by a sensor that saturates; half of them as before. A
+# model sees mostly the dark ones, and takes them for the whole.
 
 # %%
 rates = {"at random": None, "by value": "value"}
@@ -191,16 +195,17 @@ axes[0].legend()
 figure.savefig("not_at_random.png", bbox_inches="tight")
 
 # %% [markdown]
-# Measured: at random, the bias of imputed values is -0.02, and 90 % intervals hold 91 % of what was hidden. By value,
-# the bias is -0.25, on a scale of 0 to 1, and the intervals hold 67 %. Nothing in the data, the bound or the intervals
-# tells one from the other: the hidden values are required for that. If gaps may depend on what they hide, say so beside
-# the result, and see how it changes when imputed values are moved by as much as is plausible.
+# Measured: at random, the bias of imputed values is -0.02, and 90 % intervals hold 91 % of what
+# was hidden. By value, the bias is -0.25, on a scale of 0 to 1, and the intervals hold 67 %.
+# Nothing in the data, the bound or the intervals tells one from the other: the hidden values are
+# required for that. If gaps may depend on what they hide, say so beside the result, and see how it
+# changes when imputed values are moved by as much as is plausible.
 
 # %% [markdown]
 # ## Imputing with uncertainty
-# `mvkit.impute` gives the kind of thing back that it was given, gaps filled by means. `draws=True` also gives `n` data
-# sets filled at random: compute what you want to know in each, and its spread over them is what the gaps leave open.
-# Quantiles are those of single values.
+# `mvkit.impute` gives the kind of thing back that it was given, gaps filled by means. `draws=True`
+# also gives `n` data sets filled at random: compute what you want to know in each, and its spread
+# over them is what the gaps leave open. Quantiles are those of single values.
 
 # %%
 model = models["modalities", 0.5]
@@ -238,5 +243,6 @@ print(
 )
 
 # %% [markdown]
-# The truth can lie many of these deviations away: draws tell what the gaps leave open to a trained model, not what
-# little data leave open about its weights, nor its bias. More models, of other seeds or rows, tell more.
+# The truth can lie many of these deviations away: draws tell what the gaps leave open to a trained
+# model, not what little data leave open about its weights, nor its bias. More models, of other
+# seeds or rows, tell more.

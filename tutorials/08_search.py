@@ -9,8 +9,9 @@
 # %% [markdown]
 # # Search: let trials choose parts and widths
 #
-# Which aggregator, which prior, how wide a latent? The package `plugins/mvkit-optuna` declares a search space on the
-# fields of specs and lets [optuna](https://optuna.org) try them: a trial is a run of `mvkit.fit`.
+# Which aggregator, which prior, how wide a latent? The package `plugins/mvkit-optuna` declares a
+# search space on the fields of specs and lets [optuna](https://optuna.org) try them: a trial is a
+# run of `mvkit.fit`.
 
 # %%
 from matplotlib import pyplot as plt
@@ -23,8 +24,9 @@ train = data.train.batch.take(slice(0, 2000))
 
 # %% [markdown]
 # ## The space
-# A path leads through specs; it is checked at once, with every choice. The number of components is asked for only in
-# trials whose prior has components. Everything else stands in the base configuration.
+# A path leads through specs; it is checked at once, with every choice. The number of components is
+# asked for only in trials whose prior has components. Everything else stands in the base
+# configuration.
 
 # %%
 search = Search(
@@ -43,8 +45,9 @@ except mvkit.SpecError as error:
 
 # %% [markdown]
 # ## The study
-# After each epoch a trial reports its bound on the validation rows; those that fall behind the median are pruned. The
-# study lies in a file: the same call goes on with it, tonight or after a crash, until so many trials are over.
+# After each epoch a trial reports its bound on the validation rows; those that fall behind the
+# median are pruned. The study lies in a file: the same call goes on with it, tonight or after a
+# crash, until so many trials are over.
 
 # %%
 study = search.run(train, validation=data.valid, trials=20, storage="study.db")
@@ -52,8 +55,9 @@ print(f"{study.best_value:.1f} nats with {study.best_params}")
 
 # %% [markdown]
 # ## What was found
-# Left: the trials in turn, and the best so far. Right: what each part and width came to. A single seed and few epochs
-# rank what is far apart; repeat the best few with other seeds before you believe small differences.
+# Left: the trials in turn, and the best so far. Right: what each part and width came to. A single
+# seed and few epochs rank what is far apart; repeat the best few with other seeds before you
+# believe small differences.
 
 # %%
 trials = study.trials_dataframe()

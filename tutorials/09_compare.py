@@ -9,9 +9,10 @@
 # %% [markdown]
 # # Evaluating and comparing models
 #
-# Three models, two seeds each, trained on complete rows and on rows that lack half of their pictures; a table and
-# figures as for a paper. It is small here, to take minutes (two and a half on one core): for results to be believed
-# take all rows, more epochs and five seeds. Needs `mvkit[evaluate,plots]`.
+# Three models, two seeds each, trained on complete rows and on rows that lack half of their
+# pictures; a table and figures as for a paper. It is small here, to take minutes (two and a half
+# on one core): for results to be believed take all rows, more epochs and five seeds. Needs
+# `mvkit[evaluate,plots]`.
 
 # %%
 from pathlib import Path
@@ -26,9 +27,10 @@ from mvkit import plots, recipes
 
 # %% [markdown]
 # ## One judge for all
-# Coherence asks a classifier whether a generated picture shows the class of what it was generated from. Without
-# `classifiers=` the evaluation fits some on the spot; here all models face the same ones, fitted on real, complete
-# pictures. Any function will do that takes a tensor (rows, …) and gives class indices or scores by class.
+# Coherence asks a classifier whether a generated picture shows the class of what it was generated
+# from. Without `classifiers=` the evaluation fits some on the spot; here all models face the same
+# ones, fitted on real, complete pictures. Any function will do that takes a tensor (rows, …) and
+# gives class indices or scores by class.
 
 # %%
 MISSING = (0.0, 0.5)
@@ -49,9 +51,10 @@ judges = {name: classifier(name) for name in splits[0.0].modalities}
 
 # %% [markdown]
 # ## Train and evaluate
-# All models have the same networks and latents. `fit_sampler` fits a mixture of normals to the latents of the training
-# rows; it is saved with the model, and from then on `evaluate` measures samples drawn with it beside those from the
-# prior. The likelihood is of few rows and samples: the report's notes say how far it can be trusted.
+# All models have the same networks and latents. `fit_sampler` fits a mixture of normals to the
+# latents of the training rows; it is saved with the model, and from then on `evaluate` measures
+# samples drawn with it beside those from the prior. The likelihood is of few rows and samples: the
+# report's notes say how far it can be trusted.
 
 # %%
 network = {"name": "mlp", "hidden": (256,)}
@@ -87,13 +90,14 @@ print(reports[0.5, "mopoe"][0])
 
 # %% [markdown]
 # ## The table
-# `compare` puts reports side by side, mean ± standard deviation over the seeds; it prints, and gives LaTeX, Markdown
-# and a frame. Two seeds say little about the deviation.
+# `compare` puts reports side by side, mean ± standard deviation over the seeds; it prints, and
+# gives LaTeX, Markdown and a frame. Two seeds say little about the deviation.
 #
-# Found here: JMVAE has the best likelihood of complete rows (57 nats; MoPoE 49, CMVAE 44), and loses most when half of
-# the pictures are missing: its joint encoder sees few complete rows. CMVAE is best given one picture (0.85 complete,
-# 0.79 half-missing) and gains nothing from more, since each of its experts looks at one; MoPoE goes from 0.77 to 0.95,
-# half-missing from 0.72 to 0.91. The likelihoods rest on few effective samples (the notes), so read them as bounds.
+# Found here: JMVAE has the best likelihood of complete rows (57 nats; MoPoE 49, CMVAE 44), and
+# loses most when half of the pictures are missing: its joint encoder sees few complete rows. CMVAE
+# is best given one picture (0.85 complete, 0.79 half-missing) and gains nothing from more, since
+# each of its experts looks at one; MoPoE goes from 0.77 to 0.95, half-missing from 0.72 to 0.91.
+# The likelihoods rest on few effective samples (the notes), so read them as bounds.
 
 # %%
 tables = {rate: mvkit.compare({name: reports[rate, name] for name in recipe}) for rate in MISSING}
@@ -113,10 +117,11 @@ figure.savefig("coherence.png")
 
 # %% [markdown]
 # ## Figure 2: what a fitted sampler does to samples
-# Where the encoded rows lie differs from where the prior says; a sample from the gaps is of no class. The mixture of
-# normals knows where rows lie. Found here: from the prior all five pictures agree in 0.24 to 0.50 of the samples, from
-# the mixture in 0.65 to 0.92. With the sampler fixed to the prior, the best and the worst model are 0.15 (complete) and
-# 0.26 (half-missing) apart; the mixture lifts each of them by 0.28 to 0.63. Say which sampler a figure rests on.
+# Where the encoded rows lie differs from where the prior says; a sample from the gaps is of no
+# class. The mixture of normals knows where rows lie. Found here: from the prior all five pictures
+# agree in 0.24 to 0.50 of the samples, from the mixture in 0.65 to 0.92. With the sampler fixed to
+# the prior, the best and the worst model are 0.15 (complete) and 0.26 (half-missing) apart; the
+# mixture lifts each of them by 0.28 to 0.63. Say which sampler a figure rests on.
 
 # %%
 both = {"unconditional": "prior", "unconditional, gmm": "gmm"}

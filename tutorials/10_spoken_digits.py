@@ -9,14 +9,15 @@
 # %% [markdown]
 # # Hear one, see the others
 #
-# A case study on real data: the picture of a written digit, a recording of it, and a photograph of a hand that signs
-# it; three in ten are missing in training. Afterwards the model hears a digit and shows how it is written and signed,
-# or sees it and says it. Needs `mvkit[evaluate,plots]` and `mvkit-datasets`.
+# A case study on real data: the picture of a written digit, a recording of it, and a photograph of
+# a hand that signs it; three in ten are missing in training. Afterwards the model hears a digit
+# and shows how it is written and signed, or sees it and says it. Needs `mvkit[evaluate,plots]` and
+# `mvkit-datasets`.
 #
-# **The data are not in the package.** Three folders are required, `mnist`, `fsdd` and `sign_digits`, side by side in the
-# one that the environment variable `MVKIT_DATA` names, or else in `../shared/data` (run this from the repository's
-# root). `mvkit_datasets.converted` says what is in each and where it comes from; without them the
-# next cell says which file is missing.
+# **The data are not in the package.** Three folders are required, `mnist`, `fsdd` and
+# `sign_digits`, side by side in the one that the environment variable `MVKIT_DATA` names, or else
+# in `../shared/data` (run this from the repository's root). `mvkit_datasets.converted` says what
+# is in each and where it comes from; without them the next cell says which file is missing.
 
 # %%
 import os
@@ -42,9 +43,10 @@ print("observed, of 3,000 training rows:", data.train.batch.observed.sum(0).toli
 
 # %% [markdown]
 # ## Model
-# MoPoE: a mixture of the products of all subsets of experts, so that a row is of use whatever it lacks, and any
-# modality or two are enough to generate the rest. `encoder="conv"` is there for pictures; plain perceptrons are used
-# here because they came further in the minutes that a tutorial has.
+# MoPoE: a mixture of the products of all subsets of experts, so that a row is of use whatever it
+# lacks, and any modality or two are enough to generate the rest. `encoder="conv"` is there for
+# pictures; plain perceptrons are used here because they came further in the minutes that a
+# tutorial has.
 
 # %%
 network = {"name": "mlp", "hidden": (256,)}
@@ -83,8 +85,9 @@ plots.translations(model, test, row=first[7])[0, 0].figure.savefig("translations
 
 # %% [markdown]
 # ## See one, hear it
-# And back: what is said, given the written digit alone and given the sign alone. `to_sound` makes the log-mel pictures
-# audible; phases are lost in them, so even a real recording comes back hoarse. Listen to `real.wav` first.
+# And back: what is said, given the written digit alone and given the sign alone. `to_sound` makes
+# the log-mel pictures audible; phases are lost in them, so even a real recording comes back
+# hoarse. Listen to `real.wav` first.
 
 # %%
 spoken = {"real": heard.data["sound"]}
@@ -101,10 +104,11 @@ for called, sounds in spoken.items():
 
 # %% [markdown]
 # ## How often is it the right digit?
-# Classifiers judge, fitted on real training values; their own accuracy (image 0.97, sound 0.96, sign 0.85) bounds what
-# coherence can reach. Found here: right in 0.74 of what is generated from the image alone, 0.64 from the sound, 0.44
-# from the sign, and in 0.72 to 0.78 from two of them; chance is 0.1. Signs are the hardest: 1,443 photographs of 218
-# pupils. Samples from the prior, given nothing, agree in all three in 0.13: see tutorial 09 on samplers.
+# Classifiers judge, fitted on real training values; their own accuracy (image 0.97, sound 0.96,
+# sign 0.85) bounds what coherence can reach. Found here: right in 0.74 of what is generated from
+# the image alone, 0.64 from the sound, 0.44 from the sign, and in 0.72 to 0.78 from two of them;
+# chance is 0.1. Signs are the hardest: 1,443 photographs of 218 pupils. Samples from the prior,
+# given nothing, agree in all three in 0.13: see tutorial 09 on samplers.
 
 
 # %%
@@ -129,8 +133,9 @@ print(
 
 # %% [markdown]
 # ## Where the digits lie
-# The shared latents of rows, by label, as seen in a plane; and clusters that k-means finds in all sixteen dimensions
-# without any label: which digits are in each (accuracy of the best matching 0.65 in the report above).
+# The shared latents of rows, by label, as seen in a plane; and clusters that k-means finds in all
+# sixteen dimensions without any label: which digits are in each (accuracy of the best matching
+# 0.65 in the report above).
 
 # %%
 codes = model.encode(test).numpy()

@@ -18,7 +18,8 @@ from attrs.converters import optional
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from mvkit.core.validation import Columns, Schema, Source, as_tensor, conform_values
+from mvkit.core.raw_values import Columns, Source, as_tensor
+from mvkit.core.validation import Schema, conform_values
 from mvkit.errors import DataError, NothingObserved, ShapeError, suggest
 
 
@@ -29,8 +30,9 @@ def _tensors(values: Mapping[str, object], where: str) -> dict[str, Tensor]:
         )
     tensors = {}
     for name, value in values.items():
-        plain = type(value) is Tensor and value.layout is torch.strided
-        tensors[name] = value if plain else as_tensor(value, f"{where}[{name!r}]")
+        if type(value) is not Tensor or value.layout is not torch.strided:
+            value = as_tensor(value, f"{where}[{name!r}]")
+        tensors[name] = value
     return tensors
 
 

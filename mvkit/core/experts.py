@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from mvkit.core.batch import Batch
+from mvkit.core.batch import Batch, check_conformed
 from mvkit.core.family import Family
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
@@ -49,6 +49,7 @@ class Experts:
         training: bool,
         generator: Generator = None,
     ) -> None:
+        check_conformed(batch, "experts")
         self.encoders = encoders
         self.modalities = modalities
         self.batch = batch

@@ -10,12 +10,14 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from mvkit.core.noise import Generator
+
 
 class Family(ABC):
     """A diagonal location-scale distribution, z = loc + scale * eps.
 
-    To implement one, decorate a subclass with `@spec` and write the three abstract methods. All act
-    elementwise, but for `scale`, which may look at the whole latent axis (the last), and `kl`,
+    To implement one, decorate a subclass with `@spec` and write the three abstract methods. All
+    act elementwise, except `scale`, which may look at the whole latent axis (the last), and `kl`,
     `entropy` and `log_prob`, which sum over it. Set `density` to the name of the standard density:
     families of one density share closed-form KLs. Override `kl` and `entropy` where there is a
     closed form, and set `closed_product` if a product of experts stays in the family.
@@ -35,7 +37,7 @@ class Family(ABC):
         *,
         dtype: torch.dtype,
         device: torch.device,
-        generator: torch.Generator | None,
+        generator: Generator,
     ) -> Tensor:
         """Standard noise eps of shape `size`."""
 
@@ -44,11 +46,11 @@ class Family(ABC):
         """Log-density of the standard form, elementwise, in nats."""
 
     def kl(self, loc: Tensor, scale: Tensor, loc0: Tensor, scale0: Tensor) -> Tensor | None:
-        """KL(loc, scale ‖ loc0, scale0) in nats, (..., d) -> (...), or None without a closed form."""
+        """KL(loc, scale ‖ loc0, scale0) in nats, (..., d) -> (...); None without a closed form."""
         return None
 
     def entropy(self, scale: Tensor) -> Tensor | None:
-        """Entropy of loc + scale * eps in nats, (..., d) -> (...), or None without a closed form."""
+        """Entropy of loc + scale * eps in nats, (..., d) -> (...); None without a closed form."""
         return None
 
     def log_prob(self, z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
@@ -56,7 +58,7 @@ class Family(ABC):
         return self.log_density((z - loc) / scale).sum(-1) - scale.log().sum(-1)
 
     def log_prob_of_noise(self, eps: Tensor, scale: Tensor) -> Tensor:
-        """Log-density of loc + scale * eps where it was drawn with eps, in nats, (..., d) -> (...)."""
+        """Log-density of the draw loc + scale * eps in nats, (..., d) -> (...)."""
         return self.log_density(eps).sum(-1) - scale.log().sum(-1)
 
     def build(self, sizes: object) -> Family:

@@ -1,13 +1,18 @@
-"""core.likelihood."""
+"""Likelihood: p(x_m|z) of one modality, given what its decoder emits.
+
+Axes: r draws, n rows.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import attrs
 import torch
 from torch import Tensor
 
+from mvkit.core.noise import Generator
 from mvkit.registry.renamed import RenamedMethods
 
 
@@ -27,14 +32,15 @@ class Context:
 class Likelihood(RenamedMethods, ABC):
     """Elementwise density of a modality given decoder outputs.
 
-    To implement one, write a spec whose `build(sizes)` returns an object with the three methods below (the
-    spec itself if it has no parameters). `out` is (r, n, *shape), with one more axis of `params` at the end
-    if `params` > 1; `x` is (n, *shape), zeros where unobserved. `log_prob` is elementwise, constants kept: the
-    model sums under the masks. Set `support` and `out_of_support` to refuse values that cannot be; `integers` if
-    integers are welcome; `class_axis` if the last axis is one of classes, summed over by `log_prob`.
+    To implement one, write a spec whose `build(sizes)` returns an object with the three methods
+    below (the spec itself if it has no parameters). `out` is (r, n, *shape), with one more axis of
+    `params` at the end if `params` > 1; `x` is (n, *shape), zeros where unobserved. `log_prob` is
+    elementwise and keeps all constants: the model sums under the masks. Set `support` and
+    `out_of_support` to refuse impossible values; `integers` if integers are accepted; `class_axis`
+    if the last axis is one of classes, which `log_prob` sums over.
     """
 
-    renamed = {"outside": "out_of_support", "suspicion": "sanity_warning"}
+    renamed: ClassVar = {"outside": "out_of_support", "suspicion": "sanity_warning"}
     params: int = 1
     integers: bool = False
     class_axis: bool = False
@@ -49,11 +55,11 @@ class Likelihood(RenamedMethods, ABC):
         """Means of x, shaped like x."""
 
     @abstractmethod
-    def sample(self, out: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, out: Tensor, generator: Generator = None) -> Tensor:
         """Draws of x, shaped like x."""
 
     def out_of_support(self, x: Tensor) -> Tensor:
-        """Elements that the likelihood gives no meaning, shaped like x, bool."""
+        """Elements outside the support, shaped like x, bool."""
         return ~torch.isfinite(x)
 
     def sanity_warning(self, x: Tensor) -> str | None:

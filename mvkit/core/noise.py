@@ -1,8 +1,8 @@
-"""Randomness: every draw of mvkit, and every seed that is a function of something, comes from here.
+"""Randomness: every draw of mvkit, and every seed that is derived from others, comes from here.
 
-Draws go through `draw`, so that tests can put in noise of their own. Sites: `z`, `w/<modality>`, `cross/<modality>`,
-`prior` (standard noise of the family); `x/<modality kind>` (samples of a likelihood); `choice/component`,
-`choice/subset`, `choice/dropout` (uniforms).
+Draws go through `draw`, so that tests can replace the noise. Sites: `z`, `w/<modality>`,
+`cross/<modality>`, `prior` (standard noise of the family); `x/<modality kind>` (samples of a
+likelihood); `choice/component`, `choice/subset`, `choice/dropout` (uniforms).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def draw(
 
 
 def initial_uniforms(shape: tuple[int, ...]) -> Tensor:
-    """Uniforms in [0, 1) for initial weights, from torch's global generator, which the model seeds."""
+    """Uniforms in [0, 1) for initial weights, from the global generator, which the model seeds."""
     return torch.rand(shape)
 
 
@@ -80,7 +80,7 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
 
 @contextlib.contextmanager
 def global_seed(seed: int | None) -> Iterator[None]:
-    """Seeds torch's global CPU generator inside, and restores its state after; None leaves the seed alone."""
+    """Seeds torch's global CPU generator inside, and restores its state after; None: no seed."""
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.default_generator.manual_seed(seed)
@@ -96,7 +96,7 @@ class Sampled(Protocol):
 
 
 def sampled(distribution: Sampled, n: int, generator: Generator) -> Tensor:
-    """Draws (n, d) of a distribution that takes no generator: the global one is seeded from `generator`."""
+    """Draws (n, d) of a distribution that takes no generator: `generator` seeds the global one."""
     with torch.random.fork_rng(enabled=generator is not None):
         if generator is not None:
             seed = torch.randint(2**62, (), generator=generator, device=generator.device)
@@ -105,7 +105,7 @@ def sampled(distribution: Sampled, n: int, generator: Generator) -> Tensor:
 
 
 def seed_of(*keys: int) -> int:
-    """A seed that is a function of whole numbers, such as (seed, stage, epoch, step): their splitmix64 hash."""
+    """The splitmix64 hash of whole numbers, such as (seed, stage, epoch, step), as a seed."""
     state = 0
     for key in keys:
         state = (state ^ key % 2**64) + GOLDEN
@@ -137,12 +137,12 @@ def seed_of_name(seed: int, name: str) -> int:
 
 
 def row_uniforms(seed: int, rows: int, columns: int, *, start: int = 0) -> NDArray[np.float64]:
-    """Uniforms in [0, 1), (rows, columns): each the splitmix64 hash of (seed, row, start + column)."""
+    """Uniforms in [0, 1), (rows, columns): splitmix64 hashes of (seed, row, start + column)."""
     row = np.arange(rows, dtype=np.uint64)[:, None]
     column = np.arange(start, start + columns, dtype=np.uint64)[None, :]
     with np.errstate(over="ignore"):
-        state = np.uint64(seed % 2**63) * np.uint64(GOLDEN)
-        state = state + row * np.uint64(0xD1B54A32D192ED03)
+        first = np.uint64(seed % 2**63) * np.uint64(GOLDEN)
+        state = first + row * np.uint64(0xD1B54A32D192ED03)
         state = state + (column + np.uint64(1)) * np.uint64(0x8CB92BA72F3D8DD7)
         for shift, factor in ((30, FIRST_FACTOR), (27, SECOND_FACTOR)):
             state = (state ^ (state >> np.uint64(shift))) * np.uint64(factor)

@@ -1,4 +1,4 @@
-"""The values of one modality as a batch holds them: arrays, columns of tables, and their rows' names.
+"""The values of one modality as they come from outside: arrays, columns of tables, ids of rows.
 
 Axes: b rows, k columns of a table.
 """
@@ -108,7 +108,7 @@ class Columns:
         """Words, in columns called `names`, numbered as in training; NaN where not `seen`.
 
         Raises:
-            DataError: text that the modality does not expect, or a word that training did not have.
+            DataError: text where numbers are expected, or a word that training did not have.
         """
         if not self.words:  # numbers, or text of which nothing is observed
             return x

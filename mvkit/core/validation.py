@@ -16,10 +16,7 @@ from torch.nn import functional
 
 from mvkit.core.likelihood import Likelihood
 from mvkit.core.modality import Modality
-from mvkit.core.raw_values import Columns as Columns
-from mvkit.core.raw_values import Names, Shape, Step
-from mvkit.core.raw_values import Source as Source
-from mvkit.core.raw_values import as_tensor as as_tensor
+from mvkit.core.raw_values import Names, Shape, Source, Step
 from mvkit.errors import DataError, ShapeError
 
 Conformed = tuple[Tensor, Tensor, Tensor | None]  # values, observed rows, observed elements
@@ -42,7 +39,7 @@ class Schema:
         likelihoods: the live likelihoods, likewise.
         dtype: the floating-point type of the model.
         features: names of the features of each modality, where they are known.
-        transforms: the fitted transforms of each modality, from its raw values on, where it has any.
+        transforms: the fitted transforms of each modality, first to last, where it has any.
     """
 
     shapes: dict[str, Shape] = attrs.field(eq=_in_order)
@@ -81,14 +78,7 @@ def conform_values(schema: Schema, source: Source, b: int) -> Conformed:
     if x is None:
         return _absent(schema, source, b)
     likelihood = schema.likelihoods[source.name]
-    steps = schema.transforms.get(source.name, ())
-    if source.done and source.done != steps:
-        raise DataError(
-            f"{source.where}: another model took it through {source.done}; expected values in the "
-            "user's units; give rows as they were before `conform`"
-        )
-    if source.done:
-        steps = ()
+    steps = _steps(schema, source)
     elements = source.elements
     if source.columns is not None:
         wanted = schema.features.get(source.name, ())
@@ -102,10 +92,21 @@ def conform_values(schema: Schema, source: Source, b: int) -> Conformed:
         x, no_class = _typed(x, schema, source)
     text = source.columns is not None and source.columns.words
     if elements is None and no_class is None and not (steps or text) and _plain(x, likelihood):
-        conformed = _masked(x, source.observed)
-    else:
-        conformed = _examined(schema, source, x, elements, steps, no_class)
-    return conformed
+        return _masked(x, source.observed)
+    return _examined(schema, source, x, elements, steps, no_class)
+
+
+def _steps(schema: Schema, source: Source) -> tuple[Step, ...]:
+    """The transforms that are still to be applied: all or none."""
+    steps = schema.transforms.get(source.name, ())
+    if not source.done:
+        return steps
+    if source.done != steps:
+        raise DataError(
+            f"{source.where}: another model took it through {source.done}; expected values in the "
+            "user's units; give rows as they were before `conform`"
+        )
+    return ()
 
 
 def _absent(schema: Schema, source: Source, b: int) -> Conformed:
@@ -189,7 +190,7 @@ def _examined(
 
 
 def _raw(x: Tensor, schema: Schema, source: Source, steps: tuple[Step, ...]) -> Tensor:
-    """Values in the user's units, as precise floats of the shape that the first transform takes."""
+    """Values in the user's units, as precise floats in the shape of the first transform."""
     shape = schema.shapes[source.name]
     for step in reversed(steps):
         shape = step.before(shape)

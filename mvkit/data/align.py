@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mvkit.core.batch import Batch
-from mvkit.core.validation import Columns
+from mvkit.core.raw_values import Columns
 from mvkit.errors import DataError, ShapeError
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.core.modality import Modality
-from mvkit.core.validation import as_tensor
+from mvkit.core.raw_values import as_tensor
 from mvkit.data import tables
 from mvkit.data.align import Table, align, as_list, labels_of, library
 from mvkit.data.infer_modality import Given, inferred, is_categorical, with_gaps

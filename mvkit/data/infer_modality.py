@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from mvkit.core.modality import Modality, PartLike
-from mvkit.core.validation import Columns, as_tensor
+from mvkit.core.raw_values import Columns, as_tensor
 from mvkit.data.align import Table, check_values, presence
 from mvkit.data.transforms import OneHot
 from mvkit.errors import DataError, ShapeError

@@ -12,7 +12,7 @@ from torch import Tensor
 from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.core.modality import Modality
-from mvkit.core.validation import Columns
+from mvkit.core.raw_values import Columns
 from mvkit.data.align import objects
 from mvkit.data.dataset import MultimodalDataset
 from mvkit.errors import DataError

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mvkit.core.batch import Batch
-from mvkit.core.validation import as_tensor
+from mvkit.core.raw_values import as_tensor
 from mvkit.errors import NothingObserved, ShapeError
 
 Item = Mapping[str, Any]

@@ -17,6 +17,7 @@ from mvkit.evaluation.metric import Score
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+TITLES = ["metric", "name", "value", "error", "rows"]
 Cells = tuple[list[str], list[list[str]]]
 MAYBE_NAN = ("value", "error")  # numbers of a score that JSON holds as null if they are NaN
 
@@ -68,6 +69,12 @@ def _number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.4g}"
 
 
+def cells_of(score: Score) -> list[str]:
+    """The cells of a line of a report, in the order of `TITLES`."""
+    numbers = [_number(score.value), _number(score.error), f"{score.rows:,}"]
+    return [score.metric, score.name, *numbers]
+
+
 @attrs.frozen
 class Report(Table):
     """What `evaluate` returns.
@@ -106,12 +113,7 @@ class Report(Table):
         return pd.DataFrame([attrs.asdict(score) for score in self.scores], columns=columns)
 
     def cells(self) -> Cells:
-        lines = []
-        for score in self.scores:
-            if not score.detail:
-                numbers = [_number(score.value), _number(score.error), f"{score.rows:,}"]
-                lines.append([score.metric, score.name, *numbers])
-        return ["metric", "name", "value", "error", "rows"], lines
+        return TITLES, [cells_of(score) for score in self.scores if not score.detail]
 
     def __str__(self) -> str:
         lines = [super().__str__()]

@@ -14,6 +14,7 @@ from mvkit.core.family import Family
 from mvkit.core.modality import Modality, PartSpec, Sizes, as_modalities
 from mvkit.errors import SpecError, within
 from mvkit.parts.aggregators.aggregator import Aggregator
+from mvkit.parts.networks import encoder_of
 from mvkit.parts.objectives.objective import Objective, check_names
 from mvkit.parts.priors import Prior, as_prior, raw_of_one
 from mvkit.registry import plugins
@@ -79,12 +80,12 @@ def assemble(spec: ModelSpec) -> Parts:
     _check_combination(spec, aggregator, prior, objective)
     rule = spec.private_from or aggregator.defaults.private_from
     spec = attrs.evolve(spec, private_from=rule)  # type: ignore[misc]
-    encoders, decoders = nn.ModuleDict(), nn.ModuleDict()
+    encoders, decoders = _networks(sizes, aggregator.width(spec.latent_dim))
+    cross = nn.ParameterDict()
     for name, modality in spec.modalities.items():
-        with within(f"modalities.{name}"):
-            _check_transforms(modality)
-            encoders[name] = _encoder(modality, aggregator.width(spec.latent_dim))
-            decoders[name] = Decoder(name, modality, sizes)
+        p = modality.private_dim
+        if p and modality.cross_prior == "learned" and rule == "evidence":
+            cross[name] = nn.Parameter(raw_of_one(family, (p,)))
     _warn_of_idle_encoders(spec, aggregator, objective)
     return Parts(
         spec,
@@ -94,7 +95,7 @@ def assemble(spec: ModelSpec) -> Parts:
         objective,
         encoders,
         decoders,
-        _cross_priors(spec, family),
+        cross,
         _likelihood_weights(spec, sizes),
         sizes.canonical,
     )
@@ -131,26 +132,18 @@ def _check_combination(
         raise SpecError(reason, "prior")
 
 
-def _encoder(modality: Modality, width: int) -> nn.Module:
-    """Emits `width` numbers for the aggregator, and those of the private latent."""
-    network = modality.encoder
-    if isinstance(network, nn.Module):
-        return network
-    with plugins.error_context(type(network), "when its encoder was built"):
-        encoder: nn.Module = network.encoder(
-            modality.input_shape, width + 2 * modality.private_dim
-        )
-        return encoder
-
-
-def _cross_priors(spec: ModelSpec, family: Family) -> nn.ParameterDict:
-    """Raw scales of the trained auxiliary priors r_m, {name: (p,)}."""
-    scales = nn.ParameterDict()
-    for name, modality in spec.modalities.items():
-        p = modality.private_dim
-        if p and modality.cross_prior == "learned" and spec.private_from == "evidence":
-            scales[name] = nn.Parameter(raw_of_one(family, (p,)))
-    return scales
+def _networks(sizes: Sizes, width: int) -> tuple[nn.ModuleDict, nn.ModuleDict]:
+    """Encoders, which emit `width` numbers for the aggregator, and decoders, by modality."""
+    encoders, decoders = nn.ModuleDict(), nn.ModuleDict()
+    for name, modality in sizes.modalities.items():
+        network = modality.encoder
+        total = width + 2 * modality.private_dim
+        with within(f"modalities.{name}"):
+            _check_transforms(modality)
+            with plugins.error_context(type(network), "when its encoder was built"):
+                encoders[name] = encoder_of(network, modality.input_shape, total)
+            decoders[name] = Decoder(name, modality, sizes)
+    return encoders, decoders
 
 
 def _check_transforms(modality: Modality) -> None:
@@ -190,5 +183,5 @@ def _likelihood_weights(spec: ModelSpec, sizes: Sizes) -> dict[str, float]:
     if isinstance(rescale, str):
         most = max(m.numbers for m in spec.modalities.values())
         rescale = {name: most / m.numbers for name, m in spec.modalities.items()}
-    check_names(dict(rescale), sizes, "rescale")
+    check_names(rescale, sizes, "rescale")
     return {name: m.weight * rescale.get(name, 1.0) for name, m in spec.modalities.items()}

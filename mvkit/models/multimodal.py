@@ -24,7 +24,8 @@ from mvkit.core.loss import Loss
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
-from mvkit.core.validation import Schema, as_tensor
+from mvkit.core.raw_values import as_tensor
+from mvkit.core.validation import Schema
 from mvkit.data.dataset import Rows, as_batch
 from mvkit.errors import RequestError, ShapeError, bad_option, suggest
 from mvkit.models import clusters, generation, importance_sampling
@@ -99,7 +100,9 @@ class MultimodalModel(nn.Module, ABC):
     def prior_draws(
         self, n: int, cluster: int | None, generator: Generator
     ) -> tuple[Tensor, Tensor | None]:
-        """Draws z (n, d) of the prior, or of one cluster, and their clusters (n,) if it has any."""
+        """Draws z (n, d) of the prior, or of one cluster, and their clusters (n,) if it has
+        any.
+        """
 
     @abstractmethod
     def generate(
@@ -225,7 +228,8 @@ class MultimodalModel(nn.Module, ABC):
 
         Args:
             batch: rows.
-            given: modalities to look at; None: all that each row has; (): none, which is the prior.
+            given: modalities to look at; None: all that each row has; (): none, which is the
+                prior.
             empty: rows with none of them: `error`, or the `prior`.
 
         Returns:

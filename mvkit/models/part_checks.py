@@ -10,6 +10,7 @@ Axes: k components, b rows, m modalities, d latent, r repeats.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import ParamSpec, cast
 
@@ -122,10 +123,9 @@ def _dtype_of(part: object) -> torch.dtype:
     return next((parameter.dtype for parameter in parameters), torch.get_default_dtype())
 
 
-def _ramp(n: int, shape: tuple[int, ...], low: float, dtype: torch.dtype) -> Tensor:
-    """Numbers from `low` to 1 in n even steps, each filling a whole `shape`, (n, *shape)."""
-    steps = torch.linspace(low, 1, n, dtype=dtype)
-    return steps.reshape(-1, *[1] * len(shape)).expand(-1, *shape).clone()
+def _steps(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Numbers from -1 to 1 in even steps."""
+    return torch.linspace(-1, 1, math.prod(shape), dtype=dtype).reshape(shape)
 
 
 def _experts(part: Aggregator, sizes: Sizes) -> Experts:
@@ -139,7 +139,7 @@ def _experts(part: Aggregator, sizes: Sizes) -> Experts:
     data = {}
     encoders = {}
     for i, (name, modality) in enumerate(sizes.modalities.items()):
-        data[name] = _ramp(ROWS, modality.shape, 0.0, dtype)
+        data[name] = _steps((ROWS, *modality.shape), dtype)
         data[name][~mask[:, i]] = 0.0
         encoders[name] = _StandIn(width + 2 * modality.private_dim)
         shapes[name] = modality.shape
@@ -169,24 +169,20 @@ def _trial(part: object, calls: str, inputs: Mapping[str, Tensor]) -> Iterator[N
         )
 
 
-def _check_shape(value: object, shape: tuple[int, ...], what: str) -> Tensor:
-    """The value, which must be a tensor of that shape."""
+def _check_tensor(
+    value: object, shape: tuple[int, ...], what: str, *, finite: bool = True
+) -> Tensor:
+    """The value, which must be a tensor of that shape, with finite numbers."""
     expected = f"expected a tensor of shape {shape}"
     if not isinstance(value, Tensor):
-        kind = type(value).__name__
-        raise Fault(f"returned {what} that is a {kind}; {expected}", "shapes")
+        raise Fault(f"returned {what} that is a {type(value).__name__}; {expected}", "shapes")
     actual = tuple(value.shape)
     expect(actual == shape, f"returned {what} of shape {actual}; {expected}", "shapes")
+    if finite:
+        first = value.flatten()[:6].tolist()
+        reason = f"returned {what} that is not finite: {first}; expected finite numbers"
+        expect(torch.isfinite(value).all(), reason, "finite")
     return value
-
-
-def _check_finite(value: object, shape: tuple[int, ...], what: str) -> Tensor:
-    """The value, which must be a tensor of that shape and finite."""
-    tensor = _check_shape(value, shape, what)
-    first = tensor.flatten()[:6].tolist()
-    reason = f"returned {what} that is not finite: {first}; expected finite numbers"
-    expect(torch.isfinite(tensor).all(), reason, "finite")
-    return tensor
 
 
 def _check_positive(scale: Tensor, where: str = "") -> None:
@@ -223,12 +219,13 @@ def _check_posterior(posterior: object, sizes: Sizes, where: str) -> None:
     if isinstance(posterior, Mixture):  # others may take long to tell draws and densities
         k = posterior.loc.shape[:1]
         shape = (*k, ROWS, sizes.latent)
-        _check_finite(posterior.loc, shape, f"loc in {where}")
-        scale = _check_finite(posterior.scale, shape, f"scale in {where}")
+        _check_tensor(posterior.loc, shape, f"loc in {where}")
+        scale = _check_tensor(posterior.scale, shape, f"scale in {where}")
         _check_positive(scale, f" in {where}")
-    _check_shape(posterior.evidence, (*k, ROWS, len(sizes.names)), f"evidence in {where}")
-    log_weight = _check_shape(posterior.log_weight, (*k, ROWS), f"log_weight in {where}")
-    total = log_weight.logsumexp(0)
+    _check_tensor(posterior.evidence, (*k, ROWS, len(sizes.names)), f"evidence in {where}")
+    weights = (*k, ROWS)
+    _check_tensor(posterior.log_weight, weights, f"log_weight in {where}", finite=False)
+    total = posterior.log_weight.logsumexp(0)
     reason = (
         f"returned log-weights in {where} whose weights sum to {total.exp().tolist()}; "
         "expected 1 per row"
@@ -245,34 +242,34 @@ def prior(part: Prior | nn.Module, sizes: Sizes) -> None:
     dtype = _dtype_of(part)
     live = as_prior(part)
     b = ROWS if live.conditional else 1
-    loc = torch.sin(torch.arange(2 * b * d, dtype=dtype)).reshape(2, b, d)
+    loc = _steps((2, b, d), dtype)
     log_weight = loc.new_full((2, b), 0.5).log()
     posterior = Mixture(sizes.family, loc, torch.ones_like(loc), log_weight)
     depends = live.conditional or live.pseudo_inputs is not None
-    z = torch.linspace(-1, 1, 2 * ROWS * d, dtype=dtype).reshape(2, ROWS, d)
+    z = _steps((2, ROWS, d), dtype)
     inputs = {"z": z, "loc of the posterior": loc, "log_weight of the posterior": log_weight}
     with _trial(part, "forward or log_prob", inputs):
         density = live.density(posterior if depends else None)
-        _check_finite(density.log_prob(z), (2, ROWS), "log_prob of z (2, 3, d)")
+        _check_tensor(density.log_prob(z), (2, ROWS), "log_prob of z (2, 3, d)")
         if not live.conditional:
-            _check_finite(density.sample(ROWS)[0], (ROWS, d), "sample of 3")
+            _check_tensor(density.sample(ROWS)[0], (ROWS, d), "sample of 3")
 
 
 def likelihood(part: Likelihood, shape: tuple[int, ...]) -> None:
     """Raises Fault unless densities are elementwise and finite, and means and draws like x."""
     dtype = _dtype_of(part)
     numbers = (part.params,) if part.params > 1 else ()
-    out = _ramp(2, (ROWS, *shape, *numbers), -1.0, dtype)
+    out = _steps((2, ROWS, *shape, *numbers), dtype)
     x = supported_values(part, (ROWS, *shape), dtype)
-    check = _check_finite
-    if x is None:  # a density of values outside the support need not be finite
+    finite = x is not None  # a density of values outside the support need not be
+    if x is None:
         x = out.new_zeros(ROWS, *shape)
-        check = _check_shape
     elements = shape[:-1] if part.class_axis else shape
     with _trial(part, "log_prob, mean or sample", {"out": out, "x": x}):
-        check(part.log_prob(out, x, Context()), (2, ROWS, *elements), "log_prob")
-        _check_finite(part.mean(out), (2, ROWS, *shape), "mean")
-        _check_finite(part.sample(out, seeded(0)), (2, ROWS, *shape), "sample")
+        log_prob = part.log_prob(out, x, Context())
+        _check_tensor(log_prob, (2, ROWS, *elements), "log_prob", finite=finite)
+        _check_tensor(part.mean(out), (2, ROWS, *shape), "mean")
+        _check_tensor(part.sample(out, seeded(0)), (2, ROWS, *shape), "sample")
 
 
 def supported_values(
@@ -305,9 +302,9 @@ def network(part: Network, modality: Modality) -> None:
         ("encoder", encoder, modality.input_shape, (5,)),
         ("decoder", decoder, (5,), modality.shape),
     ):
-        rows = _ramp(ROWS, shape, -1.0, torch.get_default_dtype())
+        rows = _steps((ROWS, *shape), torch.get_default_dtype())
         with _trial(module, side, {"rows": rows}):
-            _check_finite(on_rows(module, rows), (ROWS, *emitted), f"rows of its {side}")
+            _check_tensor(on_rows(module, rows), (ROWS, *emitted), f"rows of its {side}")
 
 
 def family(part: Family) -> None:
@@ -315,7 +312,7 @@ def family(part: Family) -> None:
     shape = (ROWS, 2)
     raw = torch.linspace(-3, 3, 6).reshape(shape)
     with _trial(part, "scale", {"raw": raw}):
-        _check_positive(_check_finite(part.scale(raw), shape, "scale of raw (3, 2)"))
+        _check_positive(_check_tensor(part.scale(raw), shape, "scale of raw (3, 2)"))
         eps = part.noise(shape, dtype=raw.dtype, device=raw.device, generator=seeded(0))
-        _check_finite(eps, shape, "noise")
-        _check_finite(part.log_density(eps), shape, "log_density of eps (3, 2)")
+        _check_tensor(eps, shape, "noise")
+        _check_tensor(part.log_density(eps), shape, "log_density of eps (3, 2)")

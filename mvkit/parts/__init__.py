@@ -27,6 +27,7 @@ import importlib
 
 from mvkit.core.family import Family as Family
 from mvkit.core.likelihood import Likelihood as Likelihood
+from mvkit.core.mixture import product_of_observed as product_of_observed
 from mvkit.parts import families, samplers
 from mvkit.parts.aggregators.aggregator import Aggregator as Aggregator
 from mvkit.parts.aggregators.aggregator import Defaults as Defaults
@@ -40,7 +41,6 @@ from mvkit.parts.aggregators.mixtures import MoE as MoE
 from mvkit.parts.aggregators.mixtures import MoPoE as MoPoE
 from mvkit.parts.aggregators.products import GPoE as GPoE
 from mvkit.parts.aggregators.products import PoE as PoE
-from mvkit.core.mixture import product_of_observed as product_of_observed
 from mvkit.parts.families import LaplaceSoftmax as LaplaceSoftmax
 from mvkit.parts.families import NormalSoftplus as NormalSoftplus
 from mvkit.parts.latent_model import LatentModel as LatentModel

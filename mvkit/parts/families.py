@@ -26,9 +26,7 @@ class _NormalKL(torch.autograd.Function):
     """KL of normals, summed over the last axis, with an analytic gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Saved, loc: Tensor, scale: Tensor, loc0: Tensor, scale0: Tensor
-    ) -> Tensor:
+    def forward(ctx: Saved, loc: Tensor, scale: Tensor, loc0: Tensor, scale0: Tensor) -> Tensor:
         ctx.save_for_backward(loc, scale, loc0, scale0)
         inverse = scale0.reciprocal()
         ratio = scale * inverse
@@ -58,8 +56,7 @@ class NormalDensity(Family):
 
     density = "normal"
     closed_product = True
-
-    noise = staticmethod(torch.randn)  # type: ignore[assignment]
+    noise = staticmethod(torch.randn)
 
     def log_density(self, eps: Tensor) -> Tensor:
         return eps * eps * -0.5 - 0.5 * math.log(2 * math.pi)

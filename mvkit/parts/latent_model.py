@@ -29,53 +29,44 @@ class LatentModel(Protocol):
     n_clusters: int
     prior: nn.Module
     decoding: Decoding
-    order: Tensor  # an order of the modalities that declaring them otherwise does not change, (m,)
+    order: Tensor  # of the modalities, (m,), whatever the order of their declaration
 
     @property
     def aggregator(self) -> Aggregator:
         """What fuses the unimodal experts."""
-        ...
 
     @property
     def like(self) -> Tensor:
         """A tensor of the model's dtype and device."""
-        ...
 
     @property
     def bound_name(self) -> str:
-        """What the reported value of an objective is called among the metrics: `bound`, if it is one."""
-        ...
+        """The metric's name of what an objective reports: `bound`, if it is one."""
 
     @property
     def private_betas(self) -> Tensor | None:
         """Factors of the private KLs, (m,); None if all are 1."""
-        ...
 
     def likelihood_weights(self, extra: Mapping[str, float] | None = None) -> Tensor | None:
         """Factors λ of the log-likelihoods, times `extra`, (m,); None if all are 1."""
-        ...
 
     def experts(
         self, batch: Batch, *, training: bool = False, generator: Generator = None
     ) -> Experts:
         """What the encoders make of a conformed batch; computed when first looked at."""
-        ...
 
     def joint_posterior(self, batch: Batch, experts: Experts) -> Posterior:
         """The aggregator's posterior q(z|x_O)."""
-        ...
 
     def prior_at(
         self, experts: Experts | None = None, posterior: Posterior | None = None
     ) -> Posterior:
         """p(z): of rows whose experts and posterior are given, if it depends on them."""
-        ...
 
     def prior_draws(
         self, n: int, cluster: int | None, generator: Generator
     ) -> tuple[Tensor, Tensor | None]:
-        """Draws z (n, d) of the prior, or of one of its clusters, and their clusters (n,) if it has any."""
-        ...
+        """Draws z (n, d) of the prior, or of one cluster, and their clusters (n,) if any."""
 
     def terms(
         self,
@@ -91,4 +82,3 @@ class LatentModel(Protocol):
         private_from: str | None = None,
     ) -> Terms:
         """Every log-density of a conformed batch at n draws of the posterior; see `Model.terms`."""
-        ...

@@ -26,11 +26,6 @@ _positive = number(above=0.0)
 _positive_or_trained = one_of("trained", other=_positive)
 
 
-def uniforms(like: Tensor, generator: Generator) -> Tensor:
-    """One uniform in [0, 1) for each element of `like`, from the noise of likelihoods, `x`."""
-    return noise.draw("x", like.shape, like, generator=generator)
-
-
 class Positive(nn.Module):
     """A positive number: a constant, or exp of a parameter."""
 
@@ -244,7 +239,8 @@ class Bernoulli(Likelihood):
         return torch.sigmoid(out)
 
     def sample(self, out: Tensor, generator: Generator = None) -> Tensor:
-        return (uniforms(out, generator) < self.mean(out)).to(out.dtype)
+        uniform = noise.draw("x", out.shape, out, generator=generator)
+        return (uniform < self.mean(out)).to(out.dtype)
 
     def out_of_support(self, x: Tensor) -> Tensor:
         return ~((x >= 0) & (x <= 1))
@@ -273,9 +269,9 @@ class Categorical(Likelihood):
         return functional.softmax(out, dim=-1)
 
     def sample(self, out: Tensor, generator: Generator = None) -> Tensor:
+        uniform = noise.draw("x", out.shape, out, generator=generator)
         # Gumbel-max; a uniform of exactly 0 would give log 0
-        positive = uniforms(out, generator).clamp(min=torch.finfo(out.dtype).tiny)
-        gumbel = -torch.log(-torch.log(positive))
+        gumbel = -torch.log(-torch.log(uniform.clamp(min=torch.finfo(out.dtype).tiny)))
         return functional.one_hot((out + gumbel).argmax(-1), out.shape[-1]).to(out.dtype)
 
     def out_of_support(self, x: Tensor) -> Tensor:

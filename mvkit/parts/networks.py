@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 from typing import cast
 
@@ -155,8 +154,8 @@ class Convolutional(Network):
     name: str
     shapes: str
     axes: int
-    down: type[nn.Conv1d | nn.Conv2d]
-    up: type[nn.ConvTranspose1d | nn.ConvTranspose2d]
+    down: type[nn.Module]
+    up: type[nn.Module]
 
     def encoder(self, shape: Shape, width: int) -> nn.Module:
         shapes = self._shapes(shape)
@@ -173,8 +172,8 @@ class Convolutional(Network):
         for (before, *small), (after, *large) in pairwise(shapes):
             layers.append(ACTIVATIONS[self.activation]())
             extra = tuple(b - (2 * a - 1) for a, b in zip(small, large, strict=True))
-            deconvolution = partial(self.up, before, after, 3, stride=2, padding=1)
-            layers.append(deconvolution(output_padding=extra))
+            options = {"stride": 2, "padding": 1, "output_padding": extra}
+            layers.append(self.up(before, after, 3, **options))
         return _Layers(*layers, _Reshaped(shape))
 
     def _shapes(self, shape: Shape) -> list[Shape]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import ClassVar, cast
 
 import attrs
 import torch
@@ -19,35 +19,33 @@ from mvkit.core import noise
 from mvkit.core.family import Family
 from mvkit.core.mixture import Mixture
 from mvkit.core.modality import Sizes
-from mvkit.core.posterior import ForeignDensity, Posterior
+from mvkit.core.posterior import Posterior, as_density
 from mvkit.errors import DataError, RequestError
+from mvkit.parts.aggregators.aggregator import Aggregator
+from mvkit.parts.fields import choice, count, switch
+from mvkit.parts.objectives.objective import Objective
 from mvkit.registry.renamed import RenamedMethods
-from mvkit.registry.spec import field, flag, integer, number, one_of, spec
-
-if TYPE_CHECKING:
-    from mvkit.parts.aggregators.aggregator import Aggregator
-    from mvkit.parts.objectives.objective import Objective
+from mvkit.registry.spec import field, number, spec
 
 
 class Prior(RenamedMethods, ABC):
-    """Gives p(z), which may depend on the posterior.
+    """The prior p(z), which may depend on the posterior.
 
-    To implement one, write a spec whose `build(sizes)` returns an `nn.Module` with this `forward`. What it
-    returns needs `log_prob(z)` from (..., b, d) to (..., b), and `sample((n,))` to (n, d): any
-    `torch.distributions.Distribution` will do; a `Posterior` answers `given=()` too, and a `Mixture` of one
-    component gives closed-form KLs.
-    `clusters` is the number of components that `Model.clusters` may assign rows to, 0 if that means nothing.
+    To implement one, write a spec whose `build(sizes)` returns an `nn.Module` with this `forward`.
+    What it returns needs `log_prob(z)` from (..., b, d) to (..., b), and `sample((n,))` to (n, d):
+    any `torch.distributions.Distribution` will do; a `Posterior` answers `given=()` too, and a
+    `Mixture` of one component has closed-form KLs. `clusters` is the number of components that
+    `Model.clusters` may assign rows to, 0 if that means nothing; `conditional` says that the prior
+    depends on the rows, whose whole posterior `forward` is then given.
     """
 
-    renamed = {"start": "initialise", "refusal": "incompatibility"}
+    renamed: ClassVar = {"start": "initialise", "refusal": "incompatibility"}
     clusters: int = 0
-    conditional: bool = (
-        False  # whether it depends on the rows: `forward` is then given their whole posterior
-    )
+    conditional: bool = False
 
     @property
     def pseudo_inputs(self) -> dict[str, Tensor] | None:
-        """Rows {name: (c, *shape)} whose posterior `forward` is to be given, as one mixture; None for most."""
+        """Rows {name: (c, *shape)} whose posterior, as one mixture, `forward` is to be given."""
         return None
 
     def incompatibility(self, aggregator: Aggregator, objective: Objective) -> str | None:
@@ -59,36 +57,30 @@ class Prior(RenamedMethods, ABC):
         """The prior, for the rows of `posterior` if it depends on them."""
 
     def density(self, posterior: Mixture | None = None) -> Posterior:
-        """What `forward` returns, distributions of other kinds taken in."""
-        value = self.forward(posterior)
-        return value if isinstance(value, Posterior) else ForeignDensity(value)
+        """What `forward` returns, also if that is a distribution of torch."""
+        return as_density(self.forward(posterior))
 
     def assign(self, z: Tensor) -> Tensor:
         """Responsibilities p(c|z) of a mixture's components, (..., b, d) -> (..., b, c)."""
-        return torch.softmax(self.forward().joint(z), dim=-1)
+        return torch.softmax(cast(Mixture, self.forward()).joint(z), dim=-1)
 
-    def initialise(self, encode: Callable[[], Tensor], seed: int) -> None:  # noqa: B027
-        """Called by `fit` before the first step; may place parameters by the encoded rows (b, d)."""
+    def initialise(self, encode: Callable[[], Tensor], seed: int) -> None:
+        """Called by `fit` before the first step; may place parameters by the codes (b, d)."""
 
 
 class ForeignPrior(Prior):
-    """A module of another kind as a prior: called with the posterior, it returns p(z).
-
-    Args:
-        module: what answers.
-    """
+    """A user's module as a prior: called with the posterior, it returns p(z)."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
     def forward(self, posterior: Mixture | None = None) -> Posterior:
-        """See `Prior.forward`."""
         density: Posterior = self.module(posterior)
         return density
 
 
 def as_prior(module: Prior | nn.Module) -> Prior:
-    """What a model holds as its prior, as a `Prior`: the one place where modules of other kinds are taken in."""
+    """What a model holds as its prior, a user's module included, as a `Prior`."""
     return module if isinstance(module, Prior) else ForeignPrior(module)
 
 
@@ -100,38 +92,46 @@ def raw_of_one(family: Family, shape: tuple[int, ...]) -> Tensor:
     return raw
 
 
-class DiagonalPrior(nn.Module, Prior):
-    """One diagonal component, fixed or trained."""
+class _Scales(nn.Module):
+    """Components of a family, scales of 1 unless they are trained."""
 
+    family: Family
     loc: Tensor
     raw: Tensor | None
 
+    @property
+    def scale(self) -> Tensor:
+        """Scales of the components, (c, 1, d)."""
+        return torch.ones_like(self.loc) if self.raw is None else self.family.scale(self.raw)
+
+
+class DiagonalPrior(_Scales, Prior):
+    """One diagonal component, fixed or trained."""
+
     def __init__(self, sizes: Sizes, *, learn_loc: bool, learn_scale: bool) -> None:
         super().__init__()
-        self.family: Family = sizes.family
+        self.family = sizes.family
         shape = (1, 1, sizes.latent)
-        loc = torch.zeros(shape)
         if learn_loc:
-            self.loc = nn.Parameter(loc)
+            self.loc = nn.Parameter(torch.zeros(shape))
         else:
-            self.register_buffer("loc", loc, persistent=False)
+            self.register_buffer("loc", torch.zeros(shape), persistent=False)
         self.raw = nn.Parameter(raw_of_one(self.family, shape)) if learn_scale else None
 
     def forward(self, posterior: Mixture | None = None) -> Mixture:
-        """See `Prior.forward`."""
-        scale = torch.ones_like(self.loc) if self.raw is None else self.family.scale(self.raw)
-        return Mixture(self.family, self.loc, scale, self.loc.new_zeros(1, 1))
+        return Mixture(self.family, self.loc, self.scale, self.loc.new_zeros(1, 1))
 
 
 @spec
 class Standard:
     """Standard prior of the posterior's family: N(0, I), or Laplace(0, 1).
 
-    Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014, https://arxiv.org/abs/1312.6114.
+    Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014,
+    https://arxiv.org/abs/1312.6114.
     """
 
     def build(self, sizes: Sizes) -> DiagonalPrior:
-        """The live part."""
+        """The prior, without parameters."""
         return DiagonalPrior(sizes, learn_loc=False, learn_scale=False)
 
 
@@ -143,15 +143,15 @@ class Learnable:
         learn_loc: whether the location is trained.
         learn_scale: whether the scale is trained.
 
-    Reference: Shi et al., Variational Mixture-of-Experts Autoencoders for Multi-Modal Deep MultimodalModel Models,
-    2019, https://arxiv.org/abs/1911.03393.
+    Reference: Shi et al., Variational Mixture-of-Experts Autoencoders for Multi-Modal Deep
+    Generative Models, 2019, https://arxiv.org/abs/1911.03393.
     """
 
-    learn_loc: bool = field(default=True, check=flag)
-    learn_scale: bool = field(default=True, check=flag)
+    learn_loc: bool = switch(True)
+    learn_scale: bool = switch(True)
 
     def build(self, sizes: Sizes) -> DiagonalPrior:
-        """The live part."""
+        """The prior with its parameters."""
         return DiagonalPrior(sizes, learn_loc=self.learn_loc, learn_scale=self.learn_scale)
 
 
@@ -159,38 +159,37 @@ class Learnable:
 class MoG:
     """Mixture prior p(z) = Σ_c π_c F(z; μ_c, σ_c) in the posterior's family F.
 
-    With the exact q(c|z) the mixture VAE's bound is that of this density, in value and gradient: no loop over
-    clusters.
+    With the exact q(c|z) the mixture VAE's bound is that of this density, in value and gradient:
+    no loop over clusters.
 
     Args:
         components: number of components C.
         learn_scale: whether σ_c is trained (else 1).
-        init: `uniform`: μ_c ~ U(-1, 1); `kmeans`: `fit` puts them at the centres of the encoded data first.
+        init: `uniform`: μ_c ~ U(-1, 1); `kmeans`: `fit` puts them at the centres of the encoded
+            data first.
 
-    Reference: Palumbo et al., Deep MultimodalModel Clustering with Multimodal Diffusion Variational Autoencoders
-    (CMVAE), 2024, https://openreview.net/forum?id=k5THrhXDV3.
+    Reference: Palumbo et al., Deep Generative Clustering with Multimodal Diffusion Variational
+    Autoencoders (CMVAE), 2024, https://openreview.net/forum?id=k5THrhXDV3.
     """
 
-    components: int = field(default=10, check=integer(1))
-    learn_scale: bool = field(default=False, check=flag)
-    init: str = field(default="uniform", check=one_of("uniform", "kmeans"))
+    components: int = count(10)
+    learn_scale: bool = switch(False)
+    init: str = choice("uniform", "kmeans")
 
     def build(self, sizes: Sizes) -> MoGPrior:
-        """The live part."""
+        """The prior with its parameters."""
         return MoGPrior(self, sizes)
 
 
-class MoGPrior(nn.Module, Prior):
+class MoGPrior(_Scales, Prior):
     """A trained mixture; `weights` are its π."""
 
-    raw: Tensor | None
     placed: Tensor
 
     def __init__(self, spec: MoG, sizes: Sizes) -> None:
         super().__init__()
-        self.family: Family = sizes.family
+        self.family = sizes.family
         self.clusters = spec.components
-        self.init = spec.init
         kmeans = spec.init == "kmeans"
         self.register_buffer("placed", torch.tensor(not kmeans), persistent=kmeans)
         shape = (spec.components, 1, sizes.latent)
@@ -199,19 +198,9 @@ class MoGPrior(nn.Module, Prior):
         self.raw = nn.Parameter(raw_of_one(self.family, shape)) if spec.learn_scale else None
 
     def forward(self, posterior: Mixture | None = None) -> Mixture:
-        """See `Prior.forward`."""
-        scale = torch.ones_like(self.loc) if self.raw is None else self.family.scale(self.raw)
-        log_weight = rearrange(torch.log_softmax(self.logits, dim=0), "c -> c 1")
-        return Mixture(self.family, self.loc, scale, log_weight)
-
-    def density(self, posterior: Mixture | None = None) -> Posterior:
-        """What `forward` returns, distributions of other kinds taken in."""
-        value = self.forward(posterior)
-        return value if isinstance(value, Posterior) else ForeignDensity(value)
-
-    def assign(self, z: Tensor) -> Tensor:
-        """Responsibilities p(c|z) of a mixture's components, (..., b, d) -> (..., b, c)."""
-        return torch.softmax(self.forward().joint(z), dim=-1)
+        scale = self.scale
+        log_pi = rearrange(torch.log_softmax(self.logits, dim=0), "c -> c 1")
+        return Mixture(self.family, self.loc, scale, log_pi)
 
     def initialise(self, encode: Callable[[], Tensor], seed: int) -> None:
         """With init="kmeans", puts the means at the centres of the encoded rows, once."""
@@ -237,9 +226,10 @@ class MoGPrior(nn.Module, Prior):
     def keep(self, clusters: tuple[int, ...]) -> None:
         """Drops all other components; weights are normalised anew."""
         index = torch.tensor(clusters, device=self.loc.device)
-        self.loc = nn.Parameter(self.loc.detach()[index])
-        self.logits = nn.Parameter(self.logits.detach()[index])
-        self.raw = None if self.raw is None else nn.Parameter(self.raw.detach()[index])
+        for name in ("loc", "logits", "raw"):
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, nn.Parameter(value.detach()[index]))
         self.clusters = len(clusters)
 
 
@@ -250,13 +240,14 @@ class Vamp:
     Args:
         components: number of pseudo-inputs C.
 
-    Reference: Tomczak and Welling, VAE with a VampPrior, AISTATS 2018, https://arxiv.org/abs/1705.07120.
+    Reference: Tomczak and Welling, VAE with a VampPrior, AISTATS 2018,
+    https://arxiv.org/abs/1705.07120.
     """
 
-    components: int = field(default=20, check=integer(1))
+    components: int = count(20)
 
     def build(self, sizes: Sizes) -> VampPrior:
-        """The live part."""
+        """The prior with its pseudo-inputs."""
         return VampPrior(self, sizes)
 
 
@@ -265,18 +256,15 @@ class VampPrior(nn.Module, Prior):
 
     def __init__(self, spec: Vamp, sizes: Sizes) -> None:
         super().__init__()
-        shapes = {name: (spec.components, *m.shape) for name, m in sizes.modalities.items()}
-        self.inputs = nn.ParameterDict(
-            {name: noise.initial_uniforms(shape) for name, shape in shapes.items()}
-        )
+        self.inputs = nn.ParameterDict()
+        for name, modality in sizes.modalities.items():
+            self.inputs[name] = noise.initial_uniforms((spec.components, *modality.shape))
 
     @property
     def pseudo_inputs(self) -> dict[str, Tensor]:
-        """See `Prior.pseudo_inputs`."""
         return dict(self.inputs.items())
 
     def forward(self, posterior: Mixture | None = None) -> Mixture:
-        """See `Prior.forward`."""
         if posterior is None:
             raise RequestError(
                 "prior 'vamp': needs a model that encodes its pseudo-inputs; ask the model"
@@ -286,19 +274,20 @@ class VampPrior(nn.Module, Prior):
 
 @spec
 class PosteriorMixture:
-    """Data-dependent prior of each latent: 1/|O| Σ_m q(z|x_m), optionally with a share of N(0, I).
+    """Data-dependent prior of each latent: 1/|O| Σ_m q(z|x_m), and a share of N(0, I) if wanted.
 
     Args:
         standard: weight of the standard component, from 0 to below 1.
 
-    Reference: Sutter, Meng, Agostini, Chopard, Fortin, Vogt, Shahbaba and Mandt, Unity by Diversity: Improved
-    Representation Learning for Multimodal VAEs (MMVM), NeurIPS 2024, https://arxiv.org/abs/2403.05300.
+    Reference: Sutter, Meng, Agostini, Chopard, Fortin, Vogt, Shahbaba and Mandt, Unity by
+    Diversity: Improved Representation Learning for Multimodal VAEs (MMVM), NeurIPS 2024,
+    https://arxiv.org/abs/2403.05300.
     """
 
     standard: float = field(default=0.0, check=number(0.0, 0.999))
 
     def build(self, sizes: Sizes) -> PosteriorMixturePrior:
-        """The live part."""
+        """The prior, without parameters."""
         return PosteriorMixturePrior(self)
 
 
@@ -314,23 +303,30 @@ class PosteriorMixturePrior(nn.Module, Prior):
     def incompatibility(self, aggregator: Aggregator, objective: Objective) -> str | None:
         """It must not be the very posterior whose KL from it is taken."""
         if not aggregator.defaults.mixture:
-            return "is the posterior itself where that has one component: no KL is left; take aggregator='moe' or 'mopoe'"
+            return (
+                "posterior_mixture is the posterior itself where that has one component, so no KL "
+                "is left; take aggregator='moe' or 'mopoe'"
+            )
         if self.standard == 0 and objective.whole_density:
-            return "cancels against the mixture's own density; take objective 'elbo' with density='component'"
+            return (
+                "posterior_mixture without a standard component is the density of the posterior, "
+                "so the two cancel in this objective's KL; take objective='elbo' with "
+                "density='component', or a share `standard` above 0"
+            )
         return None
 
     def forward(self, posterior: Mixture | None = None) -> Mixture:
-        """See `Prior.forward`."""
         if posterior is None:
             raise RequestError(
-                "prior 'posterior_mixture' depends on rows, so there is nothing to draw without any; call "
-                "mvkit.fit_sampler(model, data, 'gmm'), then model.sample(n, sampler='gmm')"
+                "prior 'posterior_mixture' depends on rows, so there is nothing to draw without "
+                "any; call mvkit.fit_sampler(model, data, 'gmm'), then "
+                "model.sample(n, sampler='gmm')"
             )
-        plain = attrs.evolve(posterior, evidence=None, active=None, order=None)
+        mixture = attrs.evolve(posterior, evidence=None, active=None, order=None)
         if not self.standard:
-            return plain
-        loc = torch.cat([plain.loc, torch.zeros_like(plain.loc[:1])])
-        scale = torch.cat([plain.scale, torch.ones_like(plain.scale[:1])])
-        own = plain.log_weight + math.log(1 - self.standard)
-        log_weight = torch.cat([own, torch.full_like(own[:1], math.log(self.standard))])
-        return Mixture(plain.family, loc, scale, log_weight)
+            return mixture
+        loc = torch.cat([mixture.loc, torch.zeros_like(mixture.loc[:1])])
+        scale = torch.cat([mixture.scale, torch.ones_like(mixture.scale[:1])])
+        log_pi = mixture.log_weight + math.log(1 - self.standard)
+        log_standard = torch.full_like(log_pi[:1], math.log(self.standard))
+        return Mixture(mixture.family, loc, scale, torch.cat([log_pi, log_standard]))

@@ -6,7 +6,7 @@ Axes: n rows, b fitted rows, c components, d latent.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from einops import einsum
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from mvkit.core import noise
 from mvkit.core.noise import Generator
 from mvkit.errors import DataError
-from mvkit.registry.spec import field, integer, spec
+from mvkit.parts.fields import count
+from mvkit.registry.spec import spec
 
 
 class HasPrior(Protocol):
@@ -25,17 +26,17 @@ class HasPrior(Protocol):
         self, n: int, cluster: int | None, generator: Generator
     ) -> tuple[Tensor, Tensor | None]:
         """Draws z (n, d) of the prior, and their clusters (n,) if it has any."""
-        ...
 
 
 class Sampler(ABC):
     """Draws shared latents of new rows.
 
-    To implement one, write a spec whose `build(width)` returns an `nn.Module` with these two methods, whose state is in
-    buffers and parameters of shapes that the spec and the width d alone decide, so that files can hold it.
+    To implement one, write a spec whose `build(width)` returns an `nn.Module` with these two
+    methods. Its state is in buffers and parameters whose shapes depend on the spec and the width d
+    alone, so that files can hold it.
     """
 
-    spec: Any
+    spec: object
 
     @abstractmethod
     def fit(self, z: Tensor, seed: int) -> None:
@@ -50,11 +51,12 @@ class Sampler(ABC):
 class Prior:
     """The model's own prior, which needs no fit.
 
-    Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014, https://arxiv.org/abs/1312.6114.
+    Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014,
+    https://arxiv.org/abs/1312.6114.
     """
 
     def build(self, width: int) -> PriorSampler:
-        """The live part."""
+        """The sampler, without state."""
         return PriorSampler(self)
 
 
@@ -69,33 +71,34 @@ class PriorSampler(nn.Module, Sampler):
         """Nothing to do."""
 
     def sample(self, model: HasPrior, n: int, generator: Generator) -> Tensor:
-        """See `Sampler.sample`."""
-        return model.prior_draws(n, None, generator)[0]
+        z, _ = model.prior_draws(n, None, generator)
+        return z
 
 
 @spec
 class GMM:
-    """Mixture of normals with full covariances, fitted to latents of training rows by scikit-learn.
+    """Mixture of normals with full covariances, fitted to latents of training rows.
 
     Args:
         components: number of components.
         floor: added to the variances, so that no component shrinks to a point.
 
-    Reference: Ghosh, Sajjadi, Vergari, Black and Schölkopf, From Variational to Deterministic Autoencoders, ICLR 2020,
-    https://arxiv.org/abs/1903.12436.
+    Reference: Ghosh, Sajjadi, Vergari, Black and Schölkopf, From Variational to Deterministic
+    Autoencoders, ICLR 2020, https://arxiv.org/abs/1903.12436.
     """
 
-    components: int = field(default=10, check=integer(1))
+    components: int = count(10)
     floor: float = 1e-6
 
     def build(self, width: int) -> GMMSampler:
-        """The live part."""
+        """The sampler, not yet fitted."""
         return GMMSampler(self, width)
 
 
 class GMMSampler(nn.Module, Sampler):
     """Weights (c,), means (c, d) and the lower factors of the covariances (c, d, d)."""
 
+    spec: GMM
     weight: Tensor
     loc: Tensor
     factor: Tensor
@@ -109,27 +112,22 @@ class GMMSampler(nn.Module, Sampler):
         self.register_buffer("factor", torch.eye(width).repeat(c, 1, 1))
 
     def fit(self, z: Tensor, seed: int) -> None:
-        """See `Sampler.fit`."""
         from sklearn.mixture import GaussianMixture
 
-        if len(z) < self.spec.components:
-            raise DataError(
-                f"sampler 'gmm': needs {self.spec.components} rows at least; got {len(z)}"
-            )
-        made = GaussianMixture(
-            self.spec.components, reg_covar=self.spec.floor, random_state=seed, max_iter=500
-        )
-        found = made.fit(z.cpu().double().numpy())
-        self.weight.copy_(torch.as_tensor(found.weights_))
-        self.loc.copy_(torch.as_tensor(found.means_))
-        self.factor.copy_(torch.linalg.cholesky(torch.as_tensor(found.covariances_)))
+        c = self.spec.components
+        if len(z) < c:
+            raise DataError(f"sampler 'gmm': needs {c} rows at least; got {len(z)}")
+        floor = self.spec.floor
+        mixture = GaussianMixture(c, reg_covar=floor, random_state=seed, max_iter=500)
+        mixture.fit(z.cpu().double().numpy())
+        self.weight.copy_(torch.as_tensor(mixture.weights_))
+        self.loc.copy_(torch.as_tensor(mixture.means_))
+        self.factor.copy_(torch.linalg.cholesky(torch.as_tensor(mixture.covariances_)))
 
     def sample(self, model: HasPrior, n: int, generator: Generator) -> Tensor:
-        """See `Sampler.sample`."""
         uniform = noise.draw("choice/component", (n, 1), self.weight, generator=generator)
         cdf = self.weight.cumsum(0)
         picked = torch.searchsorted(cdf / cdf[-1], uniform[:, 0].contiguous(), right=True)
-        eps = noise.draw(
-            "prior", (n, self.loc.shape[1]), self.loc, generator=generator, sampler=torch.randn
-        )
+        shape = (n, self.loc.shape[1])
+        eps = noise.draw("prior", shape, self.loc, generator=generator, sampler=torch.randn)
         return self.loc[picked] + einsum(self.factor[picked], eps, "n d e, n e -> n d")

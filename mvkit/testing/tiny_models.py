@@ -38,11 +38,11 @@ def modalities(
     """
     shared: Options = {"encoder": TINY, "decoder": TINY, "private_dim": private}
     options = {"shape": (3,), **shared, **(first or {})}
-    every = {
-        "a": Modality(**options),
-        "b": Modality((2, 2), "bernoulli", **shared),
-        "c": Modality((4,), "categorical", private_beta=0.7 if private else 1.0, **shared),
-    }
+    beta = 0.7 if private else 1.0
+    continuous = Modality(**options)
+    binary = Modality((2, 2), "bernoulli", **shared)
+    classes = Modality((4,), "categorical", private_beta=beta, **shared)
+    every = {"a": continuous, "b": binary, "c": classes}
     return {name: every[name] for name in names}
 
 
@@ -82,7 +82,9 @@ def rows(b: int = 8, names: Names = NAMES, missing: bool = True, seed: int = 0) 
     uniform = torch.rand(b, 2, 2, generator=generator, dtype=torch.float64)
     classes = torch.randint(4, (b,), generator=generator)
     every = {"a": normal, "b": uniform, "c": torch.eye(4, dtype=torch.float64)[classes]}
-    shown = patterns(len(names)) if missing else [(True,) * len(names)]
+    shown = patterns(len(names))
+    if not missing:
+        shown = shown[:1]
     mask = torch.tensor([shown[i % len(shown)] for i in range(b)])
     return Batch({name: every[name] for name in names}, mask)
 
@@ -106,8 +108,4 @@ def loss_and_gradients(
         loss = model.loss(batch, **options)
     if loss.loss.requires_grad:
         loss.loss.backward()
-    gradients = {}
-    for name, parameter in model.named_parameters():
-        gradient = parameter.grad
-        gradients[name] = None if gradient is None else gradient.clone()
-    return loss, gradients
+    return loss, {name: parameter.grad for name, parameter in model.named_parameters()}

@@ -159,10 +159,9 @@ def _train(run: Run, resume: Resume, compile: bool) -> None:
 @contextlib.contextmanager
 def _compiled(model: MultimodalModel, wanted: bool) -> Iterator[None]:
     """Inside, encoders and decoders are compiled, if that is wanted."""
-    networks = []
-    for name, module in model.named_modules():
-        if wanted and name.rpartition(".")[0].endswith(("encoders", "decoders")):
-            networks.append(module)
+    parents = ("encoders", "decoders")
+    modules = model.named_modules() if wanted else ()
+    networks = [m for name, m in modules if name.rpartition(".")[0].endswith(parents)]
     for network in networks:
         network.compile(dynamic=True)  # as many rows as a batch observes
     try:

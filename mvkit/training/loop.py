@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import attrs
 import torch
@@ -177,10 +178,8 @@ class StageRun:
         self.batch = 0
         self.skipped = 0
         self.totals = Totals()
-        shown: dict[str, object] = {}
-        for key, value in row.items():
-            if key.endswith("bound") or key == "valid/loss":
-                shown[key.replace("valid/", "valid_")] = value
+        keys = [key for key in row if key.endswith("bound") or key == "valid/loss"]
+        shown = {key.replace("valid/", "valid_"): row[key] for key in keys}
         run.bar.set_postfix({**shown, "rows/s": f"{rate:.0f}"})
         run.bar.update()
         if run.writable is not None:
@@ -211,9 +210,8 @@ class StageRun:
             if group.count > 1:  # a non-finite loss reaches every process with the gradients
                 weight = torch.where(torch.isfinite(loss.detach()), weight, torch.nan)
             (loss * weight).backward()
-        self.accumulated.append(
-            MicroBatch(batch, self.batch, loss.detach(), metrics, counts, rows)
-        )
+        micro = MicroBatch(batch, self.batch, loss.detach(), metrics, counts, rows)
+        self.accumulated.append(micro)
         return due > 0
 
     def _step(self) -> None:
@@ -253,9 +251,8 @@ class StageRun:
         what = what or "the loss of another process"
         text = f"{self.where}, batch {batches[-1].place + 1}: not finite: {what}"
         run.listeners.tell(NonFinite(text))
-        if run.writable is not None:
-            step = run.step + self.batch
-            path = run.writable.save(run.model, self.state(), step, "nonfinite.safetensors")
+        path = self._write("nonfinite.safetensors")
+        if path is not None:
             text += f"; the state before it is in {path}"
         raise NonFiniteError(
             f"{text}; expected finite numbers; "
@@ -352,15 +349,20 @@ class StageRun:
 
     def _save(self) -> None:
         """Writes a checkpoint, if the run keeps any."""
+        self.run.saved = time.monotonic()
+        path = self._write()
+        if path is not None:
+            self.run.listeners.tell(CheckpointSaved(path, self.run.step + self.batch))
+
+    def _write(self, name: str | None = None) -> Path | None:
+        """Writes the state of the run; returns the path, in the process that writes it."""
         run = self.run
         if run.folder is None:
-            return
-        state = self.state()
-        step = run.step + self.batch
-        run.saved = time.monotonic()
-        if run.writable is not None:
-            path = run.writable.save(run.model, state, step)
-            run.listeners.tell(CheckpointSaved(path, step))
+            return None
+        state = self.state()  # in every process, because it pools their sums
+        if run.writable is None:
+            return None
+        return run.writable.save(run.model, state, run.step + self.batch, name)
 
 
 def _copies(values: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -103,13 +103,10 @@ def locate(batch: Batch, rows_of_data: Tensor | None, evaluate: Callable[[Batch]
         evaluate: the loss of some of its rows.
     """
     metrics = evaluate(batch).metrics
-    terms = [name for name, value in metrics.items() if not bool(torch.isfinite(value))]
+    terms = [name for name, value in metrics.items() if not _is_finite(value)]
     if not terms:
         return ""
-    rows = []
-    for row in range(len(batch)):
-        if not bool(torch.isfinite(evaluate(batch.take([row])).loss)):
-            rows.append(row)
+    rows = [i for i in range(len(batch)) if not _is_finite(evaluate(batch.take([i])).loss)]
     where = "batch"
     if rows_of_data is not None:
         where = "data"
@@ -122,9 +119,13 @@ def nonfinite_gradients(parameters: Mapping[str, Tensor]) -> str:
     """Names of the parameters with a non-finite gradient; empty if there are none."""
     names = []
     for name, parameter in parameters.items():
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+        if parameter.grad is not None and not _is_finite(parameter.grad):
             names.append(name)
     return f"the gradient of {_listed(names, 4)}" if names else ""
+
+
+def _is_finite(values: Tensor) -> bool:
+    return bool(torch.isfinite(values).all())
 
 
 def _listed(items: Sequence[object], most: int) -> str:

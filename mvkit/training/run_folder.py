@@ -183,15 +183,17 @@ def restore_optimizer(
     optimizer: Optimizer, names: Sequence[str], plain: Json, tensors: dict[str, Tensor]
 ) -> None:
     """Puts back what `optimizer_state` returned; the tensors' names without their prefix."""
-    entries: dict[str, Json] = {name: plain["state"].get(name, {}) for name in names}
+    data = optimizer.state_dict()
+    state = data["state"]
+    for name, numbers in plain["state"].items():
+        state.setdefault(names.index(name), {}).update(numbers)
     for path, value in tensors.items():
         name, _, key = path.rpartition("/")
-        entries[name][key] = value.clone()  # the file's own memory is only mapped
-    data = optimizer.state_dict()
+        # a copy, since the file's own memory is only mapped
+        state.setdefault(names.index(name), {})[key] = value.clone()
     for group, saved in zip(data["param_groups"], plain["groups"], strict=True):
         for key, value in saved.items():
             group[key] = tuple(value) if isinstance(value, list) else value
-    data["state"] = {i: entries[name] for i, name in enumerate(names) if entries[name]}
     optimizer.load_state_dict(data)
 
 

@@ -1,4 +1,6 @@
-"""JNF: both stages against a plain loop, products of flows against closed forms, and a model's life."""
+"""JNF: both stages against a plain loop, products of flows against closed forms, and a model's
+life.
+"""
 
 import itertools
 import math
@@ -56,7 +58,9 @@ def log_px(model, name, x, z):
 @pytest.mark.parametrize("stage", [0, 1])
 @pytest.mark.parametrize(("flow", "conditional"), [("maf", True), ("maf", False), ("nsf", True)])
 def test_a_stage_is_the_loop_of_the_paper(stage, flow, conditional):
-    """ELBO of the joint posterior; then Σ_m KL(q(z|X) ‖ q_m(z|x_m)) at its draws. Complete rows alone can count."""
+    """ELBO of the joint posterior; then Σ_m KL(q(z|X) ‖ q_m(z|x_m)) at its draws. Complete rows
+    alone can count.
+    """
     model, batch = made(flow, conditional=conditional, beta=0.7, samples=2), rows()
     objective = model.spec.schedule.stages(model, 2)[stage].objective
     source = bound_noise(list(range(ROWS)), NAMES)
@@ -194,7 +198,9 @@ def test_densities_integrate_to_one_and_are_those_of_the_draws(flow):
 
 
 def linear_gaussian():
-    """x_m = W_m z + ε with exact Gaussian posteriors: linear encoders, flows that are the identity."""
+    """x_m = W_m z + ε with exact Gaussian posteriors: linear encoders, flows that are the
+    identity.
+    """
     scale, d = 0.6, 2
     nets = {"likelihood": {"name": "normal", "scale": scale}, **LINEAR}
     model = recipes.jnf(

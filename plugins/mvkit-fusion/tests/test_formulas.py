@@ -1,4 +1,6 @@
-"""Each fusion against an oracle written from its formula; limits, normalisation, extremes. Axes as in mvkit."""
+"""Each fusion against an oracle written from its formula; limits, normalisation, extremes. Axes as
+in mvkit.
+"""
 
 import itertools
 
@@ -180,7 +182,9 @@ def test_hoelder_is_the_squared_sum_of_roots(trained):
 
 
 def test_hoelder_factorises_over_no_dimension_but_each_component_does():
-    """In two dimensions the coefficient of a pair is the product over dimensions: quadrature on a square."""
+    """In two dimensions the coefficient of a pair is the product over dimensions: quadrature on a
+    square.
+    """
     model = made("hoelder", ("a", "b"), d=2)
     loc, log_variance = drawn(m=2, b=1, d=2)
     line = torch.linspace(-12, 12, 801, dtype=torch.float64)
@@ -243,7 +247,9 @@ def test_equal_experts_are_one(aggregator):
     "aggregator", [{"name": "code", "rho": 0.999}, "code", "mwb", "hoelder", "hellinger"]
 )
 def test_extreme_variances_leave_all_finite(aggregator, dtype):
-    """Every pair of log-variances from -50, 0 and 50, far and near means, every pattern of gaps."""
+    """Every pair of log-variances from -50, 0 and 50, far and near means, every pattern of
+    gaps.
+    """
     values = torch.tensor(list(itertools.product([-50.0, 0.0, 50.0], repeat=4)), dtype=dtype)
     log_variance = values.T.repeat_interleave(15, 1).unsqueeze(-1).requires_grad_()
     loc = (

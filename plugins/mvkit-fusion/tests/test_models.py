@@ -1,4 +1,6 @@
-"""Fusions in models: trained on incomplete rows, saved, loaded; masks, permutations, fillers; CoDE's bound."""
+"""Fusions in models: trained on incomplete rows, saved, loaded; masks, permutations, fillers;
+CoDE's bound.
+"""
 
 import itertools
 
@@ -147,7 +149,9 @@ def test_a_row_with_nothing_is_finite_and_gets_the_prior(aggregator):
 
 
 def test_the_bound_of_code_is_that_of_the_paper():
-    """Σ_S π_S (E log p - β KL) + H(π) by a loop over rows and subsets, its gradient for π included."""
+    """Σ_S π_S (E log p - β KL) + H(π) by a loop over rows and subsets, its gradient for π
+    included.
+    """
     terms = [{"name": "elbo", "kl_weight": 0.4}, "entropy"]
     made, batch = model("code", objective={"name": "sum", "terms": terms}), rows()
     made.aggregator.logits.data.copy_(torch.randn(7).double())
@@ -207,7 +211,9 @@ def test_draws_that_would_leave_weights_without_gradient_are_refused(aggregator,
 
 @pytest.mark.parametrize("aggregator", ["code", "hoelder"])
 def test_stratified_draws_give_weights_the_gradient_of_the_bound(aggregator):
-    """The bound's gradient for the encoders by differences, noise fixed: nothing of the weights is lost."""
+    """The bound's gradient for the encoders by differences, noise fixed: nothing of the weights is
+    lost.
+    """
     made, batch = model(aggregator, objective={"name": "elbo", "density": "mixture"}), rows(7)
     _, gradients = fixed(made, batch)
     parameters = dict(made.named_parameters())
@@ -278,7 +284,9 @@ def test_inference_of_the_whole_or_of_the_mixture():
 
 
 def test_elbo_is_a_weighted_mean_of_single_component_bounds():
-    """The stratified bound of a mixture is the mean, by weight, of what each component gives alone."""
+    """The stratified bound of a mixture is the mean, by weight, of what each component gives
+    alone.
+    """
     made, batch = model("hoelder"), model("hoelder").conform(rows())
     experts = made.experts(batch)
     posterior = made.aggregator.forward(experts, batch)

@@ -1,4 +1,4 @@
-"""Search: paths checked against specs, trials that are runs of fit, studies that go on, pruning."""
+"""Search: paths checked against specs, trials that are runs of fit, resumed studies, pruning."""
 
 import optuna
 import pytest

@@ -1,4 +1,4 @@
-"""Trackers: what a run tells arrives in each library's own files; nothing is logged unasked; no network."""
+"""Trackers: events arrive in each library's own files; nothing is logged unasked; no network."""
 
 import json
 import struct
@@ -132,7 +132,10 @@ def test_tensorboard_shows_the_last_run_that_starts_afresh_in_a_folder(tmp_path)
 
 
 def records(folder):
-    """Records of all of W&B's offline files below a folder, oldest first: a LevelDB log after seven bytes."""
+    """Records of all of W&B's offline files in a folder, oldest first.
+
+    A file is a LevelDB log after seven bytes.
+    """
     pb2 = pytest.importorskip("wandb.proto.wandb_internal_pb2")
     for path in sorted(folder.rglob("*.wandb"), key=lambda p: p.stat().st_mtime_ns):
         data, at, whole = path.read_bytes(), 7, b""
@@ -342,7 +345,7 @@ def test_a_tracker_that_raises_leaves_the_others_alone(tmp_path, listeners, monk
     told = listeners()
     events = [*first(tmp_path), RunFinished(None)]
     with pytest.warns(
-        UserWarning, match="MVKIT_TRACKERS: mlflow raised OSError: no disk; it logs no more"
+        UserWarning, match="MVKIT_TRACKERS: mlflow raised OSError: no disk; it is disabled for the rest"
     ):
         told.tell(events[0])
     tell(told.tell, events[1:])

@@ -1,4 +1,6 @@
-"""The joint encoder with flows for unimodal posteriors. Axes: k components, b rows, m modalities, d latent."""
+"""The joint encoder with flows for unimodal posteriors. Axes: k components, b rows, m modalities,
+d latent.
+"""
 
 from __future__ import annotations
 
@@ -24,24 +26,27 @@ from mvkit_flows.priors import Flow
 
 @spec
 class JointFlow:
-    """Joint encoder q(z|x_1, …, x_M), and for each modality a flow q_m(z|x_m) on top of its normal expert.
+    """Joint encoder q(z|x_1, …, x_M), and for each modality a flow q_m(z|x_m) on top of its normal
+    expert.
 
-    Complete rows train the joint encoder. What `encode` and `translate` use given one modality is its flow; given
-    several, but not all, their product over p(z)^(|S|-1), sampled by Hamiltonian chains. What `posterior` and
-    likelihoods use there is the flows' mixture, which has a density.
+    Complete rows train the joint encoder. What `encode` and `translate` use given one modality is
+    its flow; given several, but not all, their product over p(z)^(|S|-1), sampled by Hamiltonian
+    chains. What `posterior` and likelihoods use there is the flows' mixture, which has a density.
 
     Args:
         joint: the joint encoder, a spec of `joint`.
         flow: `maf` or `nsf`, or a spec of one; its base is the modality's expert.
-        conditional: whether the flow sees what the modality's encoder emits, not only through its base.
+        conditional: whether the flow sees what the modality's encoder emits, not only through its
+            base.
         correct_prior: divide products by p(z)^(|S|-1).
         steps: transitions of a Hamiltonian chain.
         leapfrog: leapfrog steps of a transition.
         chains: pairs of chains behind the means of products.
         points: pairs of points behind the means of flows.
 
-    Reference: Senellart, Chadebec and Allassonnière, Improving Multimodal Joint Variational Autoencoders through
-    Normalizing Flows and Correlation Analysis, 2023, https://arxiv.org/abs/2305.11832.
+    Reference: Senellart, Chadebec and Allassonnière, Improving Multimodal Joint Variational
+    Autoencoders through Normalizing Flows and Correlation Analysis, 2023,
+    https://arxiv.org/abs/2305.11832.
     """
 
     joint: Any = part("aggregator", default="joint")

@@ -1,6 +1,8 @@
-"""Posteriors through flows: mixtures whose components were bent, and products of them, sampled by Hamiltonian chains.
+"""Posteriors through flows: mixtures whose components were bent, and products of them, sampled by
+Hamiltonian chains.
 
-Axes: n samples, s samples, j drawn components, k components (one a modality), b rows, d latent, w context.
+Axes: n samples, s samples, j drawn components, k components (one a modality), b rows, d latent, w
+context.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ START = 16  # pairs of points behind the moments that chains start from
 
 
 def nodes(n: int, like: Tensor, sampler: noise.Sampler) -> Tensor:
-    """2 n points of the standard noise, the same at every call, (2 n, 1, d): each with its mirror image."""
+    """2 n points of the standard noise, the same at every call, (2 n, 1, d): each with its mirror
+    image.
+    """
     generator = torch.Generator(like.device).manual_seed(0)
     half = noise.draw("nodes", (n, 1, like.shape[-1]), like, generator=generator, sampler=sampler)
     return torch.cat([half, -half])
@@ -35,7 +39,8 @@ class Transported(Posterior):
 
     Args:
         base: the mixture before the flows.
-        flows: zuko's lazy transforms from z to the base, one a component; None where no row can use the component.
+        flows: zuko's lazy transforms from z to the base, one a component; None where no row can
+            use the component.
         context: what the flows are conditional on, (k, b, w); None: nothing.
         points: pairs of points behind means, which have no closed form.
     """
@@ -94,7 +99,9 @@ class Transported(Posterior):
         return torch.logsumexp(self.each(z) + self.base.log_weight, -2)
 
     def moments(self, pairs: int) -> tuple[Tensor, Tensor]:
-        """Mean and variance of each component, (k, b, d), from the same pairs of points for all rows."""
+        """Mean and variance of each component, (k, b, d), from the same pairs of points for all
+        rows.
+        """
         points = nodes(pairs, self.base.loc, self.base.family.noise)
         found = []
         for k, flow in enumerate(self.flows):
@@ -123,11 +130,13 @@ class Transported(Posterior):
 
 @attrs.frozen(eq=False)
 class Product(Posterior):
-    """Product of n components of a mixture over p(z)^(n-1): q(z|x_S) ∝ ∏_{m∈S} q_m(z|x_m) / p(z)^(n-1).
+    """Product of n components of a mixture over p(z)^(n-1): q(z|x_S) ∝ ∏_{m∈S} q_m(z|x_m) /
+    p(z)^(n-1).
 
-    Its draws are the ends of Hamiltonian chains, one a draw, all rows at once. They start at the product of normals of
-    the components' means and variances, which is all but exact where they are normal, and adapt their step in the first
-    half; the more components differ from normal, the more steps they need. Draws carry no gradient.
+    Its draws are the ends of Hamiltonian chains, one a draw, all rows at once. They start at the
+    product of normals of the components' means and variances, which is all but exact where they
+    are normal, and adapt their step in the first half; the more components differ from normal, the
+    more steps they need. Draws carry no gradient.
 
     Args:
         parts: the components.
@@ -137,8 +146,8 @@ class Product(Posterior):
         leapfrog: leapfrog steps of a transition.
         chains: pairs of chains behind means.
 
-    Reference: Neal, MCMC using Hamiltonian Dynamics, 2011, https://arxiv.org/abs/1206.1901; Senellart et al., 2023,
-    https://arxiv.org/abs/2305.11832.
+    Reference: Neal, MCMC using Hamiltonian Dynamics, 2011, https://arxiv.org/abs/1206.1901;
+    Senellart et al., 2023, https://arxiv.org/abs/2305.11832.
     """
 
     parts: Transported
@@ -171,7 +180,9 @@ class Product(Posterior):
         return total if self.prior is None else total - self.excess * self.prior(z)
 
     def start(self) -> tuple[Tensor, Tensor]:
-        """Mean and scale of the product of normals with the components' moments over N(0, I)^(n-1), (b, d) each."""
+        """Mean and scale of the product of normals with the components' moments over N(0,
+        I)^(n-1), (b, d) each.
+        """
         mean, variance = self.parts.moments(START)
         precision = torch.where(
             rearrange(self.members, "k b -> k b 1"), variance.reciprocal(), 0.0
@@ -265,7 +276,8 @@ def hamiltonian(
     steps: int,
     leapfrog: int,
 ) -> Tensor:
-    """Hamiltonian Monte Carlo, all chains and rows at once; the step of each row is adapted in the first half.
+    """Hamiltonian Monte Carlo, all chains and rows at once; the step of each row is adapted in the
+    first half.
 
     Args:
         log_density: (n, b, d) -> (n, b), up to a constant a row.

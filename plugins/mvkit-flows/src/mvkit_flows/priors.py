@@ -13,7 +13,8 @@ from mvkit.registry.spec import field, integer
 
 
 class Flow(ABC):
-    """A normalizing flow: a prior p(z), or with a context what turns a modality's expert into its posterior.
+    """A normalizing flow: a prior p(z), or with a context what turns a modality's expert into its
+    posterior.
 
     To implement one, decorate a subclass with `@spec` and write `flow`.
     """
@@ -36,7 +37,8 @@ class NSF(Flow):
         bins: bins of the splines.
         hidden: widths of the hidden layers of each transform.
 
-    Reference: Durkan, Bekasov, Murray and Papamakarios, Neural Spline Flows, NeurIPS 2019, https://arxiv.org/abs/1906.04032.
+    Reference: Durkan, Bekasov, Murray and Papamakarios, Neural Spline Flows, NeurIPS 2019,
+    https://arxiv.org/abs/1906.04032.
     """
 
     transforms: int = field(default=3, check=integer(1))
@@ -56,8 +58,8 @@ class MAF(Flow):
         transforms: autoregressive transforms.
         hidden: widths of the hidden layers of each transform.
 
-    Reference: Papamakarios, Pavlakou and Murray, Masked Autoregressive Flow for Density Estimation, NeurIPS 2017,
-    https://arxiv.org/abs/1705.07057.
+    Reference: Papamakarios, Pavlakou and Murray, Masked Autoregressive Flow for Density
+    Estimation, NeurIPS 2017, https://arxiv.org/abs/1705.07057.
     """
 
     transforms: int = field(default=3, check=integer(1))

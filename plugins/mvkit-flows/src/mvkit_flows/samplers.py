@@ -23,7 +23,8 @@ class Flow:
         steps: steps of Adam, batches of 256 rows.
         lr: its learning rate.
 
-    Reference: Durkan, Bekasov, Murray and Papamakarios, Neural Spline Flows, NeurIPS 2019, https://arxiv.org/abs/1906.04032.
+    Reference: Durkan, Bekasov, Murray and Papamakarios, Neural Spline Flows, NeurIPS 2019,
+    https://arxiv.org/abs/1906.04032.
     """
 
     transforms: int = field(default=3, check=integer(1))

@@ -21,15 +21,17 @@ if TYPE_CHECKING:
 class Entropy(Objective):
     """Entropy α H(π) of the posterior's component weights, to be added to `elbo` in a `sum`.
 
-    Beside Σ_S π_S f_S, where f_S is the bound of one component, it makes π ∝ exp(f_S) the best weights. Alone it bounds
+    Beside Σ_S π_S f_S, where f_S is the bound of one component, it makes π ∝ exp(f_S) the best
+    weights. Alone it bounds
     nothing: on log p(x) it is H(π) - log K that may be added, and the constant trains nothing.
 
     Args:
         alpha: α.
         kl_weight: a further factor, for ramps.
 
-    Reference: Mancisidor, Jenssen, Yu and Kampffmeyer, Aggregation of Dependent Expert Distributions in Multimodal
-    Variational Autoencoders, ICML 2025, https://arxiv.org/abs/2505.01134.
+    Reference: Mancisidor, Jenssen, Yu and Kampffmeyer, Aggregation of Dependent Expert
+    Distributions in Multimodal Variational Autoencoders, ICML 2025,
+    https://arxiv.org/abs/2505.01134.
     """
 
     alpha: float = field(default=1.0, check=number(0.0))

@@ -22,16 +22,18 @@ from mvkit.registry.spec import field, flag
 
 @spec
 class Hoelder:
-    """Hölder pooling with α = 1/2, q(z|x_O) ∝ (Σ_{m∈O} w_m √q_m(z))²: exactly a mixture of experts and pairs.
+    """Hölder pooling with α = 1/2, q(z|x_O) ∝ (Σ_{m∈O} w_m √q_m(z))²: exactly a mixture of experts
+    and pairs.
 
-    Expert m has weight c w_m²; the pair i < j has 2 c w_i w_j S_ij with S_ij = ∫ √(q_i q_j), the Bhattacharyya
-    coefficient, and the density √(q_i q_j)/S_ij, which is normal. The normaliser c depends on the experts.
+    Expert m has weight c w_m²; the pair i < j has 2 c w_i w_j S_ij with S_ij = ∫ √(q_i q_j), the
+    Bhattacharyya coefficient, and the density √(q_i q_j)/S_ij, which is normal. The normaliser c
+    depends on the experts.
 
     Args:
         trained: whether the w_m are trained (else equal).
 
-    Reference: Vo, Martínez-García and Valera, Hölder++: Improving the Quality-Coherence Trade-off in Multimodal VAEs,
-    ICML 2026, https://arxiv.org/abs/2606.13381.
+    Reference: Vo, Martínez-García and Valera, Hölder++: Improving the Quality-Coherence Trade-off
+    in Multimodal VAEs, ICML 2026, https://arxiv.org/abs/2606.13381.
     """
 
     trained: bool = field(default=False, check=flag)
@@ -49,7 +51,8 @@ class Hellinger:
     Args:
         trained: whether the w_m are trained (else equal).
 
-    Reference: Vo and Valera, Hellinger Multimodal Variational Autoencoders, 2026, https://arxiv.org/abs/2601.06572.
+    Reference: Vo and Valera, Hellinger Multimodal Variational Autoencoders, 2026,
+    https://arxiv.org/abs/2601.06572.
     """
 
     trained: bool = field(default=False, check=flag)
@@ -94,9 +97,12 @@ class HoelderAggregator(nn.Module, Aggregator):
         return Mixture(experts.family, loc, scale, torch.log_softmax(log_weight, dim=0), evidence)
 
     def _pairs(self, experts: Experts) -> tuple[Tensor, Tensor, Tensor]:
-        """Location and scale (k, b, d) of √(q_i q_j), and log S_ij, for i ≠ j log 2 S_ij, (k, b)."""
+        """Location and scale (k, b, d) of √(q_i q_j), and log S_ij, for i ≠ j log 2 S_ij, (k,
+        b).
+        """
         loc, scale = ((t[self.first], t[self.second]) for t in (experts.loc, experts.scale))
-        # shares of √(σ_i² + σ_j²), since products of variances and their gradients overflow in float32
+        # shares of √(σ_i² + σ_j²), since products of variances and their gradients overflow in
+        # float32
         whole = torch.hypot(*scale)
         i, j = scale[0] / whole, scale[1] / whole
         overlap = (scale[0].log() + scale[1].log() + math.log(2.0)) / 2 - whole.log()

@@ -28,23 +28,27 @@ INFERENCE = one_of("whole", "mixture")
 
 @spec
 class CoDE:
-    """Consensus of dependent experts: a component for each subset S, whose experts are correlated with ρ.
+    """Consensus of dependent experts: a component for each subset S, whose experts are correlated
+    with ρ.
 
-    With σ the standard deviations in S and R(ρ) one on the diagonal and ρ elsewhere, Σ = (σσᵀ) ∘ R(ρ) in every
-    dimension; the component has variance 1/(uᵀ Σ⁻¹ u) and mean (uᵀ Σ⁻¹ μ)/(uᵀ Σ⁻¹ u), u = 1. At ρ = 0 that is the
-    product of experts. With ρ > 0 experts may get negative weights, and the mean may lie outside their hull.
+    With σ the standard deviations in S and R(ρ) one on the diagonal and ρ elsewhere, Σ = (σσᵀ) ∘
+    R(ρ) in every dimension; the component has variance 1/(uᵀ Σ⁻¹ u) and mean (uᵀ Σ⁻¹ μ)/(uᵀ Σ⁻¹
+    u), u = 1. At ρ = 0 that is the product of experts. With ρ > 0 experts may get negative
+    weights, and the mean may lie outside their hull.
 
-    The paper's bound is Σ_S π_S (E log p - β KL) + H(π): objective `{"name": "sum", "terms": ["elbo", "entropy"]}`.
+    The paper's bound is Σ_S π_S (E log p - β KL) + H(π): objective `{"name": "sum", "terms":
+    ["elbo", "entropy"]}`.
 
     Args:
         rho: ρ, from 0 to 0.999; None: trained, from a half.
-        max_subsets: in training, so many subsets a row, drawn uniformly from those of what it observes, with π
-            normalised over them; evaluation uses all.
-        inference: what `encode` and `translate` use: the consensus of the `whole` of what is given (the paper), or
-            the `mixture`.
+        max_subsets: in training, so many subsets a row, drawn uniformly from those of what it
+            observes, with π normalised over them; evaluation uses all.
+        inference: what `encode` and `translate` use: the consensus of the `whole` of what is given
+            (the paper), or the `mixture`.
 
-    Reference: Mancisidor, Jenssen, Yu and Kampffmeyer, Aggregation of Dependent Expert Distributions in Multimodal
-    Variational Autoencoders, ICML 2025, https://arxiv.org/abs/2505.01134.
+    Reference: Mancisidor, Jenssen, Yu and Kampffmeyer, Aggregation of Dependent Expert
+    Distributions in Multimodal Variational Autoencoders, ICML 2025,
+    https://arxiv.org/abs/2505.01134.
     """
 
     rho: float | None = field(default=None, check=one_of(None, other=number(0.0, MOST_RHO)))
@@ -59,16 +63,17 @@ class CoDE:
 
 @spec
 class MWB:
-    """Mixture of Wasserstein barycentres: for each subset S, the means of μ_m and of σ_m over S; equal weights.
+    """Mixture of Wasserstein barycentres: for each subset S, the means of μ_m and of σ_m over S;
+    equal weights.
 
     Args:
-        max_subsets: in training, so many subsets a row, drawn uniformly from those of what it observes; evaluation
-            uses all.
-        inference: what `encode` and `translate` use: the barycentre of the `whole` of what is given, or the
-            `mixture`.
+        max_subsets: in training, so many subsets a row, drawn uniformly from those of what it
+            observes; evaluation uses all.
+        inference: what `encode` and `translate` use: the barycentre of the `whole` of what is
+            given, or the `mixture`.
 
-    Reference: Qiu, Zhu, Cui, Lin and Ma, Multimodal Variational Autoencoder: A Barycentric View, AAAI 2025,
-    https://arxiv.org/abs/2412.20487.
+    Reference: Qiu, Zhu, Cui, Lin and Ma, Multimodal Variational Autoencoder: A Barycentric View,
+    AAAI 2025, https://arxiv.org/abs/2412.20487.
     """
 
     max_subsets: int | None = field(default=None, check=one_of(None, other=integer(1)))
@@ -80,7 +85,9 @@ class MWB:
 
 
 def over(factors: Tensor, values: Tensor) -> Tensor:
-    """Sums over subsets with factors (k, m) or (k, b, m) for their members, of (m, b, d) -> (k, b, d)."""
+    """Sums over subsets with factors (k, m) or (k, b, m) for their members, of (m, b, d) -> (k, b,
+    d).
+    """
     return einsum(
         factors, values, "k m, m b d -> k b d" if factors.ndim == 2 else "k b m, m b d -> k b d"
     )
@@ -94,8 +101,8 @@ def per_row(values: Tensor) -> Tensor:
 class SubsetAggregator(nn.Module, Aggregator):
     """A component for each subset, all at once by matrix products.
 
-    Subset 1 … 2^M - 1 has a bit for each modality in the order of their names, so that nothing depends on the order
-    in which they are declared. To implement one, write `fuse` and `weigh`.
+    Subset 1 … 2^M - 1 has a bit for each modality in the order of their names, so that nothing
+    depends on the order in which they are declared. To implement one, write `fuse` and `weigh`.
     """
 
     members: Tensor
@@ -126,7 +133,9 @@ class SubsetAggregator(nn.Module, Aggregator):
 
     @abstractmethod
     def weigh(self, number: Tensor, usable: Tensor, like: Tensor) -> Tensor:
-        """Log-weights (k, b), of the dtype of `like`, of the subsets with these numbers from 0, (k, 1) or (k, b)."""
+        """Log-weights (k, b), of the dtype of `like`, of the subsets with these numbers from 0,
+        (k, 1) or (k, b).
+        """
 
     def forward(self, experts: Experts, batch: Batch) -> Mixture:
         """See `Aggregator.forward`."""
@@ -180,11 +189,12 @@ class CoDEAggregator(SubsetAggregator):
         return self.fixed if self.raw is None else MOST_RHO * torch.sigmoid(self.raw)
 
     def fuse(self, experts: Experts, members: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
-        """Sherman and Morrison's inverse of R(ρ), its differences of sums written as sums over pairs.
+        """Sherman and Morrison's inverse of R(ρ), its differences of sums written as sums over
+        pairs.
 
         With a = 1/σ and n = |S|: (1-ρ)(1+(n-1)ρ) uᵀΣ⁻¹u = (1-ρ) Σ a² + ρ Σ_{i<j} (a_i-a_j)², since
-        n Σ a² - (Σ a)² = Σ_{i<j} (a_i-a_j)²; uᵀΣ⁻¹μ likewise. In the variance no terms cancel, so that it stays
-        positive in float32 near ρ = 1.
+        n Σ a² - (Σ a)² = Σ_{i<j} (a_i-a_j)²; uᵀΣ⁻¹μ likewise. In the variance no terms cancel, so
+        that it stays positive in float32 near ρ = 1.
         """
         rho, (i, j) = self.rho, self.pairs
         a = experts.scale.reciprocal()

@@ -1,4 +1,7 @@
-"""Trackers for mvkit: what a run tells, in TensorBoard, W&B or MLflow. Imported at discovery, so it stays light."""
+"""Trackers for mvkit: the events of a run in TensorBoard, W&B or MLflow.
+
+This module is imported when plugins are discovered, so it imports none of the three.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,11 @@ __all__ = ["MLflow", "TensorBoard", "Tracker", "WandB", "asked"]
 KNOWN: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
 
 
-class ConditioningSets:
-    """The trackers that `MVKIT_TRACKERS` names, a list such as `tensorboard,mlflow`; unset or empty: none.
+class FromEnvironment:
+    """The trackers that `MVKIT_TRACKERS` names: `tensorboard,mlflow`; unset or empty: none.
 
-    It is read when a run starts. A tracker that raises is reported once and then left out for the rest of the run.
+    It is read when a run starts. A tracker that raises is reported once and disabled for the rest
+    of the run.
     """
 
     def __init__(self) -> None:
@@ -26,7 +30,7 @@ class ConditioningSets:
 
     @hookimpl
     def mvkit_event(self, event: Event) -> None:
-        """Passes an event on."""
+        """Passes an event on to each tracker."""
         if isinstance(event, RunStarted):
             self.active = {name: KNOWN[name]() for name in _names()}
         for name, tracker in tuple(self.active.items()):
@@ -34,20 +38,21 @@ class ConditioningSets:
                 tracker(event)
             except Exception as error:
                 del self.active[name]
+                reason = f"{type(error).__name__}: {error}"
                 warnings.warn(
-                    f"MVKIT_TRACKERS: {name} raised {type(error).__name__}: {error}; it logs no more of this run",
+                    f"MVKIT_TRACKERS: {name} raised {reason}; "
+                    "it is disabled for the rest of this run",
                     stacklevel=2,
                 )
 
 
 def _names() -> list[str]:
-    names = [
-        name.strip() for name in os.environ.get("MVKIT_TRACKERS", "").split(",") if name.strip()
-    ]
+    listed = os.environ.get("MVKIT_TRACKERS", "").split(",")
+    names = [name.strip() for name in listed if name.strip()]
     for name in names:
         if name not in KNOWN:
             raise SpecError(f"no tracker {name!r}; {suggest(name, KNOWN)}", "MVKIT_TRACKERS")
     return names
 
 
-asked = ConditioningSets()
+asked = FromEnvironment()

@@ -1,19 +1,19 @@
-"""Listeners that write a run down: `mvkit.fit(model, data, listeners=[TensorBoard("runs/a")])`.
+"""Trackers: listeners that log a run, `mvkit.fit(model, data, listeners=[TensorBoard("runs/a")])`.
 
-All log the same: the history's numbers under their names, against the steps done; configuration (the model's header and
-`fit`'s options), stages, checkpoints, reports of non-finite numbers and the final status.
+All log the same: the history's numbers under their names, by steps done; the configuration (the
+model's header and `fit`'s options), stages, checkpoints, reports of non-finite numbers and the
+final status.
 """
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import json
 import os
 import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from mvkit.errors import RequestError
@@ -28,20 +28,25 @@ from mvkit.training.events import (
     StageStarted,
 )
 
+Numbers = Mapping[str, float]
+Texts = Mapping[str, str]
+PARAMETERS = 100  # as many as MLflow takes at once
+
 
 class Tracker(ABC):
-    """Writes down what a run tells. To implement one, write these three methods; a run calls `begin` first."""
+    """Logs the events of a run. To implement one, write three methods; `begin` is called first."""
 
     step = 0
 
     def __call__(self, event: Event) -> None:
-        """Hears an event; kinds that it does not know are passed over."""
+        """Logs an event; other kinds are ignored."""
         match event:
             case RunStarted():
                 self.step = event.step
                 self.begin(event)
             case StageStarted():
-                self.log({}, {f"stage/{event.index}": json.dumps(to_dict(event.stage))}, self.step)
+                stage = json.dumps(to_dict(event.stage))
+                self.log({}, {f"stage/{event.index}": stage}, self.step)
             case EpochFinished():
                 self.step = event.step
                 self.log(event.row, {}, event.step)
@@ -54,53 +59,57 @@ class Tracker(ABC):
 
     @abstractmethod
     def begin(self, run: RunStarted) -> None:
-        """Opens the log, or goes on with it where `run.step` is above 0, and notes the configuration."""
+        """Opens the log, or resumes it where `run.step` is above 0, and logs the configuration."""
 
     @abstractmethod
-    def log(self, numbers: Mapping[str, float], texts: Mapping[str, str], step: int) -> None:
-        """Notes numbers and texts by name, after so many steps."""
+    def log(self, numbers: Numbers, texts: Texts, step: int) -> None:
+        """Logs numbers and texts by name, after `step` steps."""
 
     @abstractmethod
     def end(self, error: str | None) -> None:
-        """Notes whether the run came to its end, and closes the log."""
+        """Logs the final status, a failure if there is an `error`, and closes the log."""
 
 
 class TensorBoard(Tracker):
-    """Event files for TensorBoard: scalars, and texts.
+    """Event files for TensorBoard: scalars and texts.
+
+    A run that begins anew in the same folder hides the numbers of the one before; one that resumes
+    hides those after its first step, which it logs again.
 
     Args:
-        folder: where they go; None: `tensorboard` in the run's folder, or `runs/<time>` if the run keeps none.
-            A run that starts afresh in the same folder hides the numbers of the one before; one that goes on hides
-            those after its first step, which it finds again.
+        folder: where they are written; None: `tensorboard` in the run's folder, or `runs/<time>`
+            if the run has none.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         self.folder = folder
 
     def begin(self, run: RunStarted) -> None:
-        board = _library("tensorboard", "torch.utils.tensorboard")
+        with _needs("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
         folder = self.folder or (run.folder and run.folder / "tensorboard")
-        self.writer = board.SummaryWriter(folder and str(folder), purge_step=run.step + 1)
+        self.writer = SummaryWriter(folder and str(folder), purge_step=run.step + 1)
         self.log({}, {"config": json.dumps(_config(run), indent=1)}, run.step)
 
-    def log(self, numbers: Mapping[str, float], texts: Mapping[str, str], step: int) -> None:
+    def log(self, numbers: Numbers, texts: Texts, step: int) -> None:
         for name, number in numbers.items():
             self.writer.add_scalar(name, number, step)
         for name, text in texts.items():
-            self.writer.add_text(
-                name, f"```\n{text}\n```", step
-            )  # or Markdown would eat underscores
+            # as code, or Markdown would eat underscores
+            self.writer.add_text(name, f"```\n{text}\n```", step)
         self.writer.flush()
 
     def end(self, error: str | None) -> None:
-        self.log({}, {"status": "finished" if error is None else f"failed: {error}"}, self.step)
+        status = "finished" if error is None else f"failed: {error}"
+        self.log({}, {"status": status}, self.step)
         self.writer.close()
 
 
 class WandB(Tracker):
-    """A run of Weights & Biases; the numbers' own axis is `step`, the texts are in its summary.
+    """A run of Weights & Biases; the axis of the numbers is `step`, the texts are in its summary.
 
-    A run with a folder keeps its id there, and goes on under it; offline, syncing both parts joins them.
+    A run with a folder keeps its id there and resumes under it; offline, syncing both parts joins
+    them.
 
     Args:
         project: its name; None: `WANDB_PROJECT`, or `mvkit`.
@@ -108,41 +117,41 @@ class WandB(Tracker):
     """
 
     def __init__(self, project: str | None = None, **options: Any) -> None:
-        self.project, self.options = project or os.environ.get("WANDB_PROJECT", "mvkit"), options
+        self.project = project or os.environ.get("WANDB_PROJECT", "mvkit")
+        self.options = options
 
     def begin(self, run: RunStarted) -> None:
-        wandb = _library("wandb")
-        known = self.options.get("id") or _recall(run, "wandb.id")
-        options: dict[str, Any] = {
-            "dir": run.folder and str(run.folder),
-            "reinit": "create_new",
-            **self.options,
-        }
+        with _needs("wandb"):
+            import wandb
+        folder = run.folder and str(run.folder)
+        options = {"dir": folder, "reinit": "create_new", **self.options}
+        known = self.options.get("id") or _stored(run, "wandb.id")
         if known:
             options |= {"id": known, "resume": "allow"}
         self.run = wandb.init(project=self.project, **options)
         self.run.config.update(_config(run), allow_val_change=True)
-        self.run.define_metric(
-            "*", step_metric="step"
-        )  # W&B's own steps refuse to go back to those of a checkpoint
-        _remember(run, "wandb.id", self.run.id)
+        # W&B's own steps cannot return to those of a checkpoint
+        self.run.define_metric("*", step_metric="step")
+        _store(run, "wandb.id", self.run.id)
 
-    def log(self, numbers: Mapping[str, float], texts: Mapping[str, str], step: int) -> None:
+    def log(self, numbers: Numbers, texts: Texts, step: int) -> None:
         if numbers:
             self.run.log({**numbers, "step": step})
         self.run.summary.update(texts)
 
     def end(self, error: str | None) -> None:
-        self.run.summary.update(
-            {"status": "finished"} if error is None else {"status": "failed", "error": error}
-        )
+        status = {"status": "finished"}
+        if error is not None:
+            status = {"status": "failed", "error": error}
+        self.run.summary.update(status)
         self.run.finish(exit_code=0 if error is None else 1)
 
 
 class MLflow(Tracker):
-    """A run of MLflow: metrics, parameters by dotted path, tags, and `config.json` as an artifact.
+    """A run of MLflow: metrics, parameters by dotted path, tags, and the artifact `config.json`.
 
-    A run with a folder keeps its id there, and goes on under it. MLflow's active run is neither used nor changed.
+    A run with a folder keeps its id there and resumes under it. MLflow's active run is neither
+    used nor changed.
 
     Args:
         uri: of the tracking store; None: MLflow's own choice (`MLFLOW_TRACKING_URI`).
@@ -153,39 +162,42 @@ class MLflow(Tracker):
     def __init__(
         self, uri: str | None = None, *, experiment: str | None = None, run_id: str | None = None
     ) -> None:
-        self.uri, self.run_id = uri, run_id
+        self.uri = uri
+        self.run_id = run_id
         self.experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", "mvkit")
 
     def begin(self, run: RunStarted) -> None:
-        self.library = _library("mlflow")
-        self.client = self.library.MlflowClient(self.uri)
+        with _needs("mlflow"):
+            import mlflow
+        self.library = mlflow
+        self.client = mlflow.MlflowClient(self.uri)
         config = _config(run)
-        known = self.run_id or _recall(run, "mlflow.id")
+        known = self.run_id or _stored(run, "mlflow.id")
         if known:
-            self.id = known
             self.client.update_run(known, "RUNNING")
-        else:
-            experiment = self.client.get_experiment_by_name(self.experiment)
-            number = (
-                experiment.experiment_id
-                if experiment
-                else self.client.create_experiment(self.experiment)
-            )
-            self.id = self.client.create_run(number).info.run_id
-            params = [
-                self.library.entities.Param(_key(k), v) for k, v in _flat(config)
-            ]  # MLflow's never change
-            for start in range(0, len(params), 100):  # as many as it takes at once
-                self.client.log_batch(self.id, params=params[start : start + 100])
+        self.id = known or self._new_run(config)
         self.client.log_dict(self.id, config, "config.json")
-        _remember(run, "mlflow.id", self.id)
+        _store(run, "mlflow.id", self.id)
 
-    def log(self, numbers: Mapping[str, float], texts: Mapping[str, str], step: int) -> None:
-        entities, now = self.library.entities, int(1e3 * time.time())
-        metrics = [
-            entities.Metric(_key(name), number, now, step) for name, number in numbers.items()
-        ]
-        tags = [entities.RunTag(_key(name), text) for name, text in texts.items()]
+    def _new_run(self, config: Mapping[str, object]) -> str:
+        """The id of a new run, with the parameters, which MLflow never changes again."""
+        experiment = self.client.get_experiment_by_name(self.experiment)
+        if experiment is None:
+            experiment_id = self.client.create_experiment(self.experiment)
+        else:
+            experiment_id = experiment.experiment_id
+        run_id: str = self.client.create_run(experiment_id).info.run_id
+        parameter = self.library.entities.Param
+        parameters = [parameter(_allowed(path), leaf) for path, leaf in _leaves(config)]
+        for start in range(0, len(parameters), PARAMETERS):
+            self.client.log_batch(run_id, params=parameters[start : start + PARAMETERS])
+        return run_id
+
+    def log(self, numbers: Numbers, texts: Texts, step: int) -> None:
+        entities = self.library.entities
+        now = int(1e3 * time.time())
+        metrics = [entities.Metric(_allowed(k), x, now, step) for k, x in numbers.items()]
+        tags = [entities.RunTag(_allowed(name), text) for name, text in texts.items()]
         self.client.log_batch(self.id, metrics=metrics, tags=tags)
 
     def end(self, error: str | None) -> None:
@@ -194,46 +206,45 @@ class MLflow(Tracker):
         self.client.set_terminated(self.id, "FINISHED" if error is None else "FAILED")
 
 
-def _library(package: str, module: str = "") -> Any:
+@contextlib.contextmanager
+def _needs(package: str) -> Iterator[None]:
+    """Inside, a library that cannot be imported becomes an error that says how to install it."""
     try:
-        return importlib.import_module(module or package)
+        yield
     except ImportError as error:
         raise RequestError(
-            f"tracker: {package} cannot be imported ({error}); pip install 'mvkit-trackers[{package}]'"
+            f"tracker: {package} cannot be imported ({error}); "
+            f"pip install 'mvkit-trackers[{package}]'"
         ) from error
 
 
-def _config(run: RunStarted) -> dict[str, Any]:
+def _config(run: RunStarted) -> dict[str, object]:
     return {"model": run.model, "options": run.options}
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Leaves of nested dicts and lists, by dotted path."""
-    items = (
-        value.items()
-        if isinstance(value, dict)
-        else list(enumerate(value))
-        if isinstance(value, list)
-        else ()
-    )
-    if not items:
+def _leaves(value: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """Leaves of nested dicts and lists, by dotted path; an empty one is a leaf too."""
+    children = dict(enumerate(value)) if isinstance(value, list) else value
+    if not children or not isinstance(children, dict):
         yield path, str(value)
-    for key, item in items:
-        yield from _flat(item, f"{path}.{key}" if path else str(key))
+        return
+    for key, child in children.items():
+        yield from _leaves(child, f"{path}.{key}".removeprefix("."))
 
 
-def _key(name: str) -> str:
-    """A name with what MLflow refuses replaced."""
+def _allowed(name: str) -> str:
+    """A name with the characters that MLflow refuses replaced."""
     return re.sub(r"[^\w\-./ ]", "_", name)
 
 
-def _recall(run: RunStarted, name: str) -> str | None:
-    """What a run that goes on had noted in its folder."""
-    path = run.folder and run.folder / name
-    return path.read_text() if run.step and path and path.exists() else None
+def _stored(run: RunStarted, name: str) -> str | None:
+    """What a run that resumes had stored in its folder."""
+    if not run.step or run.folder is None or not (run.folder / name).exists():
+        return None
+    return (run.folder / name).read_text()
 
 
-def _remember(run: RunStarted, name: str, text: str) -> None:
+def _store(run: RunStarted, name: str, text: str) -> None:
     if run.folder is not None:
-        Path(run.folder).mkdir(parents=True, exist_ok=True)
+        run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / name).write_text(text)
