@@ -20,12 +20,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
-    "core/bounds": ["test_objectives", "test_net", "test_hierarchy"],
-    "core/mixture": ["test_mixture", "test_parts", "test_products", "test_net"],
+    "core/bounds": ["test_net", "test_objectives", "test_hierarchy"],
+    "core/mixture": ["test_mixture", "test_products", "test_net", "test_parts"],
     "core/product_of_experts": ["test_products", "test_parts"],
-    "core/decoding": ["test_model", "test_objectives", "test_net"],
-    "core/terms": ["test_objectives", "test_net"],
-    "core/loss": ["test_objectives", "test_net", "test_recipes"],
+    "core/decoding": ["test_net", "test_model", "test_objectives"],
+    "core/terms": ["test_net", "test_objectives"],
+    "core/loss": ["test_net", "test_objectives"],
 }
 CONFIGURATION = """
 [cosmic-ray]
@@ -78,7 +78,9 @@ def outcomes(database: Path) -> dict[str, object]:
             "select s.operator_name, s.start_pos_row, r.test_outcome from mutation_specs s "
             "join work_results r on s.job_id = r.job_id"
         ).fetchall()
-    survivors = [f"line {row}: {name}" for name, row, outcome in rows if "SURVIVED" in str(outcome)]
+    survivors = [
+        f"line {row}: {name}" for name, row, outcome in rows if "SURVIVED" in str(outcome)
+    ]
     return {"tried": len(rows), "noticed": len(rows) - len(survivors), "survivors": survivors}
 
 
@@ -98,7 +100,10 @@ def main() -> None:
             thin(database, options.sample)
             run("exec", str(folder / "mutants.toml"), str(database), cwd=folder)
             table[module] = outcomes(database)
-            print(f"{module}: {table[module]['noticed']} of {table[module]['tried']} noticed", flush=True)
+            print(
+                f"{module}: {table[module]['noticed']} of {table[module]['tried']} noticed",
+                flush=True,
+            )
     (ROOT / "benchmarks" / "mutants.json").write_text(json.dumps(table, indent=1) + "\n")
 
 

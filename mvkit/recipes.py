@@ -1,72 +1,80 @@
-"""Published models, each a filled-in `Model` of a few lines: what they are made of, and nothing else.
+"""Published models, each a filled-in `Model` of a few lines: what they are made of, nothing else.
 
-Every recipe takes `modalities` and `latent_dim`, its paper's options, and whatever else `Model` takes.
+Every recipe takes `modalities` and `latent_dim`, its paper's options, and whatever else `Model`
+takes.
 """
+# fmt: off (signatures are read like tables, several options on a line)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
-from mvkit.core.modality import Modality, as_modalities
+from mvkit.core.modality import Modality, ModalityLike, PartLike, as_modalities
 from mvkit.models.model import Model
 from mvkit.models.stack import Stack
-from mvkit.parts.aggregators.joint_encoder import Joint
-from mvkit.parts.aggregators.messages import MeanMessage
-from mvkit.parts.aggregators.mixtures import MoPoE
 from mvkit.parts.likelihoods import Normal
 from mvkit.parts.objectives.composite import Align, Sum
 from mvkit.parts.objectives.elbo import ELBO
-from mvkit.parts.objectives.published import CRMVAE, JMVAE, MVTCAE, TELBO
-from mvkit.parts.priors import Learnable, MoG, PosteriorMixture
-from mvkit.parts.top_down import TopDown
+from mvkit.parts.objectives.published import TELBO
+from mvkit.parts.priors import Learnable
 from mvkit.training.annealing import Linear
-from mvkit.training.stages import JointThenUnimodal, Single
 
-Modalities = Mapping[str, Any]
+Modalities = Mapping[str, ModalityLike]
+Factors = Mapping[str, float]  # by modality
 UNIMODAL = ELBO(condition="unimodal", reduce="sum", reconstruct="own")
+POE = {"name": "poe", "prior_expert": False}
+LAPLACE = {"family": "laplace_softmax", "prior": Learnable(learn_loc=False)}
 
 
-def _private(modalities: Modalities, dim: int | None, **options: Any) -> dict[str, Any]:
-    """The modalities with private latents of a width, and other options of theirs; None leaves the width."""
-    options |= {} if dim is None else {"private_dim": dim}
-    return {name: attrs.evolve(m, **options) for name, m in as_modalities(modalities).items()}  # type: ignore[misc]
+def _each(modalities: Modalities, **options: object) -> dict[str, Modality]:
+    """The modalities with these options, None leaving what they have."""
+    given = {name: value for name, value in options.items() if value is not None}
+    each = as_modalities(modalities)
+    return {name: attrs.evolve(each[name], **given) for name in each}  # type: ignore[misc]
 
 
-def _warmup(epochs: int) -> Single:
-    return Single(ramps={"kl_weight": Linear(0.0, 1.0, epochs)} if epochs else {})
+def _warmup(epochs: int) -> PartLike:
+    """One stage, in whose first epochs the factor of the KL grows from 0 to 1."""
+    ramps = {"kl_weight": Linear(0.0, 1.0, epochs)} if epochs else {}
+    return {"name": "single", "ramps": ramps}
 
 
 def telbo(
     modalities: Modalities,
     latent_dim: int = 10,
     *,
-    lambdas: Mapping[str, float] | None = None,
-    gammas: Mapping[str, float] | None = None,
+    lambdas: Factors | None = None,
+    gammas: Factors | None = None,
     stages: int = 2,
     share: float = 0.5,
     rescale: Any = "dims",
     **options: Any,
 ) -> Model:
-    """TELBO: joint ELBO, then unimodal ones under the trained decoders; or, with one stage, all at once.
+    """TELBO: joint ELBO, then unimodal ones under the trained decoders; with one stage, at once.
 
     Complete rows give the joint terms, every row the unimodal terms of what it has.
 
-    Reference: Vedantam, Fischer, Huang and Murphy, MultimodalModel Models of Visually Grounded Imagination, ICLR 2018,
-    https://arxiv.org/abs/1705.10762.
+    Reference: Vedantam, Fischer, Huang and Murphy, Generative Models of Visually Grounded
+    Imagination, ICLR 2018, https://arxiv.org/abs/1705.10762.
     """
-    weights, own = dict(lambdas or {}), dict(gammas or {})
-    unimodal = ELBO(condition="unimodal", reduce="sum", reconstruct="own", weights=own)
-    two = JointThenUnimodal(share=share, joint=ELBO(weights=weights), unimodal=unimodal)
+    both = TELBO(lambdas=dict(lambdas or {}), gammas=dict(gammas or {}))
+    schedule: dict[str, object] = {"name": "single"}
+    if stages == 2:
+        joint = ELBO(weights=both.lambdas)
+        unimodal = attrs.evolve(UNIMODAL, weights=both.gammas)  # type: ignore[misc]
+        schedule = {"name": "joint_then_unimodal", "share": share}
+        schedule |= {"joint": joint, "unimodal": unimodal}
+    fusion = {"name": "joint", "incomplete": "skip"}
     return Model(
         modalities,
         latent_dim=latent_dim,
-        aggregator=Joint(incomplete="skip"),
-        objective=TELBO(lambdas=weights, gammas=own),
+        aggregator=fusion,
+        objective=both,
         rescale=rescale,
-        schedule=two if stages == 2 else Single(),
+        schedule=schedule,
         **options,
     )
 
@@ -80,12 +88,12 @@ def jmvae(
     warmup: int = 0,
     **options: Any,
 ) -> Model:
-    """JMVAE-kl: joint ELBO and alignment with unimodal surrogates; their product for larger subsets.
+    """JMVAE-kl: joint ELBO and alignment with unimodal surrogates; their product for subsets.
 
-    Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep MultimodalModel Models, 2016,
-    https://arxiv.org/abs/1611.01891.
+    Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep Generative Models,
+    2016, https://arxiv.org/abs/1611.01891.
     """
-    objective = JMVAE(alpha=alpha, beta=beta)
+    objective = {"name": "jmvae", "alpha": alpha, "beta": beta}
     return Model(
         modalities,
         latent_dim=latent_dim,
@@ -102,7 +110,7 @@ def mopoe(
     *,
     beta: float = 1.0,
     private_dim: int | None = None,
-    subsets: Any = None,
+    subsets: Sequence[Sequence[str]] | None = None,
     max_subsets: int | None = None,
     prior_expert: str = "full",
     inference: str = "product",
@@ -110,14 +118,17 @@ def mopoe(
 ) -> Model:
     """MoPoE-VAE: a mixture of products of experts over subsets of the modalities.
 
-    Reference: Sutter, Daunhawer and Vogt, Generalized Multimodal ELBO, ICLR 2021, https://arxiv.org/abs/2105.02470.
+    Reference: Sutter, Daunhawer and Vogt, Generalized Multimodal ELBO, ICLR 2021,
+    https://arxiv.org/abs/2105.02470.
     """
-    fusion = MoPoE(
-        subsets=subsets, max_subsets=max_subsets, prior_expert=prior_expert, inference=inference
-    )
-    made = _private(modalities, private_dim)
+    fusion = {"name": "mopoe", "subsets": subsets, "max_subsets": max_subsets}
+    fusion |= {"prior_expert": prior_expert, "inference": inference}
     return Model(
-        made, latent_dim=latent_dim, aggregator=fusion, objective=ELBO(kl_weight=beta), **options
+        _each(modalities, private_dim=private_dim),
+        latent_dim=latent_dim,
+        aggregator=fusion,
+        objective=ELBO(kl_weight=beta),
+        **options,
     )
 
 
@@ -134,18 +145,16 @@ def cmvae(
     cross_prior: str = "learned",
     **options: Any,
 ) -> Model:
-    """CMVAE: mixture of experts, mixture prior, private latents with auxiliary priors; see `prune_clusters`.
+    """CMVAE: mixture of experts, mixture prior, private latents; see `prune_clusters`.
 
-    Reference: Palumbo, Manduchi, Laguna, Chopard and Vogt, Deep MultimodalModel Clustering with Multimodal Diffusion
-    Variational Autoencoders, ICLR 2024, https://openreview.net/forum?id=k5THrhXDV3.
+    Reference: Palumbo, Manduchi, Laguna, Chopard and Vogt, Deep Generative Clustering with
+    Multimodal Diffusion VAEs, ICLR 2024, https://openreview.net/forum?id=k5THrhXDV3.
     """
+    each = _each(modalities, private_dim=private_dim, cross_prior=cross_prior)
+    prior = {"name": "mog", "components": clusters}
+    objective = {"name": gradient, "kl_weight": beta, "samples": samples, "bound": bound}
     return Model(
-        _private(modalities, private_dim, cross_prior=cross_prior),
-        latent_dim=latent_dim,
-        aggregator="moe",
-        prior=MoG(components=clusters),
-        objective={"name": gradient, "kl_weight": beta, "samples": samples, "bound": bound},
-        **options,
+        each, latent_dim=latent_dim, aggregator="moe", prior=prior, objective=objective, **options
     )
 
 
@@ -157,10 +166,10 @@ def mvae(
     warmup: int = 0,
     **options: Any,
 ) -> Model:
-    """MVAE: product of experts; the joint, the unimodal and some random subsets' ELBOs summed.
+    """MVAE: product of experts; ELBOs of all, of each and of random subsets, summed.
 
-    Reference: Wu and Goodman, Multimodal MultimodalModel Models for Scalable Weakly-Supervised Learning, NeurIPS 2018,
-    https://arxiv.org/abs/1802.05335.
+    Reference: Wu and Goodman, Multimodal Generative Models for Scalable Weakly-Supervised
+    Learning, NeurIPS 2018, https://arxiv.org/abs/1802.05335.
     """
     random = (ELBO(condition="subset", reconstruct="own"),) * subsets
     objective = Sum(terms=(ELBO(), UNIMODAL, *random))
@@ -179,13 +188,16 @@ def mmvae(
 ) -> Model:
     """MMVAE: mixture of Laplace experts, importance-weighted, prior with a trained scale.
 
-    Reference: Shi, Siddharth, Paige and Torr, Variational Mixture-of-Experts Autoencoders for Multi-Modal Deep
-    MultimodalModel Models, NeurIPS 2019, https://arxiv.org/abs/1911.03393.
+    Reference: Shi, Siddharth, Paige and Torr, Variational Mixture-of-Experts Autoencoders for
+    Multi-Modal Deep Generative Models, NeurIPS 2019, https://arxiv.org/abs/1911.03393.
     """
-    options = {"family": "laplace_softmax", "prior": Learnable(learn_loc=False), **options}
-    estimator = {"name": gradient, "samples": samples}
+    objective = {"name": gradient, "samples": samples}
     return Model(
-        modalities, latent_dim=latent_dim, aggregator="moe", objective=estimator, **options
+        modalities,
+        latent_dim=latent_dim,
+        aggregator="moe",
+        objective=objective,
+        **{**LAPLACE, **options},
     )
 
 
@@ -200,15 +212,20 @@ def mmvaeplus(
     cross_prior: str = "learned",
     **options: Any,
 ) -> Model:
-    """MMVAE+: MMVAE with private latents, drawn from auxiliary priors where another modality is generated.
+    """MMVAE+: MMVAE with private latents, from auxiliary priors in other experts' components.
 
-    Reference: Palumbo, Daunhawer and Vogt, MMVAE+: Enhancing the MultimodalModel Quality of Multimodal VAEs without
-    Compromises, ICLR 2023, https://openreview.net/forum?id=sdQGxouELX.
+    Reference: Palumbo, Daunhawer and Vogt, MMVAE+: Enhancing the Generative Quality of Multimodal
+    VAEs without Compromises, ICLR 2023, https://openreview.net/forum?id=sdQGxouELX.
     """
-    options = {"family": "laplace_softmax", "prior": Learnable(learn_loc=False), **options}
-    estimator = {"name": gradient, "samples": samples, "kl_weight": beta}
-    made = _private(modalities, private_dim, cross_prior=cross_prior)
-    return Model(made, latent_dim=latent_dim, aggregator="moe", objective=estimator, **options)
+    each = _each(modalities, private_dim=private_dim, cross_prior=cross_prior)
+    objective = {"name": gradient, "samples": samples, "kl_weight": beta}
+    return Model(
+        each,
+        latent_dim=latent_dim,
+        aggregator="moe",
+        objective=objective,
+        **{**LAPLACE, **options},
+    )
 
 
 def mvtcae(
@@ -221,14 +238,11 @@ def mvtcae(
 ) -> Model:
     """MVTCAE: total correlation between modalities; product of experts without a prior expert.
 
-    Reference: Hwang, Kim, Hong and Kim, Multi-View Representation Learning via Total Correlation Objective,
-    NeurIPS 2021, https://openreview.net/forum?id=SmQxNpUNhtT.
+    Reference: Hwang, Kim, Hong and Kim, Multi-View Representation Learning via Total Correlation
+    Objective, NeurIPS 2021, https://openreview.net/forum?id=SmQxNpUNhtT.
     """
-    fusion = {"name": "poe", "prior_expert": False}
-    objective = MVTCAE(alpha=alpha, beta=beta)
-    return Model(
-        modalities, latent_dim=latent_dim, aggregator=fusion, objective=objective, **options
-    )
+    objective = {"name": "mvtcae", "alpha": alpha, "beta": beta}
+    return Model(modalities, latent_dim=latent_dim, aggregator=POE, objective=objective, **options)
 
 
 def dmvae(
@@ -239,33 +253,32 @@ def dmvae(
     beta: float = 1.0,
     **options: Any,
 ) -> Model:
-    """DMVAE: shared and private latents; the joint ELBO and those of each expert alone, which generate everything.
+    """DMVAE: private latents; the joint ELBO, and each expert's, from which all are generated.
 
-    Reference: Lee and Pavlovic, Private-Shared Disentangled Multimodal VAE for Learning of Latent Representations,
-    CVPR Workshops 2021, https://arxiv.org/abs/2012.13024.
+    Reference: Lee and Pavlovic, Private-Shared Disentangled Multimodal VAE for Learning of Latent
+    Representations, CVPR Workshops 2021, https://arxiv.org/abs/2012.13024.
     """
     crossed = ELBO(condition="expert", reduce="sum")
     objective = Sum(terms=(ELBO(), crossed), kl_weight=beta)
-    made = _private(modalities, private_dim)
-    return Model(made, latent_dim=latent_dim, aggregator="poe", objective=objective, **options)
+    return Model(
+        _each(modalities, private_dim=private_dim),
+        latent_dim=latent_dim,
+        aggregator="poe",
+        objective=objective,
+        **options,
+    )
 
 
 def crmvae(
     modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, **options: Any
 ) -> Model:
-    """CRMVAE: product of experts; reconstruction from the joint and from each own expert, KLs to all of them.
+    """CRMVAE: product of experts; reconstructions from it and from each expert, KLs to all.
 
-    Reference: Suzuki and Matsuo, Mitigating the Limitations of Multimodal VAEs with Coordination-Based Approach,
-    2023, https://openreview.net/forum?id=Rn8u4MYgeNJ.
+    Reference: Suzuki and Matsuo, Mitigating the Limitations of Multimodal VAEs with
+    Coordination-Based Approach, 2023, https://openreview.net/forum?id=Rn8u4MYgeNJ.
     """
-    fusion = {"name": "poe", "prior_expert": False}
-    return Model(
-        modalities,
-        latent_dim=latent_dim,
-        aggregator=fusion,
-        objective=CRMVAE(kl_weight=beta),
-        **options,
-    )
+    objective = {"name": "crmvae", "kl_weight": beta}
+    return Model(modalities, latent_dim=latent_dim, aggregator=POE, objective=objective, **options)
 
 
 def mmvm(
@@ -276,13 +289,13 @@ def mmvm(
     standard: float = 0.0,
     **options: Any,
 ) -> Model:
-    """MMVM: a latent a modality, whose prior is the mixture of all its row's posteriors.
+    """MMVM: one latent per modality, whose prior is the mixture of all posteriors of its row.
 
-    Reference: Sutter et al., Unity by Diversity: Improved Representation Learning for Multimodal VAEs, NeurIPS 2024,
-    https://arxiv.org/abs/2403.05300.
+    Reference: Sutter et al., Unity by Diversity: Improved Representation Learning for Multimodal
+    VAEs, NeurIPS 2024, https://arxiv.org/abs/2403.05300.
     """
-    objective = ELBO(condition="unimodal", reduce="sum", reconstruct="own", kl_weight=beta)
-    prior = PosteriorMixture(standard=standard)
+    objective = attrs.evolve(UNIMODAL, kl_weight=beta)  # type: ignore[misc]
+    prior = {"name": "posterior_mixture", "standard": standard}
     return Model(
         modalities,
         latent_dim=latent_dim,
@@ -300,28 +313,25 @@ def jnf(
     beta: float = 1.0,
     samples: int = 1,
     share: float = 0.5,
-    flow: Any = "mvkit-flows/maf",
+    flow: PartLike = "mvkit-flows/maf",
     conditional: bool = True,
     steps: int = 20,
     **options: Any,
 ) -> Model:
-    """JNF: joint ELBO; then unimodal flows, fitted to draws of the frozen joint posterior. Needs mvkit-flows.
+    """JNF: joint ELBO; then flows, fitted to draws of the joint posterior. Needs mvkit-flows.
 
-    Reference: Senellart, Chadebec and Allassonnière, Improving Multimodal Joint Variational Autoencoders through
+    Reference: Senellart, Chadebec and Allassonnière, Improving Multimodal Joint VAEs through
     Normalizing Flows and Correlation Analysis, 2023, https://arxiv.org/abs/2305.11832.
     """
+    fusion = {"name": "mvkit-flows/joint_flow", "flow": flow, "conditional": conditional}
     joint, align = ELBO(kl_weight=beta), Align(estimate="samples", samples=samples)
+    schedule = {"name": "joint_then_unimodal", "share": share, "joint": joint, "unimodal": align}
     return Model(
         modalities,
         latent_dim=latent_dim,
-        aggregator={
-            "name": "mvkit-flows/joint_flow",
-            "flow": flow,
-            "conditional": conditional,
-            "steps": steps,
-        },
+        aggregator={**fusion, "steps": steps},
         objective=joint,
-        schedule=JointThenUnimodal(share=share, joint=joint, unimodal=align),
+        schedule=schedule,
         **options,
     )
 
@@ -330,25 +340,27 @@ def mhvae(
     modalities: Modalities,
     latent_dim: int = 10,
     *,
-    levels: Any = 2,
+    levels: int | Sequence[int] = 2,
     beta: float = 1.0,
     condition: str = "aggregator",
     warmup: int = 0,
     **options: Any,
 ) -> Model:
-    """MHVAE: levels of latents, at each a product of its prior and an expert a modality; one ELBO.
+    """MHVAE: levels of latents, at each a product of its prior and the experts; one ELBO.
 
-    `condition="subset"` takes the posterior given a random subset of what each row has, and reconstructs all of it.
+    With `condition="subset"`, given a random subset of what each row has, all of it is
+    reconstructed.
 
-    Reference: Dorent et al., Unified Brain MR-Ultrasound Synthesis using Multi-Modal Hierarchical Representations,
-    MICCAI 2023, https://arxiv.org/abs/2309.08747.
+    Reference: Dorent et al., Unified Brain MR-Ultrasound Synthesis using Multi-Modal Hierarchical
+    Representations, MICCAI 2023, https://arxiv.org/abs/2309.08747.
     """
+    objective = ELBO(kl_weight=beta, condition=condition)
     return Model(
         modalities,
         latent_dim=latent_dim,
         aggregator="top_down_poe",
-        prior=TopDown(levels=levels),
-        objective=ELBO(kl_weight=beta, condition=condition),
+        prior={"name": "top_down", "levels": levels},
+        objective=objective,
         schedule=_warmup(warmup),
         **options,
     )
@@ -363,27 +375,23 @@ def nexus(
     dropout_rate: float = 0.5,
     bottom_beta: float = 1.0,
     top_beta: float = 1.0,
-    gammas: Mapping[str, float] | None = None,
+    gammas: Factors | None = None,
     scale: float | str = "optimal",
     warmup: int = 0,
     **options: Any,
 ) -> Stack:
-    """Nexus: a VAE a modality, and a mean-message model of their latents with forced perceptual dropout.
+    """Nexus: one VAE per modality, and a mean-message model of their latents with dropout.
 
-    Reference: Vasco, Yin, Melo and Paiva, Leveraging Hierarchy in Multimodal MultimodalModel Models for Effective
-    Cross-Modality Inference, Neural Networks 146, 2022, https://doi.org/10.1016/j.neunet.2021.11.019.
+    Reference: Vasco, Yin, Melo and Paiva, Leveraging Hierarchy in Multimodal Generative Models,
+    Neural Networks 146, 2022, https://doi.org/10.1016/j.neunet.2021.11.019.
     """
-    made = as_modalities(modalities)
-    widths = {k: bottom_dim if isinstance(bottom_dim, int) else bottom_dim[k] for k in made}
-    low = {
-        k: attrs.evolve(m, private_dim=widths[k], private_beta=bottom_beta)
-        for k, m in made.items()
-    }  # type: ignore[misc]
-    high = {
-        k: Modality((w,), Normal(scale=scale), weight=(gammas or {}).get(k, 1.0))
-        for k, w in widths.items()
-    }
-    fusion = MeanMessage(message_dim=message_dim, dropout_rate=dropout_rate)
+    low, high = _each(modalities, private_beta=bottom_beta), {}
+    for name, modality in low.items():
+        width = bottom_dim if isinstance(bottom_dim, int) else bottom_dim[name]
+        low[name] = attrs.evolve(modality, private_dim=width)  # type: ignore[misc]
+        gamma = (gammas or {}).get(name, 1.0)
+        high[name] = Modality((width,), Normal(scale=scale), weight=gamma)
+    fusion = {"name": "mean_message", "message_dim": message_dim, "dropout_rate": dropout_rate}
     bottom = Model(low, latent_dim=0, **options)
     top = Model(
         high,

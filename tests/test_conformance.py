@@ -11,9 +11,9 @@ from torch import nn
 
 import mvkit
 from mvkit import SpecError, spec
+from mvkit.core.mixture import product_of_observed
 from mvkit.data.transforms import Log1p
 from mvkit.evaluation.metric import Metric, mean
-from mvkit.core.mixture import product_of_observed
 from mvkit.parts.aggregators.products import PoE
 from mvkit.parts.families import Normal
 from mvkit.parts.likelihoods import Normal as NormalLikelihood
@@ -342,7 +342,9 @@ WRONG = {
     "fillers": (
         "likelihood",
         "fillers",
-        likelihood(lambda self, p, out, x: p / self.top.clamp(min=1), out_of_support=looking_at_all),
+        likelihood(
+            lambda self, p, out, x: p / self.top.clamp(min=1), out_of_support=looking_at_all
+        ),
         "changed loss where fillers are",
     ),
     "network, rows": ("network", "rows", network(Centred), "expected"),

@@ -310,7 +310,7 @@ def test_the_order_of_modalities_and_copies_change_nothing():
     torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
     assert torch.equal(one, three)
     twin = copy.deepcopy(model)
-    assert twin.aggregator._prior[0] is twin.prior
+    assert twin.aggregator.prior.module is twin.prior
 
 
 def test_modules_of_the_user(tmp_path):
@@ -346,7 +346,7 @@ def test_what_does_not_fit_is_refused():
             made(prior={"name": "top_down", **options})
     with pytest.raises(
         SpecError,
-        match=r"model\.aggregator: goes down the levels of its prior, and 'Standard' has none",
+        match=r"model\.aggregator: goes down the levels of its prior, and 'standard' has none",
     ):
         made(prior="standard")
     assert mvkit.plugins.lookup("prior", "top_down")(levels=3).widths(10) == (3, 3, 4)

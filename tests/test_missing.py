@@ -121,9 +121,18 @@ def test_what_cannot_be_simulated(data):
     for make, text in (
         (lambda: data.with_missing(1.5), r"rate 1.5; expected a number in \[0, 1\]"),
         (lambda: data.with_missing({"x": 0.5}), "no modality 'x'; known: 'a', 'b', 'c'"),
-        (lambda: data.with_missing(0.5, of="rows"), "of='rows'; expected 'modalities' or 'elements'"),
-        (lambda: data.with_missing(0.5, by="size"), "by='size'; expected None or 'label' or 'value'"),
-        (lambda: data.with_missing(0.5, block=0), "block=0; expected a whole number of at least 1"),
+        (
+            lambda: data.with_missing(0.5, of="rows"),
+            "of='rows'; expected 'modalities' or 'elements'",
+        ),
+        (
+            lambda: data.with_missing(0.5, by="size"),
+            "by='size'; expected None or 'label' or 'value'",
+        ),
+        (
+            lambda: data.with_missing(0.5, block=0),
+            "block=0; expected a whole number of at least 1",
+        ),
         (
             lambda: unlabelled.with_missing(0.5, by="label"),
             "by='label', but there are no labels; give label=",

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 import mvkit
 from mvkit import Batch, DataError, Modality, Pipeline, RequestError, ShapeError
 from mvkit.data.batch_order import order
-from mvkit.data.sources import Items, Loaded, Source, Stream
 from mvkit.data.pipeline import as_pipeline
+from mvkit.data.sources import Items, Loaded, Source, Stream
 from mvkit.testing import bound_noise
 
 NAMES = ("a", "b", "c")
@@ -99,7 +99,9 @@ def same(one, other):
         assert x.extra["word"] == y.extra["word"]
         assert torch.equal(x.observed, y.observed)
         assert all(torch.equal(x.data[n], y.data[n]) for n in NAMES)
-        for a, b in zip((*x.observed_rows, x.complete_rows), (*y.observed_rows, y.complete_rows), strict=True):
+        for a, b in zip(
+            (*x.observed_rows, x.complete_rows), (*y.observed_rows, y.complete_rows), strict=True
+        ):
             assert (a is None) == (b is None)
             assert a is None or torch.equal(a, b)
         assert x.first_empty_row == y.first_empty_row
@@ -375,7 +377,8 @@ def test_requests_that_cannot_be_met():
     with pytest.raises(TypeError, match="number of batches of a stream"):
         len(Pipeline(Stream([], NAMES)))
     with pytest.raises(
-        DataError, match=r"which keys are modalities\? Give schema=model.schema, or Items.*mvkit.data.sources"
+        DataError,
+        match=r"which keys are modalities\? Give schema=model.schema, or Items.*mvkit.data.sources",
     ):
         Pipeline(Dicts(numbered()))
     with pytest.raises(ShapeError, match="unknown modality 'd'; known: 'a', 'b', 'c'"):

@@ -17,8 +17,8 @@ from mvkit import (
     ShapeError,
 )
 from mvkit.data.batch_order import windowed
-from mvkit.data.sources import Described, Ordered, Source
 from mvkit.data.shards import INDEX, Shards, save_shards
+from mvkit.data.sources import Described, Ordered, Source
 
 MODALITIES = modalities()
 SCHEMA = model().schema

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -185,5 +185,14 @@ class PartSpec(Protocol):
         ...
 
 
+class ScheduleSpec(Protocol):
+    """The options of a schedule, which is its own live part."""
+
+    def stages(self, model: Any, epochs: int, /) -> Sequence[object]:
+        """The stages of a model, `epochs` long in all."""
+        ...
+
+
+ScheduleLike = str | Mapping[str, object] | ScheduleSpec
 PartLike = str | Mapping[str, object] | PartSpec  # a name, a dict with `name`, or a spec
 ModalityLike = Modality | Mapping[str, object] | tuple[int, ...]

@@ -11,7 +11,7 @@ from torch import nn
 
 from mvkit.core.decoding import Decoder
 from mvkit.core.family import Family
-from mvkit.core.modality import Modality, PartSpec, Sizes, as_modalities
+from mvkit.core.modality import Modality, PartSpec, ScheduleSpec, Sizes, as_modalities
 from mvkit.errors import SpecError, within
 from mvkit.parts.aggregators.aggregator import Aggregator
 from mvkit.parts.networks import encoder_of
@@ -41,7 +41,7 @@ class ModelSpec:
     family: PartSpec = part("family", default="normal")
     rescale: Rescale = field(default=None, check=one_of(None, "dims", other=factors))
     private_from: str | None = field(default=None, check=one_of(None, "evidence", "observed"))
-    schedule: PartSpec = part("schedule", default="single")
+    schedule: ScheduleSpec = part("schedule", default="single")
 
 
 @attrs.frozen(eq=False)

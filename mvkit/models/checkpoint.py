@@ -88,10 +88,9 @@ def load(
     header, weights = safe_file.read(path)
     try:
         given = dict(modules or {})
-        for name, module in (encoders or {}).items():
-            given[f"modalities.{name}.encoder"] = module
-        for name, module in (decoders or {}).items():
-            given[f"modalities.{name}.decoder"] = module
+        for side, by_name in (("encoder", encoders), ("decoder", decoders)):
+            for name, module in (by_name or {}).items():
+                given[f"modalities.{name}.{side}"] = module
         return _loaded(header, weights, given, str(path)).to(device).eval()
     except CheckpointError:
         raise

@@ -122,7 +122,11 @@ class Samples(Evaluable, Protocol):
     n_clusters: int
     prior_name: str
     samplers: nn.ModuleDict
-    decoding: Decodes
+
+    @property
+    def decoding(self) -> Decodes:
+        """What generates the modalities."""
+        ...
 
     def prior_draws(
         self, n: int, cluster: int | None, generator: Generator

@@ -20,7 +20,15 @@ from mvkit.core.batch import Batch, indices_of
 from mvkit.core.decoding import Decoder, Decoding
 from mvkit.core.experts import Experts
 from mvkit.core.mixture import Mixture
-from mvkit.core.modality import Modality, ModalityLike, PartLike, Sizes
+from mvkit.core.modality import (
+    Modality,
+    ModalityLike,
+    PartLike,
+    PartSpec,
+    ScheduleLike,
+    ScheduleSpec,
+    Sizes,
+)
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Draws, Posterior
 from mvkit.core.terms import Draw, Reconstruct, Terms, Want
@@ -81,21 +89,21 @@ class Model(MultimodalModel):
         family: PartLike = "normal",
         rescale: Literal["dims"] | Mapping[str, float] | None = None,
         private_from: Literal["evidence", "observed"] | None = None,
-        schedule: PartLike | None = None,
+        schedule: ScheduleLike | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__()
         try:
             spec = ModelSpec(
-                modalities=cast(dict[str, Modality], modalities),  # converted by the spec
+                modalities=cast(dict[str, Modality], modalities),
                 latent_dim=latent_dim,
-                aggregator=aggregator,
-                prior=prior,
-                objective=objective,
-                family=family,
+                aggregator=cast(PartSpec, aggregator),
+                prior=cast(PartSpec, prior),
+                objective=cast(PartSpec, objective),
+                family=cast(PartSpec, family),
                 rescale=rescale,
                 private_from=private_from,
-                schedule="single" if schedule is None else schedule,
+                schedule=cast(ScheduleSpec, schedule or "single"),
             )
             with noise.global_seed(seed):
                 parts = assemble(spec)

@@ -17,7 +17,7 @@ from mvkit.core import bounds
 from mvkit.core.batch import Batch, indices_of
 from mvkit.core.decoding import Decoding
 from mvkit.core.experts import Experts
-from mvkit.core.modality import PartLike
+from mvkit.core.modality import PartLike, ScheduleLike
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
 from mvkit.core.validation import Schema
@@ -100,7 +100,7 @@ class Stack(MultimodalModel):
         levels: Sequence[Model],
         *,
         objective: PartLike | None = None,
-        schedule: PartLike | None = None,
+        schedule: ScheduleLike | None = None,
         through_top: bool = False,
     ) -> None:
         super().__init__()

@@ -81,4 +81,4 @@ class LatentModel(Protocol):
         stop_density: bool = False,
         private_from: str | None = None,
     ) -> Terms:
-        """Every log-density of a conformed batch at n draws of the posterior; see `Model.terms`."""
+        """Every log-density of a batch at n draws of the posterior; see `Model.terms`."""

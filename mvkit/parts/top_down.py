@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Generic, TypeVar
 
 import attrs
 import torch
@@ -112,18 +112,19 @@ class TopDownPrior(nn.Module, Prior):
         if i == 0:
             loc = self.top.expand(*above.shape[:-1], -1)
             return loc, torch.ones_like(loc)
-        return _normal(self.networks[i - 1], above, self.family)
+        return _normal(self.networks[i - 1], above, self.widths[i], self.family)
 
     def forward(self, posterior: Posterior | None = None) -> TopDownPosterior:
         """The prior, as a posterior that has looked at nothing."""
         return TopDownPosterior(self, None, nn.ModuleDict(), {})
 
 
-def _normal(network: nn.Module, inputs: Tensor, family: Family) -> tuple[Tensor, Tensor]:
+def _normal(
+    network: nn.Module, inputs: Tensor, width: int, family: Family
+) -> tuple[Tensor, Tensor]:
     """Location and scale that a network emits, (..., a) -> (..., width)."""
     numbers = on_rows(network, inputs.reshape(-1, inputs.shape[-1]))
-    numbers = numbers.reshape(*inputs.shape[:-1], numbers.shape[-1])
-    loc, raw = numbers.chunk(2, dim=-1)
+    loc, raw = numbers.reshape(*inputs.shape[:-1], 2 * width).chunk(2, dim=-1)
     return loc, family.scale(raw)
 
 
@@ -134,7 +135,7 @@ def _stopped(module: M) -> M:
 
 @attrs.frozen(eq=False)
 class Level:
-    """Parameters of q and p of a level at the latents above it, and its latent, (..., b, width)."""
+    """Parameters of q and p of a level given those above, and its latent, (..., b, width) each."""
 
     loc: Tensor
     scale: Tensor
@@ -145,7 +146,7 @@ class Level:
 
 @attrs.frozen(eq=False)
 class TopDownPosterior(Posterior):
-    """q(z|x_O) = ∏_l q(z_l|x_O, z_{>l}), q(z_l|x_O, z_{>l}) ∝ p(z_l|z_{>l}) ∏_{m∈O} q(z_l|x_m, z_{>l}).
+    """q(z|x_O) = ∏_l q(z_l|x_O, z_{>l}), each factor ∝ p(z_l|z_{>l}) ∏_{m∈O} q(z_l|x_m, z_{>l}).
 
     Given nothing, it is the prior. `mean` goes down by means: the exact mean of the top, an
     estimate below.
@@ -175,7 +176,7 @@ class TopDownPosterior(Posterior):
     @property
     def mean(self) -> Tensor:
         levels = self._down((self.log_weight.shape[1],), lambda i, loc, scale: loc)
-        return _joined(levels, "z")
+        return torch.cat([level.z for level in levels], -1)
 
     def draw(self, n: int, how: str, generator: Generator = None, site: str = "z") -> Draws:
         family = self.prior.family
@@ -186,7 +187,8 @@ class TopDownPosterior(Posterior):
         levels = self._down(shape[:-1], lambda i, loc, scale: torch.addcmul(loc, scale, split[i]))
 
         def density() -> Tensor:
-            return family.log_prob_of_noise(eps, _joined(levels, "scale"))
+            scale = torch.cat([level.scale for level in levels], -1)
+            return family.log_prob_of_noise(eps, scale)
 
         def kl(other: object) -> Tensor | None:
             if not isinstance(other, TopDownPosterior):
@@ -201,7 +203,8 @@ class TopDownPosterior(Posterior):
                 kls.append(kl)
             return torch.stack(kls).sum(0).mean(0)
 
-        return Draws(self, _joined(levels, "z"), None, self.log_weight, density, kl)
+        z = torch.cat([level.z for level in levels], -1)
+        return Draws(self, z, None, self.log_weight, density, kl)
 
     def log_prob(self, z: Tensor) -> Tensor:
         split = z.split(self.prior.widths, dim=-1)
@@ -251,7 +254,8 @@ class TopDownPosterior(Posterior):
                 continue
             features = self.features[name].expand(*above.shape[:-1], -1)
             inputs = torch.cat([features, above], -1)
-            loc, scale = _normal(heads[i], inputs, self.prior.family)  # type: ignore[index]
+            head = heads[i]  # type: ignore[index]
+            loc, scale = _normal(head, inputs, loc0.shape[-1], self.prior.family)
             locs.append(loc)
             scales.append(scale)
             members.append(self.observed[:, m])
@@ -263,11 +267,6 @@ class TopDownPosterior(Posterior):
         return loc.reshape(loc0.shape), scale.reshape(loc0.shape)
 
 
-def _joined(levels: list[Level], name: Literal["z", "scale"]) -> Tensor:
-    """The latents, or the scales, of all levels one after another."""
-    return torch.cat([getattr(level, name) for level in levels], -1)
-
-
 def _rows(parameters: list[Tensor]) -> Tensor:
     """Parameters of m experts, (..., b, width) each, as (m, n, width)."""
     stacked = torch.stack(parameters)
@@ -275,19 +274,20 @@ def _rows(parameters: list[Tensor]) -> Tensor:
 
 
 @attrs.frozen(eq=False)
-class Borrowed:
+class Borrowed(Generic[M]):
     """A module of the model in the hands of another part.
 
     Held in this record, and not as a submodule, its parameters keep the one name that the model
     gives them.
     """
 
-    module: nn.Module
+    module: M
 
 
 @spec
 class TopDownPoE:
-    """Product-of-experts posterior at each level of prior `top_down`: the level's prior and experts.
+    """Product of experts at each level of prior `top_down`: of the level's prior and one expert
+    per modality.
 
     Args:
         features: numbers that each encoder emits, from which the experts of all levels are made.
@@ -337,7 +337,7 @@ class TopDownPoEAggregator(nn.Module, Aggregator):
 
     def forward(self, experts: Experts, batch: Batch) -> TopDownPosterior:
         features = {}
-        for name, stats in zip(self.heads, experts.stats, strict=True):
+        for i, name in enumerate(self.heads):
             if name not in batch.hidden:
-                features[name] = stats
+                features[name] = experts.stats[i]
         return TopDownPosterior(self.prior.module, batch.observed, self.heads, features)

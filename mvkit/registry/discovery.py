@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from importlib.metadata import Distribution, EntryPoint, distributions
+from importlib.metadata import EntryPoint, distributions
 
 import attrs
 
@@ -49,7 +49,8 @@ def packages() -> Iterator[tuple[str, str, EntryPoint] | Problem]:
     for distribution in distributions():
         package = version = ""
         try:
-            if not _declares_parts(distribution):
+            text = distribution.read_text("entry_points.txt") or ""
+            if f"[{GROUP}]" not in text:
                 continue
             package = str(distribution.metadata["Name"])
             version = str(distribution.version)
@@ -64,11 +65,6 @@ def packages() -> Iterator[tuple[str, str, EntryPoint] | Problem]:
             continue
         for entry_point in entry_points:
             yield package, version, entry_point
-
-
-def _declares_parts(distribution: Distribution) -> bool:
-    text = distribution.read_text("entry_points.txt")
-    return text is not None and f"[{GROUP}]" in text
 
 
 def raise_if_strict(problems: list[Problem]) -> None:

@@ -184,14 +184,6 @@ class Registry:
         self.loaded[cls] = entry
         return cls
 
-    def load_all(self, root: str) -> None:
-        """Loads the parts defined in the top-level module `root`, except those that are broken."""
-        self.scan()
-        for entry in self.entries:
-            if entry.component.target.startswith(root):
-                with contextlib.suppress(SpecError):
-                    self.load(entry)
-
 
 @functools.cache
 def registry() -> Registry:
@@ -260,9 +252,14 @@ def find_entry(cls: type) -> Entry | None:
         if entry.component.target == f"{module}:{cls.__qualname__}":
             known.loaded[cls] = entry
             return entry
-    if not module.startswith("mvkit."):
-        root = module.partition(".")[0]
-        known.load_all(root)
+    if module.startswith("mvkit."):
+        return None
+    known.scan()
+    root = module.partition(".")[0]
+    for entry in known.entries:
+        if entry.component.target.startswith(root):
+            with contextlib.suppress(SpecError):  # another part of the package may be broken
+                known.load(entry)
     return known.loaded.get(cls)
 
 

@@ -7,6 +7,7 @@ Axes: b rows, d latent.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import warnings
 from typing import Any
@@ -222,16 +223,13 @@ def metric(kind: str, part: Metric) -> None:
         bool(report.scores or report.notes),
         "returned no score and no reason; expected scores, or a RequestError that says why not",
     )
-    values = {score.name: score.value for score in report.scores}
-    others = {score.name: score.value for score in again.scores}
-    expect(
-        list(values) == list(others),
-        f"returned {list(values)} and, rows permuted, {list(others)}; expected the same scores",
-    )
-    for name, value in values.items():
+    for score, other in itertools.zip_longest(report.scores, again.scores):
+        if score is None or other is None or score.name != other.name:
+            raise Fault(f"returned {score} and, rows permuted, {other}; expected the same scores")
+        value = score.value
         expect(
-            math.isnan(value) or math.isclose(value, others[name], rel_tol=1e-6),
-            f"returned {value} and, rows permuted, {others[name]}; expected one number",
+            math.isnan(value) or math.isclose(value, other.value, rel_tol=1e-6),
+            f"returned {value} and, rows permuted, {other.value}; expected one number",
         )
 
 

@@ -23,6 +23,7 @@ from mvkit.testing import injected_noise
 NAMES = ("a", "b", "c")
 TINY = {"name": "mlp", "hidden": [5]}
 Names = tuple[str, ...]
+Gradients = dict[str, Tensor | None]
 Options = dict[str, Any]  # of a model or of a modality, by name
 
 
@@ -81,7 +82,8 @@ def rows(b: int = 8, names: Names = NAMES, missing: bool = True, seed: int = 0) 
     normal = torch.randn(b, 3, generator=generator, dtype=torch.float64)
     uniform = torch.rand(b, 2, 2, generator=generator, dtype=torch.float64)
     classes = torch.randint(4, (b,), generator=generator)
-    every = {"a": normal, "b": uniform, "c": torch.eye(4, dtype=torch.float64)[classes]}
+    one_hot = torch.eye(4, dtype=torch.float64)[classes]
+    every = {"a": normal, "b": uniform, "c": one_hot}
     shown = patterns(len(names))
     if not missing:
         shown = shown[:1]
@@ -99,7 +101,7 @@ def fillers(batch: Batch, value: float) -> Batch:
 
 def loss_and_gradients(
     model: Model, batch: Batch, *, ids: Sequence[int] | None = None, **options: Any
-) -> tuple[Loss, dict[str, Tensor | None]]:
+) -> tuple[Loss, Gradients]:
     """Loss and gradients by parameter name, with noise bound to row ids and modality names."""
     model.zero_grad(set_to_none=True)
     ids = range(len(batch)) if ids is None else ids

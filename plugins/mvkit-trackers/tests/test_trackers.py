@@ -345,7 +345,8 @@ def test_a_tracker_that_raises_leaves_the_others_alone(tmp_path, listeners, monk
     told = listeners()
     events = [*first(tmp_path), RunFinished(None)]
     with pytest.warns(
-        UserWarning, match="MVKIT_TRACKERS: mlflow raised OSError: no disk; it is disabled for the rest"
+        UserWarning,
+        match="MVKIT_TRACKERS: mlflow raised OSError: no disk; it is disabled for the rest",
     ):
         told.tell(events[0])
     tell(told.tell, events[1:])

@@ -16,7 +16,7 @@ from mvkit.core.batch import Batch
 from mvkit.core.experts import Experts
 from mvkit.core.mixture import Mixture, equal_weights
 from mvkit.core.modality import Sizes
-from mvkit.parts.aggregators.aggregator import Aggregator, Defaults, raw_experts, check_product
+from mvkit.parts.aggregators.aggregator import Aggregator, Defaults, check_product, raw_experts
 from mvkit.registry.spec import field, flag
 
 

@@ -17,7 +17,7 @@ from mvkit.core.experts import Experts
 from mvkit.core.mixture import Mixture, equal_weights
 from mvkit.core.modality import Sizes
 from mvkit.errors import SpecError
-from mvkit.parts.aggregators.aggregator import Aggregator, Defaults, raw_experts, check_product
+from mvkit.parts.aggregators.aggregator import Aggregator, Defaults, check_product, raw_experts
 from mvkit.parts.aggregators.mixtures import random_subsets
 from mvkit.registry.spec import field, integer, number, one_of
 
