@@ -236,7 +236,22 @@ def built(name: str) -> mvkit.Model | mvkit.Stack | None:
 def recipes_() -> Values:
     """Losses, outputs and a short run of each recipe."""
     values: Values = {}
-    names = "telbo jmvae mopoe nexus cmvae mvae mmvae mmvaeplus mvtcae dmvae crmvae mmvm mhvae jnf".split()
+    names = [
+        "telbo",
+        "jmvae",
+        "mopoe",
+        "nexus",
+        "cmvae",
+        "mvae",
+        "mmvae",
+        "mmvaeplus",
+        "mvtcae",
+        "dmvae",
+        "crmvae",
+        "mmvm",
+        "mhvae",
+        "jnf",
+    ]
     for name in names:
         made = built(name)
         if made is None:
@@ -299,7 +314,7 @@ def runs() -> Values:
     mvkit.fit_sampler(kmeans, rows(40), {"name": "gmm", "components": 2})
     store(values, "runs/gmm", kmeans.sample(4, sampler="gmm", generator=seeded()))
     imputed = mvkit.impute(
-        kmeans, {k: v for k, v in rows().data.items()}, n=10, quantiles=(0.1,), generator=seeded()
+        kmeans, dict(rows().data.items()), n=10, quantiles=(0.1,), generator=seeded()
     )
     store(
         values, "runs/imputed", {**imputed.filled, **{f"sd {k}": v for k, v in imputed.sd.items()}}

@@ -1,7 +1,7 @@
 """mvkit: multimodal generative models put together from reusable parts, for data with gaps.
 
-Axes in every docstring: s samples · j drawn components · k posterior components · b rows of the batch ·
-m modalities · d shared latent · p private latent · c prior components.
+Axes in every docstring: s samples · j drawn components · k posterior components · b rows of
+the batch · m modalities · d shared latent · p private latent · c prior components.
 """
 
 import importlib

@@ -10,7 +10,7 @@ Axes: n draws, b rows, m modalities, d latent, c clusters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -32,8 +32,9 @@ from mvkit.training.loss_curves import axes_of, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
+    from matplotlib.figure import Figure, FigureBase
 
+    Draw = Callable[..., Axes | NDArray[np.object_]]
     AxesLike = Axes | None  # None: those of a new figure
     FigureLike = FigureBase | None  # None: a new one
 
@@ -51,6 +52,12 @@ def grid(figure: FigureLike, rows: int, columns: int) -> Grid:
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
     return axes
+
+
+def figure_of(axes: Axes | Grid) -> Figure:
+    """The figure that axes belong to."""
+    figure: Figure = np.array(axes, dtype=object, ndmin=1).flat[0].figure
+    return figure
 
 
 def gallery(

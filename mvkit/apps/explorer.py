@@ -1,11 +1,12 @@
-"""The explorer: a page on this machine's own address, to pick a row, hide modalities, move latents.
+"""The explorer: a page on this machine, to pick a row, hide modalities of it and move latents.
 
-Needs the extra `mvkit[explore]` (panel). What is drawn is plain matplotlib; panel adds the controls.
+Needs the extra `mvkit[explore]` (panel). What is drawn is plain matplotlib; panel adds controls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,21 +80,21 @@ def layout(model: MultimodalModel, data: MultimodalDataset) -> Any:
     seed = pn.widgets.IntInput(name="seed of the draws", value=0, start=0)
     dims = list(range(model.latent_dim))
     dim = pn.widgets.Select(name="latent dimension", options=dims)
-    shift = pn.widgets.FloatSlider(name="moved by", start=-3, end=3, step=0.25, value=0)
+    shift = pn.widgets.FloatSlider(name="moved by", start=-3, end=3, step=0.25)
     for widget in (row, seen, seed, dim, shift):
         widget.sizing_mode = "stretch_width"
 
-    def view(draw: Callable[..., object], *widgets: object, width: int = 900) -> Any:
+    def view(draw: plots.Draw, *widgets: object, width: int = 900) -> Any:
         """A picture of the row that follows the widgets, or why it cannot be drawn."""
 
         def draw_again(number: int, *values: object) -> Any:
-            picked = model.conform(data.batch.take([number]))
             try:
-                axes = np.array(draw(model, picked, *values), dtype=object, ndmin=1)
+                picked = model.conform(data.batch.take([number]))
+                figure = plots.figure_of(draw(model, picked, *values))
             except (RequestError, DataError) as error:
                 return pn.pane.Alert(str(error), alert_type="warning")
-            size = {"dpi": 110, "sizing_mode": "scale_width", "max_width": width}
-            return pn.pane.Matplotlib(axes.flat[0].figure, format="png", **size)
+            size = {"sizing_mode": "scale_width", "max_width": width}
+            return pn.pane.Matplotlib(figure, format="png", dpi=110, **size)
 
         return pn.bind(draw_again, row, *widgets)
 
@@ -102,7 +103,8 @@ def layout(model: MultimodalModel, data: MultimodalDataset) -> Any:
     if dims:
         controls += [dim, shift]
         views.append(view(moved, seen, dim, shift))
-    return pn.Row(pn.Column(*controls, width=220), pn.Column(*views, sizing_mode="stretch_width"))
+    left = pn.Column(*controls, width=220)
+    return pn.Row(left, pn.Column(*views, sizing_mode="stretch_width"))
 
 
 def imputed(
@@ -117,16 +119,18 @@ def imputed(
     Lines: real, mean, at two draws of z, ends of the interval.
     """
     generator = noise.seeded(seed, model.like.device)
-    options = {"given": given, "generator": generator}
-    samples = model.translate(row, n=DRAWS, sample=True, **options)
-    draws = model.translate(row, n=2, **options)
-    means = model.translate(row, latent="mean", **options)
+    generate = functools.partial(model.translate, row, given=given, generator=generator)
+    samples = generate(n=DRAWS, sample=True)
+    draws = generate(n=2)
+    means = generate(latent="mean")
+    real = plots.real_values(model, row)
     columns = []
     titles = []
-    for name, real in zip(model.names, plots.real_values(model, row), strict=True):
-        interval = plots.central_interval(samples[name][:, 0].cpu().numpy(), LEVEL)
-        columns.append([real, means[name][0, 0], *draws[name][:, 0], *interval])
-        shown = real is not None and name in given
+    for name, value in zip(model.names, real, strict=True):
+        ends = plots.central_interval(samples[name][:, 0].cpu().numpy(), LEVEL)
+        mean = means[name][0, 0]
+        columns.append([value, mean, *draws[name][:, 0], *ends])
+        shown = value is not None and name in given
         titles.append(f"{name} (given)" if shown else name)
     labels = ("real", "mean", "a draw", "a draw", f"{LEVEL:.0%} from", "to")
     lines = list(zip(labels, zip(*columns, strict=True), strict=True))

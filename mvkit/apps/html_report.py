@@ -11,11 +11,9 @@ import base64
 import io
 import json
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-
-import numpy as np
 
 import mvkit
 from mvkit import plots
@@ -112,16 +110,14 @@ def pictures(
     clusters = range(min(CLUSTERS, model.n_clusters))
     figures: dict[str, bytes | str] = {}
 
-    def add(
-        title: str, draw: Callable[..., object], *arguments: object, **options: object
-    ) -> None:
+    def add(title: str, draw: plots.Draw, *arguments: object, **options: object) -> None:
         try:
-            axes = np.array(draw(*arguments, **options), dtype=object, ndmin=1)
+            drawn = plots.figure_of(draw(*arguments, **options))
         except (RequestError, DataError) as error:
             figures[title] = str(error)
             return
         file = io.BytesIO()
-        axes.flat[0].figure.savefig(file, format="png", dpi=130)
+        drawn.savefig(file, format="png", dpi=130)
         figures[title] = file.getvalue()
 
     first_row = "Each modality imputed from each other, first test row"

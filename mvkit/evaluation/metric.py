@@ -9,7 +9,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import numpy as np
@@ -62,7 +62,7 @@ class Metric(RenamedMethods, ABC):
     method means that the metric does not fit: the report notes it and continues with the rest.
     """
 
-    renamed = {"refusal": "incompatibility"}
+    renamed: ClassVar = {"refusal": "incompatibility"}
 
     def incompatibility(self, context: EvaluationContext) -> str | None:
         """Why the metric does not fit the model or the data; None if it does."""

@@ -68,8 +68,9 @@ class Model(MultimodalModel):
 
     Example:
         >>> import torch, mvkit
-        >>> model = mvkit.Model({"image": (1, 8, 8), "sound": (20,)}, latent_dim=4, aggregator="mopoe", seed=0)
-        >>> x = {"image": torch.rand(3, 1, 8, 8)}            # no sound: it is imputed
+        >>> shapes = {"image": (1, 8, 8), "sound": (20,)}
+        >>> model = mvkit.Model(shapes, latent_dim=4, aggregator="mopoe", seed=0)
+        >>> x = {"image": torch.rand(3, 1, 8, 8)}  # no sound: it is imputed
         >>> model.translate(x, to=["sound"])["sound"].shape
         torch.Size([1, 3, 20])
     """

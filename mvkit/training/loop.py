@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import attrs
 import torch
@@ -24,6 +25,7 @@ from mvkit.training import run_folder
 from mvkit.training.events import CheckpointSaved, EpochFinished, NonFinite, StageStarted
 from mvkit.training.history import Row, Totals
 from mvkit.training.nonfinite import Guard, locate, nonfinite_gradients
+from mvkit.training.optimizers import OptimizerSpec
 from mvkit.training.run import Run
 from mvkit.training.run_folder import Json, State
 from mvkit.training.stages import trainable
@@ -110,7 +112,8 @@ class StageRun:
         self.accumulated: list[MicroBatch] = []
         self.device = run.model.like.device
         self.parameters = {n: p for n, p in run.model.named_parameters() if p.requires_grad}
-        self.optimizer = self.stage.build_optimizer([*self.parameters.values()], run.options.lr)
+        spec = cast(OptimizerSpec, self.stage.optimizer)
+        self.optimizer = spec.optimizer([*self.parameters.values()], run.options.lr)
         self.scheduler = self.stage.scheduler(self.optimizer)
         self.module = run.group.parallel(run.model)
         mode = run.options.on_nonfinite
@@ -310,7 +313,7 @@ class StageRun:
                 self.stale = 0
                 self.weights = _copies(run.model.state_dict(), self.device)
                 if run.writable is not None:
-                    run.writable.best(run.model, self.weights)
+                    run.writable.write_model("best", run.model, self.weights)
         return {f"valid/{key}": value for key, value in means.items()}
 
     def state(self) -> State:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 from torch import nn
 from torch.optim import Optimizer, lr_scheduler
-from torch.optim.lr_scheduler import LRScheduler
 
-from mvkit.errors import SpecError, suggest
+from mvkit.errors import suggest
 from mvkit.registry.spec import field, number, one_of, spec
 
 ScheduleLike = str | Mapping[str, object] | None
@@ -82,21 +81,3 @@ def lr_schedule(value: object) -> str | None:
     name = str(options.get("name", ""))
     known = set(lr_scheduler.__all__) - {"LRScheduler"}  # the base class
     return None if name in known else f"{expected}; {suggest(name, known)}"
-
-
-def scheduler(schedule: ScheduleLike, optimizer: Optimizer) -> LRScheduler | None:
-    """The learning-rate schedule of an optimizer; None without one.
-
-    Raises:
-        SpecError: options that the schedule does not take.
-    """
-    if schedule is None:
-        return None
-    options = {"name": schedule} if isinstance(schedule, str) else dict(schedule)
-    options.pop("every", None)
-    name = str(options.pop("name"))
-    schedule_class: Callable[..., LRScheduler] = getattr(lr_scheduler, name)
-    try:
-        return schedule_class(optimizer, **options)
-    except (TypeError, ValueError) as error:
-        raise SpecError(f"{name}: {error}", "lr_schedule") from None

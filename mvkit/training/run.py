@@ -81,7 +81,7 @@ class Run:
         """Writes the last checkpoint and the model."""
         if self.writable is not None:
             self.writable.save(self.model, self.state(len(self.plan), {}, {}), self.step)
-            self.writable.finish(self.model)
+            self.writable.write_model("model", self.model, self.model.state_dict())
 
     def resume(self, resume: Resume) -> State | None:
         """Takes over the newest checkpoint, checked against this run; None: it begins anew."""

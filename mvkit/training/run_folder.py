@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mvkit.core import safe_file
 from mvkit.errors import CheckpointError, RequestError
-from mvkit.models.checkpoint import header_of, save
+from mvkit.models.checkpoint import header_of
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.training.history import History
 
@@ -112,13 +112,9 @@ class Folder:
         paths = self.checkpoints.glob("*.safetensors")
         return sorted(path for path in paths if path.stem.isdigit())
 
-    def best(self, model: MultimodalModel, weights: dict[str, Tensor]) -> None:
-        """Writes the best model of a stage so far."""
-        safe_file.write(self.path / "best.safetensors", header_of(model), weights)
-
-    def finish(self, model: MultimodalModel) -> None:
-        """Writes the model at the end."""
-        save(model, self.path / "model.safetensors")
+    def write_model(self, name: str, model: MultimodalModel, weights: dict[str, Tensor]) -> None:
+        """Writes a model with these weights to a file that `mvkit.load` reads."""
+        safe_file.write(self.path / f"{name}.safetensors", header_of(model), weights)
 
     def history(self, history: History) -> None:
         """Writes the history so far."""

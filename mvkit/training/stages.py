@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, cast
 
 import attrs
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from mvkit.errors import SpecError, suggest
@@ -32,9 +32,8 @@ from mvkit.registry.spec import (
     positional_spec,
     spec,
 )
-from mvkit.training import optimizers
 from mvkit.training.annealing import Ramp
-from mvkit.training.optimizers import OptimizerSpec, ScheduleLike
+from mvkit.training.optimizers import OptimizerSpec, ScheduleLike, lr_schedule
 
 OptimizerLike = str | Mapping[str, object] | OptimizerSpec
 RampLike = str | Mapping[str, object] | Ramp
@@ -74,7 +73,7 @@ class Stage:
     )
     steps: int | None = field(default=None, check=none_or_positive, kw_only=True)
     patience: int | None = field(default=None, check=none_or_positive, kw_only=True)
-    lr_schedule: ScheduleLike = field(default=None, check=optimizers.lr_schedule, kw_only=True)
+    lr_schedule: ScheduleLike = field(default=None, check=lr_schedule, kw_only=True)
     clip: float | None = field(
         default=None, check=one_of(None, other=number(above=0.0)), kw_only=True
     )
@@ -83,13 +82,23 @@ class Stage:
         default=None, check=one_of(None, other=number(0.0, 1.0)), kw_only=True
     )
 
-    def build_optimizer(self, parameters: list[nn.Parameter], lr: float) -> Optimizer:
-        """A fresh optimizer; `lr` is the learning rate if the optimizer has none of its own."""
-        return cast(OptimizerSpec, self.optimizer).optimizer(parameters, lr)
-
     def scheduler(self, optimizer: Optimizer) -> LRScheduler | None:
-        """The learning-rate schedule of an optimizer; None without one."""
-        return optimizers.scheduler(self.lr_schedule, optimizer)
+        """The learning-rate schedule of an optimizer; None without one.
+
+        Raises:
+            SpecError: options that the schedule does not take.
+        """
+        schedule = self.lr_schedule
+        if schedule is None:
+            return None
+        options = {"name": schedule} if isinstance(schedule, str) else dict(schedule)
+        options.pop("every", None)
+        name = str(options.pop("name"))
+        schedule_class: Callable[..., LRScheduler] = getattr(lr_scheduler, name)
+        try:
+            return schedule_class(optimizer, **options)
+        except (TypeError, ValueError) as error:
+            raise SpecError(f"{name}: {error}", "lr_schedule") from None
 
     @property
     def schedules_steps(self) -> bool:

@@ -248,7 +248,8 @@ class Product(Posterior):
 
     def log_prob(self, z: Tensor) -> Tensor:
         raise RequestError(
-            "a product of flow posteriors is known up to a constant only; posterior() has a density"
+            "a product of flow posteriors is known up to a constant only; posterior() has a "
+            "density"
         )
 
     def detach(self) -> Product:

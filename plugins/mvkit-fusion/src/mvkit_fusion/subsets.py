@@ -114,8 +114,9 @@ class SubsetAggregator(nn.Module, Aggregator):
         m = len(sizes.names)
         if m > MOST:
             raise SpecError(
-                f"aggregator {type(spec).__name__!r} uses all subsets of {m} modalities in evaluation; expected at "
-                f"most {MOST} modalities; take aggregator='mopoe' with max_subsets"
+                f"aggregator {type(spec).__name__!r} uses all subsets of {m} modalities in "
+                f"evaluation; expected at most {MOST} modalities; take aggregator='mopoe' with "
+                "max_subsets"
             )
         self.spec = spec
         order = torch.tensor(sizes.canonical)
