@@ -46,7 +46,7 @@ def overhead(count: int) -> float:
         model.train()
         optimizer = torch.optim.Adam(model.parameters(), 0.0, fused=True)
         for batch in Pipeline(conformed, batch_size=128):
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             model.loss(batch).loss.backward()
             optimizer.step()
 
@@ -83,15 +83,14 @@ def processes(count: int) -> dict[str, float]:
     """Rows a second by two processes and by one, in turn, and their ratio."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    found: dict[str, list[float]] = {"one": [], "two": []}
+    rates: dict[str, list[float]] = {"one": [], "two": [], "ratio": []}
     for _ in range(count):
-        for name, command in (("one", [sys.executable]), ("two", two)):
-            done = subprocess.run(
-                [*command, str(HERE), "--worker"], env=environment, capture_output=True, check=True
-            )
-            found[name].append(json.loads(done.stdout.split()[-1]))
-    ratio = statistics.median(b / a for a, b in zip(found["one"], found["two"], strict=True))
-    return {name: statistics.median(values) for name, values in found.items()} | {"ratio": ratio}
+        for name, launcher in (("one", [sys.executable]), ("two", two)):
+            command = [*launcher, str(HERE), "--worker"]
+            done = subprocess.run(command, env=environment, capture_output=True, check=True)
+            rates[name].append(json.loads(done.stdout.split()[-1]))
+        rates["ratio"].append(rates["two"][-1] / rates["one"][-1])
+    return {name: statistics.median(values) for name, values in rates.items()}
 
 
 def main() -> None:
@@ -104,13 +103,14 @@ def main() -> None:
     if options.worker:
         worker()
         return
-    found = {
+    results = {
         "overhead": overhead(options.count),
         "processes": processes(options.count),
         "torch": torch.__version__,
     }
-    print(json.dumps(found, indent=2))
-    HERE.with_suffix(".json").write_text(json.dumps(found, indent=2) + "\n")
+    text = json.dumps(results, indent=2)
+    print(text)
+    HERE.with_suffix(".json").write_text(f"{text}\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Every recipe takes `modalities` and `latent_dim`, its paper's options, and whatever else `Model`
 takes.
 """
-# fmt: off (signatures are read like tables, several options on a line)
+# fmt: off
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ import attrs
 from mvkit.core.modality import Modality, ModalityLike, PartLike, as_modalities
 from mvkit.models.model import Model
 from mvkit.models.stack import Stack
+from mvkit.parts.aggregators.joint_encoder import Joint
+from mvkit.parts.aggregators.messages import MeanMessage
+from mvkit.parts.aggregators.products import PoE
 from mvkit.parts.likelihoods import Normal
 from mvkit.parts.objectives.composite import Align, Sum
 from mvkit.parts.objectives.elbo import ELBO
-from mvkit.parts.objectives.published import TELBO
-from mvkit.parts.priors import Learnable
+from mvkit.parts.objectives.published import CRMVAE, JMVAE, MVTCAE, TELBO
+from mvkit.parts.priors import Learnable, MoG, PosteriorMixture
 from mvkit.training.annealing import Linear
 
 Modalities = Mapping[str, ModalityLike]
 Factors = Mapping[str, float]  # by modality
 UNIMODAL = ELBO(condition="unimodal", reduce="sum", reconstruct="own")
-POE = {"name": "poe", "prior_expert": False}
+POE = PoE(prior_expert=False)
 LAPLACE = {"family": "laplace_softmax", "prior": Learnable(learn_loc=False)}
 
 
@@ -42,17 +45,9 @@ def _warmup(epochs: int) -> PartLike:
     return {"name": "single", "ramps": ramps}
 
 
-def telbo(
-    modalities: Modalities,
-    latent_dim: int = 10,
-    *,
-    lambdas: Factors | None = None,
-    gammas: Factors | None = None,
-    stages: int = 2,
-    share: float = 0.5,
-    rescale: Any = "dims",
-    **options: Any,
-) -> Model:
+def telbo(modalities: Modalities, latent_dim: int = 10, *, lambdas: Factors | None = None,
+          gammas: Factors | None = None, stages: int = 2, share: float = 0.5,
+          rescale: Any = "dims", **options: Any) -> Model:
     """TELBO: joint ELBO, then unimodal ones under the trained decoders; with one stage, at once.
 
     Complete rows give the joint terms, every row the unimodal terms of what it has.
@@ -67,55 +62,27 @@ def telbo(
         unimodal = attrs.evolve(UNIMODAL, weights=both.gammas)  # type: ignore[misc]
         schedule = {"name": "joint_then_unimodal", "share": share}
         schedule |= {"joint": joint, "unimodal": unimodal}
-    fusion = {"name": "joint", "incomplete": "skip"}
-    return Model(
-        modalities,
-        latent_dim=latent_dim,
-        aggregator=fusion,
-        objective=both,
-        rescale=rescale,
-        schedule=schedule,
-        **options,
-    )
+    fusion = Joint(incomplete="skip")
+    return Model(modalities, latent_dim=latent_dim, aggregator=fusion, objective=both,
+                 rescale=rescale, schedule=schedule, **options)
 
 
-def jmvae(
-    modalities: Modalities,
-    latent_dim: int = 10,
-    *,
-    alpha: float = 0.1,
-    beta: float = 1.0,
-    warmup: int = 0,
-    **options: Any,
-) -> Model:
+def jmvae(modalities: Modalities, latent_dim: int = 10, *, alpha: float = 0.1, beta: float = 1.0,
+          warmup: int = 0, **options: Any) -> Model:
     """JMVAE-kl: joint ELBO and alignment with unimodal surrogates; their product for subsets.
 
     Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep Generative Models,
     2016, https://arxiv.org/abs/1611.01891.
     """
-    objective = {"name": "jmvae", "alpha": alpha, "beta": beta}
-    return Model(
-        modalities,
-        latent_dim=latent_dim,
-        aggregator="joint",
-        objective=objective,
-        schedule=_warmup(warmup),
-        **options,
-    )
+    objective = JMVAE(alpha=alpha, beta=beta)
+    return Model(modalities, latent_dim=latent_dim, aggregator="joint", objective=objective,
+                 schedule=_warmup(warmup), **options)
 
 
-def mopoe(
-    modalities: Modalities,
-    latent_dim: int = 10,
-    *,
-    beta: float = 1.0,
-    private_dim: int | None = None,
-    subsets: Sequence[Sequence[str]] | None = None,
-    max_subsets: int | None = None,
-    prior_expert: str = "full",
-    inference: str = "product",
-    **options: Any,
-) -> Model:
+def mopoe(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0,
+          private_dim: int | None = None, subsets: Sequence[Sequence[str]] | None = None,
+          max_subsets: int | None = None, prior_expert: str = "full", inference: str = "product",
+          **options: Any) -> Model:
     """MoPoE-VAE: a mixture of products of experts over subsets of the modalities.
 
     Reference: Sutter, Daunhawer and Vogt, Generalized Multimodal ELBO, ICLR 2021,
@@ -123,49 +90,27 @@ def mopoe(
     """
     fusion = {"name": "mopoe", "subsets": subsets, "max_subsets": max_subsets}
     fusion |= {"prior_expert": prior_expert, "inference": inference}
-    return Model(
-        _each(modalities, private_dim=private_dim),
-        latent_dim=latent_dim,
-        aggregator=fusion,
-        objective=ELBO(kl_weight=beta),
-        **options,
-    )
+    return Model(_each(modalities, private_dim=private_dim), latent_dim=latent_dim,
+                 aggregator=fusion, objective=ELBO(kl_weight=beta), **options)
 
 
-def cmvae(
-    modalities: Modalities,
-    latent_dim: int = 10,
-    *,
-    private_dim: int = 4,
-    clusters: int = 10,
-    beta: float = 1.0,
-    samples: int = 10,
-    gradient: str = "dreg",
-    bound: str = "loose",
-    cross_prior: str = "learned",
-    **options: Any,
-) -> Model:
+def cmvae(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 4,
+          clusters: int = 10, beta: float = 1.0, samples: int = 10, gradient: str = "dreg",
+          bound: str = "loose", cross_prior: str = "learned", **options: Any) -> Model:
     """CMVAE: mixture of experts, mixture prior, private latents; see `prune_clusters`.
 
     Reference: Palumbo, Manduchi, Laguna, Chopard and Vogt, Deep Generative Clustering with
     Multimodal Diffusion VAEs, ICLR 2024, https://openreview.net/forum?id=k5THrhXDV3.
     """
     each = _each(modalities, private_dim=private_dim, cross_prior=cross_prior)
-    prior = {"name": "mog", "components": clusters}
+    prior = MoG(components=clusters)
     objective = {"name": gradient, "kl_weight": beta, "samples": samples, "bound": bound}
-    return Model(
-        each, latent_dim=latent_dim, aggregator="moe", prior=prior, objective=objective, **options
-    )
+    return Model(each, latent_dim=latent_dim, aggregator="moe", prior=prior, objective=objective,
+                 **options)
 
 
-def mvae(
-    modalities: Modalities,
-    latent_dim: int = 10,
-    *,
-    subsets: int = 1,
-    warmup: int = 0,
-    **options: Any,
-) -> Model:
+def mvae(modalities: Modalities, latent_dim: int = 10, *, subsets: int = 1, warmup: int = 0,
+         **options: Any) -> Model:
     """MVAE: product of experts; ELBOs of all, of each and of random subsets, summed.
 
     Reference: Wu and Goodman, Multimodal Generative Models for Scalable Weakly-Supervised
@@ -173,45 +118,25 @@ def mvae(
     """
     random = (ELBO(condition="subset", reconstruct="own"),) * subsets
     objective = Sum(terms=(ELBO(), UNIMODAL, *random))
-    return Model(
-        modalities, latent_dim=latent_dim, objective=objective, schedule=_warmup(warmup), **options
-    )
+    return Model(modalities, latent_dim=latent_dim, objective=objective, schedule=_warmup(warmup),
+                 **options)
 
 
-def mmvae(
-    modalities: Modalities,
-    latent_dim: int = 10,
-    *,
-    samples: int = 10,
-    gradient: str = "dreg",
-    **options: Any,
-) -> Model:
+def mmvae(modalities: Modalities, latent_dim: int = 10, *, samples: int = 10,
+          gradient: str = "dreg", **options: Any) -> Model:
     """MMVAE: mixture of Laplace experts, importance-weighted, prior with a trained scale.
 
     Reference: Shi, Siddharth, Paige and Torr, Variational Mixture-of-Experts Autoencoders for
     Multi-Modal Deep Generative Models, NeurIPS 2019, https://arxiv.org/abs/1911.03393.
     """
     objective = {"name": gradient, "samples": samples}
-    return Model(
-        modalities,
-        latent_dim=latent_dim,
-        aggregator="moe",
-        objective=objective,
-        **{**LAPLACE, **options},
-    )
+    return Model(modalities, latent_dim=latent_dim, aggregator="moe", objective=objective,
+                 **{**LAPLACE, **options})
 
 
-def mmvaeplus(
-    modalities: Modalities,
-    latent_dim: int = 10,
-    *,
-    private_dim: int = 4,
-    beta: float = 1.0,
-    samples: int = 10,
-    gradient: str = "dreg",
-    cross_prior: str = "learned",
-    **options: Any,
-) -> Model:
+def mmvaeplus(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 4,
+              beta: float = 1.0, samples: int = 10, gradient: str = "dreg",
+              cross_prior: str = "learned", **options: Any) -> Model:
     """MMVAE+: MMVAE with private latents, from auxiliary priors in other experts' components.
 
     Reference: Palumbo, Daunhawer and Vogt, MMVAE+: Enhancing the Generative Quality of Multimodal
@@ -219,40 +144,23 @@ def mmvaeplus(
     """
     each = _each(modalities, private_dim=private_dim, cross_prior=cross_prior)
     objective = {"name": gradient, "samples": samples, "kl_weight": beta}
-    return Model(
-        each,
-        latent_dim=latent_dim,
-        aggregator="moe",
-        objective=objective,
-        **{**LAPLACE, **options},
-    )
+    return Model(each, latent_dim=latent_dim, aggregator="moe", objective=objective,
+                 **{**LAPLACE, **options})
 
 
-def mvtcae(
-    modalities: Modalities,
-    latent_dim: int = 10,
-    *,
-    alpha: float = 5 / 6,
-    beta: float = 2.5,
-    **options: Any,
-) -> Model:
+def mvtcae(modalities: Modalities, latent_dim: int = 10, *, alpha: float = 5 / 6,
+           beta: float = 2.5, **options: Any) -> Model:
     """MVTCAE: total correlation between modalities; product of experts without a prior expert.
 
     Reference: Hwang, Kim, Hong and Kim, Multi-View Representation Learning via Total Correlation
     Objective, NeurIPS 2021, https://openreview.net/forum?id=SmQxNpUNhtT.
     """
-    objective = {"name": "mvtcae", "alpha": alpha, "beta": beta}
+    objective = MVTCAE(alpha=alpha, beta=beta)
     return Model(modalities, latent_dim=latent_dim, aggregator=POE, objective=objective, **options)
 
 
-def dmvae(
-    modalities: Modalities,
-    latent_dim: int = 10,
-    *,
-    private_dim: int = 4,
-    beta: float = 1.0,
-    **options: Any,
-) -> Model:
+def dmvae(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 4, beta: float = 1.0,
+          **options: Any) -> Model:
     """DMVAE: private latents; the joint ELBO, and each expert's, from which all are generated.
 
     Reference: Lee and Pavlovic, Private-Shared Disentangled Multimodal VAE for Learning of Latent
@@ -260,64 +168,37 @@ def dmvae(
     """
     crossed = ELBO(condition="expert", reduce="sum")
     objective = Sum(terms=(ELBO(), crossed), kl_weight=beta)
-    return Model(
-        _each(modalities, private_dim=private_dim),
-        latent_dim=latent_dim,
-        aggregator="poe",
-        objective=objective,
-        **options,
-    )
+    return Model(_each(modalities, private_dim=private_dim), latent_dim=latent_dim,
+                 aggregator="poe", objective=objective, **options)
 
 
-def crmvae(
-    modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, **options: Any
-) -> Model:
+def crmvae(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0,
+           **options: Any) -> Model:
     """CRMVAE: product of experts; reconstructions from it and from each expert, KLs to all.
 
     Reference: Suzuki and Matsuo, Mitigating the Limitations of Multimodal VAEs with
     Coordination-Based Approach, 2023, https://openreview.net/forum?id=Rn8u4MYgeNJ.
     """
-    objective = {"name": "crmvae", "kl_weight": beta}
+    objective = CRMVAE(kl_weight=beta)
     return Model(modalities, latent_dim=latent_dim, aggregator=POE, objective=objective, **options)
 
 
-def mmvm(
-    modalities: Modalities,
-    latent_dim: int = 10,
-    *,
-    beta: float = 1.0,
-    standard: float = 0.0,
-    **options: Any,
-) -> Model:
+def mmvm(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, standard: float = 0.0,
+         **options: Any) -> Model:
     """MMVM: one latent per modality, whose prior is the mixture of all posteriors of its row.
 
     Reference: Sutter et al., Unity by Diversity: Improved Representation Learning for Multimodal
     VAEs, NeurIPS 2024, https://arxiv.org/abs/2403.05300.
     """
     objective = attrs.evolve(UNIMODAL, kl_weight=beta)  # type: ignore[misc]
-    prior = {"name": "posterior_mixture", "standard": standard}
-    return Model(
-        modalities,
-        latent_dim=latent_dim,
-        aggregator="moe",
-        prior=prior,
-        objective=objective,
-        **options,
-    )
+    prior = PosteriorMixture(standard=standard)
+    return Model(modalities, latent_dim=latent_dim, aggregator="moe", prior=prior,
+                 objective=objective, **options)
 
 
-def jnf(
-    modalities: Modalities,
-    latent_dim: int = 10,
-    *,
-    beta: float = 1.0,
-    samples: int = 1,
-    share: float = 0.5,
-    flow: PartLike = "mvkit-flows/maf",
-    conditional: bool = True,
-    steps: int = 20,
-    **options: Any,
-) -> Model:
+def jnf(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, samples: int = 1,
+        share: float = 0.5, flow: PartLike = "mvkit-flows/maf", conditional: bool = True,
+        steps: int = 20, **options: Any) -> Model:
     """JNF: joint ELBO; then flows, fitted to draws of the joint posterior. Needs mvkit-flows.
 
     Reference: Senellart, Chadebec and Allassonnière, Improving Multimodal Joint VAEs through
@@ -326,26 +207,13 @@ def jnf(
     fusion = {"name": "mvkit-flows/joint_flow", "flow": flow, "conditional": conditional}
     joint, align = ELBO(kl_weight=beta), Align(estimate="samples", samples=samples)
     schedule = {"name": "joint_then_unimodal", "share": share, "joint": joint, "unimodal": align}
-    return Model(
-        modalities,
-        latent_dim=latent_dim,
-        aggregator={**fusion, "steps": steps},
-        objective=joint,
-        schedule=schedule,
-        **options,
-    )
+    return Model(modalities, latent_dim=latent_dim, aggregator={**fusion, "steps": steps},
+                 objective=joint, schedule=schedule, **options)
 
 
-def mhvae(
-    modalities: Modalities,
-    latent_dim: int = 10,
-    *,
-    levels: int | Sequence[int] = 2,
-    beta: float = 1.0,
-    condition: str = "aggregator",
-    warmup: int = 0,
-    **options: Any,
-) -> Model:
+def mhvae(modalities: Modalities, latent_dim: int = 10, *, levels: int | Sequence[int] = 2,
+          beta: float = 1.0, condition: str = "aggregator", warmup: int = 0,
+          **options: Any) -> Model:
     """MHVAE: levels of latents, at each a product of its prior and the experts; one ELBO.
 
     With `condition="subset"`, given a random subset of what each row has, all of it is
@@ -355,31 +223,16 @@ def mhvae(
     Representations, MICCAI 2023, https://arxiv.org/abs/2309.08747.
     """
     objective = ELBO(kl_weight=beta, condition=condition)
-    return Model(
-        modalities,
-        latent_dim=latent_dim,
-        aggregator="top_down_poe",
-        prior={"name": "top_down", "levels": levels},
-        objective=objective,
-        schedule=_warmup(warmup),
-        **options,
-    )
+    return Model(modalities, latent_dim=latent_dim, aggregator="top_down_poe",
+                 prior={"name": "top_down", "levels": levels}, objective=objective,
+                 schedule=_warmup(warmup), **options)
 
 
-def nexus(
-    modalities: Modalities,
-    latent_dim: int = 10,
-    *,
-    bottom_dim: int | Mapping[str, int] = 16,
-    message_dim: int = 64,
-    dropout_rate: float = 0.5,
-    bottom_beta: float = 1.0,
-    top_beta: float = 1.0,
-    gammas: Factors | None = None,
-    scale: float | str = "optimal",
-    warmup: int = 0,
-    **options: Any,
-) -> Stack:
+def nexus(modalities: Modalities, latent_dim: int = 10, *,
+          bottom_dim: int | Mapping[str, int] = 16, message_dim: int = 64,
+          dropout_rate: float = 0.5, bottom_beta: float = 1.0, top_beta: float = 1.0,
+          gammas: Factors | None = None, scale: float | str = "optimal", warmup: int = 0,
+          **options: Any) -> Stack:
     """Nexus: one VAE per modality, and a mean-message model of their latents with dropout.
 
     Reference: Vasco, Yin, Melo and Paiva, Leveraging Hierarchy in Multimodal Generative Models,
@@ -391,13 +244,8 @@ def nexus(
         low[name] = attrs.evolve(modality, private_dim=width)  # type: ignore[misc]
         gamma = (gammas or {}).get(name, 1.0)
         high[name] = Modality((width,), Normal(scale=scale), weight=gamma)
-    fusion = {"name": "mean_message", "message_dim": message_dim, "dropout_rate": dropout_rate}
+    fusion = MeanMessage(message_dim=message_dim, dropout_rate=dropout_rate)
     bottom = Model(low, latent_dim=0, **options)
-    top = Model(
-        high,
-        latent_dim=latent_dim,
-        aggregator=fusion,
-        objective=ELBO(kl_weight=top_beta),
-        **options,
-    )
+    top = Model(high, latent_dim=latent_dim, aggregator=fusion, objective=ELBO(kl_weight=top_beta),
+                **options)
     return Stack([bottom, top], schedule=_warmup(warmup))

@@ -42,10 +42,10 @@ def main(folder):
 
     def run(name, keep_copy_at=None, resume_from=None, noise=quiet):
         make, options = CASES[name]
-        made, saves = make(), 0
+        tiny, saves = make(), 0
         if ranks.rank:
             with torch.no_grad():  # processes may begin with other weights: the first one's count
-                next(made.parameters()).add_(1.0)
+                next(tiny.parameters()).add_(1.0)
         at = folder / (resume_from or f"{ranks.count}-{name}")
 
         def listen(event):
@@ -63,8 +63,8 @@ def main(folder):
             **options,
         }
         with mvkit.testing.noise(noise):
-            history = mvkit.fit(made, settings.pop("data"), **settings)
-        return {"history": history.rows, "weights": made.state_dict()}
+            history = mvkit.fit(tiny, settings.pop("data"), **settings)
+        return {"history": history.rows, "weights": tiny.state_dict()}
 
     for name in CASES:
         out[name] = run(name, keep_copy_at=4 if name == "validation" else None)

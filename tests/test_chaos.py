@@ -26,16 +26,16 @@ KILLS = int(os.environ.get("MVKIT_CHAOS", "20"))
 MUTATIONS = int(os.environ.get("MVKIT_FUZZ", "1000"))
 
 
-def train_until_killed(folder, told):
+def train_until_killed(folder, pipe):
     """The child: tells every save through a pipe, and never returns."""
 
     def listen(event):
         if isinstance(event, RunStarted | CheckpointSaved):
-            os.write(told, struct.pack("<q", event.step))
+            os.write(pipe, struct.pack("<q", event.step))
 
-    made = model("mopoe", "mog")
+    tiny = model("mopoe", "mog")
     mvkit.fit(
-        made,
+        tiny,
         rows(200),
         epochs=10**6,
         batch_size=4,
@@ -51,7 +51,8 @@ def rest(pipe):
 
 
 def test_a_killed_run_has_lost_nothing_it_told_of(tmp_path):
-    chance, told = random.Random(0), 0
+    chance = random.Random(0)
+    announced = 0
     mvkit.fit(
         model("mopoe", "mog"), rows(8), epochs=1
     )  # what is imported on first use is there before we fork
@@ -72,8 +73,8 @@ def test_a_killed_run_has_lost_nothing_it_told_of(tmp_path):
         os.kill(child, signal.SIGKILL)
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
         begun, *steps = (value for (value,) in struct.iter_unpack("<q", blob + rest(reader)))
-        assert begun >= told
-        told = max(steps, default=begun)
+        assert begun >= announced
+        announced = max(steps, default=begun)
         folder = Folder(tmp_path, 3)
         with folder.alone():  # as the next run does
             assert not list(tmp_path.rglob("*.tmp"))
@@ -81,15 +82,15 @@ def test_a_killed_run_has_lost_nothing_it_told_of(tmp_path):
             mvkit.describe(path)  # every file that is there is whole
         state = folder.newest()
     assert state is not None
-    assert told > 0
+    assert announced > 0
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     path = tmp_path_factory.mktemp("fuzz") / "model.safetensors"
-    made = model("moe", "mog", private=1)
-    mvkit.save(made, path)
-    return made, path
+    tiny = model("moe", "mog", private=1)
+    mvkit.save(tiny, path)
+    return tiny, path
 
 
 def mutated(blob, chance):
@@ -121,7 +122,7 @@ def mutated(blob, chance):
 
 
 def test_altered_files_are_refused_by_one_error(saved, tmp_path):
-    made, path = saved
+    tiny, path = saved
     blob, chance, refused = path.read_bytes(), random.Random(1), 0
     other = tmp_path / "altered.safetensors"
     for _ in range(MUTATIONS):
@@ -135,7 +136,7 @@ def test_altered_files_are_refused_by_one_error(saved, tmp_path):
         else:
             assert altered == blob
             assert all(
-                torch.equal(value, made.state_dict()[name])
+                torch.equal(value, tiny.state_dict()[name])
                 for name, value in again.state_dict().items()
             )
             refused += 1
@@ -207,8 +208,8 @@ def test_loading_executes_nothing_and_asks_nobody(saved):
         watching = False
         bad = ("exec", "compile", "import", "socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.spawn",
                "pickle.", "marshal.", "ctypes.", "urllib.")
-        found = [(name, str(arguments)[:200]) for name, arguments in events if name.startswith(bad)]
-        assert not found, found
+        calls = [(name, str(arguments)[:200]) for name, arguments in events if name.startswith(bad)]
+        assert not calls, calls
         assert any(name == "open" for name, _ in events)  # the hook hears
         """,
         saved[1],
@@ -245,13 +246,13 @@ def test_a_full_disk_is_an_error_and_nothing_is_claimed(tmp_path):
         from mvkit.training.events import CheckpointSaved, RunStarted
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # as a full disk, for files beyond that size
-        told = []
+        heard = []
         try:
             mvkit.fit(mvkit.Model({"a": (3,)}), {"a": torch.rand(8, 3)}, epochs=1, checkpoint=sys.argv[1],
-                      listeners=[told.append])
+                      listeners=[heard.append])
         except OSError as error:
-            assert not any(isinstance(event, CheckpointSaved) for event in told)
-            assert told[-1].error.startswith("OSError"), told[-1].error
+            assert not any(isinstance(event, CheckpointSaved) for event in heard)
+            assert heard[-1].error.startswith("OSError"), heard[-1].error
         else:
             raise AssertionError("nothing was refused")
     """

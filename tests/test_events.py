@@ -1,4 +1,4 @@
-"""Events: told to packages and callables; a package that raises cannot end a run."""
+"""Events: sent to packages and callables; a package that raises cannot end a run."""
 
 import pytest
 

@@ -20,18 +20,18 @@ def quiet(site, shape, dtype, device):
     return torch.full(shape, 0.5 if site.startswith("choice") else 0.0, dtype=dtype, device=device)
 
 
-def fitted(stage, made=None, data=None, **options):
-    made = made or model()
+def fitted(stage, tiny=None, data=None, **options):
+    tiny = tiny or model()
     with noise(quiet):
         history = mvkit.fit(
-            made, rows(9) if data is None else data, stages=[stage], **{"batch_size": 9, **options}
+            tiny, rows(9) if data is None else data, stages=[stage], **{"batch_size": 9, **options}
         )
-    return made, history
+    return tiny, history
 
 
-def same(one, other, **tolerance):
-    for name, value in one.state_dict().items():
-        torch.testing.assert_close(value, other.state_dict()[name], **tolerance)
+def same(first, second, **tolerance):
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(value, second.state_dict()[name], **tolerance)
 
 
 def test_clipping_clips():
@@ -47,9 +47,9 @@ def test_clipping_clips():
                     )
                 )
 
-            made = torch.optim.SGD(parameters, lr)
-            made.register_step_pre_hook(note)
-            return made
+            tiny = torch.optim.SGD(parameters, lr)
+            tiny.register_step_pre_hook(note)
+            return tiny
 
     for clip in (None, 0.25):
         stage = Stage("elbo", 1, clip=clip)
@@ -68,15 +68,15 @@ def test_accumulated_batches_are_one_batch():
 
 
 def test_averages_of_weights_are_carried_on():
-    seen, made = [], model()
-    start = {name: p.detach().clone() for name, p in made.named_parameters()}
+    seen, tiny = [], model()
+    start = {name: p.detach().clone() for name, p in tiny.named_parameters()}
 
     def note(event):
-        seen.append({name: p.detach().clone() for name, p in made.named_parameters()})
+        seen.append({name: p.detach().clone() for name, p in tiny.named_parameters()})
 
-    fitted(Stage("elbo", 1, ema=0.75), made, listeners=[note])
+    fitted(Stage("elbo", 1, ema=0.75), tiny, listeners=[note])
     after = seen[-2]  # when the epoch ended
-    for name, value in made.named_parameters():
+    for name, value in tiny.named_parameters():
         torch.testing.assert_close(value, 0.75 * start[name] + 0.25 * after[name])
 
 
@@ -146,14 +146,14 @@ def spoilt_rows():
 
 
 def test_the_report_names_terms_rows_and_keeps_the_state_before(tmp_path):
-    made, told = spoilt(), []
-    options = {"batch_size": 4, "epochs": 1, "checkpoint": tmp_path, "listeners": [told.append]}
+    tiny, events = spoilt(), []
+    options = {"batch_size": 4, "epochs": 1, "checkpoint": tmp_path, "listeners": [events.append]}
     match = r"stage 0, epoch 1, batch \d: not finite: .*loss.*\(rows 7 of the data\); the state before it is in .*nonfinite"
     with pytest.raises(NonFiniteError, match=match):
-        mvkit.fit(made, spoilt_rows(), **options)
-    assert any(isinstance(event, NonFinite) for event in told)
-    assert told[-1].error.startswith("NonFiniteError")
-    assert all(bool(torch.isfinite(p).all()) for p in made.parameters())
+        mvkit.fit(tiny, spoilt_rows(), **options)
+    assert any(isinstance(event, NonFinite) for event in events)
+    assert events[-1].error.startswith("NonFiniteError")
+    assert all(bool(torch.isfinite(p).all()) for p in tiny.parameters())
     header = mvkit.describe(tmp_path / "nonfinite.safetensors")
     assert header["training"]["place"]["epoch"] == 0
 
@@ -166,11 +166,11 @@ def test_gradients_that_are_no_numbers_are_named():
 
 
 def test_skipping_counts_and_leaves_the_weights_alone():
-    made = spoilt()
-    history = mvkit.fit(made, spoilt_rows(), batch_size=4, epochs=3, on_nonfinite="skip")
+    tiny = spoilt()
+    history = mvkit.fit(tiny, spoilt_rows(), batch_size=4, epochs=3, on_nonfinite="skip")
     assert history["skipped"] == [1, 1, 1]
     assert all(torch.isfinite(torch.tensor(history["loss"])))
-    assert all(bool(torch.isfinite(p).all()) for p in made.parameters())
+    assert all(bool(torch.isfinite(p).all()) for p in tiny.parameters())
     good = spoilt_rows().take(torch.tensor([i for i in range(12) if i != 7]))
     assert mvkit.fit(spoilt(), good, batch_size=4, epochs=1)["skipped"] != [1]
 
@@ -183,14 +183,14 @@ def test_a_late_look_leaves_out_the_same_steps():
         nn.init.constant_(layer.weight, 1.0)
         guard = Guard(layer, torch.optim.Adam(layer.parameters(), 0.1, fused=True), "skip")
         guard.late = late
-        found = []
+        bad_steps = []
         for step, value in enumerate([1.0, float("nan"), 2.0, float("inf"), 3.0]):
             loss = layer(torch.tensor([[value, 1.0]])).sum()
             layer.zero_grad()
             loss.backward()
             guard.snapshot()
-            found += guard.step(loss.detach(), [p.grad for p in layer.parameters()], step)[1]
-        assert found + guard.poll() == [1, 3]
+            bad_steps += guard.step(loss.detach(), [p.grad for p in layer.parameters()], step)[1]
+        assert bad_steps + guard.poll() == [1, 3]
         weights.append(layer.weight.detach().clone())
     assert torch.equal(*weights)
 
@@ -224,9 +224,9 @@ def test_bf16_keeps_densities_in_the_models_type():
             seen.append(out.dtype)
             return out
 
-    made = Model({"a": Modality((3,), encoder=Network()), "b": (2,)}, latent_dim=2, seed=0)
+    tiny = Model({"a": Modality((3,), encoder=Network()), "b": (2,)}, latent_dim=2, seed=0)
     data = {"a": torch.randn(8, 3), "b": torch.randn(8, 2)}
-    history = mvkit.fit(made, data, epochs=2, precision="bf16")
+    history = mvkit.fit(tiny, data, epochs=2, precision="bf16")
     assert set(seen) == {torch.bfloat16}
     full = mvkit.fit(
         Model({"a": Modality((3,), encoder=Network()), "b": (2,)}, latent_dim=2, seed=0),
@@ -235,10 +235,10 @@ def test_bf16_keeps_densities_in_the_models_type():
     )
     assert history["loss"][0] == pytest.approx(full["loss"][0], rel=0.1)
     with torch.no_grad():
-        assert made.loss(Batch(data)).loss.dtype == torch.float32
-        assert made.posterior(data).loc.dtype == torch.float32
+        assert tiny.loss(Batch(data)).loss.dtype == torch.float32
+        assert tiny.posterior(data).loc.dtype == torch.float32
     seen.clear()
-    made.encode(data)
+    tiny.encode(data)
     assert set(seen) == {torch.float32}  # afterwards nothing is left of it
 
 

@@ -1,4 +1,4 @@
-"""A run goes on exactly where it stood: the same bits as if nobody had stopped it."""
+"""A run resumes exactly where it stopped: the same bits as an uninterrupted one."""
 
 import json
 import os
@@ -40,14 +40,16 @@ def stop_after(saves):
     return listen
 
 
-def outcome(made, history):
-    return {name: value.clone() for name, value in made.state_dict().items()}, history.rows
+def outcome(tiny, history):
+    return {name: value.clone() for name, value in tiny.state_dict().items()}, history.rows
 
 
-def assert_same(one, other):
-    assert one[1] == other[1]
-    for name in one[0]:
-        assert torch.equal(one[0][name], other[0][name]), name
+def assert_same(first, second):
+    """Of two outcomes, or two checkpoints: tensors by name, and everything else."""
+    assert first[1] == second[1]
+    assert first[0].keys() == second[0].keys()
+    for name, value in first[0].items():
+        assert torch.equal(value, second[0][name]), name
 
 
 def final(folder):
@@ -57,20 +59,20 @@ def final(folder):
 
 
 def interrupted(make, saves, folder, **options):
-    """A run stopped after some checkpoints and taken up again with a model made afresh."""
+    """A run stopped after some checkpoints and taken up again with a fresh model."""
     options = {"batch_size": 3, "save_every": 0, "checkpoint": folder, **options}
     with pytest.raises(Stopped):
         mvkit.fit(make(), listeners=[stop_after(saves)], **options)
     torch.rand(5)
-    made = make()
-    return outcome(made, mvkit.fit(made, resume="must", **options))
+    tiny = make()
+    return outcome(tiny, mvkit.fit(tiny, resume="must", **options))
 
 
 def uninterrupted(make, folder, **options):
-    made = make()
+    tiny = make()
     return outcome(
-        made,
-        mvkit.fit(made, **{"batch_size": 3, "save_every": 0, "checkpoint": folder, **options}),
+        tiny,
+        mvkit.fit(tiny, **{"batch_size": 3, "save_every": 0, "checkpoint": folder, **options}),
     )
 
 
@@ -89,9 +91,7 @@ def test_every_part_goes_on_with_the_same_bits(aggregator, objective, tmp_path):
 
     whole = uninterrupted(make, tmp_path / "whole", **options)
     assert_same(whole, interrupted(make, 1 + place % 7, tmp_path / "parts", **options))
-    one, other = final(tmp_path / "whole"), final(tmp_path / "parts")
-    assert one[1] == other[1]
-    assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
+    assert_same(final(tmp_path / "whole"), final(tmp_path / "parts"))
 
 
 ONE_CYCLE = {"name": "OneCycleLR", "max_lr": 0.01, "total_steps": 9, "every": "step"}
@@ -169,8 +169,8 @@ def test_in_a_fresh_process(tmp_path):
         sys.path.insert(0, "tests")
         from helpers import model, rows
         torch.set_num_threads(1)
-        made = model("mopoe", "mog", "dreg")
-        mvkit.fit(made, rows(7), epochs=2, batch_size=3, checkpoint=sys.argv[1], resume="must", save_every=0)
+        tiny = model("mopoe", "mog", "dreg")
+        mvkit.fit(tiny, rows(7), epochs=2, batch_size=3, checkpoint=sys.argv[1], resume="must", save_every=0)
     """
 
     def make():
@@ -190,9 +190,9 @@ def test_in_a_fresh_process(tmp_path):
 
 
 def test_the_folder(tmp_path):
-    made, told = model(), []
+    tiny, events = model(), []
     options = {"epochs": 5, "batch_size": 4, "checkpoint": tmp_path, "keep": 2}
-    history = mvkit.fit(made, rows(8), validation=rows(4), listeners=[told.append], **options)
+    history = mvkit.fit(tiny, rows(8), validation=rows(4), listeners=[events.append], **options)
     assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == [
         "00000008.safetensors",
         "00000010.safetensors",
@@ -203,24 +203,24 @@ def test_the_folder(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert lines == history.rows
     assert (tmp_path / "history.csv").read_text().splitlines()[0].split(",") == history.columns
-    assert isinstance(told[-1], RunFinished)
-    assert told[-1].error is None
+    assert isinstance(events[-1], RunFinished)
+    assert events[-1].error is None
     best = mvkit.load(tmp_path / "best.safetensors")
     assert all(
-        torch.equal(value, made.state_dict()[name]) for name, value in best.state_dict().items()
+        torch.equal(value, tiny.state_dict()[name]) for name, value in best.state_dict().items()
     )
     with pytest.raises(CheckpointError, match="the state of a training run; load the run's best"):
         mvkit.load(tmp_path / "checkpoints" / "00000010.safetensors")
     again = model()
-    told.clear()
+    events.clear()
     assert (
-        mvkit.fit(again, rows(8), validation=rows(4), listeners=[told.append], **options).rows
+        mvkit.fit(again, rows(8), validation=rows(4), listeners=[events.append], **options).rows
         == history.rows
     )
     assert all(
-        torch.equal(value, made.state_dict()[name]) for name, value in again.state_dict().items()
+        torch.equal(value, tiny.state_dict()[name]) for name, value in again.state_dict().items()
     )
-    assert not any(isinstance(event, StageStarted) for event in told)
+    assert not any(isinstance(event, StageStarted) for event in events)
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path):
@@ -233,12 +233,12 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path):
     blob = bytearray(newest.read_bytes())
     blob[-1] ^= 1
     newest.write_bytes(blob)
-    made = model()
+    tiny = model()
     with pytest.warns(
         UserWarning, match=r"altered since it was saved.*the checkpoint before it is used"
     ):
-        found = outcome(made, mvkit.fit(made, **extra, **options))
-    assert_same(whole, found)
+        history = mvkit.fit(tiny, **extra, **options)
+    assert_same(whole, outcome(tiny, history))
 
 
 def test_what_does_not_fit_the_run(tmp_path):

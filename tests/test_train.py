@@ -15,20 +15,20 @@ from mvkit.training.loop import StageRun
 from mvkit.training.stages import trainable
 
 
-def weights(made):
-    return {name: value.clone() for name, value in made.state_dict().items()}
+def weights(tiny):
+    return {name: value.clone() for name, value in tiny.state_dict().items()}
 
 
-def same(one, other):
-    return all(torch.equal(one[name], other[name]) for name in one)
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_the_same_seed_gives_the_same_weights():
     runs = []
     for _ in range(2):
-        made = model("mopoe", "mog", "dreg")
+        tiny = model("mopoe", "mog", "dreg")
         torch.rand(7)  # the global state does not matter
-        runs.append((mvkit.fit(made, rows(20), epochs=2, batch_size=8, seed=3), weights(made)))
+        runs.append((mvkit.fit(tiny, rows(20), epochs=2, batch_size=8, seed=3), weights(tiny)))
     assert same(runs[0][1], runs[1][1])
     assert runs[0][0].rows == runs[1][0].rows
     other = model("mopoe", "mog", "dreg")
@@ -42,13 +42,13 @@ def test_training_makes_the_bound_better():
         n: Modality(m.shape, m.likelihood, encoder="linear", decoder="linear")
         for n, m in data.modalities.items()
     }
-    made = Model(linear, latent_dim=3, seed=0).double()
-    history = mvkit.fit(made, data.train, validation=data.valid, epochs=60, lr=1e-2, batch_size=50)
+    tiny = Model(linear, latent_dim=3, seed=0).double()
+    history = mvkit.fit(tiny, data.train, validation=data.valid, epochs=60, lr=1e-2, batch_size=50)
     assert history["valid/bound"][-1] > history["valid/bound"][0] + 5
     batch = data.test.batch
     complete = Batch(batch.data)
     truth = data.truth.log_prob(dict(complete.data)).mean()
-    bound = made.loss(complete, objective={"name": "iwae", "samples": 50}).bound.mean()
+    bound = tiny.loss(complete, objective={"name": "iwae", "samples": 50}).bound.mean()
     assert (
         truth - 1.5 < bound < truth + 0.5
     )  # near the entropy of the data: nothing can do better in the mean
@@ -65,26 +65,26 @@ def test_history():
 
 
 def test_the_best_weights_of_a_stage_are_kept(monkeypatch):
-    made = model()
+    tiny = model()
     seen = []
 
     def validate(stage, valid):
-        seen.append(weights(made))
+        seen.append(weights(tiny))
         return original(stage, valid)
 
     original = StageRun._validate
     monkeypatch.setattr(StageRun, "_validate", validate)
     monkeypatch.setattr(Totals, "means", lambda self, ranks: {"loss": next(losses)})
     losses = iter([0.0, 3.0, 0.0, 1.0, 0.0, 2.0])  # training, validation
-    mvkit.fit(made, rows(), validation=rows(), epochs=3)
-    assert same(weights(made), seen[1])
+    mvkit.fit(tiny, rows(), validation=rows(), epochs=3)
+    assert same(weights(tiny), seen[1])
     assert not same(seen[1], seen[2])
 
 
 def test_best_is_judged_with_ramps_at_their_end():
-    made = model()
+    tiny = model()
     stage = Stage("elbo", 3, ramps={"kl_weight": Linear(0.0, 1.0, 3)})
-    history = mvkit.fit(made, rows(), validation=rows(), stages=[stage])
+    history = mvkit.fit(tiny, rows(), validation=rows(), stages=[stage])
     rises = [row["valid/loss"] - (-row["valid/bound"]) for row in history.rows]
     assert rises == pytest.approx([0, 0, 0], abs=1e-9)  # β = 1 on validation in every epoch
     gaps = [row["loss"] + row["bound"] for row in history.rows]
@@ -124,78 +124,78 @@ def test_trainable_freezes_the_rest_and_restores_everything():
         "encoder": nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5)),
         "decoder": nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5)),
     }
-    made = Model({"a": Modality((3,), **nets)}, latent_dim=2).train()
-    made.encoders["a"][0].bias.requires_grad_(False)
-    with trainable(made, ["decoders.*"]) as parameters:
-        assert {id(p) for p in parameters} == {id(p) for p in made.decoders.parameters()}
-        assert not made.encoders["a"].training
-        assert made.decoders["a"].network.training
-    assert made.encoders["a"].training
-    assert not made.encoders["a"][0].bias.requires_grad
-    assert made.encoders["a"][0].weight.requires_grad
+    tiny = Model({"a": Modality((3,), **nets)}, latent_dim=2).train()
+    tiny.encoders["a"][0].bias.requires_grad_(False)
+    with trainable(tiny, ["decoders.*"]) as parameters:
+        assert {id(p) for p in parameters} == {id(p) for p in tiny.decoders.parameters()}
+        assert not tiny.encoders["a"].training
+        assert tiny.decoders["a"].network.training
+    assert tiny.encoders["a"].training
+    assert not tiny.encoders["a"][0].bias.requires_grad
+    assert tiny.encoders["a"][0].weight.requires_grad
 
 
 def test_two_stages_of_the_joint_encoder():
-    made = model(
+    tiny = model(
         "joint", objective="telbo", schedule={"name": "joint_then_unimodal", "share": 0.5}
     )
-    before = weights(made)
-    stages = mvkit.training.stages.as_stages(None, made, 4)
+    before = weights(tiny)
+    stages = mvkit.training.stages.as_stages(None, tiny, 4)
     assert [s.epochs for s in stages] == [2, 2]
-    mvkit.fit(made, rows(16, missing=False), stages=stages[:1])
-    after = weights(made)
+    mvkit.fit(tiny, rows(16, missing=False), stages=stages[:1])
+    after = weights(tiny)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert not any(name.startswith("encoders") for name in moved)
     assert any(name.startswith("aggregator") for name in moved)
-    history = mvkit.fit(made, rows(16), epochs=4)
+    history = mvkit.fit(tiny, rows(16), epochs=4)
     assert history["stage"] == [0, 0, 1, 1]
-    last = weights(made)
-    mvkit.fit(made, rows(16), stages=stages[1:])
+    last = weights(tiny)
+    mvkit.fit(tiny, rows(16), stages=stages[1:])
     moved = {
-        name.split(".")[0] for name in last if not torch.equal(last[name], weights(made)[name])
+        name.split(".")[0] for name in last if not torch.equal(last[name], weights(tiny)[name])
     }
     assert moved == {"encoders"}
 
 
 def test_frozen_parts_are_not_evaluated(monkeypatch):
-    made = model("joint", objective="telbo", schedule="joint_then_unimodal")
-    first, second = mvkit.training.stages.as_stages(None, made, 2)
-    monkeypatch.setattr(type(made.aggregator), "_encode", None)
-    mvkit.fit(made, rows(), stages=[second])
+    tiny = model("joint", objective="telbo", schedule="joint_then_unimodal")
+    first, second = mvkit.training.stages.as_stages(None, tiny, 2)
+    monkeypatch.setattr(type(tiny.aggregator), "_encode", None)
+    mvkit.fit(tiny, rows(), stages=[second])
     monkeypatch.undo()
-    for encoder in made.encoders.values():
+    for encoder in tiny.encoders.values():
         encoder.register_forward_hook(lambda *_: pytest.fail("a frozen encoder was evaluated"))
-    mvkit.fit(made, rows(missing=False), stages=[first])
+    mvkit.fit(tiny, rows(missing=False), stages=[first])
 
 
 def test_any_loader_of_batches():
-    made = model()
+    tiny = model()
     batches = [rows(4), rows(3)]
-    history = mvkit.fit(made, batches, epochs=2)
+    history = mvkit.fit(tiny, batches, epochs=2)
     assert len(history) == 2
-    assert not made.training
+    assert not tiny.training
     pipeline = Pipeline(rows(10), batch_size=4)
     assert [len(b) for b in pipeline] == [4, 4, 2]
-    mvkit.fit(made, pipeline, epochs=1)
-    mvkit.fit(made, {"a": torch.randn(5, 3)}, epochs=1, batch_size=64)
+    mvkit.fit(tiny, pipeline, epochs=1)
+    mvkit.fit(tiny, {"a": torch.randn(5, 3)}, epochs=1, batch_size=64)
     from torch.utils.data import DataLoader
 
     loader = DataLoader(range(3), batch_size=1, collate_fn=lambda _: rows(2))
-    mvkit.fit(made, loader, epochs=1, progress=False)
+    mvkit.fit(tiny, loader, epochs=1, progress=False)
 
 
 def test_a_row_that_only_a_skipping_objective_sees():
-    made = model({"name": "joint", "incomplete": "skip"})
+    tiny = model({"name": "joint", "incomplete": "skip"})
     mask = torch.tensor([[True, False, False]] * 4)
-    mvkit.fit(made, Batch(rows(4).data, mask), epochs=1)
+    mvkit.fit(tiny, Batch(rows(4).data, mask), epochs=1)
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
-    one = order(100, shuffle=True, seed=1, epoch=2)
+    epoch_2 = order(100, shuffle=True, seed=1, epoch=2)
     torch.rand(3)
-    assert torch.equal(one, order(100, shuffle=True, seed=1, epoch=2))
-    assert not torch.equal(one, order(100, shuffle=True, seed=1, epoch=3))
-    assert sorted(one.tolist()) == list(range(100))
+    assert torch.equal(epoch_2, order(100, shuffle=True, seed=1, epoch=2))
+    assert not torch.equal(epoch_2, order(100, shuffle=True, seed=1, epoch=3))
+    assert sorted(epoch_2.tolist()) == list(range(100))
     assert order(3, shuffle=False, seed=1, epoch=3).tolist() == [0, 1, 2]
 
 

@@ -19,6 +19,8 @@ from mvkit.core.batch import Batch
 from mvkit.core.raw_values import Columns
 from mvkit.errors import DataError, ShapeError
 
+Ids = Sequence[Hashable]
+
 
 @attrs.frozen(eq=False)
 class Table:
@@ -33,7 +35,7 @@ class Table:
     """
 
     values: Tensor
-    ids: Sequence[Hashable] | None = None
+    ids: Ids | None = None
     columns: Columns | None = None
     seen: Tensor | None = None
 
@@ -75,16 +77,17 @@ def align(tables: Mapping[str, Table], *, disjoint: bool = False) -> Batch:
     return batch
 
 
-def _ids(name: str, table: Table) -> Sequence[Hashable]:
+def _ids(name: str, table: Table) -> Ids:
     """The ids of a table, checked."""
-    rows = len(table.values)
     if table.ids is None:
         raise DataError(
             f"data[{name!r}]: it has no ids, others have; give ids for each modality, or for none"
         )
-    if len(table.ids) != rows:
-        raise ShapeError(f"ids[{name!r}]: {len(table.ids)} for {rows} rows; expected one for each")
-    places: dict[Hashable, int] = {}
+    if len(table.ids) != len(table.values):
+        raise ShapeError(
+            f"ids[{name!r}]: {len(table.ids)} for {len(table.values)} rows; expected one for each"
+        )
+    places = {}
     for row, id in enumerate(table.ids):
         first = places.setdefault(id, row)
         if first != row:
@@ -95,7 +98,7 @@ def _ids(name: str, table: Table) -> Sequence[Hashable]:
     return table.ids
 
 
-def _check_overlap(ids: Mapping[str, Sequence[Hashable]]) -> None:
+def _check_overlap(ids: Mapping[str, Ids]) -> None:
     sets = {name: set(own) for name, own in ids.items()}
     for name, own in sets.items():
         others = [other for other in sets if other != name]
@@ -111,9 +114,9 @@ def _check_overlap(ids: Mapping[str, Sequence[Hashable]]) -> None:
 
 def _joined(tables: Mapping[str, Table], rows: Mapping[str, Tensor], b: int) -> Batch:
     """Tables as a batch of b rows; those without an entry in `rows` have all of them, in order."""
-    data: dict[str, Tensor] = {}
-    elements: dict[str, Tensor] = {}
-    columns: dict[str, Columns] = {}
+    data = {}
+    elements = {}
+    columns = {}
     masks = []
     for name, table in tables.items():
         x = table.values
@@ -121,7 +124,7 @@ def _joined(tables: Mapping[str, Table], rows: Mapping[str, Tensor], b: int) -> 
         seen = presence(x) if table.seen is None else table.seen
         flat = seen.reshape(len(x), -1)
         masks.append(_spread(flat.any(1), index, b, 0))
-        if table.seen is not None and seen.ndim > 1 and not bool(flat.all()):
+        if table.seen is not None and seen.ndim > 1 and not flat.all():
             elements[name] = _spread(seen, index, b, 0)
         data[name] = _spread(x, index, b, torch.nan if x.is_floating_point() else 0)
         if table.columns is not None:
@@ -137,6 +140,11 @@ def _spread(x: Tensor, index: Tensor | None, b: int, filler: float) -> Tensor:
     return x.new_full((b, *x.shape[1:]), filler).index_copy(0, index, x)
 
 
+def widened(seen: Tensor, shape: Sequence[int]) -> Tensor:
+    """Flags (b, ...) as `shape`, repeated over the axes that they lack at the end."""
+    return seen.reshape(*seen.shape, *[1] * (len(shape) - seen.ndim)).expand(shape)
+
+
 def presence(x: Tensor) -> Tensor:
     """Where values are not NaN, shaped like x."""
     return ~torch.isnan(x)
@@ -149,7 +157,7 @@ def check_values(
     names: Sequence[str],
     *,
     x: Tensor | None = None,
-    ids: Sequence[Hashable] | None = None,
+    ids: Ids | None = None,
 ) -> None:
     """Raises DataError at the first `bad` element (n, *shape), with its value in x, if given."""
     if bad.any():
@@ -177,7 +185,7 @@ def library(value: object) -> str:
     return type(value).__module__.partition(".")[0]
 
 
-def labels_of(label: Any, ids: Sequence[Hashable] | None, b: int) -> Tensor | np.ndarray:
+def labels_of(label: Any, ids: Ids | None, b: int) -> Tensor | np.ndarray:
     """Labels in the order of the rows: a tensor of numbers, an array of words.
 
     NaN or None where there is none.

@@ -20,7 +20,14 @@ from mvkit.core.modality import Modality
 from mvkit.core.raw_values import as_tensor
 from mvkit.data import tables
 from mvkit.data.align import Table, align, as_list, labels_of, library
-from mvkit.data.infer_modality import Given, inferred, is_categorical, with_gaps
+from mvkit.data.infer_modality import (
+    Given,
+    check_nan,
+    inferred,
+    is_categorical,
+    masks_of,
+    with_gaps,
+)
 from mvkit.data.missing import Rate, Simulation, raw_values
 from mvkit.data.shards import Shards, save_shards
 from mvkit.data.tables import Files
@@ -142,11 +149,14 @@ class MultimodalDataset:
     ) -> MultimodalDataset:
         """A dataset of tables; see `from_arrays`."""
         _check_names("modalities: no data for", given, rows)
-        if isinstance(missing, Mapping):
-            _check_names("missing: no data for", missing, rows)
+        masks = masks_of(missing, rows)
+        _check_names("missing: no data for", masks, rows)
         modalities = {}
-        for i, (name, table) in enumerate(rows.items()):
-            table = with_gaps(name, table, missing, i, len(rows))
+        for name, table in rows.items():
+            if missing == "none":
+                check_nan(name, table, True, "nothing is missing (missing='none')")
+            if masks.get(name) is not None:
+                table = with_gaps(name, table, masks[name])
             modalities[name], values = inferred(name, table, given.get(name))
             rows[name] = attrs.evolve(table, values=values)
         batch = align(rows, disjoint=disjoint)

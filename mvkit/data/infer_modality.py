@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mvkit.core.modality import Modality, PartLike
 from mvkit.core.raw_values import Columns, as_tensor
-from mvkit.data.align import Table, check_values, presence
+from mvkit.data.align import Table, check_values, presence, widened
 from mvkit.data.transforms import OneHot
 from mvkit.errors import DataError, ShapeError
 from mvkit.parts.likelihoods import Bernoulli, Categorical, Normal
@@ -33,54 +33,47 @@ def is_categorical(given: Given) -> bool:
     return likelihood == "categorical" or isinstance(likelihood, Categorical)
 
 
-def with_gaps(name: str, table: Table, missing: object, i: int, m: int) -> Table:
-    """The table of modality i of m with gaps as `missing` says (see `from_arrays`).
-
-    NaN in floats, `seen` for other values.
-    """
-    x = table.values
+def masks_of(missing: object, rows: Mapping[str, Table]) -> Mapping[str, object]:
+    """What `missing` (see `from_arrays`) says is observed, by modality; `nan` says nothing."""
+    if isinstance(missing, Mapping):
+        return missing
     if isinstance(missing, str):
         if missing not in ("nan", "none"):
             raise DataError(
                 f"missing: got {missing!r}; expected 'nan', 'none' or what is observed, as bool"
             )
-        if missing == "none":
-            _check_nan(name, table, ~presence(x), "nothing is missing (missing='none')")
-        return table
-    seen = _mask_given(name, x, missing, i, m)
-    if seen is None:
-        return table
-    places = seen.reshape(*seen.shape, *[1] * (x.ndim - seen.ndim)).expand(x.shape)
-    _check_nan(name, table, ~presence(x) & places, "the mask says it is observed")
-    if x.is_floating_point():
-        return attrs.evolve(table, values=torch.where(places, x, torch.nan))
-    return attrs.evolve(table, seen=seen)
-
-
-def _mask_given(name: str, x: Tensor, missing: object, i: int, m: int) -> Tensor | None:
-    """What a mask, or a mapping of them, says is observed of values x, (b,) or (b, *shape)."""
-    given = missing.get(name) if isinstance(missing, Mapping) else missing
-    if given is None:
-        return None
-    seen = as_tensor(given, f"missing[{name!r}]")
-    if not isinstance(missing, Mapping):
-        if seen.shape != (len(x), m):
+        return {}
+    mask = as_tensor(missing, "missing")
+    for table in rows.values():
+        shape = (len(table.values), len(rows))
+        if mask.shape != shape:
             raise ShapeError(
-                f"missing: shape {tuple(seen.shape)}; expected {(len(x), m)}, a column for each "
-                "modality"
+                f"missing: shape {tuple(mask.shape)}; expected {shape}, a column for each modality"
             )
-        seen = seen[:, i]
+    return dict(zip(rows, mask.unbind(1), strict=True))
+
+
+def with_gaps(name: str, table: Table, mask: object) -> Table:
+    """The table with gaps where a mask is False: NaN in floats, `seen` for other values."""
+    x = table.values
+    seen = as_tensor(mask, f"missing[{name!r}]")
     if seen.dtype != torch.bool or seen.shape not in (x.shape[:1], x.shape):
         raise ShapeError(
             f"missing[{name!r}]: {seen.dtype} of shape {tuple(seen.shape)}; expected torch.bool, "
             f"True where observed, of shape {tuple(x.shape[:1])} or {tuple(x.shape)}"
         )
-    return seen
+    places = widened(seen, x.shape)
+    check_nan(name, table, places, "the mask says it is observed")
+    if x.is_floating_point():
+        return attrs.evolve(table, values=torch.where(places, x, torch.nan))
+    return attrs.evolve(table, seen=seen)
 
 
-def _check_nan(name: str, table: Table, bad: Tensor, why: str) -> None:
+def check_nan(name: str, table: Table, seen: Tensor | bool, why: str) -> None:
+    """Raises DataError for NaN where values should be there."""
     fault = f"NaN, but {why}; fill it in, or correct what is missing"
     names = table.columns.names if table.columns else ()
+    bad = ~presence(table.values) & seen
     check_values(bad, f"data[{name!r}]", fault, names, ids=table.ids)
 
 

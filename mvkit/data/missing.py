@@ -18,11 +18,12 @@ from torch import Tensor
 from mvkit.core.batch import Batch
 from mvkit.core.modality import Modality
 from mvkit.core.noise import row_uniforms
-from mvkit.data.align import presence
+from mvkit.data.align import presence, widened
 from mvkit.errors import DataError, check_option, check_whole_number, suggest
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Modalities = Mapping[str, Modality]
 Rate = float | Mapping[object, float]  # a share of places, or shares by modality or label
 
 
@@ -62,7 +63,7 @@ class Simulation:
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
                 raise DataError(f"with_missing: rate {rate!r}; expected a number in [0, 1]")
 
-    def apply(self, batch: Batch, modalities: Mapping[str, Modality]) -> Batch:
+    def apply(self, batch: Batch, modalities: Modalities) -> Batch:
         """The batch with fewer places observed.
 
         What was missing stays so, and a row keeps one place at least.
@@ -94,9 +95,7 @@ class Simulation:
                 elements[name] = torch.from_numpy(parts[name]).reshape(shape)
         return attrs.evolve(batch, mask=mask, elements=elements, order=tuple(modalities))
 
-    def _places(
-        self, batch: Batch, modalities: Mapping[str, Modality], name: str
-    ) -> tuple[Bools, Array]:
+    def _places(self, batch: Batch, modalities: Modalities, name: str) -> tuple[Bools, Array]:
         """Observed places of a modality, (b, n), one per row or its elements, and their values."""
         seen = _seen(batch, modalities, name)
         values = _values(batch, name, seen)
@@ -156,7 +155,7 @@ def element_shape(modality: Modality) -> tuple[int, ...]:
     return modality.shape[:-1] if classes and not modality.transform else modality.raw_shape
 
 
-def _seen(batch: Batch, modalities: Mapping[str, Modality], name: str) -> Bools:
+def _seen(batch: Batch, modalities: Modalities, name: str) -> Bools:
     """What is observed of a modality, (b, n)."""
     shape = (len(batch), math.prod(element_shape(modalities[name])))
     if name not in batch.data:
@@ -179,7 +178,7 @@ def _values(batch: Batch, name: str, seen: Bools) -> Array:
     return np.where(seen, values.double().cpu().numpy(), np.nan)
 
 
-def raw_values(batch: Batch, name: str, modalities: Mapping[str, Modality]) -> Tensor:
+def raw_values(batch: Batch, name: str, modalities: Modalities) -> Tensor:
     """A modality's values (b, *shape) as floats, NaN where missing.
 
     Raises:
@@ -194,5 +193,6 @@ def raw_values(batch: Batch, name: str, modalities: Mapping[str, Modality]) -> T
     x = batch.data[name]
     places = torch.from_numpy(seen).reshape(len(x), *element_shape(modalities[name]))
     x = x.reshape(-1, 1) if x.ndim < places.ndim else x
-    places = places.reshape(*places.shape, *[1] * (x.ndim - places.ndim))
-    return torch.where(places, x if x.is_floating_point() else x.double(), torch.nan)
+    return torch.where(
+        widened(places, x.shape), x if x.is_floating_point() else x.double(), torch.nan
+    )

@@ -11,7 +11,7 @@ from torch import nn
 
 from mvkit.core.decoding import Decoder
 from mvkit.core.family import Family
-from mvkit.core.modality import Modality, PartSpec, ScheduleSpec, Sizes, as_modalities
+from mvkit.core.modality import Modality, Sizes, as_modalities
 from mvkit.errors import SpecError, within
 from mvkit.parts.aggregators.aggregator import Aggregator
 from mvkit.parts.networks import encoder_of
@@ -33,15 +33,15 @@ Rescale = Literal["dims"] | Mapping[str, float] | None
 class ModelSpec:
     """Everything that says what a model is; what a checkpoint's header holds."""
 
-    modalities: dict[str, Modality] = attrs.field(converter=as_modalities)
+    modalities: Any = attrs.field(converter=as_modalities)
     latent_dim: int = field(default=10, check=integer())
-    aggregator: PartSpec = part("aggregator", default="poe")
-    prior: PartSpec = part("prior", default="standard")
-    objective: PartSpec = part("objective", default="elbo")
-    family: PartSpec = part("family", default="normal")
+    aggregator: Any = part("aggregator", default="poe")
+    prior: Any = part("prior", default="standard")
+    objective: Any = part("objective", default="elbo")
+    family: Any = part("family", default="normal")
     rescale: Rescale = field(default=None, check=one_of(None, "dims", other=factors))
     private_from: str | None = field(default=None, check=one_of(None, "evidence", "observed"))
-    schedule: ScheduleSpec = part("schedule", default="single")
+    schedule: Any = part("schedule", default="single")
 
 
 @attrs.frozen(eq=False)

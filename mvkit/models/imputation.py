@@ -19,6 +19,7 @@ from mvkit.core.batch import Batch, conform
 from mvkit.core.noise import Generator
 from mvkit.core.raw_values import Columns, Source
 from mvkit.data import write_tables
+from mvkit.data.align import widened
 from mvkit.data.dataset import MultimodalDataset, Rows, as_batch
 from mvkit.data.tables import from_frames, is_table
 from mvkit.data.write_tables import Frame, words_of
@@ -244,7 +245,7 @@ class _Original:
         shape = self.model.modalities[name].raw_shape
         if self._has_classes(name):
             shape = shape[:-1]
-        present = observed.reshape(-1, *[1] * len(shape)).expand(-1, *shape)
+        present = widened(observed, (len(observed), *shape))
         return ~(present & elements[name] if name in elements else present)
 
     def _has_classes(self, name: str) -> bool:

@@ -20,15 +20,7 @@ from mvkit.core.batch import Batch, indices_of
 from mvkit.core.decoding import Decoder, Decoding
 from mvkit.core.experts import Experts
 from mvkit.core.mixture import Mixture
-from mvkit.core.modality import (
-    Modality,
-    ModalityLike,
-    PartLike,
-    PartSpec,
-    ScheduleLike,
-    ScheduleSpec,
-    Sizes,
-)
+from mvkit.core.modality import ModalityLike, PartLike, ScheduleLike, Sizes
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Draws, Posterior
 from mvkit.core.terms import Draw, Reconstruct, Terms, Want
@@ -96,15 +88,15 @@ class Model(MultimodalModel):
         super().__init__()
         try:
             spec = ModelSpec(
-                modalities=cast(dict[str, Modality], modalities),
+                modalities=modalities,
                 latent_dim=latent_dim,
-                aggregator=cast(PartSpec, aggregator),
-                prior=cast(PartSpec, prior),
-                objective=cast(PartSpec, objective),
-                family=cast(PartSpec, family),
+                aggregator=aggregator,
+                prior=prior,
+                objective=objective,
+                family=family,
                 rescale=rescale,
                 private_from=private_from,
-                schedule=cast(ScheduleSpec, schedule or "single"),
+                schedule=schedule or "single",
             )
             with noise.global_seed(seed):
                 parts = assemble(spec)

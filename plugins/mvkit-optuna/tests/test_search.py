@@ -48,10 +48,10 @@ def test_a_trial_replaces_fields_of_specs_and_options_of_fit():
         "model.prior.components": 4,
         "model.modalities.a.private_dim": 3,
     }
-    found = Search(space, BASE).configuration({**parameters, "train.lr": 0.01})
-    assert found["model"].prior == mvkit.plugins.lookup("prior", "mog")(components=4)
-    assert [m.private_dim for m in found["model"].modalities.values()] == [3, 0]
-    assert (found["train"]["lr"], found["train"]["batch_size"]) == (0.01, 16)
+    configuration = Search(space, BASE).configuration({**parameters, "train.lr": 0.01})
+    assert configuration["model"].prior == mvkit.plugins.lookup("prior", "mog")(components=4)
+    assert [m.private_dim for m in configuration["model"].modalities.values()] == [3, 0]
+    assert (configuration["train"]["lr"], configuration["train"]["batch_size"]) == (0.01, 16)
 
 
 def test_options_of_a_part_are_asked_for_only_where_the_part_has_them():

@@ -80,12 +80,12 @@ def board(folder):
     return accumulator.EventAccumulator(str(folder)).Reload()
 
 
-def scalars(found, name):
-    return [(event.step, event.value) for event in found.Scalars(name)]
+def scalars(events, name):
+    return [(event.step, event.value) for event in events.Scalars(name)]
 
 
-def text(found, name):
-    values = found.Tensors(f"{name}/text_summary")[-1].tensor_proto.string_val
+def text(events, name):
+    values = events.Tensors(f"{name}/text_summary")[-1].tensor_proto.string_val
     return values[0].decode().strip("`\n")
 
 
@@ -97,15 +97,15 @@ def needs_tensorboard():
 @pytest.mark.usefixtures("needs_tensorboard")
 def test_tensorboard_has_numbers_steps_configuration_stages_and_status(tmp_path):
     tell(TensorBoard(tmp_path / "a"), second(tmp_path))
-    found = board(tmp_path / "a")
-    assert scalars(found, "loss") == [(20, 2.0), (30, 1.0)]
-    assert json.loads(text(found, "config")) == {
+    events = board(tmp_path / "a")
+    assert scalars(events, "loss") == [(20, 2.0), (30, 1.0)]
+    assert json.loads(text(events, "config")) == {
         "model": MODEL,
         "options": {**OPTIONS, "resume": "auto"},
     }
-    assert json.loads(text(found, "stage/0"))["objective"]["name"] == "iwae"
-    assert "decoders.rna+" in text(found, "nonfinite")
-    assert text(found, "status") == "finished"
+    assert json.loads(text(events, "stage/0"))["objective"]["name"] == "iwae"
+    assert "decoders.rna+" in text(events, "nonfinite")
+    assert text(events, "status") == "finished"
 
 
 @pytest.mark.usefixtures("needs_tensorboard")
@@ -113,9 +113,9 @@ def test_tensorboard_goes_on_after_the_checkpoint_and_hides_what_came_after_it(t
     killed = tell(TensorBoard(), first(tmp_path))
     tell(TensorBoard(), second(tmp_path, "no disk"))
     killed.writer.close()
-    found = board(tmp_path / "tensorboard")
-    assert scalars(found, "loss") == [(10, 4.0), (20, 2.0), (30, 1.0)]
-    assert text(found, "status") == "failed: no disk"
+    events = board(tmp_path / "tensorboard")
+    assert scalars(events, "loss") == [(10, 4.0), (20, 2.0), (30, 1.0)]
+    assert text(events, "status") == "failed: no disk"
 
 
 @pytest.mark.usefixtures("needs_tensorboard")
@@ -168,34 +168,34 @@ def logged():
             sum(r.HasField("exit") for r in records(folder)) < runs and time.monotonic() < deadline
         ):
             time.sleep(0.02)
-        found = {"ids": [], "config": {}, "rows": [], "summary": {}, "exit": []}
+        log = {"ids": [], "config": {}, "rows": [], "summary": {}, "exit": []}
         for record in records(folder):
             if record.HasField("run"):
-                found["ids"].append(record.run.run_id)
-                found["project"] = record.run.project
-            found["config"] |= {key(i): json.loads(i.value_json) for i in record.config.update}
+                log["ids"].append(record.run.run_id)
+                log["project"] = record.run.project
+            log["config"] |= {key(i): json.loads(i.value_json) for i in record.config.update}
             if record.HasField("history"):
-                found["rows"].append(
+                log["rows"].append(
                     {key(i): json.loads(i.value_json) for i in record.history.item}
                 )
-            found["summary"] |= {key(i): json.loads(i.value_json) for i in record.summary.update}
+            log["summary"] |= {key(i): json.loads(i.value_json) for i in record.summary.update}
             if record.HasField("exit"):
-                found["exit"].append(record.exit.exit_code)
-        return found
+                log["exit"].append(record.exit.exit_code)
+        return log
 
     return read
 
 
 def test_wandb_has_numbers_steps_configuration_stages_and_status(tmp_path, logged):
     tell(WandB("digits", name="a"), second(tmp_path, "no disk"))
-    found = logged(tmp_path, 1)
-    assert found["project"] == "digits"
-    assert [(row["step"], row["loss"]) for row in found["rows"]] == [(20, 2.0), (30, 1.0)]
-    assert found["config"]["model"] == MODEL
-    assert found["config"]["options"] == {**OPTIONS, "resume": "auto"}
-    assert json.loads(found["summary"]["stage/0"])["objective"]["name"] == "iwae"
-    assert "decoders.rna+" in found["summary"]["nonfinite"]
-    assert (found["summary"]["status"], found["summary"]["error"], found["exit"]) == (
+    log = logged(tmp_path, 1)
+    assert log["project"] == "digits"
+    assert [(row["step"], row["loss"]) for row in log["rows"]] == [(20, 2.0), (30, 1.0)]
+    assert log["config"]["model"] == MODEL
+    assert log["config"]["options"] == {**OPTIONS, "resume": "auto"}
+    assert json.loads(log["summary"]["stage/0"])["objective"]["name"] == "iwae"
+    assert "decoders.rna+" in log["summary"]["nonfinite"]
+    assert (log["summary"]["status"], log["summary"]["error"], log["exit"]) == (
         "failed",
         "no disk",
         [1],
@@ -206,11 +206,11 @@ def test_wandb_goes_on_under_the_same_id(tmp_path, logged):
     killed = tell(WandB(), first(tmp_path))
     killed.run.finish()
     tell(WandB(), second(tmp_path))
-    found = logged(tmp_path, 2)
-    assert len(found["ids"]) >= 2
-    assert len(set(found["ids"])) == 1
-    assert [row["step"] for row in found["rows"]] == [10, 20, 20, 30]
-    assert found["summary"]["status"] == "finished"
+    log = logged(tmp_path, 2)
+    assert len(log["ids"]) >= 2
+    assert len(set(log["ids"])) == 1
+    assert [row["step"] for row in log["rows"]] == [10, 20, 20, 30]
+    assert log["summary"]["status"] == "finished"
 
 
 # MLflow
@@ -291,14 +291,14 @@ def test_a_run_of_fit_that_is_resumed_has_one_log(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(stop)
     history = train()
-    found = board(tmp_path / "run" / "tensorboard")
-    assert [step for step, _ in scalars(found, "loss")] == [2, 4, 6, 8]
-    assert [value for _, value in scalars(found, "loss")] == pytest.approx(
+    events = board(tmp_path / "run" / "tensorboard")
+    assert [step for step, _ in scalars(events, "loss")] == [2, 4, 6, 8]
+    assert [value for _, value in scalars(events, "loss")] == pytest.approx(
         history["loss"], rel=1e-6
     )
-    config = json.loads(text(found, "config"))
+    config = json.loads(text(events, "config"))
     assert (config["model"]["latent_dim"], config["options"]["batch_size"]) == (1, 4)
-    assert text(found, "status") == "finished"
+    assert text(events, "status") == "finished"
 
 
 # asking
@@ -313,9 +313,9 @@ def listeners(monkeypatch):
 
 
 def test_nothing_is_logged_unasked(tmp_path, listeners):
-    told = listeners()
-    assert [name.partition(" ")[0] for name in told.hooks] == ["mvkit-trackers"]
-    tell(told.tell, [*first(tmp_path), RunFinished(None)])
+    delivery = listeners()
+    assert [name.partition(" ")[0] for name in delivery.hooks] == ["mvkit-trackers"]
+    tell(delivery.tell, [*first(tmp_path), RunFinished(None)])
     assert plugins.problems() == []
     assert not list(tmp_path.iterdir())
 
@@ -342,14 +342,14 @@ def test_a_tracker_that_raises_leaves_the_others_alone(tmp_path, listeners, monk
 
     monkeypatch.setenv("MVKIT_TRACKERS", "mlflow,tensorboard")
     monkeypatch.setattr(MLflow, "begin", broken)
-    told = listeners()
+    delivery = listeners()
     events = [*first(tmp_path), RunFinished(None)]
     with pytest.warns(
         UserWarning,
         match="MVKIT_TRACKERS: mlflow raised OSError: no disk; it is disabled for the rest",
     ):
-        told.tell(events[0])
-    tell(told.tell, events[1:])
+        delivery.tell(events[0])
+    tell(delivery.tell, events[1:])
     assert scalars(board(tmp_path / "tensorboard"), "loss") == [(10, 4.0), (20, 99.0)]
 
 
