@@ -256,7 +256,7 @@ def test_a_likelihood_that_sums_by_itself():
     made = Model({"a": (3,)})
     made.decoders["a"].likelihood = Summing()
     batch = Model({"a": (3,)}).conform({"a": torch.ones(3, 3)})
-    with pytest.raises(ShapeError, match=r"log_prob gave \(1, 3\); expected \(1, 3, 3\)"):
+    with pytest.raises(ShapeError, match=r"log_prob returned \(1, 3\); expected \(1, 3, 3\)"):
         made.terms(batch)
 
 
