@@ -8,7 +8,7 @@ takes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
@@ -24,9 +24,11 @@ from mvkit.parts.objectives.elbo import ELBO
 from mvkit.parts.objectives.published import CRMVAE, JMVAE, MVTCAE, TELBO
 from mvkit.parts.priors import Learnable, MoG, PosteriorMixture
 from mvkit.training.annealing import Linear
+from mvkit.training.stages import JointThenUnimodal, Single
 
 Modalities = Mapping[str, ModalityLike]
 Factors = Mapping[str, float]  # by modality
+Rescale = Literal["dims"] | Factors | None
 UNIMODAL = ELBO(condition="unimodal", reduce="sum", reconstruct="own")
 POE = PoE(prior_expert=False)
 LAPLACE = {"family": "laplace_softmax", "prior": Learnable(learn_loc=False)}
@@ -35,36 +37,29 @@ LAPLACE = {"family": "laplace_softmax", "prior": Learnable(learn_loc=False)}
 def _each(modalities: Modalities, **options: object) -> dict[str, Modality]:
     """The modalities with these options, None leaving what they have."""
     given = {name: value for name, value in options.items() if value is not None}
-    each = as_modalities(modalities)
-    return {name: attrs.evolve(each[name], **given) for name in each}  # type: ignore[misc]
+    each = as_modalities(modalities).items()
+    return {name: attrs.evolve(modality, **given) for name, modality in each}  # type: ignore[misc]
 
 
-def _warmup(epochs: int) -> PartLike:
+def _warmup(epochs: int) -> Single:
     """One stage, in whose first epochs the factor of the KL grows from 0 to 1."""
-    ramps = {"kl_weight": Linear(0.0, 1.0, epochs)} if epochs else {}
-    return {"name": "single", "ramps": ramps}
+    return Single(ramps={"kl_weight": Linear(0.0, 1.0, epochs)} if epochs else {})
 
 
 def telbo(modalities: Modalities, latent_dim: int = 10, *, lambdas: Factors | None = None,
           gammas: Factors | None = None, stages: int = 2, share: float = 0.5,
-          rescale: Any = "dims", **options: Any) -> Model:
-    """TELBO: joint ELBO, then unimodal ones under the trained decoders; with one stage, at once.
-
-    Complete rows give the joint terms, every row the unimodal terms of what it has.
+          rescale: Rescale = "dims", **options: Any) -> Model:
+    """TELBO: joint ELBO, then unimodal ones under the trained decoders; in one stage, all at once.
 
     Reference: Vedantam, Fischer, Huang and Murphy, Generative Models of Visually Grounded
     Imagination, ICLR 2018, https://arxiv.org/abs/1705.10762.
     """
     both = TELBO(lambdas=dict(lambdas or {}), gammas=dict(gammas or {}))
-    schedule: dict[str, object] = {"name": "single"}
-    if stages == 2:
-        joint = ELBO(weights=both.lambdas)
-        unimodal = attrs.evolve(UNIMODAL, weights=both.gammas)  # type: ignore[misc]
-        schedule = {"name": "joint_then_unimodal", "share": share}
-        schedule |= {"joint": joint, "unimodal": unimodal}
-    fusion = Joint(incomplete="skip")
-    return Model(modalities, latent_dim=latent_dim, aggregator=fusion, objective=both,
-                 rescale=rescale, schedule=schedule, **options)
+    unimodal = attrs.evolve(UNIMODAL, weights=both.gammas)  # type: ignore[misc]
+    two = JointThenUnimodal(share=share, joint=ELBO(weights=both.lambdas), unimodal=unimodal)
+    return Model(modalities, latent_dim=latent_dim, aggregator=Joint(incomplete="skip"),
+                 objective=both, rescale=rescale, schedule=two if stages == 2 else Single(),
+                 **options)
 
 
 def jmvae(modalities: Modalities, latent_dim: int = 10, *, alpha: float = 0.1, beta: float = 1.0,
@@ -74,9 +69,8 @@ def jmvae(modalities: Modalities, latent_dim: int = 10, *, alpha: float = 0.1, b
     Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep Generative Models,
     2016, https://arxiv.org/abs/1611.01891.
     """
-    objective = JMVAE(alpha=alpha, beta=beta)
-    return Model(modalities, latent_dim=latent_dim, aggregator="joint", objective=objective,
-                 schedule=_warmup(warmup), **options)
+    return Model(modalities, latent_dim=latent_dim, aggregator="joint",
+                 objective=JMVAE(alpha=alpha, beta=beta), schedule=_warmup(warmup), **options)
 
 
 def mopoe(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0,
@@ -88,8 +82,8 @@ def mopoe(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0,
     Reference: Sutter, Daunhawer and Vogt, Generalized Multimodal ELBO, ICLR 2021,
     https://arxiv.org/abs/2105.02470.
     """
-    fusion = {"name": "mopoe", "subsets": subsets, "max_subsets": max_subsets}
-    fusion |= {"prior_expert": prior_expert, "inference": inference}
+    fusion = {"name": "mopoe", "subsets": subsets, "max_subsets": max_subsets,
+              "prior_expert": prior_expert, "inference": inference}
     return Model(_each(modalities, private_dim=private_dim), latent_dim=latent_dim,
                  aggregator=fusion, objective=ELBO(kl_weight=beta), **options)
 
@@ -99,14 +93,13 @@ def cmvae(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 4,
           bound: str = "loose", cross_prior: str = "learned", **options: Any) -> Model:
     """CMVAE: mixture of experts, mixture prior, private latents; see `prune_clusters`.
 
-    Reference: Palumbo, Manduchi, Laguna, Chopard and Vogt, Deep Generative Clustering with
-    Multimodal Diffusion VAEs, ICLR 2024, https://openreview.net/forum?id=k5THrhXDV3.
+    Reference: Palumbo et al., Deep Generative Clustering with Multimodal Diffusion Variational
+    Autoencoders, ICLR 2024, https://openreview.net/forum?id=k5THrhXDV3.
     """
     each = _each(modalities, private_dim=private_dim, cross_prior=cross_prior)
-    prior = MoG(components=clusters)
     objective = {"name": gradient, "kl_weight": beta, "samples": samples, "bound": bound}
-    return Model(each, latent_dim=latent_dim, aggregator="moe", prior=prior, objective=objective,
-                 **options)
+    return Model(each, latent_dim=latent_dim, aggregator="moe", objective=objective,
+                 prior=MoG(components=clusters), **options)
 
 
 def mvae(modalities: Modalities, latent_dim: int = 10, *, subsets: int = 1, warmup: int = 0,
@@ -191,9 +184,8 @@ def mmvm(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, sta
     VAEs, NeurIPS 2024, https://arxiv.org/abs/2403.05300.
     """
     objective = attrs.evolve(UNIMODAL, kl_weight=beta)  # type: ignore[misc]
-    prior = PosteriorMixture(standard=standard)
-    return Model(modalities, latent_dim=latent_dim, aggregator="moe", prior=prior,
-                 objective=objective, **options)
+    return Model(modalities, latent_dim=latent_dim, aggregator="moe", objective=objective,
+                 prior=PosteriorMixture(standard=standard), **options)
 
 
 def jnf(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, samples: int = 1,
@@ -204,20 +196,17 @@ def jnf(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, samp
     Reference: Senellart, Chadebec and Allassonnière, Improving Multimodal Joint VAEs through
     Normalizing Flows and Correlation Analysis, 2023, https://arxiv.org/abs/2305.11832.
     """
-    fusion = {"name": "mvkit-flows/joint_flow", "flow": flow, "conditional": conditional}
+    fusion = {"flow": flow, "conditional": conditional, "steps": steps}
     joint, align = ELBO(kl_weight=beta), Align(estimate="samples", samples=samples)
-    schedule = {"name": "joint_then_unimodal", "share": share, "joint": joint, "unimodal": align}
-    return Model(modalities, latent_dim=latent_dim, aggregator={**fusion, "steps": steps},
-                 objective=joint, schedule=schedule, **options)
+    schedule = JointThenUnimodal(share=share, joint=joint, unimodal=align)
+    return Model(modalities, latent_dim=latent_dim, objective=joint, schedule=schedule,
+                 aggregator={"name": "mvkit-flows/joint_flow", **fusion}, **options)
 
 
 def mhvae(modalities: Modalities, latent_dim: int = 10, *, levels: int | Sequence[int] = 2,
           beta: float = 1.0, condition: str = "aggregator", warmup: int = 0,
           **options: Any) -> Model:
     """MHVAE: levels of latents, at each a product of its prior and the experts; one ELBO.
-
-    With `condition="subset"`, given a random subset of what each row has, all of it is
-    reconstructed.
 
     Reference: Dorent et al., Unified Brain MR-Ultrasound Synthesis using Multi-Modal Hierarchical
     Representations, MICCAI 2023, https://arxiv.org/abs/2309.08747.
