@@ -87,7 +87,7 @@ def _ids(name: str, table: Table) -> Ids:
         raise ShapeError(
             f"ids[{name!r}]: {len(table.ids)} for {len(table.values)} rows; expected one for each"
         )
-    places = {}
+    places: dict[Hashable, int] = {}
     for row, id in enumerate(table.ids):
         first = places.setdefault(id, row)
         if first != row:

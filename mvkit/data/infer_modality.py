@@ -42,6 +42,9 @@ def masks_of(missing: object, rows: Mapping[str, Table]) -> Mapping[str, object]
             raise DataError(
                 f"missing: got {missing!r}; expected 'nan', 'none' or what is observed, as bool"
             )
+        if missing == "none":
+            for name, table in rows.items():
+                _check_nan(name, table, True, "nothing is missing (missing='none')")
         return {}
     mask = as_tensor(missing, "missing")
     for table in rows.values():
@@ -63,13 +66,13 @@ def with_gaps(name: str, table: Table, mask: object) -> Table:
             f"True where observed, of shape {tuple(x.shape[:1])} or {tuple(x.shape)}"
         )
     places = widened(seen, x.shape)
-    check_nan(name, table, places, "the mask says it is observed")
+    _check_nan(name, table, places, "the mask says it is observed")
     if x.is_floating_point():
         return attrs.evolve(table, values=torch.where(places, x, torch.nan))
     return attrs.evolve(table, seen=seen)
 
 
-def check_nan(name: str, table: Table, seen: Tensor | bool, why: str) -> None:
+def _check_nan(name: str, table: Table, seen: Tensor | bool, why: str) -> None:
     """Raises DataError for NaN where values should be there."""
     fault = f"NaN, but {why}; fill it in, or correct what is missing"
     names = table.columns.names if table.columns else ()

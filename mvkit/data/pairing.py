@@ -52,10 +52,9 @@ def pair_by_label(
         modalities |= data.modalities
     labels = [_labels(data, i) for i, data in enumerate(datasets)]
     wanted = np.tile(labels[0], times)
-    index = [torch.arange(len(labels[0])).repeat(times)]
+    paired = [datasets[0].take(torch.arange(len(labels[0])).repeat(times))]
     for i in range(1, len(datasets)):
-        index.append(_partners(wanted, labels[i], i, seed))
-    paired = [data.take(rows) for data, rows in zip(datasets, index, strict=True)]
+        paired.append(datasets[i].take(_partners(wanted, labels[i], i, seed)))
     return MultimodalDataset(_side_by_side(paired, tuple(modalities)), modalities)
 
 
