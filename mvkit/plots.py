@@ -327,13 +327,13 @@ def imputation(
     others = [other for other in model.names if other != name]
     generator = noise.seeded(seed, model.like.device)
     samples = model.translate(rows, name, others, n, sample=True, generator=generator)
-    draws = rearrange(samples[name].cpu().double().numpy(), "n 1 ... -> n (...)")
+    draws = rearrange(samples[name], "n 1 ... -> n (...)").cpu().double()
     low, high = central_interval(draws, level)
     ax = axes_of(ax)
     elements = np.arange(draws.shape[1])
     interval = ax.fill_between(elements, low, high, step="mid", label=f"{level:.0%} interval")
     interval.set(alpha=0.3, linewidth=0)
-    ax.plot(elements, draws.mean(0), linewidth=1, label="imputed mean")
+    ax.plot(elements, draws.numpy().mean(0), linewidth=1, label="imputed mean")
     real = real_values(model, rows)[model.names.index(name)]
     if real is not None:
         truth = real.reshape(-1).cpu().numpy()
@@ -343,10 +343,10 @@ def imputation(
     return ax
 
 
-def central_interval(draws: NDArray[np.floating], level: float) -> NDArray[np.floating]:
+def central_interval(draws: Tensor, level: float) -> NDArray[np.floating]:
     """Ends (2, …) of the central interval that holds a share `level` of draws (n, …)."""
     ends = [(1 - level) / 2, (1 + level) / 2]
-    return np.asarray(np.quantile(draws, ends, axis=0))
+    return np.asarray(np.quantile(draws.cpu().numpy(), ends, axis=0))
 
 
 def cluster_sizes(model: MultimodalModel, data: Rows, *, ax: AxesLike = None) -> Axes:

@@ -36,13 +36,25 @@ def quiet(site, shape, dtype, device):
     return torch.full(shape, 0.5 if site.startswith("choice") else 0.0, dtype=dtype, device=device)
 
 
+def error_of_a_spoilt_model(folder):
+    tiny = model()
+    with torch.no_grad():
+        next(tiny.decoders.parameters()).fill_(torch.nan)
+    try:
+        mvkit.fit(tiny, rows(9), epochs=1, checkpoint=folder)
+    except mvkit.NonFiniteError as error:
+        return error
+
+
 def main(folder):
     torch.set_num_threads(1)
-    ranks, out = ProcessGroup.current(), {}
+    ranks = ProcessGroup.current()
+    out = {}
 
-    def run(name, keep_copy_at=None, resume_from=None, noise=quiet):
+    def run(name, keep_copy_at=None, resume_from=None):
         make, options = CASES[name]
-        tiny, saves = make(), 0
+        tiny = make()
+        saves = 0
         if ranks.rank:
             with torch.no_grad():  # processes may begin with other weights: the first one's count
                 next(tiny.parameters()).add_(1.0)
@@ -54,28 +66,22 @@ def main(folder):
             if saves == keep_copy_at and isinstance(event, CheckpointSaved):
                 shutil.copytree(at, folder / f"stopped-{ranks.count}")
 
-        settings = {
-            "batch_size": 4,
-            "epochs": 2,
-            "save_every": 0,
-            "checkpoint": at,
-            "listeners": [listen],
-            **options,
-        }
-        with mvkit.testing.noise(noise):
-            history = mvkit.fit(tiny, settings.pop("data"), **settings)
+        settings = {"batch_size": 4, "epochs": 2, "save_every": 0, **options}
+        with mvkit.testing.noise(quiet):
+            history = mvkit.fit(tiny, checkpoint=at, listeners=[listen], **settings)
         return {"history": history.rows, "weights": tiny.state_dict()}
 
     for name in CASES:
         out[name] = run(name, keep_copy_at=4 if name == "validation" else None)
     other = folder / "stopped-2"  # of a run by two processes: taken up by two, or by one
     if other.exists():
-        shutil.copytree(
-            other, folder / f"again-{ranks.count}", dirs_exist_ok=True
-        ) if ranks.first else None
-        ranks.agreed(None)
+        if ranks.first:
+            shutil.copytree(other, folder / f"again-{ranks.count}", dirs_exist_ok=True)
+        ranks.agreed(None)  # waits for the first
         out["again"] = run("validation", resume_from=f"again-{ranks.count}")
     torch.save(out, folder / f"{ranks.count}-{ranks.rank}.pt")
+    error = error_of_a_spoilt_model(folder / f"spoilt-{ranks.count}")
+    (folder / f"error-{ranks.count}-{ranks.rank}.txt").write_text(str(error))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The loop: clipping, accumulation, averages, schedules, early stops; what happens to numbers that
-are none.
-"""
+"""The loop: clipping, accumulation, averages, schedules, early stops, non-finite losses."""
+
+import math
 
 import attrs
 import pytest
@@ -20,12 +20,11 @@ def quiet(site, shape, dtype, device):
     return torch.full(shape, 0.5 if site.startswith("choice") else 0.0, dtype=dtype, device=device)
 
 
-def fitted(stage, tiny=None, data=None, **options):
+def fitted(stage, tiny=None, **options):
     tiny = tiny or model()
+    options = {"data": rows(9), "batch_size": 9, **options}
     with noise(quiet):
-        history = mvkit.fit(
-            tiny, rows(9) if data is None else data, stages=[stage], **{"batch_size": 9, **options}
-        )
+        history = mvkit.fit(tiny, stages=[stage], **options)
     return tiny, history
 
 
@@ -41,11 +40,8 @@ def test_clipping_clips():
     class Watched:
         def optimizer(self, parameters, lr):
             def note(*_):
-                norms.append(
-                    float(
-                        nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-                    )
-                )
+                gradients = [p.grad for p in parameters if p.grad is not None]
+                norms.append(float(nn.utils.get_total_norm(gradients)))
 
             tiny = torch.optim.SGD(parameters, lr)
             tiny.register_step_pre_hook(note)
@@ -61,18 +57,20 @@ def test_clipping_clips():
 
 def test_accumulated_batches_are_one_batch():
     whole, _ = fitted(Stage("elbo", 2))
-    parts, _ = fitted(
-        Stage("elbo", 2, accumulate=3), batch_size=4, data=Pipeline(rows(9), batch_size=4)
-    )  # 4, 4 and 1
+    data = Pipeline(rows(9), batch_size=4)  # 4, 4 and 1
+    parts, _ = fitted(Stage("elbo", 2, accumulate=3), batch_size=4, data=data)
     same(whole, parts, rtol=1e-9, atol=1e-11)
 
 
 def test_averages_of_weights_are_carried_on():
-    seen, tiny = [], model()
-    start = {name: p.detach().clone() for name, p in tiny.named_parameters()}
+    tiny = model()
+    seen = []
 
     def note(event):
         seen.append({name: p.detach().clone() for name, p in tiny.named_parameters()})
+
+    note(None)
+    start = seen[0]
 
     fitted(Stage("elbo", 1, ema=0.75), tiny, listeners=[note])
     after = seen[-2]  # when the epoch ended
@@ -86,9 +84,8 @@ def test_steps_end_a_stage():
 
 
 def test_a_stage_without_progress_ends_early():
-    _, history = fitted(
-        Stage("elbo", 50, patience=2, optimizer={"name": "adam", "lr": 0.0}), validation=rows(4)
-    )
+    stage = Stage("elbo", 50, patience=2, optimizer={"name": "adam", "lr": 0.0})
+    _, history = fitted(stage, validation=rows(4))
     assert len(history) == 3  # the first is the best
     with pytest.raises(
         RequestError, match=r"stage 0 has patience=2, but nothing to judge by; give validation="
@@ -97,9 +94,8 @@ def test_a_stage_without_progress_ends_early():
 
 
 def test_learning_rate_schedules():
-    _, history = fitted(
-        Stage("elbo", 4, lr_schedule={"name": "StepLR", "step_size": 1, "gamma": 0.5}), lr=0.08
-    )
+    by_epoch = {"name": "StepLR", "step_size": 1, "gamma": 0.5}
+    _, history = fitted(Stage("elbo", 4, lr_schedule=by_epoch), lr=0.08)
     assert history["lr"] == pytest.approx([0.08, 0.04, 0.02, 0.01])
     by_step = {"name": "ExponentialLR", "gamma": 0.5, "every": "step"}
     _, history = fitted(Stage("elbo", 2, lr_schedule=by_step), lr=0.08, batch_size=3)
@@ -133,10 +129,9 @@ class Spoilt(nn.Module):
 
 def spoilt(**options):
     torch.manual_seed(0)
-    every = modalities() | {
-        "a": Modality((3,), encoder=Spoilt(**options), decoder={"name": "mlp", "hidden": [5]})
-    }
-    return Model(every, latent_dim=2, seed=0).double()
+    decoder = {"name": "mlp", "hidden": [5]}
+    a = Modality((3,), encoder=Spoilt(**options), decoder=decoder)
+    return Model({**modalities(), "a": a}, latent_dim=2, seed=0).double()
 
 
 def spoilt_rows():
@@ -146,7 +141,8 @@ def spoilt_rows():
 
 
 def test_the_report_names_terms_rows_and_keeps_the_state_before(tmp_path):
-    tiny, events = spoilt(), []
+    tiny = spoilt()
+    events = []
     options = {"batch_size": 4, "epochs": 1, "checkpoint": tmp_path, "listeners": [events.append]}
     match = r"stage 0, epoch 1, batch \d: not finite: .*loss.*\(rows 7 of the data\); the state before it is in .*nonfinite"
     with pytest.raises(NonFiniteError, match=match):
@@ -175,40 +171,45 @@ def test_skipping_counts_and_leaves_the_weights_alone():
     assert mvkit.fit(spoilt(), good, batch_size=4, epochs=1)["skipped"] != [1]
 
 
+def guarded_steps(guard, layer, values):
+    """Steps on losses of these values; the numbers of the bad steps that came to light."""
+    bad_steps = []
+    for step, value in enumerate(values):
+        loss = layer(torch.tensor([[value, 1.0]])).sum()
+        layer.zero_grad()
+        loss.backward()
+        guard.snapshot()
+        gradients = [p.grad for p in layer.parameters()]
+        bad_steps += guard.step(loss.detach(), gradients, step)[1]
+    return bad_steps
+
+
+def guarded_layer(mode, late):
+    layer = nn.Linear(2, 1)
+    nn.init.constant_(layer.weight, 1.0)
+    guard = Guard(layer, torch.optim.Adam(layer.parameters(), 0.1, fused=True), mode)
+    guard.late = late
+    return layer, guard
+
+
 def test_a_late_look_leaves_out_the_same_steps():
     """What happens on accelerators, on the CPU's own fused kernels."""
     weights = []
     for late in (False, True):
-        layer = nn.Linear(2, 1)
-        nn.init.constant_(layer.weight, 1.0)
-        guard = Guard(layer, torch.optim.Adam(layer.parameters(), 0.1, fused=True), "skip")
-        guard.late = late
-        bad_steps = []
-        for step, value in enumerate([1.0, float("nan"), 2.0, float("inf"), 3.0]):
-            loss = layer(torch.tensor([[value, 1.0]])).sum()
-            layer.zero_grad()
-            loss.backward()
-            guard.snapshot()
-            bad_steps += guard.step(loss.detach(), [p.grad for p in layer.parameters()], step)[1]
+        layer, guard = guarded_layer("skip", late)
+        bad_steps = guarded_steps(guard, layer, [1.0, math.nan, 2.0, math.inf, 3.0])
         assert bad_steps + guard.poll() == [1, 3]
         weights.append(layer.weight.detach().clone())
     assert torch.equal(*weights)
 
 
 def test_a_late_look_stops_everything_after_a_bad_step():
-    layer = nn.Linear(2, 1)
-    guard = Guard(layer, torch.optim.Adam(layer.parameters(), 0.1, fused=True), "stop")
-    guard.late = True
-    for step, value in enumerate([1.0, float("nan"), 2.0]):
-        loss = layer(torch.tensor([[value, 1.0]])).sum()
-        layer.zero_grad()
-        loss.backward()
-        guard.snapshot()
-        guard.step(loss.detach(), [p.grad for p in layer.parameters()], step)
-        if step == 0:
-            before = layer.weight.detach().clone()
+    layer, guard = guarded_layer("stop", late=True)
+    guarded_steps(guard, layer, [1.0])
+    before = layer.weight.detach().clone()
+    guarded_steps(guard, layer, [math.nan, 2.0])
     assert torch.equal(before, layer.weight)
-    assert guard.poll() == [1]
+    assert guard.poll() == [0]  # of the second call
 
 
 def test_bf16_keeps_densities_in_the_models_type():
@@ -224,15 +225,15 @@ def test_bf16_keeps_densities_in_the_models_type():
             seen.append(out.dtype)
             return out
 
-    tiny = Model({"a": Modality((3,), encoder=Network()), "b": (2,)}, latent_dim=2, seed=0)
+    def build():
+        a = Modality((3,), encoder=Network())
+        return Model({"a": a, "b": (2,)}, latent_dim=2, seed=0)
+
+    tiny = build()
     data = {"a": torch.randn(8, 3), "b": torch.randn(8, 2)}
     history = mvkit.fit(tiny, data, epochs=2, precision="bf16")
     assert set(seen) == {torch.bfloat16}
-    full = mvkit.fit(
-        Model({"a": Modality((3,), encoder=Network()), "b": (2,)}, latent_dim=2, seed=0),
-        data,
-        epochs=2,
-    )
+    full = mvkit.fit(build(), data, epochs=2)
     assert history["loss"][0] == pytest.approx(full["loss"][0], rel=0.1)
     with torch.no_grad():
         assert tiny.loss(Batch(data)).loss.dtype == torch.float32

@@ -35,12 +35,8 @@ def test_densities_are_torchs(name, scale):
     assert torch.equal(made.mean(out), out)
     drawn = made.sample(torch.zeros(20_000), torch.Generator().manual_seed(0))
     median = drawn.abs().median().item()
-    expected = (
-        SCALED[name](torch.tensor(0.0), 1.0 if scale == "trained" else scale)
-        .sample((200_000,))
-        .abs()
-        .median()
-    )
+    torchs = SCALED[name](torch.tensor(0.0), 1.0 if scale == "trained" else scale)
+    expected = torchs.sample((200_000,)).abs().median()
     assert median == pytest.approx(expected.item(), rel=0.05)
 
 
@@ -67,6 +63,27 @@ def test_bernoulli_takes_grey_values():
     )
     torch.testing.assert_close(made.log_prob(out, x, Context()), oracle)
     assert made.sample(torch.zeros(10_000)).mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_bernoulli_samples_are_those_of_torch():
+    """One uniform per element, below p: the bits that torch.bernoulli draws on a CPU."""
+    out = 3 * torch.randn(500, 7)
+    samples = likelihood("bernoulli").sample(out, torch.Generator().manual_seed(3))
+    expected = torch.bernoulli(torch.sigmoid(out), generator=torch.Generator().manual_seed(3))
+    assert torch.equal(samples, expected)
+
+
+@pytest.mark.parametrize("name", mvkit.available("likelihood"))
+def test_injected_noise_reaches_samples(name):
+    model = Model({"a": Modality((3,), name), "b": (2,)}, latent_dim=2, seed=0)
+    x = {"b": torch.randn(4, 2)}
+    with mvkit.testing.noise(lambda site, shape, dtype, device: torch.zeros(shape, dtype=dtype)):
+        first, second = (model.translate(x, ["a"], n=2, sample=True)["a"] for _ in range(2))
+    assert torch.isfinite(first).all()
+    assert torch.equal(first, second)
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    one, other = (model.translate(x, ["a"], n=99, sample=True, generator=g) for g in generators)
+    assert not torch.equal(one["a"], other["a"])
 
 
 def test_categorical():

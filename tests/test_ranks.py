@@ -13,17 +13,17 @@ WORKER = str(Path(__file__).parent / "ranks_worker.py")
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-    ]
-    for command in ([*torchrun, WORKER], [sys.executable, WORKER]):
-        subprocess.run([*command, str(folder)], check=True, timeout=120, capture_output=True)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for launcher in (torchrun, []):
+        command = [sys.executable, *launcher, WORKER, str(folder)]
+        subprocess.run(command, check=True, timeout=120, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outcomes(folder):
     return {name: torch.load(folder / f"{name}.pt") for name in ("1-0", "2-0", "2-1")}
 
 
@@ -39,19 +39,25 @@ def test_two_processes_train_as_one(outcomes):
     for name, alone in outcomes["1-0"].items():
         both = outcomes["2-0"][name]
         for key, value in alone["weights"].items():
-            torch.testing.assert_close(
-                both["weights"][key], value, rtol=1e-7, atol=1e-9, msg=lambda m: f"{name}: {m}"
-            )
+            near = {"rtol": 1e-7, "atol": 1e-9, "msg": lambda m: f"{name}: {m}"}
+            torch.testing.assert_close(both["weights"][key], value, **near)
         for row, other in zip(alone["history"], both["history"], strict=True):
             assert row.keys() == other.keys()
             for key in row:
                 assert other[key] == pytest.approx(row[key], rel=1e-9, nan_ok=True), (name, key)
 
 
-def test_a_run_goes_on_with_the_same_bits_or_with_fewer_processes(outcomes):
+def test_a_run_resumes_with_the_same_bits_or_with_fewer_processes(outcomes):
     whole, again = outcomes["2-0"]["validation"], outcomes["2-0"]["again"]
     assert again["history"] == whole["history"]
-    assert all(
-        torch.equal(value, whole["weights"][key]) for key, value in again["weights"].items()
-    )
+    for key, value in again["weights"].items():
+        assert torch.equal(value, whole["weights"][key]), key
     # from two processes to one: see `again` in the test above
+
+
+def test_a_non_finite_loss_ends_every_process_and_the_first_keeps_the_state(folder):
+    first = (folder / "error-2-0.txt").read_text()
+    second = (folder / "error-2-1.txt").read_text()
+    assert "batch 1: not finite: loss" in second
+    assert "the state before it is in" in first
+    assert (folder / "spoilt-2" / "nonfinite.safetensors").exists()

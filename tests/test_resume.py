@@ -44,12 +44,16 @@ def outcome(tiny, history):
     return {name: value.clone() for name, value in tiny.state_dict().items()}, history.rows
 
 
+def assert_same_weights(first, second):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
 def assert_same(first, second):
-    """Of two outcomes, or two checkpoints: tensors by name, and everything else."""
+    """Compares two outcomes, or two checkpoints: tensors by name, and everything else."""
     assert first[1] == second[1]
-    assert first[0].keys() == second[0].keys()
-    for name, value in first[0].items():
-        assert torch.equal(value, second[0][name]), name
+    assert_same_weights(first[0], second[0])
 
 
 def final(folder):
@@ -70,21 +74,16 @@ def interrupted(make, saves, folder, **options):
 
 def uninterrupted(make, folder, **options):
     tiny = make()
-    return outcome(
-        tiny,
-        mvkit.fit(tiny, **{"batch_size": 3, "save_every": 0, "checkpoint": folder, **options}),
-    )
+    options = {"batch_size": 3, "save_every": 0, "checkpoint": folder, **options}
+    return outcome(tiny, mvkit.fit(tiny, **options))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("aggregator", AGGREGATORS)
 def test_every_part_goes_on_with_the_same_bits(aggregator, objective, tmp_path):
     place = AGGREGATORS.index(aggregator) * len(OBJECTIVES) + OBJECTIVES.index(objective)
-    options = {
-        "epochs": 2,
-        "data": rows(7, missing=bool(place % 2)),
-        "validation": rows(4, seed=1),
-    }
+    data = rows(7, missing=bool(place % 2))
+    options = {"epochs": 2, "data": data, "validation": rows(4, seed=1)}
 
     def make():
         return model(aggregator, "mog", objective, private=1)
@@ -116,11 +115,10 @@ RICH = [
 def test_every_moment_of_every_stage(saves, tmp_path):
     def make():
         torch.manual_seed(3)
-        a = Modality(
-            (3,), encoder=nn.Sequential(nn.Linear(3, 6), nn.Dropout(0.3), nn.Linear(6, 4))
-        )
+        encoder = nn.Sequential(nn.Linear(3, 6), nn.Dropout(0.3), nn.Linear(6, 4))
+        every = {**modalities(), "a": Modality((3,), encoder=encoder)}
         parts = {"aggregator": "joint", "objective": "telbo", "seed": 0}
-        return Model(modalities() | {"a": a}, latent_dim=2, **parts).double()
+        return Model(every, latent_dim=2, **parts).double()
 
     options = {"data": rows(8), "validation": rows(4, seed=1), "stages": RICH}
     whole = uninterrupted(make, tmp_path / "whole", **options)
@@ -152,15 +150,12 @@ def test_a_loader_of_ones_own(tmp_path):
 
 def test_a_stack_and_a_scale_that_learns(tmp_path):
     def make():
-        return recipes.nexus(
-            modalities(), latent_dim=2, bottom_dim=2, message_dim=4, seed=0
-        ).double()
+        sizes = {"latent_dim": 2, "bottom_dim": 2, "message_dim": 4}
+        return recipes.nexus(modalities(), **sizes, seed=0).double()
 
     options = {"data": rows(8), "epochs": 2}
-    assert_same(
-        uninterrupted(make, tmp_path / "whole", **options),
-        interrupted(make, 2, tmp_path / "parts", **options),
-    )
+    whole = uninterrupted(make, tmp_path / "whole", **options)
+    assert_same(whole, interrupted(make, 2, tmp_path / "parts", **options))
 
 
 def test_in_a_fresh_process(tmp_path):
@@ -180,46 +175,38 @@ def test_in_a_fresh_process(tmp_path):
     options = {"batch_size": 3, "save_every": 0, "checkpoint": tmp_path / "parts"}
     with pytest.raises(Stopped):
         mvkit.fit(make(), rows(7), epochs=2, listeners=[stop_after(2)], **options)
-    subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "parts")], check=True
-    )
+    program = [sys.executable, "-c", textwrap.dedent(code)]
+    subprocess.run([*program, str(tmp_path / "parts")], check=True)
     for name in ("history.jsonl", "history.csv"):
         assert (tmp_path / "whole" / name).read_text() == (tmp_path / "parts" / name).read_text()
     again = mvkit.load(tmp_path / "parts" / "model.safetensors")
-    assert all(torch.equal(whole[0][name], value) for name, value in again.state_dict().items())
+    assert_same_weights(whole[0], again.state_dict())
 
 
 def test_the_folder(tmp_path):
-    tiny, events = model(), []
+    tiny = model()
+    events = []
     options = {"epochs": 5, "batch_size": 4, "checkpoint": tmp_path, "keep": 2}
-    history = mvkit.fit(tiny, rows(8), validation=rows(4), listeners=[events.append], **options)
-    assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == [
-        "00000008.safetensors",
-        "00000010.safetensors",
-    ]
-    assert {p.name for p in tmp_path.iterdir() if p.is_file()} == {
-        ".lock", "best.safetensors", "model.safetensors", "history.jsonl", "history.csv",
-    }  # fmt: skip
-    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
-    assert lines == history.rows
-    assert (tmp_path / "history.csv").read_text().splitlines()[0].split(",") == history.columns
+    options |= {"data": rows(8), "validation": rows(4), "listeners": [events.append]}
+    history = mvkit.fit(tiny, **options)
+    checkpoints = sorted((tmp_path / "checkpoints").iterdir())
+    assert [path.stem for path in checkpoints] == ["00000008", "00000010"]
+    files = " ".join(sorted(path.name for path in tmp_path.iterdir() if path.is_file()))
+    assert files == ".lock best.safetensors history.csv history.jsonl model.safetensors"
+    lines = (tmp_path / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == history.rows
+    header = (tmp_path / "history.csv").read_text().splitlines()[0]
+    assert header.split(",") == history.columns
     assert isinstance(events[-1], RunFinished)
     assert events[-1].error is None
     best = mvkit.load(tmp_path / "best.safetensors")
-    assert all(
-        torch.equal(value, tiny.state_dict()[name]) for name, value in best.state_dict().items()
-    )
+    assert_same_weights(best.state_dict(), tiny.state_dict())
     with pytest.raises(CheckpointError, match="the state of a training run; load the run's best"):
-        mvkit.load(tmp_path / "checkpoints" / "00000010.safetensors")
+        mvkit.load(checkpoints[-1])
     again = model()
     events.clear()
-    assert (
-        mvkit.fit(again, rows(8), validation=rows(4), listeners=[events.append], **options).rows
-        == history.rows
-    )
-    assert all(
-        torch.equal(value, tiny.state_dict()[name]) for name, value in again.state_dict().items()
-    )
+    assert mvkit.fit(again, **options).rows == history.rows
+    assert_same_weights(again.state_dict(), tiny.state_dict())
     assert not any(isinstance(event, StageStarted) for event in events)
 
 

@@ -80,7 +80,7 @@ def layout(model: MultimodalModel, data: MultimodalDataset) -> Any:
     seed = pn.widgets.IntInput(name="seed of the draws", value=0, start=0)
     dims = list(range(model.latent_dim))
     dim = pn.widgets.Select(name="latent dimension", options=dims)
-    shift = pn.widgets.FloatSlider(name="moved by", start=-3, end=3, step=0.25)
+    shift = pn.widgets.FloatSlider(name="moved by", start=-3, end=3, step=0.25, value=0)
     for widget in (row, seen, seed, dim, shift):
         widget.sizing_mode = "stretch_width"
 
@@ -127,7 +127,7 @@ def imputed(
     columns = []
     titles = []
     for name, value in zip(model.names, real, strict=True):
-        ends = plots.central_interval(samples[name][:, 0].cpu().numpy(), LEVEL)
+        ends = plots.central_interval(samples[name][:, 0], LEVEL)
         mean = means[name][0, 0]
         columns.append([value, mean, *draws[name][:, 0], *ends])
         shown = value is not None and name in given

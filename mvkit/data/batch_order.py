@@ -49,7 +49,7 @@ def by_pattern(chosen: Tensor, mask: Tensor, size: int, generator: Generator) ->
     """
     _, pattern, counts = torch.unique(mask[chosen], dim=0, return_inverse=True, return_counts=True)
     by_pattern = chosen[torch.argsort(pattern, stable=True)]
-    batches: list[Tensor] = []
+    batches = []
     for rows in by_pattern.split(counts.tolist()):
         batches.extend(rows.split(size))
     if generator is None:

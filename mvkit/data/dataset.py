@@ -20,14 +20,7 @@ from mvkit.core.modality import Modality
 from mvkit.core.raw_values import as_tensor
 from mvkit.data import tables
 from mvkit.data.align import Table, align, as_list, labels_of, library
-from mvkit.data.infer_modality import (
-    Given,
-    check_nan,
-    inferred,
-    is_categorical,
-    masks_of,
-    with_gaps,
-)
+from mvkit.data.infer_modality import Given, inferred, is_categorical, masks_of, with_gaps
 from mvkit.data.missing import Rate, Simulation, raw_values
 from mvkit.data.shards import Shards, save_shards
 from mvkit.data.tables import Files
@@ -153,8 +146,6 @@ class MultimodalDataset:
         _check_names("missing: no data for", masks, rows)
         modalities = {}
         for name, table in rows.items():
-            if missing == "none":
-                check_nan(name, table, True, "nothing is missing (missing='none')")
             if masks.get(name) is not None:
                 table = with_gaps(name, table, masks[name])
             modalities[name], values = inferred(name, table, given.get(name))

@@ -12,6 +12,7 @@ times slower in the same memory.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import mmap
@@ -20,7 +21,7 @@ import secrets
 import shutil
 import struct
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,82 +84,81 @@ def save_shards(
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
     try:
-        writer = _Writer(temporary, checked)
-        for batch in [batches] if isinstance(batches, Batch) else batches:
-            row = sum(value[:1].nbytes for value in batch.data.values())
-            size = rows_per_shard or block_size(row, SHARD, item_size=1)
-            for part in block_slices(len(batch), size):
-                writer.add(batch.take(part))
-        writer.finish()
+        _write(_parts(batches, rows_per_shard), temporary, checked)
         os.replace(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-@attrs.define(eq=False)
-class _Writer:
-    """A folder of shards that is being written."""
+def _parts(batches: Batch | Iterable[Batch], rows_per_shard: int | None) -> Iterator[Batch]:
+    """The rows of each shard."""
+    for batch in [batches] if isinstance(batches, Batch) else batches:
+        row = sum(value[:1].nbytes for value in batch.data.values())
+        size = rows_per_shard or block_size(row, SHARD, item_size=1)
+        yield from map(batch.take, block_slices(len(batch), size))
 
-    folder: Path
-    modalities: dict[str, Modality]
-    shards: list[dict[str, object]] = attrs.field(factory=list)
-    kinds: dict[str, tuple[str, tuple[int, ...]]] = attrs.field(factory=dict)
-    masks: list[Tensor] = attrs.field(factory=list)
-    extra: list[dict[str, Any]] = attrs.field(factory=list)
 
-    def add(self, batch: Batch) -> None:
-        """Writes a shard."""
-        number = len(self.shards)
-        tensors = {}
-        for prefix, values in (("data", batch.data), ("elements", batch.elements or {})):
-            for name, value in values.items():
-                tensors[f"{prefix}/{name}"] = value.detach().cpu().contiguous().clone()
+def _write(parts: Iterable[Batch], folder: Path, modalities: dict[str, Modality]) -> None:
+    """Writes a shard for each part, and the index."""
+    shards: list[dict[str, object]] = []
+    masks = []
+    extra = []
+    kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for number, batch in enumerate(parts):
+        tensors = _tensors(batch)
         for key, value in tensors.items():
             kind = (str(value.dtype).removeprefix("torch."), tuple(value.shape[1:]))
-            dtype, shape = self.kinds.setdefault(key, kind)
+            dtype, shape = kinds.setdefault(key, kind)
             if (dtype, shape) != kind:
                 raise ShapeError(
                     f"save: {key} is {kind[0]} {kind[1]} in shard {number}, after {dtype} "
                     f"{shape}; expected one dtype and shape in all batches"
                 )
-        if self.extra and set(batch.extra) != set(self.extra[0]):
+        masks.append(observed(batch, tuple(modalities)))
+        extra.append(batch.extra)
+        if set(batch.extra) != set(extra[0]):
             raise ShapeError(
                 f"save: extra has {sorted(batch.extra)} in shard {number}, after "
-                f"{sorted(self.extra[0])}; expected the same keys in all batches"
+                f"{sorted(extra[0])}; expected the same keys in all batches"
             )
-        self.masks.append(observed(batch, tuple(self.modalities)))
-        self.extra.append(batch.extra)
         blob = safetensors.torch.save(tensors)
         file = f"shard-{number:05d}.safetensors"
-        safe_file.write_whole(self.folder / file, blob)
+        safe_file.write_whole(folder / file, blob)
         digest = hashlib.sha256(blob).hexdigest()
-        shard = {"file": file, "rows": len(batch), "bytes": len(blob), "digest": digest}
-        self.shards.append(shard)
+        shards.append({"file": file, "rows": len(batch), "bytes": len(blob), "digest": digest})
+    if not shards:
+        raise DataError("save: the data have no rows; expected one at least")
+    header = {
+        "mvkit": __version__,
+        "order": list(modalities),
+        "modalities": {name: to_dict(modality) for name, modality in modalities.items()},
+        "kinds": kinds,
+        "shards": shards,
+    }
+    safe_file.write(folder / INDEX, header, {"mask": torch.cat(masks), **_joined(extra)})
 
-    def finish(self) -> None:
-        """Writes the index."""
-        if not self.shards:
-            raise DataError("save: the data have no rows; expected one at least")
-        tensors = {"mask": torch.cat(self.masks)}
-        for key in self.extra[0]:
-            parts = [extra[key] for extra in self.extra]
-            if all(isinstance(part, Tensor) for part in parts):
-                tensors[f"extra/{key}"] = torch.cat(parts)
-                continue
-            values = []
-            for part in parts:
-                values += as_list(part)
-            text = bytearray(json.dumps(values).encode())
+
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    """The tensors of a shard."""
+    tensors = {f"data/{name}": value for name, value in batch.data.items()}
+    for name, value in (batch.elements or {}).items():
+        tensors[f"elements/{name}"] = value
+    return {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+
+
+def _joined(extra: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """What else is known of the rows of all shards: tensors, or JSON in bytes."""
+    tensors = {}
+    for key in extra[0]:
+        parts = [values[key] for values in extra]
+        if all(isinstance(part, Tensor) for part in parts):
+            tensors[f"extra/{key}"] = torch.cat(parts)
+        else:
+            values = itertools.chain.from_iterable(map(as_list, parts))
+            text = bytearray(json.dumps(list(values)).encode())
             tensors[f"json/{key}"] = torch.frombuffer(text, dtype=torch.uint8)
-        header = {
-            "mvkit": __version__,
-            "order": list(self.modalities),
-            "modalities": {name: to_dict(modality) for name, modality in self.modalities.items()},
-            "kinds": self.kinds,
-            "shards": self.shards,
-        }
-        safe_file.write(self.folder / INDEX, header, tensors)
+    return tensors
 
 
 class Shards:
@@ -174,6 +174,8 @@ class Shards:
         memory: bytes of mapped pages to hold; two windows should fit, since a batch may lie across
             them.
         verify: read all shards now and compare their SHA-256.
+
+    Its `mask` is what each row observes, (b, m), and `extra` what else is known of each row.
 
     Raises:
         DataError: no such folder of shards; a shard that is absent or altered.
@@ -217,7 +219,8 @@ class Shards:
             kind, _, name = key.partition("/")
             if kind != "mask":
                 extra[name] = value if kind == "extra" else json.loads(value.numpy().tobytes())
-        self.table = Batch({}, tensors["mask"], extra=extra)
+        self.mask: Tensor | None = tensors["mask"]
+        self.extra: dict[str, Any] = extra
         self.shards: list[dict[str, Any]] = header["shards"]
         self.counts = [shard["rows"] for shard in self.shards]
         self._ends = np.cumsum(self.counts)
@@ -243,17 +246,7 @@ class Shards:
             raise DataError(f"{path}: {fault}; take another copy")
 
     def __len__(self) -> int:
-        return len(self.table)
-
-    @property
-    def mask(self) -> Tensor | None:
-        """What each row observes, (b, m)."""
-        return self.table.mask
-
-    @property
-    def extra(self) -> dict[str, Any]:
-        """What else is known of each row."""
-        return self.table.extra
+        return int(self._ends[-1])
 
     @property
     def labels(self) -> Any:
@@ -287,7 +280,7 @@ class Shards:
         for key, value in tensors.items():
             kind, _, name = key.partition("/")
             (data if kind == "data" else elements)[name] = value
-        rows = self.table.take(torch.from_numpy(index))
+        rows = Batch({}, self.mask, extra=self.extra).take(torch.from_numpy(index))
         return attrs.evolve(rows, data=data, elements=elements or None)
 
     def _map(self, i: int) -> _Map:

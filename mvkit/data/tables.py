@@ -104,13 +104,12 @@ def read_table(name: str, frame: DataFrame, *, text: bool) -> Table:
 
 def _numbered(frame: DataFrame) -> tuple[Tensor, tuple[str, ...]]:
     """Words numbered in alphabetical order, NaN where there is none, and the words."""
-    from pandas import Categorical, Series
+    from pandas import Series
 
-    flat = Series(frame.to_numpy(dtype=object).ravel())
-    flat = flat.map(str, na_action="ignore")
-    words = tuple(sorted(flat.dropna().unique()))
-    codes = Categorical(flat, categories=words).codes.astype(float).reshape(frame.shape)
-    return torch.from_numpy(np.where(codes < 0, np.nan, codes)), words
+    texts = Series(frame.to_numpy(dtype=object).ravel()).map(str, na_action="ignore")
+    codes, words = texts.factorize(sort=True)
+    codes = np.where(codes < 0, np.nan, codes).reshape(frame.shape)
+    return torch.from_numpy(codes), tuple(words)
 
 
 def _check_numbers(name: str, column: Series) -> None:

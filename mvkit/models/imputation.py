@@ -105,7 +105,7 @@ def impute(
     n = check_whole_number("impute: n", n, 1)
     if uncertain and n < 2:
         raise RequestError("impute: n=1; expected 2 draws at least to tell uncertainty")
-    original = _Original(model, data, id, replace=all, whole=rows == "all")
+    original = _Original(model, data, id, all, rows == "all")
     names = original.names_of(to)
     options: dict[str, Any] = {"n": n, "empty": empty, "generator": generator}
 
@@ -215,7 +215,7 @@ class _Original:
     """
 
     def __init__(
-        self, model: MultimodalModel, data: Rows, id: str | None, *, replace: bool, whole: bool
+        self, model: MultimodalModel, data: Rows, id: str | None, replace: bool, whole: bool
     ) -> None:
         self.model = model
         self.data = data

@@ -1,5 +1,4 @@
-"""Model: encoders → aggregator → posterior → decoders and likelihoods, with a prior, from any
-parts.
+"""Model: encoders → aggregator → posterior → decoders and likelihoods, with a prior.
 
 Axes: b rows, m modalities, d latent, p private latent, k components, c pseudo-inputs.
 """
@@ -37,8 +36,7 @@ from mvkit.registry.spec import as_part, to_dict
 
 
 class Model(MultimodalModel):
-    """A multimodal generative model p(z) ∏_m p(x_m|z, w_m) with a posterior for any subset of
-    modalities.
+    """A generative model p(z) ∏_m p(x_m|z, w_m) with a posterior for any subset of modalities.
 
     Parts are named by a string, an object or a dict; `mvkit.available(kind)` lists them.
 
@@ -49,8 +47,7 @@ class Model(MultimodalModel):
         prior: p(z).
         objective: what `loss` computes.
         family: distribution of the experts.
-        rescale: factors of the log-likelihoods in objectives: None, `dims` (max_j d_j / d_m), or a
-        mapping.
+        rescale: factors of the log-likelihoods: None, `dims` (max_j d_j / d_m), or a mapping.
         private_from: rule of private latents, `evidence` or `observed`; None: the aggregator's.
         schedule: the stages that `fit` goes through.
         seed: makes the initial weights reproducible; None: torch's global state.
@@ -247,18 +244,10 @@ class Model(MultimodalModel):
             log_qz = density.log_prob(draws.z)
         elif kl is None:
             log_qk = draws.log_qk
-        return Terms(
-            log_px,
-            draws.log_pi,
-            posterior.log_weight,
-            log_pz,
-            log_qz,
-            log_qk,
-            kl,
-            private.log_ratio,
-            private.kl,
-            partial(private.scale_gradients, draws.z),
-        )
+        log_pi = (draws.log_pi, posterior.log_weight)
+        densities = (log_pz, log_qz, log_qk, kl)
+        hook = partial(private.scale_gradients, draws.z)
+        return Terms(log_px, *log_pi, *densities, private.log_ratio, private.kl, hook)
 
     def build_objective(self, objective: PartLike) -> Objective:
         sizes = Sizes(self.latent_dim, self.family, self.modalities, self.spec.prior)

@@ -58,7 +58,8 @@ class Prior(RenamedMethods, ABC):
 
     def density(self, posterior: Mixture | None = None) -> Posterior:
         """What `forward` returns, also if that is a distribution of torch."""
-        return as_density(self.forward(posterior))
+        value = self.forward(posterior)
+        return value if isinstance(value, Posterior) else as_density(value)
 
     def assign(self, z: Tensor) -> Tensor:
         """Responsibilities p(c|z) of a mixture's components, (..., b, d) -> (..., b, c)."""

@@ -175,9 +175,7 @@ def logged():
                 log["project"] = record.run.project
             log["config"] |= {key(i): json.loads(i.value_json) for i in record.config.update}
             if record.HasField("history"):
-                log["rows"].append(
-                    {key(i): json.loads(i.value_json) for i in record.history.item}
-                )
+                log["rows"].append({key(i): json.loads(i.value_json) for i in record.history.item})
             log["summary"] |= {key(i): json.loads(i.value_json) for i in record.summary.update}
             if record.HasField("exit"):
                 log["exit"].append(record.exit.exit_code)
