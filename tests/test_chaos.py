@@ -252,8 +252,9 @@ def test_a_real_small_disk(tmp_path):
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("no right to mount a small tmpfs here")
     try:
+        large = mvkit.Model({"a": (3,)})
         with pytest.raises(OSError, match="No space left"):
-            mvkit.fit(model(), rows(), epochs=1, checkpoint=tmp_path)
+            mvkit.fit(large, {"a": torch.rand(8, 3)}, epochs=1, checkpoint=tmp_path)
         assert not [p for p in tmp_path.rglob("*") if p.suffix in (".safetensors", ".tmp")]
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)

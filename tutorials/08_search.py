@@ -46,16 +46,16 @@ except mvkit.SpecError as error:
 # %% [markdown]
 # ## The study
 # After each epoch a trial reports its bound on the validation rows; those that fall behind the
-# median are pruned. The study lies in a file: the same call goes on with it, tonight or after a
-# crash, until so many trials are over.
+# median are pruned. The study is stored in a file: the same call resumes it, tonight or after a
+# crash, until that many trials are finished.
 
 # %%
 study = search.run(train, validation=data.valid, trials=20, storage="study.db")
 print(f"{study.best_value:.1f} nats with {study.best_params}")
 
 # %% [markdown]
-# ## What was found
-# Left: the trials in turn, and the best so far. Right: what each part and width came to. A single
+# ## Results
+# Left: the trials in turn, and the best so far. Right: the bound by part and width. A single
 # seed and few epochs rank what is far apart; repeat the best few with other seeds before you
 # believe small differences.
 
@@ -85,8 +85,8 @@ figure.savefig("search.png", bbox_inches="tight")
 
 # %% [markdown]
 # ## The best model
-# The same parameters give the very model of the best trial again; train it on all rows as well.
+# The same parameters build the model of the best trial again; here it is trained on all rows.
 
 # %%
 model, _ = search.fit(study.best_params, data.train, validation=data.valid)
-print(f"{model.log_likelihood(data.test.batch.take(slice(0, 200)), n=200).mean():.1f} nats a row")
+print(f"{model.log_likelihood(data.test.batch.take(slice(0, 200)), n=200).mean():.1f} nats per row")
