@@ -2,7 +2,7 @@
 value and remedy.
 
 Numbers are those of the project's list of 35 kinds; every kind is shown here, or in the test that
-`EXTERNAL_PARTS` names.
+`IN_OTHER_TESTS` names.
 """
 
 import re
@@ -18,7 +18,7 @@ from mvkit import DataError, Model, MultimodalDataset, ShapeError
 pandas = pytest.importorskip("pandas")
 A = pandas.DataFrame({"x": [1.0, 2.0, 3.0], "y": [4.0, 5.0, 6.0]}, index=list("pqr"))
 SEX = pandas.DataFrame({"sex": ["f", "m", "f"]}, index=list("pqr"))
-EXTERNAL_PARTS = {
+IN_OTHER_TESTS = {
     3: "test_combinations.py::test_fillers_change_nothing",
     4: "test_errors.py::test_row_with_nothing_observed",
     5: "test_batch.py::test_a_batch_that_is_one_row_and_a_modality_nobody_has",
@@ -208,9 +208,9 @@ def test_is_refused(kind):
 
 def test_6_a_modality_that_is_never_observed_trains():
     data = arrays(a=np.ones((4, 1)), b=np.full((4, 1), np.nan))
-    made = model(data)
-    mvkit.fit(made, data, epochs=1)
-    assert torch.isfinite(made.encode(data)).all()
+    vae = model(data)
+    mvkit.fit(vae, data, epochs=1)
+    assert torch.isfinite(vae.encode(data)).all()
 
 
 def test_14_pictures_that_nobody_scaled_are_said_and_a_transform_helps():
@@ -225,16 +225,16 @@ def test_14_pictures_that_nobody_scaled_are_said_and_a_transform_helps():
 
 
 def test_16_features_are_matched_by_name():
-    made = model()
-    assert torch.equal(made.encode({"a": A[["y", "x"]]}), made.encode({"a": A}))
+    vae = model()
+    assert torch.equal(vae.encode({"a": A[["y", "x"]]}), vae.encode({"a": A}))
     gap = A.where(A != 5)
-    assert torch.equal(made.encode({"a": gap[["y", "x"]]}), made.encode({"a": gap}))
+    assert torch.equal(vae.encode({"a": gap[["y", "x"]]}), vae.encode({"a": gap}))
     seen = np.array([[True, False], [True, True], [False, True]])
     turned = MultimodalDataset.from_tables(
         {"a": A[["y", "x"]]}, missing={"a": seen[:, ::-1].copy()}
     )
-    assert torch.equal(made.encode(turned), made.encode(dataset(missing={"a": seen})))
-    assert torch.equal(made.conform(turned).elements["a"], torch.from_numpy(seen))
+    assert torch.equal(vae.encode(turned), vae.encode(dataset(missing={"a": seen})))
+    assert torch.equal(vae.conform(turned).elements["a"], torch.from_numpy(seen))
 
 
 def test_19_disjoint_ids_work_when_they_are_meant():
@@ -256,17 +256,17 @@ def test_21_22_few_rows(rows, objective):
 
 def test_23_a_batch_larger_than_the_data():
     data = arrays(a=np.random.randn(3, 2))
-    one, two = (
+    first, second = (
         mvkit.fit(model(data), data, epochs=2, batch_size=size)["loss"] for size in (3, 1000)
     )
-    assert one == two
+    assert first == second
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="one device only")
 def test_28_data_and_model_on_different_devices():
     data = dataset()
-    made = model(data).to("cuda")
-    assert made.encode(data).device.type == "cuda"
+    vae = model(data).to("cuda")
+    assert vae.encode(data).device.type == "cuda"
     back = model(data)
     assert back.encode(data.batch.to("cuda")).device.type == "cpu"
 
@@ -313,9 +313,9 @@ def test_34_labels_of_any_kind_stay_out_of_the_model(label):
     mvkit.fit(model(data), data, epochs=1, batch_size=2)
 
 
-@pytest.mark.parametrize("number", EXTERNAL_PARTS)
+@pytest.mark.parametrize("number", IN_OTHER_TESTS)
 def test_is_shown_elsewhere(number):
-    file, name = EXTERNAL_PARTS[number].split("::")
+    file, name = IN_OTHER_TESTS[number].split("::")
     assert f"def {name}(" in (Path(__file__).parent / file).read_text()
 
 
@@ -325,6 +325,6 @@ def test_every_kind_is_shown():
         for name in [*REFUSED, *globals()]
         for n in re.findall(r"\d+", name.removeprefix("test_"))[:1]
     ]
-    assert set(own) | {22} | set(EXTERNAL_PARTS) | set(NO_LIKELIHOOD) == set(range(1, 36))
+    assert set(own) | {22} | set(IN_OTHER_TESTS) | set(NO_LIKELIHOOD) == set(range(1, 36))
     # there is nothing to refuse yet: whoever adds these adds their bad values here
     assert not set(NO_LIKELIHOOD.values()) & set(mvkit.available("likelihood"))

@@ -1,5 +1,7 @@
 """Data from outside: masks, elements, dtypes, and what users really feed in."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from helpers import model, rows
 import mvkit
 from mvkit import Batch, Modality, Model
 from mvkit.core.batch import conform
+from mvkit.parts.likelihoods import Categorical
 
 SHAPES = {"a": (3,), "b": (2, 2)}
 
@@ -115,10 +118,32 @@ def test_classes_with_places_and_gaps():
     batch = conformed(Batch({"word": hot}), shapes)
     assert batch.elements["word"].shape == (3, 5)
     assert not batch.elements["word"][0, 2]
-    made = Model(shapes, seed=0)
-    made.loss(batch).loss.backward()
+    vae = Model(shapes, seed=0)
+    vae.loss(batch).loss.backward()
     indices = conformed(Batch({"word": torch.randint(4, (3, 5))}), shapes)
     assert indices.data["word"].shape == (3, 5, 4)
+
+
+@pytest.mark.parametrize("support", [Categorical.support, "any numbers"])
+def test_class_indices_out_of_range(support, monkeypatch):
+    """Whatever the likelihood says of its support, and even if it takes every number."""
+    monkeypatch.setattr(Categorical, "support", support)
+    if support == "any numbers":
+        monkeypatch.setattr(Categorical, "out_of_support", lambda self, x: torch.isnan(x))
+    shapes = {"word": Modality((5, 4), "categorical")}
+    indices = torch.randint(4, (3, 5), generator=torch.Generator().manual_seed(0))
+    indices[1, 2] = 4
+    message = re.escape(
+        "batch.data['word']: row 1, element (2, 0): a class index out of range cannot be taken; "
+        "expected indices from 0 to 3"
+    )
+    with pytest.raises(mvkit.DataError, match=f"^{message}$"):
+        conformed(Batch({"word": indices}), shapes)
+    seen = torch.ones(3, 5, dtype=torch.bool)
+    seen[1, 2] = False
+    batch = conformed(Batch({"word": indices}, elements={"word": seen}), shapes)
+    assert batch.data["word"][1, 2].tolist() == [0, 0, 0, 0]
+    assert batch.data["word"].sum() == 14
 
 
 def test_flat_numbers_for_a_shape_of_one():
@@ -128,9 +153,9 @@ def test_flat_numbers_for_a_shape_of_one():
 def test_elements_count_nothing():
     """A missing element is as if its dimension were not there."""
     nets = {"encoder": "linear", "decoder": "linear"}
-    made = Model({"a": Modality((3,), **nets)}, latent_dim=2, objective="iwae", seed=0).double()
+    vae = Model({"a": Modality((3,), **nets)}, latent_dim=2, objective="iwae", seed=0).double()
     less = Model({"a": Modality((2,), **nets)}, latent_dim=2, objective="iwae", seed=0).double()
-    state = {k: v.clone() for k, v in made.state_dict().items()}
+    state = {k: v.clone() for k, v in vae.state_dict().items()}
     for key in ("encoders.a.0.weight",):
         state[key] = state[key][:, [0, 2]]
     for key in ("decoders.a.network.0.weight", "decoders.a.network.0.bias"):
@@ -139,64 +164,64 @@ def test_elements_count_nothing():
     x = torch.randn(5, 3).double()
     gaps = x.clone()
     gaps[:, 1] = torch.nan
-    one = made.loss(Batch({"a": gaps}), generator=torch.Generator().manual_seed(0))
-    two = less.loss(Batch({"a": x[:, [0, 2]]}), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(one.bound, two.bound)
+    first = vae.loss(Batch({"a": gaps}), generator=torch.Generator().manual_seed(0))
+    second = less.loss(Batch({"a": x[:, [0, 2]]}), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(first.bound, second.bound)
     for value in (torch.inf, 1e6):
         filled = x.clone()
         filled[:, 1] = value
         elements = {"a": torch.tensor([[True, False, True]]).expand(5, 3)}
-        three = made.loss(
+        third = vae.loss(
             Batch({"a": filled}, elements=elements), generator=torch.Generator().manual_seed(0)
         )
-        assert torch.equal(one.bound, three.bound)
+        assert torch.equal(first.bound, third.bound)
 
 
 def test_conforming_twice_looks_once():
-    made = model()
-    batch = made.conform(rows())
-    assert made.conform(batch) is batch
-    assert conform(batch, made.schema) is batch
+    vae = model()
+    batch = vae.conform(rows())
+    assert vae.conform(batch) is batch
+    assert conform(batch, vae.schema) is batch
     assert model().conform(batch) is batch  # alike parts, alike checks
 
 
 def test_take_keeps_everything_in_step():
-    made = model()
+    vae = model()
     batch = mvkit.Batch(
         rows().data,
         rows().mask,
         extra={"label": torch.arange(8), "id": list("abcdefgh"), "n": np.arange(8)},
     )
-    part = made.conform(batch).take(torch.tensor([5, 1]))
+    part = vae.conform(batch).take(torch.tensor([5, 1]))
     assert part.extra["label"].tolist() == [5, 1]
     assert part.extra["id"] == ["f", "b"]
     assert part.extra["n"].tolist() == [5, 1]
     assert torch.equal(part.mask, batch.mask[[5, 1]])
-    direct = made.conform(batch.take(torch.tensor([5, 1])))
-    for one, other in zip(part.observed_rows, direct.observed_rows, strict=True):
-        assert (one is None and other is None) or torch.equal(one, other)
-    assert len(made.conform(batch).take(slice(2, 4))) == 2
+    direct = vae.conform(batch.take(torch.tensor([5, 1])))
+    for first, other in zip(part.observed_rows, direct.observed_rows, strict=True):
+        assert (first is None and other is None) or torch.equal(first, other)
+    assert len(vae.conform(batch).take(slice(2, 4))) == 2
 
 
 def test_hide():
-    made = model()
-    hidden = made.conform(rows()).hide(["b"])
+    vae = model()
+    hidden = vae.conform(rows()).hide(["b"])
     assert hidden.mask[:, [0, 2]].sum() == 0
     assert hidden.hidden == {"a", "c"}
 
 
 def test_a_batch_that_is_one_row_and_a_modality_nobody_has():
-    made = model(objective="telbo")
-    made.loss(rows(1)).loss.backward()
-    made.loss(Batch({"a": torch.randn(3, 3)})).loss.backward()
+    vae = model(objective="telbo")
+    vae.loss(rows(1)).loss.backward()
+    vae.loss(Batch({"a": torch.randn(3, 3)})).loss.backward()
 
 
 def test_log_variances_of_50_through_poe():
-    made = model()
+    vae = model()
     with torch.no_grad():
-        made.encoders["a"][-1].bias[2:] = 50
-        made.encoders["b"][-1].bias[2:] = -50
-    made = made.float()
-    found = made.loss(rows(missing=False))
-    found.loss.backward()
-    assert all(torch.isfinite(p.grad).all() for p in made.parameters() if p.grad is not None)
+        vae.encoders["a"][-1].bias[2:] = 50
+        vae.encoders["b"][-1].bias[2:] = -50
+    vae = vae.float()
+    losses = vae.loss(rows(missing=False))
+    losses.loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in vae.parameters() if p.grad is not None)

@@ -18,29 +18,29 @@ SHAPES = {"a": (3,), "b": (2, 2)}
 
 @pytest.fixture
 def saved(tmp_path):
-    made = Model(SHAPES, latent_dim=2, aggregator="moe", prior="mog", objective="dreg", seed=0)
-    mvkit.save(made, tmp_path / "model.safetensors")
-    return made, tmp_path / "model.safetensors"
+    vae = Model(SHAPES, latent_dim=2, aggregator="moe", prior="mog", objective="dreg", seed=0)
+    mvkit.save(vae, tmp_path / "model.safetensors")
+    return vae, tmp_path / "model.safetensors"
 
 
 @pytest.mark.parametrize(("aggregator", "prior", "objective", "family"), TABLE)
 def test_every_combination_comes_back(aggregator, prior, objective, family, tmp_path):
-    made = refused(aggregator, prior, objective, family, private=1)
-    if made is None:
+    vae = refused(aggregator, prior, objective, family, private=1)
+    if vae is None:
         return
-    mvkit.save(made, tmp_path / "m.safetensors")
+    mvkit.save(vae, tmp_path / "m.safetensors")
     with torch.no_grad():
         again = load_quietly(tmp_path / "m.safetensors")
-    assert again.spec == made.spec
+    assert again.spec == vae.spec
     assert not again.training
-    for (name, one), other in zip(
-        made.state_dict().items(), again.state_dict().values(), strict=True
+    for (name, own), other in zip(
+        vae.state_dict().items(), again.state_dict().values(), strict=True
     ):
-        assert one.dtype == other.dtype, name
-        assert torch.equal(one, other), name
+        assert own.dtype == other.dtype, name
+        assert torch.equal(own, other), name
     batch = rows()
-    assert torch.equal(made.encode(batch), again.encode(batch))
-    assert repr(made) == repr(again)
+    assert torch.equal(vae.encode(batch), again.encode(batch))
+    assert repr(vae) == repr(again)
 
 
 def load_quietly(path, **options):
@@ -70,8 +70,8 @@ def test_the_header_is_readable_and_complete(saved):
 
 
 def test_the_order_of_the_modalities_comes_back(tmp_path):
-    made = model(names=("c", "a", "b"))
-    mvkit.save(made, tmp_path / "m")
+    vae = model(names=("c", "a", "b"))
+    mvkit.save(vae, tmp_path / "m")
     assert mvkit.load(tmp_path / "m").names == ("c", "a", "b")
 
 
@@ -99,9 +99,9 @@ def test_truncated(saved):
 
 def test_any_flipped_bit(tmp_path):
     nets = {"encoder": "linear", "decoder": "linear"}
-    made = Model({"a": Modality((1,), **nets)}, latent_dim=1, seed=0)
+    vae = Model({"a": Modality((1,), **nets)}, latent_dim=1, seed=0)
     path = tmp_path / "small.safetensors"
-    mvkit.save(made, path)
+    mvkit.save(vae, path)
     blob = bytearray(path.read_bytes())
     for position in range(len(blob)):
         for bit in range(8):
@@ -162,9 +162,9 @@ def test_needing_an_absent_plugin(saved, monkeypatch):
 def test_external_modules(tmp_path):
     torch.manual_seed(1)
     encoder, decoder = nn.Linear(3, 8), nn.Sequential(nn.Linear(4, 3), nn.Tanh())
-    made = Model({"a": Modality((3,), encoder=encoder, decoder=decoder), "b": (2,)}, latent_dim=4)
+    vae = Model({"a": Modality((3,), encoder=encoder, decoder=decoder), "b": (2,)}, latent_dim=4)
     path = tmp_path / "external.safetensors"
-    mvkit.save(made, path)
+    mvkit.save(vae, path)
     assert mvkit.describe(path)["model"]["modalities"]["a"]["encoder"] == {"external": "Linear"}
     with pytest.raises(
         CheckpointError,
@@ -178,16 +178,16 @@ def test_external_modules(tmp_path):
     fresh = {"a": nn.Sequential(nn.Linear(4, 3), nn.Tanh())}
     again = mvkit.load(path, encoders={"a": nn.Linear(3, 8)}, decoders=fresh)
     x = {"a": torch.randn(2, 3)}
-    assert torch.equal(made.eval().encode(x), again.encode(x))
+    assert torch.equal(vae.eval().encode(x), again.encode(x))
     assert "external Linear" in repr(again)
 
 
 def test_external_modules_of_aggregators(tmp_path):
     head = nn.Linear(8, 8)
-    made = Model(
+    vae = Model(
         SHAPES, latent_dim=4, aggregator={"name": "mean_message", "message_dim": 8, "head": head}
     )
-    mvkit.save(made, tmp_path / "m")
+    mvkit.save(vae, tmp_path / "m")
     with pytest.raises(CheckpointError, match=r"modules=\{'aggregator\.head': …\}"):
         mvkit.load(tmp_path / "m")
     mvkit.load(tmp_path / "m", modules={"aggregator.head": nn.Linear(8, 8)})
@@ -201,8 +201,8 @@ def test_external_modules_of_aggregators(tmp_path):
 
 def test_a_module_that_two_modalities_share(tmp_path):
     shared = nn.Linear(3, 8)
-    made = Model({k: Modality((3,), encoder=shared) for k in ("a", "b")}, latent_dim=4)
-    mvkit.save(made, tmp_path / "m")
+    vae = Model({k: Modality((3,), encoder=shared) for k in ("a", "b")}, latent_dim=4)
+    mvkit.save(vae, tmp_path / "m")
     again = nn.Linear(3, 8)
     mvkit.load(tmp_path / "m", encoders={"a": again, "b": again})
     assert torch.equal(again.weight, shared.weight)
@@ -234,12 +234,12 @@ def test_no_pickle(saved, monkeypatch):
 
 
 def test_modules_with_buffers_and_dtypes(tmp_path):
-    made = Model({"a": Modality((3,), {"name": "normal", "scale": "optimal"})}, seed=0).double()
-    made.loss(mvkit.Batch({"a": torch.randn(4, 3)}))
-    mvkit.save(made, tmp_path / "m")
+    vae = Model({"a": Modality((3,), {"name": "normal", "scale": "optimal"})}, seed=0).double()
+    vae.loss(mvkit.Batch({"a": torch.randn(4, 3)}))
+    mvkit.save(vae, tmp_path / "m")
     again = mvkit.load(tmp_path / "m")
     assert torch.equal(
-        made.decoders["a"].likelihood.scale.running, again.decoders["a"].likelihood.scale.running
+        vae.decoders["a"].likelihood.scale.running, again.decoders["a"].likelihood.scale.running
     )
     assert json.loads(json.dumps(mvkit.describe(tmp_path / "m")))["dtype"] == "float64"
     assert model() is not None

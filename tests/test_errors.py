@@ -122,26 +122,26 @@ def test_bad_values_of_options():
 
 
 def test_wrong_shape():
-    made = Model(SHAPES)
+    vae = Model(SHAPES)
     message(
         ShapeError,
-        lambda: made.loss(Batch({"a": torch.zeros(2, 4)})),
+        lambda: vae.loss(Batch({"a": torch.zeros(2, 4)})),
         "batch.data['a']: rows of shape (4,); expected (3,)",
     )
     message(
         ShapeError,
-        lambda: made.loss(Batch({"a": torch.zeros(2, 3), "b": torch.zeros(3, 2, 2)})),
+        lambda: vae.loss(Batch({"a": torch.zeros(2, 3), "b": torch.zeros(3, 2, 2)})),
         "batch.data['b']: 3 rows, but 'a' has 2",
     )
-    message(ShapeError, lambda: made.loss(Batch({"x": torch.zeros(2, 3)})), "unknown modality 'x'")
+    message(ShapeError, lambda: vae.loss(Batch({"x": torch.zeros(2, 3)})), "unknown modality 'x'")
     message(
         ShapeError,
-        lambda: made.loss(Batch({"a": torch.zeros(2, 3)}, torch.ones(2, 3, dtype=torch.bool))),
+        lambda: vae.loss(Batch({"a": torch.zeros(2, 3)}, torch.ones(2, 3, dtype=torch.bool))),
         "batch.mask: shape (2, 3); expected (2, 2), columns a, b",
     )
     message(
         ShapeError,
-        lambda: made.loss(
+        lambda: vae.loss(
             Batch({"a": torch.zeros(2, 3)}, elements={"a": torch.ones(2, 2, dtype=torch.bool)})
         ),
         "batch.elements['a']",
@@ -149,7 +149,7 @@ def test_wrong_shape():
     )
     message(
         ShapeError,
-        lambda: made.decode(torch.zeros(2, 3)),
+        lambda: vae.decode(torch.zeros(2, 3)),
         "decode: z has shape (2, 3); expected (..., 10)",
     )
     picture = Model({"p": Modality((3, 8, 8))})
@@ -161,73 +161,73 @@ def test_wrong_shape():
 
 
 def test_wrong_dtype():
-    made = Model(SHAPES)
+    vae = Model(SHAPES)
     message(
         ShapeError,
-        lambda: made.loss(Batch({"a": torch.zeros(2, 3).int()})),
+        lambda: vae.loss(Batch({"a": torch.zeros(2, 3).int()})),
         "dtype torch.int32; expected floats",
         "x.float()",
     )
     message(
         ShapeError,
-        lambda: made.loss(Batch({"a": torch.zeros(2, 3, dtype=torch.cfloat)})),
+        lambda: vae.loss(Batch({"a": torch.zeros(2, 3, dtype=torch.cfloat)})),
         "complex",
     )
     message(
         ShapeError,
-        lambda: made.loss(Batch({"a": torch.zeros(2, 3)}, torch.ones(2, 2))),
+        lambda: vae.loss(Batch({"a": torch.zeros(2, 3)}, torch.ones(2, 2))),
         "batch.mask: dtype torch.float32; expected torch.bool",
         "mask.bool()",
     )
-    message(ShapeError, lambda: made.encode({"a": [["x", "y", "z"]]}), "expected numbers")
+    message(ShapeError, lambda: vae.encode({"a": [["x", "y", "z"]]}), "expected numbers")
 
 
 def test_mask_that_disagrees_with_the_data():
-    made = Model(SHAPES)
+    vae = Model(SHAPES)
     data = {"a": torch.tensor([[1.0, 2, 3], [torch.nan] * 3])}
     message(
         DataError,
-        lambda: made.loss(Batch(data, torch.tensor([[True, False]] * 2))),
+        lambda: vae.loss(Batch(data, torch.tensor([[True, False]] * 2))),
         "batch.data['a']: the mask says row 1 is observed, but it is all NaN",
         "correct the mask",
     )
     message(
         DataError,
-        lambda: made.loss(Batch(data, torch.tensor([[True, False], [False, True]]))),
+        lambda: vae.loss(Batch(data, torch.tensor([[True, False], [False, True]]))),
         "batch.data['b']: the mask says row 1 is observed, but there are no data",
     )
     elements = {"a": torch.tensor([[True] * 3, [True, False, False]])}
     message(
         DataError,
-        lambda: made.loss(Batch(data, elements=elements)),
+        lambda: vae.loss(Batch(data, elements=elements)),
         "batch.elements['a']: row 1 is NaN where elements say observed",
     )
 
 
 def test_row_with_nothing_observed():
-    made = Model(SHAPES)
+    vae = Model(SHAPES)
     batch = Batch({"a": torch.tensor([[1.0, 2, 3], [torch.nan] * 3])})
     assert len(batch) == 2  # Batch holds it
-    message(DataError, lambda: made.loss(batch), "row 1 observes nothing")
-    message(DataError, lambda: mvkit.fit(made, batch, epochs=1), "row 1 observes nothing")
+    message(DataError, lambda: vae.loss(batch), "row 1 observes nothing")
+    message(DataError, lambda: mvkit.fit(vae, batch, epochs=1), "row 1 observes nothing")
     message(
         DataError,
-        lambda: made.encode(batch),
+        lambda: vae.encode(batch),
         "row 1 observes none of the given modalities (a, b)",
         "empty='prior'",
     )
     message(
         DataError,
-        lambda: made.encode(batch, given=["b"]),
+        lambda: vae.encode(batch, given=["b"]),
         "row 0 observes none of the given modalities (b)",
     )
     message(
         DataError,
-        lambda: made.log_likelihood(batch, ["a"], ["b"]),
+        lambda: vae.log_likelihood(batch, ["a"], ["b"]),
         "row 0 observes none of the given modalities (b)",
     )
-    assert made.encode(batch, empty="prior")[1].abs().sum() == 0
-    assert made.log_likelihood(batch, n=2)[1] == 0
+    assert vae.encode(batch, empty="prior")[1].abs().sum() == 0
+    assert vae.log_likelihood(batch, n=2)[1] == 0
 
 
 def test_latent_dim_0_without_private_latents():
@@ -240,48 +240,48 @@ def test_latent_dim_0_without_private_latents():
 
 
 def test_empty_data():
-    made = Model(SHAPES)
+    vae = Model(SHAPES)
     for empty in ({}, {"a": torch.zeros(0, 3)}):
         message(
             DataError,
-            lambda empty=empty: mvkit.fit(made, empty, epochs=1),
+            lambda empty=empty: mvkit.fit(vae, empty, epochs=1),
             "batch: it is empty; expected one row",
         )
-    message(DataError, lambda: mvkit.fit(made, iter([]), epochs=1), "the loader returned no batch")
+    message(DataError, lambda: mvkit.fit(vae, iter([]), epochs=1), "the loader returned no batch")
     message(
         DataError,
-        lambda: made.encode(3),
+        lambda: vae.encode(3),
         "got int; expected a Batch, a MultimodalDataset or a mapping",
     )
 
 
 def test_values_that_a_likelihood_cannot_take():
-    made = Model(
+    vae = Model(
         {"a": Modality((2,), "bernoulli"), "c": Modality((3,), "categorical"), "n": Modality((2,))}
     )
     message(
         DataError,
-        lambda: made.loss(Batch({"a": torch.tensor([[0.5, 1], [0, 2]])})),
+        lambda: vae.loss(Batch({"a": torch.tensor([[0.5, 1], [0, 2]])})),
         "batch.data['a']: row 1, element (1,): 2.0 cannot be taken; expected values in [0, 1]",
         "divide pictures of 0…255 by 255",
     )
     message(
         DataError,
-        lambda: made.loss(Batch({"c": torch.tensor([0, 3])})),
+        lambda: vae.loss(Batch({"c": torch.tensor([0, 3])})),
         "batch.data['c']: row 1",
         "a class index out of range cannot be taken; expected indices from 0 to 2",
     )
     message(
-        DataError, lambda: made.loss(Batch({"c": torch.tensor([[0.5, 0.2, 0.2]])})), "summing to 1"
+        DataError, lambda: vae.loss(Batch({"c": torch.tensor([[0.5, 0.2, 0.2]])})), "summing to 1"
     )
     message(
         DataError,
-        lambda: made.loss(Batch({"n": torch.tensor([[0.5, torch.inf]])})),
+        lambda: vae.loss(Batch({"n": torch.tensor([[0.5, torch.inf]])})),
         "row 0, element (1,): inf cannot be taken; expected finite numbers",
     )
     message(
         DataError,
-        lambda: made.loss(Batch({"c": torch.tensor([[0.5, torch.nan, 0.5]])})),
+        lambda: vae.loss(Batch({"c": torch.tensor([[0.5, torch.nan, 0.5]])})),
         "is NaN for some classes only",
     )
 
@@ -321,75 +321,75 @@ def test_family_that_an_aggregator_cannot_take():
 
 
 def test_questions_about_modalities():
-    made = model()
+    vae = model()
     message(
         RequestError,
-        lambda: made.log_likelihood(rows(), ["a", "b"], ["b"]),
+        lambda: vae.log_likelihood(rows(), ["a", "b"], ["b"]),
         "'b' is both in `of` and in `given`; take it out of one",
     )
     message(
         RequestError,
-        lambda: made.translate(rows(), to=["d"]),
+        lambda: vae.translate(rows(), to=["d"]),
         "unknown modality 'd'; known: 'a', 'b', 'c'",
     )
-    message(RequestError, lambda: made.encode(rows(), given=["d"]), "given: unknown modality 'd'")
+    message(RequestError, lambda: vae.encode(rows(), given=["d"]), "given: unknown modality 'd'")
     message(
         RequestError,
-        lambda: made.decode(torch.zeros(1, 2).double(), {"a": torch.zeros(1, 1)}),
+        lambda: vae.decode(torch.zeros(1, 2).double(), {"a": torch.zeros(1, 1)}),
         "'a' has no private latent",
     )
     message(
         RequestError,
-        lambda: made.log_likelihood(rows(), estimator="exact"),
+        lambda: vae.log_likelihood(rows(), estimator="exact"),
         "expected 'importance' or 'predictive'",
     )
     message(
         RequestError,
-        lambda: made.log_weights(rows(), 2, proposal="x"),
+        lambda: vae.log_weights(rows(), 2, proposal="x"),
         "expected 'mixture' or 'product'",
     )
     message(
         RequestError,
-        lambda: made.translate(rows(), latent="median"),
+        lambda: vae.translate(rows(), latent="median"),
         "translate: latent='median'; expected 'draw' or 'mean'",
     )
     message(
         RequestError,
-        lambda: made.encode(rows(), empty="skip"),
+        lambda: vae.encode(rows(), empty="skip"),
         "empty='skip'; expected 'error' or 'prior'",
     )
 
 
 def test_stages_that_train_nothing():
-    made = model()
+    vae = model()
     message(
         SpecError,
-        lambda: mvkit.fit(made, rows(), stages=[Stage("elbo", 1, ("encoder.*",))]),
+        lambda: mvkit.fit(vae, rows(), stages=[Stage("elbo", 1, ("encoder.*",))]),
         "trainable: 'encoder.*' matches no parameter; did you mean 'encoders.*'?",
         "groups are ['aggregator', 'cross', 'decoders', 'encoders', 'prior']",
     )
     message(
         SpecError,
-        lambda: mvkit.fit(made, rows(), stages=[Stage("elbo", 1, ("prior.*",))]),
+        lambda: mvkit.fit(vae, rows(), stages=[Stage("elbo", 1, ("prior.*",))]),
         "has no parameters",
     )
     message(
         SpecError,
-        lambda: mvkit.fit(made, rows(), stages="joint_then_unimodal"),
+        lambda: mvkit.fit(vae, rows(), stages="joint_then_unimodal"),
         "needs an aggregator with trunks of its own",
         "aggregator='joint'",
     )
     message(
         SpecError,
-        lambda: mvkit.fit(made, rows(), stages=[Stage("elbo", 1, ramps={"beta": "linear"})]),
+        lambda: mvkit.fit(vae, rows(), stages=[Stage("elbo", 1, ramps={"beta": "linear"})]),
         "ramp 'beta' leads to no field of the objective",
     )
     message(
         SpecError,
-        lambda: mvkit.fit(made, rows(), stages=[Stage("elbo", 1, ramps={"density": "linear"})]),
+        lambda: mvkit.fit(vae, rows(), stages=[Stage("elbo", 1, ramps={"density": "linear"})]),
         "leads to 'component'; expected a number",
     )
-    assert all(p.requires_grad for p in made.parameters())
+    assert all(p.requires_grad for p in vae.parameters())
 
 
 def test_modules_of_the_wrong_width():
@@ -426,11 +426,11 @@ def test_a_model_comes_first(name, tmp_path):
 
 def test_splits_are_not_rows():
     data = mvkit.load_dataset("linear_gaussian", rows=20)
-    made = mvkit.Model(data.modalities, latent_dim=2)
+    vae = mvkit.Model(data.modalities, latent_dim=2)
     for call in (
-        made.encode,
-        lambda splits: mvkit.evaluate(made, splits),
-        lambda splits: mvkit.fit(made, splits),
+        vae.encode,
+        lambda splits: mvkit.evaluate(vae, splits),
+        lambda splits: mvkit.fit(vae, splits),
     ):
         message(
             DataError,
@@ -438,3 +438,52 @@ def test_splits_are_not_rows():
             "got Splits",
             "take one of its splits, such as .test",
         )
+
+
+def test_a_batch_that_was_not_conformed():
+    vae = model()
+    data = {"a": torch.ones(2, 3)}
+    message(
+        DataError,
+        lambda: vae.experts(data),
+        "experts: got dict; expected a conformed batch; give model.conform(rows)",
+    )
+    message(DataError, lambda: vae.terms(data), "got dict; expected a conformed batch")
+    message(
+        DataError,
+        lambda: vae.experts(Batch(data)),
+        "experts: got a Batch that was not conformed; expected a conformed batch",
+    )
+    message(
+        DataError,
+        lambda: Batch(data).hide(["a"]),
+        "batch: not conformed to a model yet; use model.conform(batch)",
+    )
+    message(DataError, lambda: Batch(data).observed, "use model.conform(batch)")
+
+
+def test_latents_of_another_shape():
+    prior = model(prior="mog").prior()
+    posterior = model().posterior(rows())
+    message(
+        ShapeError,
+        lambda: posterior.log_prob(torch.zeros(3, 8, 5)),
+        "log_prob: z has shape (3, 8, 5); expected (..., 8, 2), rows and latent dimensions last; "
+        "reshape it",
+    )
+    message(
+        ShapeError,
+        lambda: posterior.log_prob(torch.zeros(3, 7, 2)),
+        "log_prob: z has shape (3, 7, 2); expected (..., 8, 2)",
+    )
+    for call in (prior.log_prob, prior.joint):
+        message(ShapeError, lambda call=call: call(torch.zeros(2)), "z has shape (2,); expected")
+
+
+def test_values_that_are_no_arrays():
+    message(ShapeError, lambda: Batch([1.0]), "batch: got list; expected a mapping")
+    message(
+        ShapeError,
+        lambda: Batch({"a": torch.ones(1, 1)}, elements={"a": ["x"]}),
+        "batch.elements['a']: got values of type <U1; expected numbers; convert them first",
+    )

@@ -52,8 +52,8 @@ def test_density_in_blocks_is_the_same(monkeypatch):
     monkeypatch.setattr("mvkit.core.mixture.DENSITIES", 400)
     pieces = q.log_prob(z)
     torch.testing.assert_close(pieces, whole)
-    for one, other in zip(torch.autograd.grad(pieces.sum(), leaves), gradients, strict=True):
-        torch.testing.assert_close(one, other)
+    for first, other in zip(torch.autograd.grad(pieces.sum(), leaves), gradients, strict=True):
+        torch.testing.assert_close(first, other)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -140,5 +140,12 @@ def test_where_takes_the_other_mixture_in_the_other_rows():
 
 def test_generator_decides():
     q = mixture(families.LaplaceSoftmax())
-    one, two = (q.rsample(3, torch.Generator().manual_seed(5)) for _ in range(2))
-    assert torch.equal(one, two)
+    first, second = (q.rsample(3, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_latents_of_one_row_are_scored_in_every_row(k):
+    q = mixture(families.Normal(), k=k)
+    z = torch.randn(5, 1, 2).double()
+    torch.testing.assert_close(q.log_prob(z), q.log_prob(z.expand(5, 4, 2)))

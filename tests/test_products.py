@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from mvkit.core.blocks import block_size, block_slices
 from mvkit.core.product_of_experts import Factors
 
 M, B, D = 3, 5, 2
@@ -57,19 +58,24 @@ def gradients(value, *tensors):
 def test_products_and_their_divergences(kind, cached, monkeypatch):
     monkeypatch.setattr("mvkit.core.product_of_experts.PRODUCTS", 4 * cached)
     experts = Experts()
-    made, *rest = factors(experts, kind)
+    products, *rest = factors(experts, kind)
     plain = plainly(experts, *rest)
-    for ours, theirs in zip(made.located, (plain.loc, plain.scale), strict=True):
+    for ours, theirs in zip(products.located, (plain.loc, plain.scale), strict=True):
         torch.testing.assert_close(ours, theirs)
-        both = (gradients(one, experts.loc, experts.scale) for one in (ours, theirs))
+        both = (gradients(value, experts.loc, experts.scale) for value in (ours, theirs))
         for a, b in zip(*both, strict=True):
             torch.testing.assert_close(a, b)
     for shape in ((1, 1, D), (1, B, D)):
         loc0 = torch.randn(shape, dtype=torch.float64).requires_grad_()
         scale0 = torch.rand(shape, dtype=torch.float64).add(0.5).requires_grad_()
-        ours, theirs = made.kl(loc0, scale0), kl_divergence(plain, Normal(loc0, scale0)).sum(-1)
+        ours, theirs = (
+            products.kl(loc0, scale0),
+            kl_divergence(plain, Normal(loc0, scale0)).sum(-1),
+        )
         torch.testing.assert_close(ours, theirs)
-        both = (gradients(one, experts.loc, experts.scale, loc0, scale0) for one in (ours, theirs))
+        both = (
+            gradients(value, experts.loc, experts.scale, loc0, scale0) for value in (ours, theirs)
+        )
         for a, b in zip(*both, strict=True):
             torch.testing.assert_close(a, b)
 
@@ -77,22 +83,24 @@ def test_products_and_their_divergences(kind, cached, monkeypatch):
 @pytest.mark.parametrize("kind", ["alike", "by row"])
 def test_picked_products_are_those_of_all(kind):
     experts = Experts()
-    made, *_ = factors(experts, kind)
+    products, *_ = factors(experts, kind)
     component = torch.randint(7, (4, B, 1), generator=torch.Generator().manual_seed(2))
-    for ours, every in zip(made.pick(component), made.located, strict=True):
+    for ours, every in zip(products.pick(component), products.located, strict=True):
         theirs = torch.gather(every, 0, component.expand(-1, -1, D))
         torch.testing.assert_close(ours, theirs)
-        both = (gradients(one, experts.loc, experts.scale) for one in (ours, theirs))
+        both = (gradients(value, experts.loc, experts.scale) for value in (ours, theirs))
         for a, b in zip(*both, strict=True):
             torch.testing.assert_close(a, b)
 
 
 def test_looking_without_gradient_first_loses_none():
     experts = Experts()
-    made, *_ = factors(experts, "alike")
+    products, *_ = factors(experts, "alike")
     with torch.no_grad():
-        assert not (made.located[0] * 1).requires_grad
-    assert all(g.abs().sum() > 0 for g in gradients(made.located[0], experts.loc, experts.scale))
+        assert not (products.located[0] * 1).requires_grad
+    assert all(
+        g.abs().sum() > 0 for g in gradients(products.located[0], experts.loc, experts.scale)
+    )
 
 
 @pytest.mark.parametrize("rows", [0, 4])
@@ -102,12 +110,20 @@ def test_no_rows_and_no_latent(rows, latent, alike):
     experts = Experts()
     experts.loc, experts.scale = (torch.ones(M, rows, latent).requires_grad_() for _ in range(2))
     members = torch.ones(7, M).bool() if alike else torch.ones(7, rows, M).bool()
-    made = Factors.of(
+    products = Factors.of(
         experts, torch.ones(rows, M).bool(), members, torch.ones(7, rows).bool(), 1.0
     )
-    kl = made.kl(torch.zeros(1, 1, latent), torch.ones(1, 1, latent))
-    assert made.located[0].shape == (7, rows, latent)
+    kl = products.kl(torch.zeros(1, 1, latent), torch.ones(1, 1, latent))
+    assert products.located[0].shape == (7, rows, latent)
     assert kl.shape == (7, rows)
-    assert made.pick(torch.zeros(2, rows, 1).long())[1].shape == (2, rows, latent)
-    (kl.sum() + made.located[0].sum()).backward()
+    assert products.pick(torch.zeros(2, rows, 1).long())[1].shape == (2, rows, latent)
+    (kl.sum() + products.located[0].sum()).backward()
     assert experts.loc.grad.shape == (M, rows, latent)
+
+
+@pytest.mark.parametrize(("numbers", "size"), [(1, 8), (4, 2), (5, 1), (9, 1), (0, 32)])
+def test_blocks_fit_their_budget_and_cover_the_axis(numbers, size):
+    assert block_size(numbers, 32) == size
+    slices = block_slices(11, size)
+    assert [i for part in slices for i in range(11)[part]] == list(range(11))
+    assert all(len(range(11)[part]) <= size for part in slices)

@@ -19,34 +19,34 @@ def same(gradients, others):
 @pytest.mark.parametrize(("aggregator", "prior", "objective", "family"), TABLE)
 @pytest.mark.parametrize("private", [0, 2], ids=["shared", "private"])
 def test_permuting_rows(aggregator, prior, objective, family, private):
-    made = refused(aggregator, prior, objective, family, private=private)
-    if made is None:
+    vae = refused(aggregator, prior, objective, family, private=private)
+    if vae is None:
         return
     batch, order = rows(), torch.tensor([3, 1, 7, 0, 5, 2, 6, 4])
-    found, gradients = loss_and_gradients(made, batch)
-    other, others = loss_and_gradients(made, batch.take(order), ids=order.tolist())
-    torch.testing.assert_close(found.bound[order], other.bound, **TIGHT, equal_nan=True)
+    losses, gradients = loss_and_gradients(vae, batch)
+    other, others = loss_and_gradients(vae, batch.take(order), ids=order.tolist())
+    torch.testing.assert_close(losses.bound[order], other.bound, **TIGHT, equal_nan=True)
     same(gradients, others)
 
 
 @pytest.mark.parametrize(("aggregator", "prior", "objective", "family"), TABLE)
 @pytest.mark.parametrize("private", [0, 2], ids=["shared", "private"])
 def test_permuting_modalities(aggregator, prior, objective, family, private):
-    made = refused(aggregator, prior, objective, family, private=private)
-    if made is None:
+    vae = refused(aggregator, prior, objective, family, private=private)
+    if vae is None:
         return
     names = ("c", "a", "b")
     permuted = model(aggregator, prior, objective, family, private=private, names=names)
-    state = made.state_dict()
+    state = vae.state_dict()
     if aggregator == "joint":  # the head's inputs follow the order of the trunks
         key = next(k for k in state if k.startswith("aggregator.head") and k.endswith("weight"))
         state[key] = torch.cat([state[key].chunk(3, 1)[i] for i in (2, 0, 1)], 1)
     permuted.load_state_dict(state)
     batch = rows()
     other_batch = mvkit.Batch(batch.data, batch.mask[:, [2, 0, 1]])
-    found, gradients = loss_and_gradients(made, batch)
+    losses, gradients = loss_and_gradients(vae, batch)
     other, others = loss_and_gradients(permuted, other_batch)
-    torch.testing.assert_close(found.bound, other.bound, **TIGHT, equal_nan=True)
+    torch.testing.assert_close(losses.bound, other.bound, **TIGHT, equal_nan=True)
     if aggregator != "joint":
         same(gradients, others)
 
@@ -57,16 +57,16 @@ def test_splitting_the_batch(aggregator, prior, objective, family, private):
     if aggregator == "mopoe" and objective in ("elbo", "telbo", "jmvae"):
         # balanced draws couple rows by design; with iid ones the same must hold
         aggregator, objective = "mopoe", {"name": "elbo", "draw": "iid", "density": "mixture"}
-    made = refused(aggregator, prior, objective, family, private=private)
-    if made is None:
+    vae = refused(aggregator, prior, objective, family, private=private)
+    if vae is None:
         return
     batch = rows()
-    found, gradients = loss_and_gradients(made, batch)
+    losses, gradients = loss_and_gradients(vae, batch)
     parts = [
-        loss_and_gradients(made, batch.take(slice(i, i + 4)), ids=range(i, i + 4)) for i in (0, 4)
+        loss_and_gradients(vae, batch.take(slice(i, i + 4)), ids=range(i, i + 4)) for i in (0, 4)
     ]
     torch.testing.assert_close(
-        found.bound, torch.cat([p[0].bound for p in parts]), **TIGHT, equal_nan=True
+        losses.bound, torch.cat([p[0].bound for p in parts]), **TIGHT, equal_nan=True
     )
     for name, gradient in gradients.items():
         if gradient is not None:
@@ -77,15 +77,15 @@ def test_splitting_the_batch(aggregator, prior, objective, family, private):
 
 @pytest.mark.parametrize("aggregator", ["poe", "moe", "mopoe", "joint", "mean_message"])
 def test_permuting_modalities_changes_no_likelihood(aggregator):
-    made, permuted = model(aggregator), model(aggregator, names=("b", "c", "a"))
-    state = made.state_dict()
+    vae, permuted = model(aggregator), model(aggregator, names=("b", "c", "a"))
+    state = vae.state_dict()
     if aggregator == "joint":
         key = next(k for k in state if k.startswith("aggregator.head") and k.endswith("weight"))
         state[key] = torch.cat([state[key].chunk(3, 1)[i] for i in (1, 2, 0)], 1)
     permuted.load_state_dict(state)
     batch = rows()
-    with mvkit.testing.noise(bound_noise(range(8), made.names)):
-        plain = made.log_likelihood(batch, n=10)
+    with mvkit.testing.noise(bound_noise(range(8), vae.names)):
+        plain = vae.log_likelihood(batch, n=10)
     with mvkit.testing.noise(bound_noise(range(8), permuted.names)):
         other = permuted.log_likelihood(mvkit.Batch(batch.data, batch.mask[:, [1, 2, 0]]), n=10)
     torch.testing.assert_close(plain, other, **TIGHT)
@@ -93,23 +93,23 @@ def test_permuting_modalities_changes_no_likelihood(aggregator):
 
 def test_mean_message_dropout_follows_rows_and_names():
     options = {"name": "mean_message", "dropout_rate": 0.7}
-    made, permuted = model(options), model(options, names=("b", "c", "a"))
-    permuted.load_state_dict(made.state_dict())
+    vae, permuted = model(options), model(options, names=("b", "c", "a"))
+    permuted.load_state_dict(vae.state_dict())
     batch = rows(64, missing=False)
-    found, _ = loss_and_gradients(made, batch)
+    losses, _ = loss_and_gradients(vae, batch)
     other, _ = loss_and_gradients(permuted, mvkit.Batch(batch.data, batch.mask[:, [1, 2, 0]]))
-    torch.testing.assert_close(found.bound, other.bound, **TIGHT)
-    assert not torch.allclose(found.bound, loss_and_gradients(made.eval(), batch)[0].bound)
+    torch.testing.assert_close(losses.bound, other.bound, **TIGHT)
+    assert not torch.allclose(losses.bound, loss_and_gradients(vae.eval(), batch)[0].bound)
 
 
 def test_drawn_subsets_follow_rows_and_names():
     options = {"name": "mopoe", "max_subsets": 3}
-    made, permuted = (
+    vae, permuted = (
         model(options, objective="iwae"),
         model(options, objective="iwae", names=("b", "c", "a")),
     )
-    permuted.load_state_dict(made.state_dict())
+    permuted.load_state_dict(vae.state_dict())
     batch = rows(32)
-    found, _ = loss_and_gradients(made, batch)
+    losses, _ = loss_and_gradients(vae, batch)
     other, _ = loss_and_gradients(permuted, mvkit.Batch(batch.data, batch.mask[:, [1, 2, 0]]))
-    torch.testing.assert_close(found.bound, other.bound, **TIGHT)
+    torch.testing.assert_close(losses.bound, other.bound, **TIGHT)
