@@ -14,6 +14,8 @@ from mvkit.errors import MvkitError
 from mvkit.models.checkpoint import describe
 from mvkit.registry import component, plugins
 
+AddCommand = Callable[[str, Callable[[Any], None], str], argparse.ArgumentParser]
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns its exit status."""
@@ -33,10 +35,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, run: Callable[[Any], None], text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text)
-        made.set_defaults(run_command=run)
-        return made
+        subparser = commands.add_parser(name, help=text, description=text)
+        subparser.set_defaults(run_command=run)
+        return subparser
 
+    _commands_of_runs(command)
+    _commands_of_results(command)
+    _commands_of_packages(command)
+    return parser
+
+
+def _commands_of_runs(command: AddCommand) -> None:
     demo = command(
         "demo", _demo, "train on real, partially observed pictures and show what was learnt"
     )
@@ -45,11 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--epochs", type=int, default=35)
     demo.add_argument("--rows", type=int, default=10_000, help="training rows")
-    train = command(
-        "train",
-        _train,
-        "train what a run file says; goes on where the run stands, if it was begun",
-    )
+    train = command("train", _train, "train what a run file says; resumes the run if it was begun")
     train.add_argument(
         "file", type=Path, help="a TOML file with tables [data], [model] and [train]"
     )
@@ -59,12 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--folder", type=Path, help="of the run; by default runs/ and the file's name"
     )
-    resume = command("resume", _resume, "go on with a run that was begun by `mvkit train`")
+    resume = command("resume", _resume, "resume a run that was begun by `mvkit train`")
     resume.add_argument("run", type=Path, help="its folder")
+
+
+def _commands_of_results(command: AddCommand) -> None:
     show = command("show", _show, "the header of a saved model or checkpoint")
     show.add_argument("file", type=Path)
-    listing = command("list", _list, "registered parts")
-    listing.add_argument("kind", nargs="?", help="one kind only")
     report = command(
         "report", _report, "measure a run's model and write a page that needs no network"
     )
@@ -81,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     explore.add_argument("--data", help="a dataset by name, instead of what run.toml says")
     explore.add_argument("--port", type=int, default=5006)
     explore.add_argument("--no-browser", action="store_true", help="only serve")
+
+
+def _commands_of_packages(command: AddCommand) -> None:
+    listing = command("list", _list, "registered parts")
+    listing.add_argument("kind", nargs="?", help="one kind only")
     command("plugins", _plugins, "what went wrong while looking for packages")
     command("doctor", _doctor, "versions, packages, accelerators, and what is wrong with them")
     scaffold = command(
@@ -91,7 +102,6 @@ def _parser() -> argparse.ArgumentParser:
     scaffold.add_argument(
         "--folder", type=Path, default=Path(), help="where the package's folder goes"
     )
-    return parser
 
 
 def _demo(options: argparse.Namespace) -> None:

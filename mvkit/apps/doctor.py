@@ -38,8 +38,8 @@ def _requirements() -> Iterator[str]:
         marked = re.search(r"extra == ['\"]([^'\"]+)", line)
         groups.setdefault(marked[1] if marked else "", []).append(name)
     for extra, names in groups.items():
-        found = [f"{name} {_version(name)}" for name in names if name != "mvkit"]
-        yield f"{f'extra [{extra}]' if extra else 'required'}: {', '.join(found)}"
+        installed = [f"{name} {_version(name)}" for name in names if name != "mvkit"]
+        yield f"{f'extra [{extra}]' if extra else 'required'}: {', '.join(installed)}"
 
 
 def _version(name: str) -> str:

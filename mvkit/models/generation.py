@@ -5,6 +5,7 @@ Axes: n samples, b rows, d latent, p private latent.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, Protocol, overload
 
 import attrs
@@ -12,6 +13,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from mvkit.core import noise
+from mvkit.core.batch import Batch
 from mvkit.core.decoding import Decodes
 from mvkit.core.noise import Generator
 from mvkit.errors import RequestError, bad_option
@@ -228,3 +231,13 @@ def _fitted_sampler(model: Samples, name: str) -> Sampler:
             f"mvkit.fit_sampler(model, data, {name!r}) first"
         )
     return model.samplers[known]  # type: ignore[return-value]
+
+
+def with_bits(batch: Batch, names: Iterable[str], generator: Generator) -> Batch:
+    """The batch with bits drawn in place of the probabilities of some modalities."""
+    data = dict(batch.data)
+    for name in names:
+        p = data[name]
+        uniform = noise.draw(f"choice/binarise/{name}", (1, *p.shape), p, generator=generator)
+        data[name] = (rearrange(uniform, "1 ... -> ...") < p).to(p.dtype)
+    return attrs.evolve(batch, data=data)

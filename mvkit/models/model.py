@@ -26,7 +26,7 @@ from mvkit.core.terms import Draw, Reconstruct, Terms, Want
 from mvkit.core.validation import Schema
 from mvkit.errors import SpecError
 from mvkit.models import clusters, description, generation, importance_sampling, inference
-from mvkit.models.build import ModelSpec, assemble
+from mvkit.models.build import ModelSpec, Parts, assemble
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.part_checks import check_parts
 from mvkit.parts.objectives.objective import Objective
@@ -83,23 +83,18 @@ class Model(MultimodalModel):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        try:
-            spec = ModelSpec(
-                modalities=modalities,
-                latent_dim=latent_dim,
-                aggregator=aggregator,
-                prior=prior,
-                objective=objective,
-                family=family,
-                rescale=rescale,
-                private_from=private_from,
-                schedule=schedule or "single",
-            )
-            with noise.global_seed(seed):
-                parts = assemble(spec)
-                check_parts(parts)
-        except SpecError as error:
-            raise error.within("model") from None
+        parts = _assembled(
+            seed,
+            modalities=modalities,
+            latent_dim=latent_dim,
+            aggregator=aggregator,
+            prior=prior,
+            objective=objective,
+            family=family,
+            rescale=rescale,
+            private_from=private_from,
+            schedule=schedule or "single",
+        )
         self.spec = parts.spec
         self.modalities = parts.spec.modalities
         self.names = tuple(self.modalities)
@@ -286,3 +281,15 @@ def _check_draw(posterior: Posterior, draw: Draw) -> None:
             "without gradient; take draw='stratified', or torch.no_grad() where none is wanted",
             "draw",
         )
+
+
+def _assembled(seed: int | None, **options: Any) -> Parts:
+    """The checked parts of a model, with weights drawn from `seed`."""
+    try:
+        spec = ModelSpec(**options)
+        with noise.global_seed(seed):
+            parts = assemble(spec)
+            check_parts(parts)
+    except SpecError as error:
+        raise error.within("model") from None
+    return parts

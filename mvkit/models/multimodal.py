@@ -11,12 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
-import attrs
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
-from mvkit.core import noise
 from mvkit.core.batch import Batch, check_not_empty, conform
 from mvkit.core.decoding import Decodes
 from mvkit.core.experts import Experts
@@ -204,7 +201,7 @@ class MultimodalModel(nn.Module, ABC):
         check_not_empty(rows)
         drawn = [name for name, modality in self.modalities.items() if modality.draws_bits]
         if drawn and self.training:
-            rows = _with_bits(rows, drawn, generator)
+            rows = generation.with_bits(rows, drawn, generator)
         chosen = self.objective if objective is None else self.build_objective(objective)
         experts = self.experts(rows, training=self.training, generator=generator)
         # an objective takes the kind of model that it was built for
@@ -384,16 +381,6 @@ class MultimodalModel(nn.Module, ABC):
     log_weights = importance_sampling.log_weights
     log_likelihood = importance_sampling.log_likelihood
     clusters = clusters.clusters
-
-
-def _with_bits(batch: Batch, names: Iterable[str], generator: Generator) -> Batch:
-    """The batch with bits drawn in place of the probabilities of some modalities."""
-    data = dict(batch.data)
-    for name in names:
-        p = data[name]
-        uniform = noise.draw(f"choice/binarise/{name}", (1, *p.shape), p, generator=generator)
-        data[name] = (rearrange(uniform, "1 ... -> ...") < p).to(p.dtype)
-    return attrs.evolve(batch, data=data)
 
 
 def check_model(model: object, where: str) -> None:
