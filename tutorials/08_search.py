@@ -89,4 +89,6 @@ figure.savefig("search.png", bbox_inches="tight")
 
 # %%
 model, _ = search.fit(study.best_params, data.train, validation=data.valid)
-print(f"{model.log_likelihood(data.test.batch.take(slice(0, 200)), n=200).mean():.1f} nats per row")
+print(
+    f"{model.log_likelihood(data.test.batch.take(slice(0, 200)), n=200).mean():.1f} nats per row"
+)

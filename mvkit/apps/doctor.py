@@ -21,7 +21,8 @@ def report() -> Iterator[str]:
     yield _accelerator()
     yield f"threads: {torch.get_num_threads()} of {os.cpu_count()} cores"
     settings = {name: value for name, value in os.environ.items() if name.startswith("MVKIT_")}
-    yield f"settings: {', '.join(f'{name}={value!r}' for name, value in sorted(settings.items())) or 'none'}"
+    listed = ", ".join(f"{name}={value!r}" for name, value in sorted(settings.items()))
+    yield f"settings: {listed or 'none'}"
     problems = plugins.problems()  # looks for packages
     offered = sorted(
         {f"{e.package} {e.version}" for e in plugins.registry().entries if e.package != "mvkit"}
@@ -53,4 +54,5 @@ def _accelerator() -> str:
     if not torch.cuda.is_available():
         return "accelerator: none; models run on the CPU"
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return f"accelerator: {', '.join(names)}; bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}"
+    bf16 = "yes" if torch.cuda.is_bf16_supported() else "no"
+    return f"accelerator: {', '.join(names)}; bf16 {bf16}"

@@ -51,7 +51,8 @@ def read(path: Path, changes: Sequence[str] = ()) -> Config:
         changes: `model.prior=mog`, `train.epochs=5`: a path, and a TOML value or plain text.
 
     Raises:
-        SpecError: no TOML, tables that are none of data, model and train, a change that cannot be read.
+        SpecError: when the file is not TOML, has tables other than data, model and train, or a
+            change cannot be read.
         OSError: when the file cannot be read.
     """
     try:
@@ -96,7 +97,7 @@ def _put(table: dict[str, Any], path: list[str], value: Any, change: str) -> Non
 
 @attrs.frozen(eq=False)
 class Plan:
-    """What a run file comes to: data, a fresh model, `fit`'s options, and the file with every default."""
+    """What a run file asks for: data, a fresh model, options of `fit`, and every default."""
 
     data: Splits
     model: MultimodalModel
@@ -151,9 +152,9 @@ def _model(options: dict[str, Any], data: Splits) -> tuple[MultimodalModel, int]
         modalities[name] = attrs.evolve(modalities[name], **changed)  # type: ignore[misc]
     recipe = options.pop("recipe", None)
     published = {
-        k: one
-        for k, one in vars(recipes).items()
-        if getattr(one, "__module__", "") == recipes.__name__
+        name: value
+        for name, value in vars(recipes).items()
+        if getattr(value, "__module__", "") == recipes.__name__
     }
     if recipe is not None and recipe not in published:
         raise SpecError(f"no recipe {recipe!r}; {suggest(str(recipe), published)}", "model.recipe")
@@ -179,7 +180,7 @@ def _train_options(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_none(value: Any) -> Any:
-    """Plain data without what TOML cannot say: None, which is the default wherever it may stand."""
+    """Plain data without None, which TOML cannot write and which is the default everywhere."""
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return [_without_none(item) for item in value] if isinstance(value, list | tuple) else value

@@ -57,7 +57,7 @@ class Parts:
     decoders: nn.ModuleDict
     cross: nn.ParameterDict
     likelihood_weights: dict[str, float]
-    order: tuple[int, ...]
+    order: tuple[int, ...]  # of the modalities; the same however they are declared
 
 
 def assemble(spec: ModelSpec) -> Parts:

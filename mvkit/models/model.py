@@ -118,7 +118,6 @@ class Model(MultimodalModel):
         # with trained auxiliary priors r_m other than p(w), what is reported bounds nothing
         self.bound_name = "surrogate_bound" if len(self.cross) else "bound"
         self.n_clusters = as_prior(self.prior).clusters
-        # an order of the modalities that declaring them otherwise does not change
         self.register_buffer("order", torch.tensor(parts.order), persistent=False)
         self._likelihood_weights = parts.likelihood_weights
         self._vectors: dict[object, Tensor] = {}
