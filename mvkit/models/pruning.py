@@ -21,7 +21,6 @@ from mvkit.data.dataset import Rows
 from mvkit.errors import RequestError
 from mvkit.models.clusters import majority
 from mvkit.models.model import Model
-from mvkit.parts.objectives.objective import Objective
 from mvkit.parts.priors import MoGPrior
 
 
@@ -65,7 +64,7 @@ def prune_clusters(model: Model, data: Rows, *, beta: float | None = None) -> Pr
         raise RequestError(
             "prune_clusters: needs a mixture prior of two clusters or more, such as prior='mog'"
         )
-    beta = cast(Objective, model.spec.objective).kl_weight if beta is None else beta
+    beta = model.spec.objective.kl_weight if beta is None else beta
     log_joint = model.in_blocks(lambda rows: _log_joint(model, rows), data)
     active = list(range(model.n_clusters))
     entropy: dict[int, float] = {}
@@ -116,6 +115,6 @@ def _with_clusters(model: Model, kept: tuple[int, ...]) -> Model:
     pruned = copy.deepcopy(model)
     cast(MoGPrior, pruned.prior).keep(kept)
     pruned.n_clusters = len(kept)
-    prior = attrs.evolve(model.spec.prior, components=len(kept))  # type: ignore[misc]
+    prior = attrs.evolve(model.spec.prior, components=len(kept))
     pruned.spec = attrs.evolve(model.spec, prior=prior)  # type: ignore[misc]
     return pruned
