@@ -266,6 +266,11 @@ def split(rows: Batch, indices: Sequence[Tensor]) -> Iterator[Batch]:
 def _indices(mask: Tensor, sizes: list[int]) -> Iterator[dict[str, Any]]:
     """What `mvkit.core.batch.indices_of` says of each part of a mask (n, m), in few steps each."""
     columns = mask.numpy().T
+    if columns.all():
+        complete: dict[str, Any] = {"observed_rows": (None,) * len(columns)}
+        complete |= {"complete_rows": None, "first_empty_row": None}
+        yield from itertools.repeat(complete, len(sizes))
+        return
     some = np.logical_or.reduce(columns)
     flags = np.vstack([columns, columns.all(0)])
     start = 0
@@ -275,8 +280,8 @@ def _indices(mask: Tensor, sizes: list[int]) -> Iterator[dict[str, Any]]:
         for flag in flags:
             index = flag[part].nonzero()[0]
             rows.append(None if len(index) == size else torch.from_numpy(index))
-        *observed_rows, complete = rows
+        *observed_rows, every = rows
         empty = None if some[part].all() else int(some[part].argmin())
-        indices = {"observed_rows": tuple(observed_rows), "complete_rows": complete}
+        indices = {"observed_rows": tuple(observed_rows), "complete_rows": every}
         yield {**indices, "first_empty_row": empty}
         start += size
