@@ -1,33 +1,30 @@
-"""The joint encoder with flows for unimodal posteriors. Axes: k components, b rows, m modalities,
-d latent.
+"""The joint encoder with flows for unimodal posteriors.
+
+Axes: k components, b rows, m modalities, d latent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import attrs
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
 from mvkit import Batch, Mixture, SpecError, spec
-from mvkit.core.experts import Experts
-from mvkit.core.modality import Sizes
-from mvkit.core.posterior import Posterior
-from mvkit.parts.aggregators.aggregator import Aggregator, Defaults, raw_experts
-from mvkit.parts.aggregators.joint_encoder import Joint
+from mvkit.core import Experts, Posterior, Sizes
+from mvkit.parts import Aggregator, Defaults, Joint, Prior, raw_experts
 from mvkit.parts.aggregators.mixtures import MoEAggregator
-from mvkit.parts.priors import Prior
-from mvkit.registry.spec import field, flag, integer, part
+from mvkit.parts.fields import count, switch
+from mvkit.parts.top_down import Borrowed
+from mvkit.registry import part
 from mvkit_flows.posteriors import Product, Transported
 from mvkit_flows.priors import Flow
 
 
 @spec
 class JointFlow:
-    """Joint encoder q(z|x_1, …, x_M), and for each modality a flow q_m(z|x_m) on top of its normal
-    expert.
+    """Joint encoder q(z|x_1, …, x_M), and for each modality a flow q_m(z|x_m) on its expert.
 
     Complete rows train the joint encoder. What `encode` and `translate` use given one modality is
     its flow; given several, but not all, their product over p(z)^(|S|-1), sampled by Hamiltonian
@@ -49,21 +46,22 @@ class JointFlow:
     https://arxiv.org/abs/2305.11832.
     """
 
-    joint: Any = part("aggregator", default="joint")
-    flow: Any = part("prior", default="mvkit-flows/maf")
-    conditional: bool = field(default=True, check=flag)
-    correct_prior: bool = field(default=True, check=flag)
-    steps: int = field(default=20, check=integer(1))
-    leapfrog: int = field(default=8, check=integer(1))
-    chains: int = field(default=4, check=integer(1))
-    points: int = field(default=64, check=integer(1))
+    joint: object = part("aggregator", default="joint")
+    flow: object = part("prior", default="mvkit-flows/maf")
+    conditional: bool = switch(True)
+    correct_prior: bool = switch(True)
+    steps: int = count(20)
+    leapfrog: int = count(8)
+    chains: int = count(4)
+    points: int = count(64)
 
     def build(self, sizes: Sizes) -> JointFlowAggregator:
-        """The live part."""
-        if not isinstance(self.flow, Flow):
-            raise SpecError(f"got {self.flow!r}; expected a flow, such as 'maf' or 'nsf'", "flow")
-        if not isinstance(self.joint, Joint):
-            raise SpecError(f"got {self.joint!r}; expected 'joint', or a spec of it", "joint")
+        """The aggregator with its networks and flows."""
+        joint, flow = self.joint, self.flow
+        if not isinstance(flow, Flow):
+            raise SpecError(f"got {flow!r}; expected a flow, such as 'maf' or 'nsf'", "flow")
+        if not isinstance(joint, Joint):
+            raise SpecError(f"got {joint!r}; expected 'joint', or a spec of it", "joint")
         if not sizes.latent:
             raise SpecError("a flow needs a latent_dim of 1 at least")
         prior = sizes.live_prior
@@ -73,7 +71,8 @@ class JointFlow:
                 "this prior depends on encoders, so nothing divides by it; take False",
                 "correct_prior",
             )
-        return JointFlowAggregator(self, sizes)
+        joint = attrs.evolve(joint, incomplete="skip")  # type: ignore[misc]
+        return JointFlowAggregator(self, sizes, joint.build(sizes), flow)
 
 
 class JointFlowAggregator(nn.Module, Aggregator):
@@ -85,20 +84,20 @@ class JointFlowAggregator(nn.Module, Aggregator):
         unimodal=("encoders.*", "aggregator.flows.*"),
     )
 
-    def __init__(self, spec: JointFlow, sizes: Sizes) -> None:
+    def __init__(self, spec: JointFlow, sizes: Sizes, joint: nn.Module, flow: Flow) -> None:
         super().__init__()
         self.spec = spec
-        self.joint = attrs.evolve(spec.joint, incomplete="skip").build(sizes)
+        self.joint = joint
         self.mixture = MoEAggregator(sizes)
         context = self.width(sizes.latent) if spec.conditional else 0
-        self.flows = nn.ModuleDict(
-            {k: spec.flow.flow(sizes.latent, context).transform for k in sizes.names}
-        )
-        self._prior = (sizes.live_prior,)  # a module of the model's, not of this one
+        self.flows = nn.ModuleDict()
+        for name in sizes.names:
+            self.flows[name] = flow.flow(sizes.latent, context).transform
+        self.prior = Borrowed(sizes.live_prior)
 
     def forward(self, experts: Experts, batch: Batch) -> Mixture:
-        found: Mixture = self.joint(experts, batch)
-        return found
+        posterior: Mixture = self.joint(experts, batch)
+        return posterior
 
     def posterior(self, experts: Experts, batch: Batch) -> Posterior:
         """The joint encoder's where complete, elsewhere the mixture of the flows."""
@@ -109,38 +108,44 @@ class JointFlowAggregator(nn.Module, Aggregator):
 
     def inference(self, experts: Experts, batch: Batch) -> Posterior:
         """The joint encoder's where complete, elsewhere a flow, or the product of several."""
-        joint, mask = self.forward(experts, batch), batch.observed
-        complete, several = mask.all(1), mask.sum(1) > 1
+        joint = self.forward(experts, batch)
         if batch.complete_rows is None:
             return joint
+        complete = batch.observed.all(1)
+        several = batch.observed.sum(1) > 1
         flows = self._flows(experts, batch)
         if not (several & ~complete).any():
             return joint.where(complete, flows)
-        product = self._product(experts, batch)
+        product = self._product(flows, batch)
         return joint.where(complete, product if several.all() else flows.where(~several, product))
 
     def unimodal(self, experts: Experts, batch: Batch) -> Mapping[str, Posterior]:
         """The flow of each modality."""
-        found = {}
+        posteriors = {}
         for i, (name, base) in enumerate(raw_experts(experts, batch).items()):
             context = experts.stats[i : i + 1] if self.spec.conditional else None
-            found[name] = Transported(base, (self.flows[name],), context, self.spec.points)
-        return found
+            flows = (self.flows[name],)
+            posteriors[name] = Transported(base, flows, context, self.spec.points)
+        return posteriors
 
     def _flows(self, experts: Experts, batch: Batch) -> Transported:
         """The mixture of the flows of what each row observes."""
-        # modalities that no row has cost nothing
-        seen = [index is None or len(index) > 0 for index in batch.observed_rows]
-        flows = tuple(
-            flow if any_row else None
-            for flow, any_row in zip(self.flows.values(), seen, strict=True)
-        )
+        flows = []
+        for flow, rows in zip(self.flows.values(), batch.observed_rows, strict=True):
+            # modalities that no row has cost nothing
+            flows.append(flow if rows is None or len(rows) else None)
         context = experts.stats if self.spec.conditional else None
-        return Transported(self.mixture.forward(experts, batch), flows, context, self.spec.points)
+        mixture = self.mixture.forward(experts, batch)
+        return Transported(mixture, tuple(flows), context, self.spec.points)
 
-    def _product(self, experts: Experts, batch: Batch) -> Product:
-        spec, prior = self.spec, self._prior[0]
+    def _product(self, flows: Transported, batch: Batch) -> Product:
+        """The product of the flows of what each row observes."""
+        spec = self.spec
+
+        def log_prior(z: Tensor) -> Tensor:
+            log_prob: Tensor = self.prior.module().log_prob(z)
+            return log_prob
+
+        divisor = log_prior if spec.correct_prior else None
         members = rearrange(batch.observed, "b m -> m b")
-        density = (lambda z: prior().log_prob(z)) if spec.correct_prior else None
-        chains = {"steps": spec.steps, "leapfrog": spec.leapfrog, "chains": spec.chains}
-        return Product(self._flows(experts, batch), members, density, **chains)
+        return Product(flows, members, divisor, spec.steps, spec.leapfrog, spec.chains)

@@ -1,20 +1,23 @@
-"""Flow priors p(z). Axes: b rows, d latent."""
+"""Flow priors p(z).
+
+Axes: b rows, d latent.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 import zuko
 from torch import nn
+from torch.distributions import Distribution
 
 from mvkit import spec
-from mvkit.registry.spec import field, integer
+from mvkit.core import Posterior, Sizes
+from mvkit.parts.fields import count
 
 
 class Flow(ABC):
-    """A normalizing flow: a prior p(z), or with a context what turns a modality's expert into its
-    posterior.
+    """A normalizing flow: a prior p(z), or with a context what bends an expert to its posterior.
 
     To implement one, decorate a subclass with `@spec` and write `flow`.
     """
@@ -23,8 +26,8 @@ class Flow(ABC):
     def flow(self, features: int, context: int = 0) -> zuko.lazy.Flow:
         """Zuko's flow of so many features, given so many numbers."""
 
-    def build(self, sizes: Any) -> FlowPrior:
-        """The live part."""
+    def build(self, sizes: Sizes) -> FlowPrior:
+        """The prior with its flow."""
         return FlowPrior(self.flow(sizes.latent))
 
 
@@ -41,8 +44,8 @@ class NSF(Flow):
     https://arxiv.org/abs/1906.04032.
     """
 
-    transforms: int = field(default=3, check=integer(1))
-    bins: int = field(default=8, check=integer(2))
+    transforms: int = count(3)
+    bins: int = count(8, low=2)
     hidden: tuple[int, ...] = (64, 64)
 
     def flow(self, features: int, context: int = 0) -> zuko.lazy.Flow:
@@ -62,22 +65,22 @@ class MAF(Flow):
     Estimation, NeurIPS 2017, https://arxiv.org/abs/1705.07057.
     """
 
-    transforms: int = field(default=3, check=integer(1))
+    transforms: int = count(3)
     hidden: tuple[int, ...] = (64, 64)
 
     def flow(self, features: int, context: int = 0) -> zuko.lazy.Flow:
-        return zuko.flows.MAF(
-            features, context, transforms=self.transforms, hidden_features=list(self.hidden)
-        )
+        options = {"transforms": self.transforms, "hidden_features": list(self.hidden)}
+        return zuko.flows.MAF(features, context, **options)
 
 
 class FlowPrior(nn.Module):
-    """Gives zuko's distribution: log_prob (..., b, d) -> (..., b), sample((n,)) -> (n, d)."""
+    """Returns zuko's distribution: `log_prob` (..., b, d) -> (..., b), `sample((n,))` (n, d)."""
 
     def __init__(self, flow: nn.Module) -> None:
         super().__init__()
         self.flow = flow
 
-    def forward(self, posterior: Any = None) -> Any:
+    def forward(self, posterior: Posterior | None = None) -> Distribution:
         """p(z), whatever the rows."""
-        return self.flow()
+        distribution: Distribution = self.flow()
+        return distribution
