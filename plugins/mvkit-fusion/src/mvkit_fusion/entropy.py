@@ -1,20 +1,18 @@
-"""The entropy of component weights as an objective of its own. Axes: k components, b rows."""
+"""The entropy of component weights as an objective of its own.
+
+Axes: k components, b rows.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-from mvkit import spec
-from mvkit.core.batch import Batch
-from mvkit.core.experts import Experts
-from mvkit.core.loss import Loss
-from mvkit.parts.objectives.objective import Objective
-from mvkit.registry.spec import field, number
-
-if TYPE_CHECKING:
-    from mvkit import Model
+from mvkit import Batch, Loss, Objective, spec
+from mvkit.core import Experts
+from mvkit.parts import LatentModel
+from mvkit.parts.fields import factor
+from mvkit.parts.objectives.composite import auxiliary_loss
+from mvkit.parts.objectives.objective import active_rows
 
 
 @spec
@@ -22,8 +20,8 @@ class Entropy(Objective):
     """Entropy α H(π) of the posterior's component weights, to be added to `elbo` in a `sum`.
 
     Beside Σ_S π_S f_S, where f_S is the bound of one component, it makes π ∝ exp(f_S) the best
-    weights. Alone it bounds
-    nothing: on log p(x) it is H(π) - log K that may be added, and the constant trains nothing.
+    weights. Alone it bounds nothing: on log p(x) it is H(π) - log K that may be added, and the
+    constant trains nothing.
 
     Args:
         alpha: α.
@@ -34,22 +32,13 @@ class Entropy(Objective):
     https://arxiv.org/abs/2505.01134.
     """
 
-    alpha: float = field(default=1.0, check=number(0.0))
-    kl_weight: float = field(default=1.0, check=number(0.0))
+    alpha: float = factor()
+    kl_weight: float = factor()
 
-    def forward(self, model: Model, batch: Batch, experts: Experts) -> Loss:
-        """See `Objective.forward`."""
+    def forward(self, model: LatentModel, batch: Batch, experts: Experts) -> Loss:
         posterior = model.joint_posterior(batch, experts)
-        log_weight = posterior.log_weight
-        active = (
-            torch.ones_like(batch.observed[:, 0]) if posterior.active is None else posterior.active
-        )
-        counted = torch.isfinite(log_weight) & active  # 0 log 0 is 0
-        entropy = -(log_weight.exp() * torch.where(counted, log_weight, 0.0)).sum(0)
-        value = self.alpha * self.kl_weight * entropy
-        mean = entropy.detach().sum() / active.sum().clamp(min=1)
-        nothing = torch.full_like(value.detach(), torch.nan)  # it bounds nothing
-        loss = -value.mean()
-        return Loss(
-            loss, nothing, {"loss": loss.detach(), "entropy": mean}, {"entropy": active.sum()}
-        )
+        log_pi = posterior.log_weight
+        counted = torch.where(torch.isfinite(log_pi), log_pi, 0.0)  # 0 log 0 is 0
+        entropy = -(log_pi.exp() * counted).sum(0)
+        weight = self.alpha * self.kl_weight
+        return auxiliary_loss("entropy", entropy, weight, active_rows(posterior, batch))
