@@ -96,7 +96,7 @@ class HoelderAggregator(nn.Module, Aggregator):
         return Mixture(experts.family, loc, scale, torch.log_softmax(log_pi, dim=0), evidence)
 
     def _pairs(self, experts: Experts) -> tuple[Tensor, Tensor, Tensor]:
-        """Location and scale of √(q_i q_j), (k, b, d), and log S_ij, log 2 S_ij if i ≠ j, (k, b)."""
+        """Location, scale of √(q_i q_j), (k, b, d), and log S_ij, log 2 S_ij if i ≠ j, (k, b)."""
         loc_i, loc_j = experts.loc[self.first], experts.loc[self.second]
         scale_i, scale_j = experts.scale[self.first], experts.scale[self.second]
         # shares of √(σ_i² + σ_j²), as products of variances and gradients overflow in float32
