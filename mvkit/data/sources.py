@@ -265,7 +265,7 @@ def split(rows: Batch, indices: Sequence[Tensor]) -> Iterator[Batch]:
 
 def _indices(mask: Tensor, sizes: list[int]) -> Iterator[dict[str, Any]]:
     """What `mvkit.core.batch.indices_of` says of each part of a mask (n, m), in few steps each."""
-    columns = mask.numpy().T
+    columns = np.ascontiguousarray(mask.numpy().T)
     if columns.all():
         complete: dict[str, Any] = {"observed_rows": (None,) * len(columns)}
         complete |= {"complete_rows": None, "first_empty_row": None}
