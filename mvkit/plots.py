@@ -11,7 +11,7 @@ Axes: n draws, b rows, m modalities, d latent, c clusters.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, FigureBase
 
-    Draw = Callable[..., Axes | NDArray[np.object_]]
+    Draw = Callable[..., Axes | NDArray[Any]]
     AxesLike = Axes | None  # None: those of a new figure
     FigureLike = FigureBase | None  # None: a new one
 
 losses = loss_curves.losses
-Grid = NDArray[np.object_]  # of matplotlib's axes
+Grid = NDArray[Any]  # of matplotlib's axes
 Line = tuple[str, Iterable[object]]  # a label, and values of modalities
 Runs = Report | Mapping[str, Report | Sequence[Report]]
 

@@ -31,7 +31,7 @@ Factors = Mapping[str, float]  # by modality
 Rescale = Literal["dims"] | Factors | None
 UNIMODAL = ELBO(condition="unimodal", reduce="sum", reconstruct="own")
 POE = PoE(prior_expert=False)
-LAPLACE = {"family": "laplace_softmax", "prior": Learnable(learn_loc=False)}
+LAPLACE: dict[str, Any] = {"family": "laplace_softmax", "prior": Learnable(learn_loc=False)}
 
 
 def _each(modalities: Modalities, **options: object) -> dict[str, Modality]:
@@ -54,7 +54,7 @@ def telbo(modalities: Modalities, latent_dim: int = 10, *, lambdas: Factors | No
     Reference: Vedantam, Fischer, Huang and Murphy, Generative Models of Visually Grounded
     Imagination, ICLR 2018, https://arxiv.org/abs/1705.10762.
     """
-    both = TELBO(lambdas=dict(lambdas or {}), gammas=dict(gammas or {}))
+    both = TELBO(lambdas=lambdas or {}, gammas=gammas or {})
     unimodal = attrs.evolve(UNIMODAL, weights=both.gammas)  # type: ignore[misc]
     two = JointThenUnimodal(share=share, joint=ELBO(weights=both.lambdas), unimodal=unimodal)
     return Model(modalities, latent_dim=latent_dim, aggregator=Joint(incomplete="skip"),
@@ -124,7 +124,7 @@ def mmvae(modalities: Modalities, latent_dim: int = 10, *, samples: int = 10,
     """
     objective = {"name": gradient, "samples": samples}
     return Model(modalities, latent_dim=latent_dim, aggregator="moe", objective=objective,
-                 **{**LAPLACE, **options})
+                 **(LAPLACE | options))
 
 
 def mmvaeplus(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 4,
@@ -138,7 +138,7 @@ def mmvaeplus(modalities: Modalities, latent_dim: int = 10, *, private_dim: int 
     each = _each(modalities, private_dim=private_dim, cross_prior=cross_prior)
     objective = {"name": gradient, "samples": samples, "kl_weight": beta}
     return Model(each, latent_dim=latent_dim, aggregator="moe", objective=objective,
-                 **{**LAPLACE, **options})
+                 **(LAPLACE | options))
 
 
 def mvtcae(modalities: Modalities, latent_dim: int = 10, *, alpha: float = 5 / 6,

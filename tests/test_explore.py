@@ -93,7 +93,7 @@ def served(folder):
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from mvkit.registry import Component, declare\n"
         "declare(Component('dataset', 'few', 'test_page:Few'))\n"
-        f"from mvkit.cli import main; main(['explore', {str(folder)!r}, '--port', '{port}', '--no-browser'])"
+        f"from mvkit.apps.cli import main; main(['explore', {str(folder)!r}, '--port', '{port}', '--no-browser'])"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     try:

@@ -7,14 +7,14 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mvkit import available
 from mvkit.errors import MvkitError
 from mvkit.models.checkpoint import describe
 from mvkit.registry import component, plugins
 
-AddCommand = Callable[[str, Callable[[Any], None], str], argparse.ArgumentParser]
+Run = Callable[[argparse.Namespace], None]
+AddCommand = Callable[[str, Run, str], argparse.ArgumentParser]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def command(name: str, run: Callable[[Any], None], text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Run, text: str) -> argparse.ArgumentParser:
         subparser = commands.add_parser(name, help=text, description=text)
         subparser.set_defaults(run_command=run)
         return subparser
@@ -162,5 +162,6 @@ def _doctor(options: argparse.Namespace) -> None:
 def _new_plugin(options: argparse.Namespace) -> None:
     from mvkit.apps.new_plugin import new_plugin
 
-    print(f"wrote {(root := new_plugin(options.name, options.kind, options.folder))}; next:")
+    root = new_plugin(options.name, options.kind, options.folder)
+    print(f"wrote {root}; next:")
     print(f"  pip install --editable '{root}[dev]' && pytest {root}")

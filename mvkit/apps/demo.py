@@ -1,4 +1,4 @@
-"""The main job, start to end: train on partially observed pictures, show what was learnt, save, load.
+"""The main job, start to end: train on partially observed pictures, show what was learnt, save.
 
 `mvkit demo` needs the extra `mvkit[demo]` (matplotlib, scikit-learn).
 """
@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +20,10 @@ from mvkit.data.datasets.catalogue import Splits
 from mvkit.evaluation.metric import fit_perceptron
 from mvkit.evaluation.representation import agreement
 from mvkit.models.model import Model
+from mvkit.training.loss_curves import new_figure
 
-if TYPE_CHECKING:
-    from matplotlib.figure import FigureBase
-
-ROWS = 8  # of the picture
+ROWS = 8  # of the picture, each with a sample of another cluster
+BLOCKS = ("observed", "reconstructed and imputed", "sampled, one cluster per row")
 
 
 def run(folder: Path, *, epochs: int = 35, rows: int = 10_000, n: int = 200) -> dict[str, float]:
@@ -68,8 +66,8 @@ def run(folder: Path, *, epochs: int = 35, rows: int = 10_000, n: int = 200) -> 
 def measure(model: Model, data: Splits, *, n: int) -> dict[str, float]:
     """Joint log-likelihood, coherence by number of given modalities, and cluster accuracy.
 
-    All on the test rows, in their order. `mvkit.evaluate` measures the same and more, with draws of
-    its own for each block of rows, so that its numbers differ in their last digits.
+    All on the test rows, in their order. `mvkit.evaluate` measures the same and more, with draws
+    of its own for each block of rows, so that its numbers differ in their last digits.
     """
     test = data.test.batch
     labels = test.extra["label"].numpy()
@@ -110,24 +108,19 @@ def draw(model: Model, path: Path) -> None:
     rows = model.conform(data.test.batch.take(slice(0, ROWS)))
     means = model.translate(rows, latent="mean")
     generator = noise.seeded(1)
-    observed: list[plots.Line] = []
-    imputed: list[plots.Line] = []
-    sampled: list[plots.Line] = []
+    blocks: dict[str, list[plots.Line]] = {title: [] for title in BLOCKS}
     for r in range(ROWS):
         samples = model.sample(1, cluster=r, generator=generator)
-        observed.append(("", plots.real_values(model, rows.take([r]))))
-        imputed.append(("", [means[name][0, r] for name in model.names]))
-        sampled.append(("", [samples[name][0] for name in model.names]))
-    figure = plots.new_figure(10.5, 5.8)
-    left, middle, right = figure.subfigures(1, 3)
-    _draw_block(left, "observed", observed)
-    _draw_block(middle, "reconstructed and imputed", imputed)
-    _draw_block(right, "sampled, one cluster per row", sampled)
+        observed = plots.real_values(model, rows.take([r]))
+        imputed = [means[name][0, r] for name in model.names]
+        sampled = [samples[name][0] for name in model.names]
+        pictures: list[Iterable[object]] = [observed, imputed, sampled]
+        for lines, values in zip(blocks.values(), pictures, strict=True):
+            lines.append(("", values))
+    figure = new_figure(10.5, 5.8)
+    parts = figure.subfigures(1, 3, squeeze=False, wspace=0.04).flat
+    for part, (title, lines) in zip(parts, blocks.items(), strict=True):
+        part.suptitle(title, fontsize=10)
+        for ax in plots.gallery(part, lines, ["" for _ in model.names]).flat:
+            ax.axis("off")
     figure.savefig(path, dpi=110)
-
-
-def _draw_block(figure: FigureBase, title: str, lines: list[plots.Line]) -> None:
-    """Pictures of five modalities, one row of data per line."""
-    for ax in plots.gallery(figure, lines, [""] * 5).flat:
-        ax.axis("off")
-    figure.suptitle(title, fontsize=10)

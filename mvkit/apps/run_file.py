@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import inspect
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ from mvkit.training.stages import as_stages
 TABLES = ("data", "model", "train")
 
 
-Config = dict[str, dict[str, Any]]
+Table = dict[str, Any]  # a table of TOML
+Config = dict[str, Table]
 
 
 def read(path: Path, changes: Sequence[str] = ()) -> Config:
@@ -60,39 +61,34 @@ def read(path: Path, changes: Sequence[str] = ()) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: no TOML: {error}") from None
     for change in changes:
-        at, equals, text = change.partition("=")
-        if not equals or "." not in at:
-            raise SpecError(
-                f"--set {change}: expected TABLE.OPTION=VALUE, such as --set train.epochs=5"
-            )
-        table = at.strip().partition(".")[0]
-        if table not in TABLES:
-            raise SpecError(
-                f"--set {change}: no table [{table}] is known; {suggest(table, TABLES)}"
-            )
-        _put(config, at.strip().split("."), _value(text), change)
+        _apply(config, change)
     for table, options in config.items():
         if table not in TABLES or not isinstance(options, dict):
             raise SpecError(f"{path}: no table [{table}] is known; {suggest(table, TABLES)}")
     return {table: config.get(table, {}) for table in TABLES}
 
 
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _put(table: dict[str, Any], path: list[str], value: Any, change: str) -> None:
-    *way, last = path
+def _apply(config: Table, change: str) -> None:
+    """Applies a change such as `model.prior=mog`."""
+    at, equals, text = change.partition("=")
+    *way, option = at.strip().split(".")
+    if not equals or not way:
+        raise SpecError(
+            f"--set {change}: expected TABLE.OPTION=VALUE, such as --set train.epochs=5"
+        )
+    if way[0] not in TABLES:
+        raise SpecError(f"--set {change}: no table [{way[0]}] is known; {suggest(way[0], TABLES)}")
+    table = config
     for key in way:
         if isinstance(table.get(key), str):  # a part by its name, of which an option is set
             table[key] = {"name": table[key]}
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
             raise SpecError(f"--set {change}: {key!r} holds {table!r}, which has no options")
-    table[last] = value
+    try:
+        table[option] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        table[option] = text
 
 
 @attrs.frozen(eq=False)
@@ -101,7 +97,7 @@ class Plan:
 
     data: Splits
     model: MultimodalModel
-    options: dict[str, Any]
+    options: Table
     config: Config
 
     @classmethod
@@ -119,27 +115,27 @@ class Plan:
         options = _train_options(config["train"])
         stages = as_stages(options.get("stages"), model, options["epochs"])
         full = {
+            "data": to_dict(source),
             "model": {**model.header(), "seed": seed},
-            "train": {**options, "stages": [to_dict(s) for s in stages]},
+            "train": {**options, "stages": [to_dict(stage) for stage in stages]},
         }
-        return cls(data, model, options, _without_none({"data": to_dict(source), **full}))
+        return cls(data, model, options, _without_none(full))
 
     def run(self, folder: Path, resume: str) -> History:
         """Trains, and keeps the run in a folder with the whole run file."""
         import tomli_w
 
         def write(event: Event) -> None:
-            if isinstance(
-                event, RunStarted
-            ):  # what does not fit the run in the folder was refused before
+            # by now, a run in the folder with other options has been refused
+            if isinstance(event, RunStarted):
                 write_whole(folder / "run.toml", tomli_w.dumps(self.config).encode())
 
         options = {**self.options, "checkpoint": folder, "resume": resume, "listeners": [write]}
         return fit(self.model, self.data.train, validation=self.data.valid, **options)
 
 
-def _model(options: dict[str, Any], data: Splits) -> tuple[MultimodalModel, int]:
-    """The model of a table [model], its weights drawn from its seed."""
+def _model(options: Table, data: Splits) -> tuple[MultimodalModel, int]:
+    """The model of a table [model], its weights drawn from its seed, and the seed."""
     seed = options.pop("seed", 0)
     if "name" in options:  # as a file with every default says it
         return rebuilt(options, seed), seed
@@ -150,37 +146,49 @@ def _model(options: dict[str, Any], data: Splits) -> tuple[MultimodalModel, int]
                 f"no modality {name!r}; {suggest(name, modalities)}", "model.modalities"
             )
         modalities[name] = attrs.evolve(modalities[name], **changed)  # type: ignore[misc]
-    recipe = options.pop("recipe", None)
-    published = {
-        name: value
-        for name, value in vars(recipes).items()
-        if getattr(value, "__module__", "") == recipes.__name__
-    }
-    if recipe is not None and recipe not in published:
-        raise SpecError(f"no recipe {recipe!r}; {suggest(str(recipe), published)}", "model.recipe")
-    make: Any = Model if recipe is None else published[recipe]
-    known = {*inspect.signature(make).parameters, *inspect.signature(Model).parameters} - {
-        "options",
-        "modalities",
-    }
-    for name in options:
-        if name not in known:
-            raise SpecError(f"unknown option; {suggest(name, known)}", f"model.{name}")
+    make = _maker(options.pop("recipe", None))
+    known = {*inspect.signature(make).parameters, *inspect.signature(Model).parameters}
+    _check_options("model", options, known - {"options", "modalities"})
     return make(modalities, seed=seed, **options), seed
 
 
-def _train_options(given: dict[str, Any]) -> dict[str, Any]:
+def _maker(recipe: object) -> Callable[..., MultimodalModel]:
+    """A recipe by its name, or `Model`."""
+    if recipe is None:
+        return Model
+    published: dict[object, Callable[..., MultimodalModel]] = {}
+    for name, value in vars(recipes).items():
+        if getattr(value, "__module__", "") == recipes.__name__:
+            published[name] = value
+    if recipe not in published:
+        raise SpecError(
+            f"no recipe {recipe!r}; {suggest(str(recipe), map(str, published))}", "model.recipe"
+        )
+    return published[recipe]
+
+
+def _train_options(given: Table) -> Table:
     """`fit`'s options with all defaults."""
     own = {"model", "data", "validation", "listeners", "resume", "progress"}
-    defaults = {k: p.default for k, p in inspect.signature(fit).parameters.items() if k not in own}
-    for name in given:
-        if name not in defaults:
-            raise SpecError(f"unknown option; {suggest(name, defaults)}", f"train.{name}")
+    defaults = {}
+    for name, parameter in inspect.signature(fit).parameters.items():
+        if name not in own:
+            defaults[name] = parameter.default
+    _check_options("train", given, defaults)
     return defaults | given
+
+
+def _check_options(table: str, options: Iterable[str], known: Collection[str]) -> None:
+    """Raises SpecError, which names table and option, at an option that is not known."""
+    for name in options:
+        if name not in known:
+            raise SpecError(f"unknown option; {suggest(name, known)}", f"{table}.{name}")
 
 
 def _without_none(value: Any) -> Any:
     """Plain data without None, which TOML cannot write and which is the default everywhere."""
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
-    return [_without_none(item) for item in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value]
+    return value

@@ -140,9 +140,7 @@ def iwae(log_w: Tensor, log_pi: Tensor, *, bound: Form = "tight") -> Tensor:
 
 
 def normalised_weights(log_w: Tensor, log_pi: Tensor, *, bound: Form = "tight") -> Tensor:
-    """Normalised importance weights ŵ, stopped, (s, j, b); in `loose` they sum to one in each
-    component.
-    """
+    """Normalised importance weights ŵ without gradient, (s, j, b); in `loose` per component."""
     log_w = log_w.detach()
     if bound == "loose":
         return torch.softmax(log_w, 0)

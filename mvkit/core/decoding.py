@@ -49,8 +49,7 @@ class Decoder(nn.Module):
         return self.shaped(on_rows(self.network, latent.reshape(-1, latent.shape[-1])), latent)
 
     def shaped(self, output: Tensor, latent: Tensor) -> Tensor:
-        """The network's output for all rows (n, *shape) with the leading shape of the latents
-        (..., d + p).
+        """The network's output (n, *shape) in the leading shape of the latents (..., d + p).
 
         Raises:
             ShapeError: it emitted something else.
@@ -76,17 +75,13 @@ class Decodes(Protocol):
         sample: bool = False,
         generator: Generator = None,
     ) -> Tensor:
-        """Means, or draws, (..., *shape) of a modality at z (..., d) and its private latent (...,
-        p).
-        """
+        """Means or draws (..., *shape) of a modality at z (..., d) and w (..., p); None: zeros."""
         ...
 
     def from_latents(
         self, z: Tensor, *, sample: bool, generator: Generator
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Rows {name: (n, *shape)} at z (n, d), and their private latents, drawn from their
-        priors.
-        """
+        """Rows {name: (n, *shape)} at z (n, d), and private latents, drawn from their priors."""
         ...
 
 
@@ -109,9 +104,7 @@ class PrivateLatents:
     kl: Tensor | None = None
 
     def scale_gradients(self, z: Tensor, factor: Callable[[str | None], Tensor]) -> None:
-        """Multiplies the gradients of all draws by factor(None) (z) and factor(name) (w), (s, j,
-        b) each.
-        """
+        """Multiplies gradients of z by factor(None), and of w by factor(name), (s, j, b) each."""
         for site, latent in ((None, z), *self.drawn.items()):
             if latent.requires_grad:
                 multiplier = rearrange(factor(site), "s j b -> s j b 1")
@@ -153,8 +146,7 @@ class Decoding:
         used: Tensor,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """Log p(x_m|z, w_m) summed over observed elements, (s, j, b, m), in nats; zeros where not
-        `used`.
+        """Log p(x_m|z, w_m) over observed elements, (s, j, b, m), in nats; zeros unless `used`.
 
         Only rows that observe a modality are decoded; one that no row observes keeps its decoder
         in the graph.
@@ -187,9 +179,7 @@ class Decoding:
     def _outputs(
         self, computed: Mapping[str, Tensor | None], z: Tensor, w: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """What decoders emit for the rows that observe each modality, {name: ((s j), n,
-        *shape)}.
-        """
+        """What decoders emit for the rows that observe them, {name: ((s j), n, *shape)}."""
         latents = {}
         for name, rows in computed.items():
             latent = torch.cat([z, w[name]], -1) if name in w else z
@@ -209,9 +199,7 @@ class Decoding:
         outputs: Mapping[str, Tensor],
         weight: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Log-probabilities of the observed elements, zeros elsewhere, {name: ((s j), n,
-        elements)}.
-        """
+        """Log-probabilities of observed elements, else zeros, {name: ((s j), n, elements)}."""
         densities = {}
         for name, rows in computed.items():
             output = outputs[name]
@@ -248,9 +236,7 @@ class Decoding:
         sample: bool = False,
         generator: Generator = None,
     ) -> Tensor:
-        """Means, or draws, (..., *shape) of a modality at z (..., d) and w (..., p); no w:
-        zeros.
-        """
+        """Means or draws (..., *shape) of a modality at z (..., d) and w (..., p); None: zeros."""
         p = self.modalities[name].private_dim
         if p:
             shape = (*z.shape[:-1], p)
@@ -322,9 +308,7 @@ class Decoding:
     def private_noise(
         self, name: str, shape: tuple[int, ...], like: Tensor, generator: Generator
     ) -> Tensor:
-        """Standard noise for the private latent of a modality, of `shape` (..., p): draws of
-        p(w_m).
-        """
+        """Draws of p(w_m), standard noise of `shape` (..., p)."""
         return noise.draw(f"w/{name}", shape, like, generator=generator, sampler=self.family.noise)
 
     def private_prior(self, z: Tensor, generator: Generator) -> dict[str, Tensor]:
@@ -350,9 +334,7 @@ class Decoding:
     def from_latents(
         self, z: Tensor, *, sample: bool, generator: Generator
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Rows {name: (n, *shape)} at z (n, d), and their private latents, drawn from their
-        priors.
-        """
+        """Rows {name: (n, *shape)} at z (n, d), and private latents, drawn from their priors."""
         private = self.private_prior(z, generator)
         data = {}
         for name in self.modalities:

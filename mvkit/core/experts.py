@@ -83,18 +83,14 @@ class Experts:
         )
 
     def joint_posterior(self, fuse: Callable[[Experts, Batch], Posterior]) -> Posterior:
-        """The posterior that an aggregator's `forward` makes of them, computed once, however many
-        terms ask for it.
-        """
+        """The posterior that an aggregator makes of them, computed once."""
         if self._joint_posterior is None:
             self._joint_posterior = fuse(self, self.batch)
         return self._joint_posterior
 
     @property
     def encodes_all_rows(self) -> bool:
-        """Whether every row is encoded anyway: some modality was already, or private latents will
-        be asked for.
-        """
+        """Whether every row is encoded anyway, by earlier terms or for private latents."""
         private = any(modality.private_dim for modality in self.modalities.values())
         return bool(self._encoded) or private
 
@@ -118,9 +114,7 @@ class Experts:
         return outputs
 
     def _encode(self, name: str, rows: Tensor | None, total: int) -> Tensor:
-        """What an encoder emits, (b, total), zeros but for the rows of indices `rows` (n,), None
-        for all.
-        """
+        """What an encoder emits, (b, total), zeros but at indices `rows` (n,); None: all rows."""
         x = self.batch.data[name]
         if self.modalities[name].indicator:
             inputs = self.batch.inputs(name, rows, indicator=True)
@@ -187,8 +181,9 @@ _network_dtype: ContextVar[torch.dtype | None] = ContextVar("network_dtype", def
 
 @contextlib.contextmanager
 def low_precision(dtype: torch.dtype | None) -> Iterator[None]:
-    """Inside, networks compute in `dtype` under autocast; their outputs are cast back, so
-    densities keep their own.
+    """Inside, networks compute in `dtype` under autocast.
+
+    Their outputs are cast back, so that densities keep their own dtype.
     """
     token = _network_dtype.set(dtype)
     try:
@@ -198,8 +193,9 @@ def low_precision(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def on_rows(module: nn.Module, rows: Tensor) -> Tensor:
-    """A module on rows (n, *shape), n = 0 too: it then sees a row of zeros, which is cut off and
-    gives no gradient.
+    """The output of a module for rows (n, *shape), n = 0 too.
+
+    Without rows it sees a row of zeros, which is cut off and contributes no gradient.
     """
     shown = rows if len(rows) else rows.new_zeros(1, *rows.shape[1:])
     dtype = _network_dtype.get()

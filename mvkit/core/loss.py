@@ -83,8 +83,7 @@ def over_rows(values: Tensor) -> Tensor:
 def finish(
     name: str, bound: Tensor, reported: Tensor, active: Tensor | None, metrics: Metrics
 ) -> Loss:
-    """The loss of an objective's value for each row: its mean, rows that are not active counting
-    as 0.
+    """The loss of an objective: the mean of its value over rows, 0 where not active.
 
     Args:
         name: what the reported value is called among the metrics: the model's `bound_name`.
@@ -110,8 +109,7 @@ def finish(
 def row_metrics(
     names: Sequence[str], terms: Terms, kl: Tensor, mask: Tensor, active: Tensor | None
 ) -> Metrics:
-    """Mean log-likelihood of each modality over the active rows that observe it, and the mean KL
-    over active rows.
+    """Mean log-likelihood of each modality over rows that observe it, and the mean KL.
 
     Args:
         names: of the modalities.

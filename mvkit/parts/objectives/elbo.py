@@ -57,7 +57,7 @@ class ELBO(Objective):
     condition: str = choice("aggregator", "unimodal", "expert", "subset")
     reduce: Literal["mean", "sum"] = choice("mean", "sum")
     reconstruct: Reconstruct = choice("all", "own")
-    weights: dict[str, float] = field(default={}, check=factors)
+    weights: Mapping[str, float] = field(default={}, check=factors)
 
     @property
     def trains_unimodal(self) -> bool:  # type: ignore[override]

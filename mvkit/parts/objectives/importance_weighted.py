@@ -6,6 +6,7 @@ Axes: s samples, j drawn components, b rows, m modalities.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class ImportanceWeighted(Objective):
     samples: int = count(5)
     draw: Draw | None = choice(None, *DRAWS)
     bound: Form | None = choice(None, "loose", "tight")
-    weights: dict[str, float] = field(default={}, check=factors)
+    weights: Mapping[str, float] = field(default={}, check=factors)
     stop_density = False
     whole_density = True
 

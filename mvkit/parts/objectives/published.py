@@ -5,6 +5,8 @@ Axes: b rows, m modalities.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -65,8 +67,8 @@ class TELBO(Objective):
     https://arxiv.org/abs/1705.10762, eq. 4.
     """
 
-    lambdas: dict[str, float] = field(default={}, check=factors)
-    gammas: dict[str, float] = field(default={}, check=factors)
+    lambdas: Mapping[str, float] = field(default={}, check=factors)
+    gammas: Mapping[str, float] = field(default={}, check=factors)
     kl_weight: float = factor()
     samples: int = count(1)
     draw: Draw | None = choice(None, *DRAWS)

@@ -32,8 +32,10 @@ def test_life(name, objective, aggregator, tmp_path):
     assert mvkit.describe(tmp_path / "m")["model"]["prior"]["name"] == f"mvkit-flows/{name}"
     again = mvkit.load(tmp_path / "m")
     assert torch.equal(model.encode(batch()), again.encode(batch()))
-    one, two = (again.sample(5, generator=torch.Generator().manual_seed(1))["a"] for _ in range(2))
-    assert torch.equal(one, two)
+    first, second = (
+        again.sample(5, generator=torch.Generator().manual_seed(1))["a"] for _ in range(2)
+    )
+    assert torch.equal(first, second)
     assert torch.isfinite(again.log_likelihood(batch(), n=10)).all()
 
 
@@ -76,11 +78,11 @@ def test_a_flow_sampler_is_fitted_saved_and_used(tmp_path):
     mvkit.save(model, tmp_path / "m")
     assert mvkit.describe(tmp_path / "m")["packages"] == {"mvkit-flows": "0.1.0"}
     again = mvkit.load(tmp_path / "m")
-    one, two = (
+    first, second = (
         m.sample(5, sampler="flow", generator=torch.Generator().manual_seed(1))["a"]
         for m in (model, again)
     )
-    assert torch.equal(one, two)
+    assert torch.equal(first, second)
     assert not any(p.requires_grad for p in again.samplers.parameters())
 
 

@@ -29,7 +29,7 @@ def modalities():
     }
 
 
-def made(flow="maf", **options):
+def jnf(flow="maf", **options):
     return recipes.jnf(
         modalities(), latent_dim=D, flow=SMALL | {"name": flow}, seed=0, **{"steps": 4, **options}
     ).double()
@@ -61,12 +61,12 @@ def test_a_stage_is_the_loop_of_the_paper(stage, flow, conditional):
     """ELBO of the joint posterior; then Σ_m KL(q(z|X) ‖ q_m(z|x_m)) at its draws. Complete rows
     alone can count.
     """
-    model, batch = made(flow, conditional=conditional, beta=0.7, samples=2), rows()
+    model, batch = jnf(flow, conditional=conditional, beta=0.7, samples=2), rows()
     objective = model.spec.schedule.stages(model, 2)[stage].objective
     source = bound_noise(list(range(ROWS)), NAMES)
     with mvkit.testing.noise(source):
-        found = model.loss(batch, objective=objective).loss
-    found.backward()
+        loss = model.loss(batch, objective=objective).loss
+    loss.backward()
     gradients = {n: p.grad for n, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     samples = 2 if stage else 1
@@ -94,7 +94,7 @@ def test_a_stage_is_the_loop_of_the_paper(stage, flow, conditional):
                 total = total - (q.log_prob(z).sum() - bent.log_prob(z)) / samples
     expected = -total / ROWS
     expected.backward()
-    assert abs(found - expected) <= 1e-9 * abs(expected)
+    assert abs(loss - expected) <= 1e-9 * abs(expected)
     for name, parameter in model.named_parameters():
         theirs = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         ours = torch.zeros_like(parameter) if gradients[name] is None else gradients[name]
@@ -107,7 +107,7 @@ def test_a_stage_is_the_loop_of_the_paper(stage, flow, conditional):
 
 
 def test_the_second_stage_trains_encoders_and_flows_alone():
-    model = made()
+    model = jnf()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     stages = model.spec.schedule.stages(model, 2)
     mvkit.fit(model, rows(14), stages=stages[1:], lr=0.01)
@@ -118,7 +118,7 @@ def test_the_second_stage_trains_encoders_and_flows_alone():
 
 @pytest.mark.parametrize("flow", ["maf", "nsf"])
 def test_life(flow, tmp_path):
-    model = made(flow)
+    model = jnf(flow)
     generator = torch.Generator().manual_seed(0)
     mask = torch.rand(40, 3, generator=generator) > 0.3
     mask[~mask.any(1), 0] = True
@@ -140,36 +140,36 @@ def test_life(flow, tmp_path):
     assert torch.isfinite(
         model.log_likelihood(rows(), ["a"], ["b"], n=20, estimator="predictive", empty="prior")
     ).all()
-    one, two = (
+    first, second = (
         model.translate(rows(), n=2, generator=torch.Generator().manual_seed(1)) for _ in range(2)
     )
     for name in NAMES:
-        assert torch.isfinite(one[name]).all()
-        assert torch.equal(one[name], two[name])
+        assert torch.isfinite(first[name]).all()
+        assert torch.equal(first[name], second[name])
     assert model.encode(rows(), ["a", "b"], empty="prior").shape == (ROWS, D)
     assert model.posterior(rows()).evidence.shape == (1, ROWS, 3)
     with torch.inference_mode():
         assert torch.isfinite(model.encode(rows())).all()
-    clustered = made(prior={"name": "mog", "components": 3})
+    clustered = jnf(prior={"name": "mog", "components": 3})
     assert clustered.clusters(rows()).shape == (ROWS,)
 
 
 def test_fillers_change_nothing():
-    model, batch = made(), rows()
+    model, batch = jnf(), rows()
     junk = {name: x.clone() for name, x in batch.data.items()}
     for i, name in enumerate(NAMES):
         junk[name][~batch.mask[:, i]] = torch.nan
     other = Batch(junk, batch.mask)
-    one, two = (
+    first, second = (
         model.loss(each, generator=torch.Generator().manual_seed(0)).loss
         for each in (batch, other)
     )
-    assert torch.equal(one, two)
+    assert torch.equal(first, second)
     assert torch.equal(model.encode(batch), model.encode(other))
 
 
 def test_an_answer_does_not_depend_on_other_rows():
-    model, batch = made(), rows()
+    model, batch = jnf(), rows()
     alone = torch.cat([model.encode(batch.take(slice(i, i + 1))) for i in range(ROWS)])
     torch.testing.assert_close(model.encode(batch), alone, rtol=1e-9, atol=1e-9)
 
@@ -237,8 +237,8 @@ def test_products_of_exact_posteriors_are_exact():
     single = x["a"] @ weights["a"] / scale**2 / (1 + (weights["a"] ** 2).sum(0) / scale**2)
     torch.testing.assert_close(model.encode(x, "a"), single, rtol=1e-9, atol=1e-9)
     n = 500
-    found = model.posterior_given(model.conform(x), model.names, "error", inference=True)
-    z = found.rsample(n, torch.Generator().manual_seed(0))
+    posterior = model.posterior_given(model.conform(x), model.names, "error", inference=True)
+    z = posterior.rsample(n, torch.Generator().manual_seed(0))
     off = (z.mean(0) - mean) * precision.sqrt() * n**0.5
     assert off.abs().max() < 4
     assert off.square().mean() < 3
@@ -319,15 +319,15 @@ def test_what_does_not_fit_is_refused():
         Model(
             {"a": Modality((2,), private_dim=1)}, latent_dim=0, aggregator="joint_flow", **options
         )
-    found = made().posterior_given(made().conform(rows()), ("a", "b"), "prior", inference=True)
+    posterior = jnf().posterior_given(jnf().conform(rows()), ("a", "b"), "prior", inference=True)
     with pytest.raises(mvkit.RequestError, match="known up to a constant only"):
-        found.log_prob(torch.zeros(ROWS, D))
+        posterior.log_prob(torch.zeros(ROWS, D))
 
 
 def test_mvkit_knows_what_this_package_offers():
     from mvkit.registry.builtin_parts import EXTERNAL_PARTS
 
-    offered = {(one.kind, one.name) for one in mvkit_flows.mvkit_components()}
+    offered = {(component.kind, component.name) for component in mvkit_flows.mvkit_components()}
     assert offered == {
         (kind, name) for kind, names in EXTERNAL_PARTS["mvkit-flows"].items() for name in names
     }

@@ -17,7 +17,7 @@ NAMES = ("c", "a", "d", "b")  # not in the order of names
 PATTERNS = torch.tensor(list(itertools.product([True, False], repeat=4))[:-1])
 
 
-def made(aggregator, names=NAMES, d=3, dtype=torch.float64, **options):
+def fusion_model(aggregator, names=NAMES, d=3, dtype=torch.float64, **options):
     nets = {"encoder": {"name": "mlp", "hidden": [4]}, "decoder": "linear"}
     modalities = {name: mvkit.Modality((2,), **nets) for name in names}
     return Model(modalities, latent_dim=d, aggregator=aggregator, seed=0, **options).to(dtype)
@@ -56,23 +56,23 @@ def subsets_of(observed):
 
 def components(posterior, row):
     """{evidence: (weight, loc, scale)} of the components that a row uses."""
-    found = {}
+    computed = {}
     for k in range(posterior.components):
         weight = posterior.log_weight[k, row].exp().item()
         if weight:
             members = tuple(posterior.evidence[k, row].nonzero().flatten().tolist())
-            assert members not in found
-            found[members] = (
+            assert members not in computed
+            computed[members] = (
                 weight,
                 posterior.loc[k, row].detach().numpy(),
                 posterior.scale[k, row].detach().numpy(),
             )
-    return found
+    return computed
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.3, 0.9, None])
 def test_code_is_the_matrix_formula_in_every_subset_row_and_dimension(rho):
-    model, (loc, log_variance) = made({"name": "code", "rho": rho}), drawn()
+    model, (loc, log_variance) = fusion_model({"name": "code", "rho": rho}), drawn()
     with torch.no_grad():
         model.aggregator.logits.copy_(torch.randn(15, dtype=torch.float64))
         if rho is None:
@@ -81,12 +81,12 @@ def test_code_is_the_matrix_formula_in_every_subset_row_and_dimension(rho):
     posterior, sd = pooled(model, loc, log_variance, PATTERNS), torch.exp(log_variance / 2).numpy()
     order = sorted(range(4), key=lambda i: NAMES[i])
     for row, observed in enumerate(PATTERNS.numpy()):
-        found, expected = components(posterior, row), subsets_of(observed)
-        assert set(found) == set(expected)
+        computed, expected = components(posterior, row), subsets_of(observed)
+        assert set(computed) == set(expected)
         numbers = {s: sum(2 ** order.index(i) for i in s) - 1 for s in expected}
         pi = {s: np.exp(model.aggregator.logits[n].item()) for s, n in numbers.items()}
         for s in expected:
-            weight, mean, scale = found[s]
+            weight, mean, scale = computed[s]
             assert weight == pytest.approx(pi[s] / sum(pi.values()))
             for d in range(3):
                 sigma, mu, u = sd[list(s), row, d], loc[list(s), row, d].numpy(), np.ones(len(s))
@@ -100,15 +100,19 @@ def test_code_is_the_matrix_formula_in_every_subset_row_and_dimension(rho):
 
 def test_code_without_correlation_is_mopoe_without_prior_expert():
     loc, log_variance = drawn()
-    code = pooled(made({"name": "code", "rho": 0.0}), loc, log_variance, PATTERNS)
-    mopoe = pooled(made({"name": "mopoe", "prior_expert": "none"}), loc, log_variance, PATTERNS)
+    code = pooled(fusion_model({"name": "code", "rho": 0.0}), loc, log_variance, PATTERNS)
+    mopoe = pooled(
+        fusion_model({"name": "mopoe", "prior_expert": "none"}), loc, log_variance, PATTERNS
+    )
     z = torch.randn(5, 15, 3, dtype=torch.float64)
     torch.testing.assert_close(code.log_prob(z), mopoe.log_prob(z), rtol=1e-10, atol=1e-10)
 
 
 def test_code_of_equal_experts_counts_them_less_than_once_each():
     loc, log_variance = (t[:1].expand(4, -1, -1) for t in drawn())
-    posterior = pooled(made({"name": "code", "rho": 0.7}), loc, log_variance, inference=True)
+    posterior = pooled(
+        fusion_model({"name": "code", "rho": 0.7}), loc, log_variance, inference=True
+    )
     torch.testing.assert_close(posterior.loc[0], loc[0])
     torch.testing.assert_close(
         posterior.scale[0].square(), torch.exp(log_variance[0]) * (1 + 3 * 0.7) / 4
@@ -121,19 +125,22 @@ def test_code_may_leave_the_hull_of_its_experts():
     for ratio, outside in ((1.9, False), (2.1, True)):
         variance = torch.tensor([1.0, ratio**2]).double().reshape(2, 1, 1)
         posterior = pooled(
-            made({"name": "code", "rho": 0.5}, ("a", "b"), 1), loc, variance.log(), inference=True
+            fusion_model({"name": "code", "rho": 0.5}, ("a", "b"), 1),
+            loc,
+            variance.log(),
+            inference=True,
         )
         assert (posterior.mean.item() < 0) == outside
 
 
 def test_mwb_is_the_barycentre_of_every_subset():
-    model, (loc, log_variance) = made("mwb"), drawn()
+    model, (loc, log_variance) = fusion_model("mwb"), drawn()
     posterior, sd = pooled(model, loc, log_variance, PATTERNS), torch.exp(log_variance / 2).numpy()
     for row, observed in enumerate(PATTERNS.numpy()):
-        found, expected = components(posterior, row), subsets_of(observed)
-        assert set(found) == set(expected)
+        computed, expected = components(posterior, row), subsets_of(observed)
+        assert set(computed) == set(expected)
         for s in expected:
-            weight, mean, scale = found[s]
+            weight, mean, scale = computed[s]
             assert weight == pytest.approx(1 / len(expected))
             np.testing.assert_allclose(
                 mean, loc[list(s), row].numpy().mean(0), rtol=1e-10, atol=1e-12
@@ -143,10 +150,10 @@ def test_mwb_is_the_barycentre_of_every_subset():
 
 def test_all_of_mwb_is_the_built_in_barycentre():
     loc, log_variance = drawn()
-    one = pooled(made("mwb"), loc, log_variance, PATTERNS, inference=True)
-    other = pooled(made("wasserstein"), loc, log_variance, PATTERNS)
-    torch.testing.assert_close(one.loc, other.loc)
-    torch.testing.assert_close(one.scale, other.scale)
+    whole = pooled(fusion_model("mwb"), loc, log_variance, PATTERNS, inference=True)
+    other = pooled(fusion_model("wasserstein"), loc, log_variance, PATTERNS)
+    torch.testing.assert_close(whole.loc, other.loc)
+    torch.testing.assert_close(whole.scale, other.scale)
 
 
 GRID = torch.linspace(-40, 40, 40_001, dtype=torch.float64)
@@ -168,7 +175,7 @@ def pool_on_grid(model, loc, log_variance, observed):
 @pytest.mark.parametrize("trained", [False, True])
 def test_hoelder_is_the_squared_sum_of_roots(trained):
     model, (loc, log_variance) = (
-        made({"name": "hoelder", "trained": trained}, d=1),
+        fusion_model({"name": "hoelder", "trained": trained}, d=1),
         drawn(d=1, spread=1.5),
     )
     for i, name in enumerate(NAMES if trained else ()):
@@ -185,7 +192,7 @@ def test_hoelder_factorises_over_no_dimension_but_each_component_does():
     """In two dimensions the coefficient of a pair is the product over dimensions: quadrature on a
     square.
     """
-    model = made("hoelder", ("a", "b"), d=2)
+    model = fusion_model("hoelder", ("a", "b"), d=2)
     loc, log_variance = drawn(m=2, b=1, d=2)
     line = torch.linspace(-12, 12, 801, dtype=torch.float64)
     z = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 1, 2)
@@ -197,8 +204,8 @@ def test_hoelder_factorises_over_no_dimension_but_each_component_does():
 
 
 def test_hellinger_has_the_moments_of_the_pool():
-    (loc, log_variance), model = drawn(d=1, spread=1.5), made("hoelder", d=1)
-    posterior = pooled(made("hellinger", d=1), loc, log_variance, PATTERNS)
+    (loc, log_variance), model = drawn(d=1, spread=1.5), fusion_model("hoelder", d=1)
+    posterior = pooled(fusion_model("hellinger", d=1), loc, log_variance, PATTERNS)
     for row, observed in enumerate(PATTERNS):
         density = pool_on_grid(model, loc[:, row, 0], log_variance[:, row, 0], observed)
         mean = torch.trapezoid(GRID * density, GRID)
@@ -212,7 +219,7 @@ def test_hellinger_has_the_moments_of_the_pool():
 @pytest.mark.parametrize("aggregator", ["code", "mwb", "hoelder", "hellinger"])
 def test_densities_integrate_to_one(aggregator):
     loc, log_variance = drawn(d=1, spread=1.5)
-    posterior = pooled(made(aggregator, d=1), loc, log_variance, PATTERNS)
+    posterior = pooled(fusion_model(aggregator, d=1), loc, log_variance, PATTERNS)
     density = posterior.log_prob(GRID.reshape(-1, 1, 1).expand(-1, 15, 1)).exp()
     torch.testing.assert_close(
         torch.trapezoid(density, GRID, dim=0), torch.ones(15).double(), rtol=1e-6, atol=0
@@ -223,7 +230,7 @@ def test_densities_integrate_to_one(aggregator):
 @pytest.mark.parametrize("aggregator", ["code", "mwb", "hoelder", "hellinger"])
 def test_one_expert_is_itself(aggregator):
     loc, log_variance = drawn(b=4)
-    posterior = pooled(made(aggregator), loc, log_variance, torch.eye(4, dtype=torch.bool))
+    posterior = pooled(fusion_model(aggregator), loc, log_variance, torch.eye(4, dtype=torch.bool))
     for i in range(4):
         k = posterior.log_weight[:, i].argmax()
         torch.testing.assert_close(posterior.log_weight[k, i].exp().item(), 1.0)
@@ -234,7 +241,7 @@ def test_one_expert_is_itself(aggregator):
 @pytest.mark.parametrize("aggregator", ["mwb", "hoelder", "hellinger"])
 def test_equal_experts_are_one(aggregator):
     loc, log_variance = (t[:1].expand(4, -1, -1) for t in drawn())
-    posterior = pooled(made(aggregator), loc, log_variance, PATTERNS)
+    posterior = pooled(fusion_model(aggregator), loc, log_variance, PATTERNS)
     z = torch.randn(5, 15, 3, dtype=torch.float64)
     expected = (
         torch.distributions.Normal(loc[0], torch.exp(log_variance[0] / 2)).log_prob(z).sum(-1)
@@ -260,7 +267,7 @@ def test_extreme_variances_leave_all_finite(aggregator, dtype):
         .requires_grad_()
     )
     posterior = pooled(
-        made(aggregator, d=1, dtype=dtype), loc, log_variance, PATTERNS.repeat(81, 1)
+        fusion_model(aggregator, d=1, dtype=dtype), loc, log_variance, PATTERNS.repeat(81, 1)
     )
     assert (posterior.scale > 0).all()
     weight = posterior.log_weight.exp()
@@ -271,13 +278,13 @@ def test_extreme_variances_leave_all_finite(aggregator, dtype):
     for tensor in (posterior.loc, posterior.scale, loc.grad, log_variance.grad):
         assert torch.isfinite(tensor).all()
     z = posterior.draw(2, "stratified", torch.Generator().manual_seed(0)).z.detach()
-    found = posterior.log_prob(z)[:, weight > 0]
-    assert torch.isfinite(found).all()
+    computed = posterior.log_prob(z)[:, weight > 0]
+    assert torch.isfinite(computed).all()
 
 
 @pytest.mark.parametrize("aggregator", ["code", "mwb"])
 def test_drawn_subsets_are_components_of_all(aggregator):
-    model, (loc, log_variance) = made({"name": aggregator, "max_subsets": 3}), drawn()
+    model, (loc, log_variance) = fusion_model({"name": aggregator, "max_subsets": 3}), drawn()
     if aggregator == "code":
         model.aggregator.logits.data.normal_()
     every = pooled(model, loc, log_variance, PATTERNS)
@@ -297,6 +304,6 @@ def test_ten_modalities():
     names = tuple("abcdefghij")
     loc, log_variance = drawn(m=10, b=3, d=2)
     for aggregator, k in (("code", 1023), ("mwb", 1023), ("hoelder", 55)):
-        posterior = pooled(made(aggregator, names, 2), loc, log_variance)
+        posterior = pooled(fusion_model(aggregator, names, 2), loc, log_variance)
         assert posterior.components == k
         assert torch.isfinite(posterior.log_prob(loc[0])).all()

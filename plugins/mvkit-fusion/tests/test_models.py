@@ -43,15 +43,13 @@ def rows(b=14, names=NAMES):
     return Batch(data, mask[:, [NAMES.index(name) for name in names]])
 
 
-def fixed(made, batch, ids=None):
+def fixed(vae, batch, ids=None):
     """The loss and gradients with noise bound to rows."""
-    made.zero_grad(set_to_none=True)
-    with noise(bound_noise(list(ids or range(len(batch))), made.names)):
-        found = made.loss(batch)
-    found.loss.backward()
-    return found, {
-        name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None
-    }
+    vae.zero_grad(set_to_none=True)
+    with noise(bound_noise(list(ids or range(len(batch))), vae.names)):
+        loss = vae.loss(batch)
+    loss.loss.backward()
+    return loss, {name: p.grad.clone() for name, p in vae.named_parameters() if p.grad is not None}
 
 
 def same(gradients, others):
@@ -66,10 +64,10 @@ def same(gradients, others):
 @pytest.mark.parametrize("prior", ["standard", "mog", "vamp"])
 @pytest.mark.parametrize("aggregator", PARTS)
 def test_every_parameter_is_trained(aggregator, prior, objective):
-    made = model(aggregator, prior=prior, objective=objective)
-    found, gradients = fixed(made, rows())
-    assert torch.isfinite(found.bound).all()
-    assert set(gradients) == {name for name, _ in made.named_parameters()}
+    vae = model(aggregator, prior=prior, objective=objective)
+    loss, gradients = fixed(vae, rows())
+    assert torch.isfinite(loss.bound).all()
+    assert set(gradients) == {name for name, _ in vae.named_parameters()}
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
     if aggregator == "code" and objective != "elbo":
         assert gradients["aggregator.logits"].abs().max() > 0
@@ -78,17 +76,17 @@ def test_every_parameter_is_trained(aggregator, prior, objective):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_life(options, tmp_path):
-    made = model(options, prior="mog", objective=CODE)
-    history = mvkit.fit(made, rows(), validation=rows(), epochs=2, batch_size=7)
+    vae = model(options, prior="mog", objective=CODE)
+    history = mvkit.fit(vae, rows(), validation=rows(), epochs=2, batch_size=7)
     assert all(torch.isfinite(torch.tensor(history["loss"] + history["valid/loss"])))
-    mvkit.save(made, tmp_path / "m")
+    mvkit.save(vae, tmp_path / "m")
     name = options if isinstance(options, str) else options["name"]
     assert mvkit.describe(tmp_path / "m")["packages"] == {"mvkit-fusion": "0.1.0"}
     assert mvkit.describe(tmp_path / "m")["model"]["aggregator"]["name"] == f"mvkit-fusion/{name}"
     again = mvkit.load(tmp_path / "m")
     for given in (None, ["a", "c"]):
         asked = {"given": given, "empty": "prior"}
-        assert torch.equal(made.encode(rows(), **asked), again.encode(rows(), **asked))
+        assert torch.equal(vae.encode(rows(), **asked), again.encode(rows(), **asked))
     assert torch.isfinite(again.log_likelihood(rows(), n=10)).all()
     assert torch.isfinite(again.log_likelihood(rows(), ["a"], ["b"], n=10, empty="prior")).all()
     assert again.translate(rows(), to=["b"], n=2)["b"].shape == (2, 14, 3)
@@ -98,54 +96,54 @@ def test_life(options, tmp_path):
 @pytest.mark.parametrize("objective", ["elbo", "iwae"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_permuting_modalities(options, objective):
-    made, permuted = (
+    vae, permuted = (
         model(options, names, objective=objective) for names in (NAMES, ("c", "a", "b"))
     )
     with torch.no_grad():
         for parameter in (
-            made.aggregator.parameters() if isinstance(made.aggregator, torch.nn.Module) else ()
+            vae.aggregator.parameters() if isinstance(vae.aggregator, torch.nn.Module) else ()
         ):
             parameter.add_(torch.linspace(-1, 1, parameter.numel()).reshape(parameter.shape))
-    permuted.load_state_dict(made.state_dict())
-    found, gradients = fixed(made, rows())
+    permuted.load_state_dict(vae.state_dict())
+    loss, gradients = fixed(vae, rows())
     other, others = fixed(permuted, rows(names=("c", "a", "b")))
-    torch.testing.assert_close(found.bound, other.bound, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(loss.bound, other.bound, rtol=1e-9, atol=1e-12)
     same(gradients, others)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_permuting_rows(options):
-    made, order = model(options, objective="iwae"), [3, 9, 1, 13, 7, 0, 5, 2, 12, 6, 4, 11, 8, 10]
-    found, gradients = fixed(made, rows())
-    other, others = fixed(made, rows().take(torch.tensor(order)), order)
-    torch.testing.assert_close(found.bound[order], other.bound, rtol=1e-9, atol=1e-12)
+    vae, order = model(options, objective="iwae"), [3, 9, 1, 13, 7, 0, 5, 2, 12, 6, 4, 11, 8, 10]
+    loss, gradients = fixed(vae, rows())
+    other, others = fixed(vae, rows().take(torch.tensor(order)), order)
+    torch.testing.assert_close(loss.bound[order], other.bound, rtol=1e-9, atol=1e-12)
     same(gradients, others)
 
 
 @pytest.mark.parametrize(("private", "rule"), [(0, None), (1, "observed"), (1, "evidence")])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_fillers_change_nothing(options, private, rule):
-    made, plain = model(options, objective="dreg", private=private, private_from=rule), rows()
-    found, gradients = fixed(made, plain)
-    assert torch.isfinite(found.bound).all()
+    vae, plain = model(options, objective="dreg", private=private, private_from=rule), rows()
+    loss, gradients = fixed(vae, plain)
+    assert torch.isfinite(loss.bound).all()
     for value in (torch.nan, torch.inf, 1e6):
         data = {
             k: x.masked_fill(~plain.mask[:, [i]], value)
             for i, (k, x) in enumerate(plain.data.items())
         }
-        other, others = fixed(made, Batch(data, plain.mask))
-        assert torch.equal(found.bound, other.bound)
+        other, others = fixed(vae, Batch(data, plain.mask))
+        assert torch.equal(loss.bound, other.bound)
         assert all(torch.equal(gradient, others[name]) for name, gradient in gradients.items())
 
 
 @pytest.mark.parametrize("aggregator", PARTS)
 def test_a_row_with_nothing_is_finite_and_gets_the_prior(aggregator):
-    made = model(aggregator)
+    vae = model(aggregator)
     batch = Batch(rows(2).data, torch.tensor([[False] * 3, [True] * 3]))
-    posterior = made.aggregator.forward(made.experts(made.conform(batch)), made.conform(batch))
+    posterior = vae.aggregator.forward(vae.experts(vae.conform(batch)), vae.conform(batch))
     for tensor in (posterior.loc, posterior.scale, posterior.mean):
         assert torch.isfinite(tensor).all()
-    assert torch.equal(made.encode(batch, empty="prior")[0], torch.zeros(2).double())
+    assert torch.equal(vae.encode(batch, empty="prior")[0], torch.zeros(2).double())
 
 
 def test_the_bound_of_code_is_that_of_the_paper():
@@ -153,13 +151,13 @@ def test_the_bound_of_code_is_that_of_the_paper():
     included.
     """
     terms = [{"name": "elbo", "kl_weight": 0.4}, "entropy"]
-    made, batch = model("code", objective={"name": "sum", "terms": terms}), rows()
-    made.aggregator.logits.data.copy_(torch.randn(7).double())
-    found, gradients = fixed(made, batch)
-    whole = made.conform(batch)
+    vae, batch = model("code", objective={"name": "sum", "terms": terms}), rows()
+    vae.aggregator.logits.data.copy_(torch.randn(7).double())
+    loss, gradients = fixed(vae, batch)
+    whole = vae.conform(batch)
     with noise(bound_noise(range(14), NAMES)):
-        each = made.terms(whole, draw="stratified")
-    logits, total = made.aggregator.logits.detach().clone().requires_grad_(), 0.0
+        each = vae.terms(whole, draw="stratified")
+    logits, total = vae.aggregator.logits.detach().clone().requires_grad_(), 0.0
     for row in range(14):
         usable = [
             s
@@ -171,30 +169,30 @@ def test_the_bound_of_code_is_that_of_the_paper():
             bound = each.log_px[0, s, row].sum() - 0.4 * each.kl[s, row]
             total = total + p * bound.detach() - p * torch.log(p)
     (-total / 14).backward()
-    torch.testing.assert_close(found.loss.detach(), -total.detach() / 14)
+    torch.testing.assert_close(loss.loss.detach(), -total.detach() / 14)
     torch.testing.assert_close(gradients["aggregator.logits"], logits.grad)
 
 
 def test_weights_of_code_go_to_the_optimum():
     """With complete rows and fixed bounds f_S, π ∝ exp(f_S): the gradient for π vanishes there."""
-    made, batch = model("code", objective=CODE), Batch({k: x[:1] for k, x in rows().data.items()})
+    vae, batch = model("code", objective=CODE), Batch({k: x[:1] for k, x in rows().data.items()})
     with noise(bound_noise([0], NAMES)):
-        terms = made.terms(made.conform(batch), draw="stratified")
-    made.aggregator.logits.data.copy_((terms.log_px.sum(-1)[0] - terms.kl)[:, 0])
-    _, gradients = fixed(made, batch)
+        terms = vae.terms(vae.conform(batch), draw="stratified")
+    vae.aggregator.logits.data.copy_((terms.log_px.sum(-1)[0] - terms.kl)[:, 0])
+    _, gradients = fixed(vae, batch)
     assert gradients["aggregator.logits"].abs().max() < 1e-12
-    made.aggregator.logits.data.add_(torch.linspace(0, 1, 7))
-    assert fixed(made, batch)[1]["aggregator.logits"].abs().max() > 1e-3
+    vae.aggregator.logits.data.add_(torch.linspace(0, 1, 7))
+    assert fixed(vae, batch)[1]["aggregator.logits"].abs().max() > 1e-3
 
 
 def test_bounds_are_below_the_likelihood():
-    made = model("code", objective="iwae")
+    vae = model("code", objective="iwae")
     generator = torch.Generator().manual_seed(0)
-    likelihood = made.log_likelihood(rows(), n=4000, generator=generator)
-    batch = made.conform(rows())
+    likelihood = vae.log_likelihood(rows(), n=4000, generator=generator)
+    batch = vae.conform(rows())
     with torch.no_grad():
         elbo = torch.stack(
-            [made.loss(batch, objective="elbo", generator=generator).bound for _ in range(50)]
+            [vae.loss(batch, objective="elbo", generator=generator).bound for _ in range(50)]
         ).mean(0)
     assert (elbo < likelihood + 0.1).all()
 
@@ -202,11 +200,11 @@ def test_bounds_are_below_the_likelihood():
 @pytest.mark.parametrize("aggregator", ["code", "hoelder"])
 @pytest.mark.parametrize("draw", ["iid", "balanced"])
 def test_draws_that_would_leave_weights_without_gradient_are_refused(aggregator, draw):
-    made = model(aggregator, objective={"name": "elbo", "draw": draw})
+    vae = model(aggregator, objective={"name": "elbo", "draw": draw})
     with pytest.raises(
         SpecError, match="draw: got .* leaves trained component weights.*draw='stratified'"
     ):
-        made.loss(rows())
+        vae.loss(rows())
 
 
 @pytest.mark.parametrize("aggregator", ["code", "hoelder"])
@@ -214,9 +212,9 @@ def test_stratified_draws_give_weights_the_gradient_of_the_bound(aggregator):
     """The bound's gradient for the encoders by differences, noise fixed: nothing of the weights is
     lost.
     """
-    made, batch = model(aggregator, objective={"name": "elbo", "density": "mixture"}), rows(7)
-    _, gradients = fixed(made, batch)
-    parameters = dict(made.named_parameters())
+    vae, batch = model(aggregator, objective={"name": "elbo", "density": "mixture"}), rows(7)
+    _, gradients = fixed(vae, batch)
+    parameters = dict(vae.named_parameters())
     for name in ("encoders.a.", "aggregator."):
         for key in (k for k in parameters if k.startswith(name)):
             flat, gradient = parameters[key].data.view(-1), gradients[key].view(-1)
@@ -224,7 +222,7 @@ def test_stratified_draws_give_weights_the_gradient_of_the_bound(aggregator):
                 values = []
                 for step in (1e-5, -2e-5):
                     flat[i] += step
-                    values.append(fixed(made, batch)[0].loss.item())
+                    values.append(fixed(vae, batch)[0].loss.item())
                 flat[i] += 1e-5
                 assert (values[0] - values[1]) / 2e-5 == pytest.approx(
                     gradient[i].item(), rel=1e-4, abs=1e-7
@@ -253,8 +251,8 @@ def test_products_need_a_normal_family(aggregator):
 
 
 def test_mwb_takes_any_family():
-    found, _ = fixed(model("mwb", family="laplace_softmax"), rows())
-    assert torch.isfinite(found.loss)
+    loss, _ = fixed(model("mwb", family="laplace_softmax"), rows())
+    assert torch.isfinite(loss.loss)
 
 
 @pytest.mark.parametrize("name", ["code", "mwb"])
@@ -287,12 +285,12 @@ def test_elbo_is_a_weighted_mean_of_single_component_bounds():
     """The stratified bound of a mixture is the mean, by weight, of what each component gives
     alone.
     """
-    made, batch = model("hoelder"), model("hoelder").conform(rows())
-    experts = made.experts(batch)
-    posterior = made.aggregator.forward(experts, batch)
+    vae, batch = model("hoelder"), model("hoelder").conform(rows())
+    experts = vae.experts(batch)
+    posterior = vae.aggregator.forward(experts, batch)
     with noise(lambda site, shape, dtype, device: torch.zeros(shape, dtype=dtype)):
         whole = bounds.elbo(
-            made.terms(batch, experts=experts, posterior=posterior, draw="stratified")
+            vae.terms(batch, experts=experts, posterior=posterior, draw="stratified")
         )
         total = 0.0
         for k in range(posterior.components):
@@ -301,6 +299,6 @@ def test_elbo_is_a_weighted_mean_of_single_component_bounds():
             }
             alone = attrs.evolve(posterior, log_weight=torch.zeros(1, 14).double(), **parts)
             total = total + posterior.log_weight[k].exp() * bounds.elbo(
-                made.terms(batch, posterior=alone)
+                vae.terms(batch, posterior=alone)
             )
     torch.testing.assert_close(whole, total)
