@@ -21,8 +21,9 @@ from torch import Tensor
 from mvkit.core.modality import Modality, PartLike
 from mvkit.data.align import check_values
 from mvkit.errors import DataError, SpecError, within
+from mvkit.registry.fields import choice, switch
 from mvkit.registry.renamed import RenamedMethods
-from mvkit.registry.spec import as_part, field, flag, number, numbers, one_of, spec
+from mvkit.registry.spec import as_part, field, number, numbers, spec
 
 MOST = 200_000  # numbers that a JSON header can well hold
 Names = tuple[str, ...]
@@ -109,7 +110,7 @@ class Standardise(Transform):
         tensor([[3.]])
     """
 
-    over: str = field(default="feature", check=one_of("feature", "all"))
+    over: str = choice("feature", "all")
     mean: Numbers = field(default=(), check=numbers)
     scale: Numbers = field(default=(), check=numbers)
     shape: Shape | None = field(default=None, check=_shape)
@@ -262,7 +263,7 @@ class Binarise(Transform):
 
     likelihood = "bernoulli"
     threshold: float = field(default=0.5, check=number())
-    drawn: bool = field(default=False, check=flag)
+    drawn: bool = switch(False)
 
     def forward(self, x: Tensor) -> Tensor:
         return x if self.drawn else (x > self.threshold).to(x.dtype)

@@ -22,7 +22,8 @@ from mvkit.evaluation.metric import (
     scatter,
 )
 from mvkit.models.inference import subsets_of
-from mvkit.registry.spec import field, one_of, spec
+from mvkit.registry.fields import choice
+from mvkit.registry.spec import field, spec
 
 Names = tuple[str, ...]
 EVERY = 5  # modalities up to which all sets are taken
@@ -47,8 +48,8 @@ class Coherence(Metric):
     Multi-Modal Deep Generative Models, NeurIPS 2019, https://arxiv.org/abs/1911.03393.
     """
 
-    sets: str | None = field(default=None, check=one_of(None, "all", "cyclic"))
-    latent: str = field(default="draw", check=one_of("draw", "mean"))
+    sets: str | None = choice(None, "all", "cyclic")
+    latent: str = choice("draw", "mean")
     sampler: str | None = field(default=None)
 
     def incompatibility(self, context: EvaluationContext) -> str | None:

@@ -27,7 +27,8 @@ from mvkit.evaluation.metric import (
 from mvkit.models.importance_sampling import Sampling
 from mvkit.models.inference import evaluation, names_of
 from mvkit.parts.priors import as_prior
-from mvkit.registry.spec import field, integer, one_of, spec
+from mvkit.registry.fields import count, optional_count
+from mvkit.registry.spec import spec
 
 Names = tuple[str, ...]
 Query = tuple[Names, Names]  # (A, B) of log p(x_A|x_B)
@@ -53,9 +54,9 @@ class Likelihood(Metric):
     """
 
     queries: tuple[object, ...] | None = None
-    n: int = field(default=200, check=integer(1))
-    limit: int | None = field(default=1000, check=one_of(None, other=integer(1)))
-    low: int = field(default=10, check=integer())
+    n: int = count(200)
+    limit: int | None = optional_count(1000)
+    low: int = count(10, low=0)
 
     def incompatibility(self, context: EvaluationContext) -> str | None:
         self.asked(context)

@@ -25,7 +25,8 @@ from mvkit.evaluation.metric import (
     observes_any,
     scatter,
 )
-from mvkit.registry.spec import field, integer, one_of, spec
+from mvkit.registry.fields import count, optional_count
+from mvkit.registry.spec import spec
 
 Names = tuple[str, ...]
 LEVELS = (0.5, 0.8, 0.95)
@@ -207,8 +208,8 @@ class Calibration(Metric):
     Sharpness, 2007, https://doi.org/10.1111/j.1467-9868.2007.00587.x.
     """
 
-    n: int = field(default=199, check=integer(39))
-    limit: int | None = field(default=1000, check=one_of(None, other=integer(1)))
+    n: int = count(199, low=39)
+    limit: int | None = optional_count(1000)
 
     def incompatibility(self, context: EvaluationContext) -> str | None:
         if len(context.model.names) < 2:

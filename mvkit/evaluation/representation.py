@@ -28,7 +28,8 @@ from mvkit.evaluation.metric import (
     without_nan,
 )
 from mvkit.models.inference import ROWS, evaluation
-from mvkit.registry.spec import field, integer, number, one_of, spec
+from mvkit.registry.fields import factor, optional_count
+from mvkit.registry.spec import spec
 
 Names = tuple[str, ...]
 Integers = NDArray[np.int64]
@@ -136,7 +137,7 @@ class Clusters(Metric):
     https://arxiv.org/abs/1511.06335 (accuracy).
     """
 
-    k: int | None = field(default=None, check=one_of(None, other=integer(1)))
+    k: int | None = optional_count()
 
     def incompatibility(self, context: EvaluationContext) -> str | None:
         if not context.model.n_clusters:
@@ -210,7 +211,7 @@ class Latents(Metric):
     https://doi.org/10.1016/S0010-4655(98)00154-4 (shares).
     """
 
-    threshold: float = field(default=0.01, check=number(0.0))
+    threshold: float = factor(0.01)
 
     def score(self, context: EvaluationContext, block: Batch, generator: Generator) -> Scores:
         scores: Scores = {}

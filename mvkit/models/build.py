@@ -18,7 +18,8 @@ from mvkit.parts.networks import encoder_of
 from mvkit.parts.objectives.objective import Objective, check_names
 from mvkit.parts.priors import Prior, as_prior, raw_of_one
 from mvkit.registry import plugins
-from mvkit.registry.spec import factors, field, integer, one_of, part, spec
+from mvkit.registry.fields import choice, count
+from mvkit.registry.spec import factors, field, one_of, part, spec
 
 LIVE: dict[str, tuple[type, ...]] = {
     "family": (Family,),
@@ -34,13 +35,13 @@ class ModelSpec:
     """Everything that says what a model is; what a checkpoint's header holds."""
 
     modalities: Any = attrs.field(converter=as_modalities)
-    latent_dim: int = field(default=10, check=integer())
+    latent_dim: int = count(10, low=0)
     aggregator: Any = part("aggregator", default="poe")
     prior: Any = part("prior", default="standard")
     objective: Any = part("objective", default="elbo")
     family: Any = part("family", default="normal")
     rescale: Rescale = field(default=None, check=one_of(None, "dims", other=factors))
-    private_from: str | None = field(default=None, check=one_of(None, "evidence", "observed"))
+    private_from: str | None = choice(None, "evidence", "observed")
     schedule: Any = part("schedule", default="single")
 
 

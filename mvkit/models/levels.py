@@ -24,7 +24,8 @@ from mvkit.parts.latent_model import LatentModel
 from mvkit.parts.objectives.elbo import ELBO
 from mvkit.parts.objectives.objective import Objective
 from mvkit.registry import plugins
-from mvkit.registry.spec import field, number, parts, spec
+from mvkit.registry.fields import factor
+from mvkit.registry.spec import parts, spec
 
 
 class TwoLevels(Protocol):
@@ -65,7 +66,7 @@ class Levels(Objective):
     """
 
     levels: tuple[Any, ...] = parts("objective", default=())
-    kl_weight: float = field(default=1.0, check=number(0.0))
+    kl_weight: float = factor()
 
     def forward(self, model: TwoLevels, batch: Batch, experts: Experts) -> Loss:  # type: ignore[override]
         bottom, top = model.bottom, model.top

@@ -30,7 +30,8 @@ from mvkit.models.levels import Levels
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.parts.objectives.objective import Objective
-from mvkit.registry.spec import as_part, field, flag, part, spec, to_dict
+from mvkit.registry.fields import switch
+from mvkit.registry.spec import as_part, field, part, spec, to_dict
 
 
 @spec
@@ -40,7 +41,7 @@ class StackSpec:
     levels: tuple[ModelSpec, ...] = field()
     objective: Any = part("objective", default="levels")
     schedule: Any = part("schedule", default="single")
-    through_top: bool = field(default=False, check=flag)
+    through_top: bool = switch(False)
 
 
 @attrs.frozen(eq=False)

@@ -22,8 +22,8 @@ from mvkit.core.modality import Sizes
 from mvkit.core.posterior import Posterior, as_density
 from mvkit.errors import DataError, RequestError
 from mvkit.parts.aggregators.aggregator import Aggregator
-from mvkit.parts.fields import choice, count, switch
 from mvkit.parts.objectives.objective import Objective
+from mvkit.registry.fields import choice, count, switch
 from mvkit.registry.renamed import RenamedMethods
 from mvkit.registry.spec import field, number, spec
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mvkit.core import noise
 from mvkit.core.noise import Generator
 from mvkit.errors import DataError
-from mvkit.parts.fields import count
+from mvkit.registry.fields import count
 from mvkit.registry.spec import spec
 
 

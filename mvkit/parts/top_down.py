@@ -25,10 +25,10 @@ from mvkit.core.posterior import Draws, Posterior
 from mvkit.core.product_of_experts import SomeExperts, product
 from mvkit.errors import SpecError
 from mvkit.parts.aggregators.aggregator import Aggregator, Defaults, check_product
-from mvkit.parts.fields import count
 from mvkit.parts.networks import encoder_of
 from mvkit.parts.priors import Prior
 from mvkit.registry import plugins
+from mvkit.registry.fields import count
 from mvkit.registry.spec import field, part, parts, spec
 
 SMALL = {"name": "mlp", "hidden": [256]}

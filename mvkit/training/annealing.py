@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
-from mvkit.registry.spec import field, integer, number, positional_spec
+from mvkit.registry.fields import count
+from mvkit.registry.spec import field, number, positional_spec
 
 
 class Ramp(ABC):
@@ -42,7 +43,7 @@ class Interpolation(Ramp):
 class Linear(Interpolation):
     """Straight from `start`, the value before the first epoch, to `end` in epoch `epochs`."""
 
-    epochs: int = field(default=10, check=integer(1))
+    epochs: int = count(10)
 
     def share(self, epoch: int, epochs: int) -> float:
         return min(1.0, epoch / self.epochs)
@@ -52,7 +53,7 @@ class Linear(Interpolation):
 class Cosine(Interpolation):
     """Half a cosine from `start` to `end`, which is reached in epoch `epochs`."""
 
-    epochs: int = field(default=10, check=integer(1))
+    epochs: int = count(10)
 
     def share(self, epoch: int, epochs: int) -> float:
         angle = math.pi * min(1.0, epoch / self.epochs)
@@ -66,7 +67,7 @@ class Cyclical(Interpolation):
     Reference: Fu et al., Cyclical Annealing Schedule, 2019, https://arxiv.org/abs/1903.10145.
     """
 
-    cycles: int = field(default=4, check=integer(1))
+    cycles: int = count(4)
     rise: float = field(default=0.5, check=number(high=1.0, above=0.0))
 
     def share(self, epoch: int, epochs: int) -> float:

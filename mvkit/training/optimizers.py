@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
 from mvkit.errors import suggest
+from mvkit.registry.fields import factor
 from mvkit.registry.spec import field, number, one_of, spec
 
 ScheduleLike = str | Mapping[str, object] | None
@@ -58,7 +59,7 @@ class AdamW:
 
     lr: float | None = field(default=None, check=none_or_rate)
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = field(default=0.01, check=number(0.0))
+    weight_decay: float = factor(0.01)
 
     def optimizer(self, parameters: list[nn.Parameter], lr: float) -> Optimizer:
         """A fresh optimizer; its own `lr`, if any, takes precedence over `fit`'s."""

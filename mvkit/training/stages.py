@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from mvkit.errors import SpecError, suggest
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.parts.objectives.objective import ObjectiveLike
+from mvkit.registry.fields import count
 from mvkit.registry.spec import (
     as_part,
     field,
@@ -64,7 +65,7 @@ class Stage:
     """
 
     objective: ObjectiveLike | None = part("objective", default=None, optional=True)
-    epochs: int = field(default=100, check=integer(1))
+    epochs: int = count(100)
     trainable: Sequence[str] = field(default=("*",), check=names)
     optimizer: OptimizerLike = part("optimizer", default="adam", kw_only=True)
     ramps: Mapping[str, RampLike] = parts("ramp", default={}, kw_only=True)

@@ -17,7 +17,8 @@ from mvkit.core.noise import seed_of_split, seeded
 from mvkit.data.dataset import MultimodalDataset
 from mvkit.errors import DataError
 from mvkit.parts.likelihoods import Normal
-from mvkit.registry.spec import as_part, field, flag, integer, number, spec
+from mvkit.registry.fields import count, switch
+from mvkit.registry.spec import as_part, field, number, spec
 
 SPLITS = ("train", "valid", "test")
 share = number(0.0, 1.0)  # the check of options such as `missing`
@@ -99,7 +100,7 @@ class PolyDigits:
 
     missing: float = field(default=0.0, check=share)
     missing_test: float = field(default=0.0, check=share)
-    seed: int = field(default=0, check=integer())
+    seed: int = count(0, low=0)
 
     def load(self) -> Splits:
         """The splits."""
@@ -179,12 +180,12 @@ class LinearGaussian:
     """
 
     dims: tuple[int, ...] = (4, 5, 6)
-    latent: int = field(default=3, check=integer(1))
+    latent: int = count(3)
     sigma: float = field(default=0.5, check=number(above=0.0))
-    orthogonal: bool = field(default=True, check=flag)
-    rows: int = field(default=1000, check=integer(10))
+    orthogonal: bool = switch(True)
+    rows: int = count(1000, low=10)
     missing: float = field(default=0.0, check=share)
-    seed: int = field(default=0, check=integer())
+    seed: int = count(0, low=0)
 
     def load(self) -> Splits:
         """The splits and the truth.

@@ -17,8 +17,8 @@ from mvkit.core.mixture import Mixture, one_component, product_of_observed
 from mvkit.core.modality import Modality, Sizes
 from mvkit.errors import SpecError
 from mvkit.parts.aggregators.aggregator import Aggregator, Defaults, check_product
-from mvkit.parts.fields import choice, count, switch
 from mvkit.parts.networks import encoder_of
+from mvkit.registry.fields import choice, count, switch
 from mvkit.registry.spec import part, parts, spec, to_dict
 
 LEAST_PRECISION = 1e-3  # of a corrected product, of which broad experts could leave nothing

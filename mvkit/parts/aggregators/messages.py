@@ -15,8 +15,8 @@ from mvkit.core.experts import Experts
 from mvkit.core.mixture import Mixture, one_component
 from mvkit.core.modality import Sizes
 from mvkit.parts.aggregators.aggregator import Aggregator, Defaults
-from mvkit.parts.fields import count
 from mvkit.parts.networks import encoder_of
+from mvkit.registry.fields import count
 from mvkit.registry.spec import field, number, part, spec
 
 

@@ -19,8 +19,8 @@ from mvkit.core.modality import Sizes
 from mvkit.core.product_of_experts import Factors
 from mvkit.errors import SpecError
 from mvkit.parts.aggregators.aggregator import Aggregator, Defaults, check_product
-from mvkit.parts.fields import choice
-from mvkit.registry.spec import field, integer, names, one_of, spec
+from mvkit.registry.fields import choice, optional_count
+from mvkit.registry.spec import field, names, spec
 
 MOST_SUBSETS = 4096  # that are all used in evaluation
 MOST_DRAWN = 40  # modalities: subsets are numbered in 64-bit integers, times how many are drawn
@@ -86,7 +86,7 @@ class MoPoE:
 
     subsets: tuple[tuple[str, ...], ...] | None = field(default=None, check=_subsets)
     prior_expert: str = choice("full", "none", "full", "all")
-    max_subsets: int | None = field(default=None, check=one_of(None, other=integer(1)))
+    max_subsets: int | None = optional_count()
     inference: str = choice("product", "mixture")
 
     def build(self, sizes: Sizes) -> MoPoEAggregator:

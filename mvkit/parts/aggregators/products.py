@@ -14,7 +14,7 @@ from mvkit.core.experts import Experts
 from mvkit.core.mixture import Mixture, one_component, product_of_observed
 from mvkit.core.modality import Sizes
 from mvkit.parts.aggregators.aggregator import Aggregator, check_product
-from mvkit.parts.fields import switch
+from mvkit.registry.fields import switch
 from mvkit.registry.spec import spec
 
 

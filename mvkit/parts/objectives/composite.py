@@ -18,9 +18,9 @@ from mvkit.core.loss import Loss, over_rows, sum_of
 from mvkit.core.modality import Sizes
 from mvkit.core.posterior import Posterior
 from mvkit.errors import SpecError
-from mvkit.parts.fields import choice, count, factor
 from mvkit.parts.latent_model import LatentModel
 from mvkit.parts.objectives.objective import Objective, active_rows
+from mvkit.registry.fields import choice, count, factor
 from mvkit.registry.spec import field, numbers, parts, spec
 
 

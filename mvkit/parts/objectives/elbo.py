@@ -22,9 +22,9 @@ from mvkit.core.posterior import Posterior
 from mvkit.core.terms import Draw, Reconstruct
 from mvkit.parts.aggregators.aggregator import raw_experts
 from mvkit.parts.aggregators.mixtures import random_subsets
-from mvkit.parts.fields import choice, count, factor
 from mvkit.parts.latent_model import LatentModel
 from mvkit.parts.objectives.objective import DRAWS, Objective, active_rows, check_names
+from mvkit.registry.fields import choice, count, factor
 from mvkit.registry.spec import factors, field, spec
 
 

@@ -18,9 +18,9 @@ from mvkit.core.experts import Experts
 from mvkit.core.loss import Loss, finish, row_metrics
 from mvkit.core.modality import Sizes
 from mvkit.core.terms import Draw, Terms
-from mvkit.parts.fields import choice, count, factor
 from mvkit.parts.latent_model import LatentModel
 from mvkit.parts.objectives.objective import DRAWS, Objective, check_names
+from mvkit.registry.fields import choice, count, factor
 from mvkit.registry.spec import factors, field, spec
 
 

@@ -17,11 +17,11 @@ from mvkit.core.loss import Loss, Metrics, finish, row_metrics
 from mvkit.core.modality import Sizes
 from mvkit.core.posterior import Posterior
 from mvkit.core.terms import Draw, Terms
-from mvkit.parts.fields import choice, count, factor
 from mvkit.parts.latent_model import LatentModel
 from mvkit.parts.objectives.composite import Align, Sum, kl_to_unimodal
 from mvkit.parts.objectives.elbo import ELBO
 from mvkit.parts.objectives.objective import DRAWS, Objective, check_names
+from mvkit.registry.fields import choice, count, factor
 from mvkit.registry.spec import factors, field, number, spec
 
 

@@ -16,7 +16,8 @@ from mvkit import Batch, Modality, MultimodalDataset
 from mvkit.core.noise import row_uniforms, seed_of_making
 from mvkit.data.datasets import SPLITS, Splits
 from mvkit.parts.likelihoods import Laplace
-from mvkit.registry import field, flag, integer, one_of, spec
+from mvkit.registry import field, one_of, spec
+from mvkit.registry.fields import optional_count, switch
 from mvkit_datasets.converted import FSDD, MNIST, SignDigits
 from mvkit_datasets.from_files import Array, Folder, FromFiles, Uniforms, paired
 
@@ -49,7 +50,7 @@ class Composed(FromFiles):
         rows: at most so many rows in a split; None: all of them.
     """
 
-    rows: int | None = field(default=None, check=one_of(None, other=integer(1)))
+    rows: int | None = optional_count()
 
     def compose(
         self, sources: Mapping[str, Splits], modalities: dict[str, Modality], *, uniforms: int = 1
@@ -144,7 +145,7 @@ class PolyMNIST(Composed):
     origin = f"in two folders: mnist: {MNIST.origin}; polymnist_backgrounds: {BACKGROUNDS}"
 
     modalities: int = field(default=5, check=one_of(*range(1, len(PHOTOGRAPHS) + 1)))
-    translated: bool = field(default=False, check=flag)
+    translated: bool = switch(False)
 
     def read(self, path: Path) -> Splits:
         source = MNIST().read(path / "mnist")

@@ -14,7 +14,8 @@ from einops import rearrange
 from mvkit.core.noise import seed_of_split, seeded
 from mvkit.data.datasets import SPLITS, Splits
 from mvkit.parts.likelihoods import Normal
-from mvkit.registry import field, one_of, spec
+from mvkit.registry import spec
+from mvkit.registry.fields import choice
 from mvkit_datasets.from_files import Array, Folder, FromFiles, split_rows, stratified
 from mvkit_datasets.log_mel import cut, log_mel
 
@@ -45,7 +46,7 @@ class MNIST(FromFiles):
 
     origin = "the four idx files of MNIST, gzipped, for instance of https://github.com/fgnt/mnist"
 
-    binarise: str = field(default="none", check=one_of("none", "threshold", "drawn"))
+    binarise: str = choice("none", "threshold", "drawn")
 
     def read(self, path: Path) -> Splits:
         folder = Folder(path, self.origin)

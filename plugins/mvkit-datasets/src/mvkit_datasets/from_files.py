@@ -22,7 +22,8 @@ from mvkit import Batch, DataError, Modality, MultimodalDataset
 from mvkit.core.modality import PartLike
 from mvkit.core.noise import row_uniforms
 from mvkit.data.datasets import Splits, share
-from mvkit.registry import field, integer, one_of, plugins, spec
+from mvkit.registry import field, one_of, plugins, spec
+from mvkit.registry.fields import count
 
 Array = NDArray[Any]
 Rows = NDArray[np.int64]
@@ -86,7 +87,7 @@ class FromFiles(ABC):
     path: str | None = field(default=None, check=path_or_none)
     missing: float = field(default=0.0, check=share)
     missing_test: float = field(default=0.0, check=share)
-    seed: int = field(default=0, check=integer())
+    seed: int = count(0, low=0)
 
     @abstractmethod
     def read(self, path: Path) -> Splits:

@@ -15,9 +15,9 @@ from mvkit import Batch, Mixture, SpecError, spec
 from mvkit.core import Experts, Posterior, Sizes
 from mvkit.parts import Aggregator, Defaults, Joint, Prior, raw_experts
 from mvkit.parts.aggregators.mixtures import MoEAggregator
-from mvkit.parts.fields import count, switch
 from mvkit.parts.top_down import Borrowed
 from mvkit.registry import part
+from mvkit.registry.fields import count, switch
 from mvkit_flows.posteriors import Product, Transported
 from mvkit_flows.priors import Flow
 

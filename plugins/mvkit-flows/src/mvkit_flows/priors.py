@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from mvkit import spec
 from mvkit.core import Posterior, Sizes
-from mvkit.parts.fields import count
+from mvkit.registry.fields import count
 
 
 class Flow(ABC):

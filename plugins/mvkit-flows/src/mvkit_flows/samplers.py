@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mvkit import Sampler, spec
 from mvkit.core import Generator, noise
-from mvkit.parts.fields import count
 from mvkit.registry import field, number
+from mvkit.registry.fields import count
 
 BATCH = 256  # rows of a step
 

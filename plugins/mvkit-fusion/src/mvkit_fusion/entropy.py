@@ -10,9 +10,9 @@ import torch
 from mvkit import Batch, Loss, Objective, spec
 from mvkit.core import Experts
 from mvkit.parts import LatentModel
-from mvkit.parts.fields import factor
 from mvkit.parts.objectives.composite import auxiliary_loss
 from mvkit.parts.objectives.objective import active_rows
+from mvkit.registry.fields import factor
 
 
 @spec

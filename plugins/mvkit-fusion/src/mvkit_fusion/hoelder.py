@@ -15,7 +15,7 @@ from mvkit import Aggregator, Batch, Mixture, spec
 from mvkit.core import Experts, Sizes, equal_weights
 from mvkit.core.mixture import one_component
 from mvkit.parts import Defaults, check_product
-from mvkit.parts.fields import switch
+from mvkit.registry.fields import switch
 
 LOG_2 = math.log(2.0)
 

@@ -15,8 +15,8 @@ from mvkit import Aggregator, Batch, Mixture, SpecError, spec
 from mvkit.core import Experts, Sizes, equal_weights
 from mvkit.parts import Defaults, check_product
 from mvkit.parts.aggregators.mixtures import random_subsets
-from mvkit.parts.fields import choice
 from mvkit.registry import field, integer, name_of, number, one_of
+from mvkit.registry.fields import choice
 
 MOST = 12  # modalities; their 4,095 subsets are all used in evaluation
 MOST_RHO = 0.999  # at 1, experts that differ in scale would leave no variance

@@ -1,4 +1,4 @@
-"""Fields that the specs of many parts have: `samples: int = count(1)`."""
+"""Fields that many specs have: `samples: int = count(1)`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from mvkit.registry.spec import field, flag, integer, number, one_of
 def count(default: int, low: int = 1) -> Any:
     """A field: a whole number of at least `low`."""
     return field(default=default, check=integer(low))
+
+
+def optional_count(default: int | None = None) -> Any:
+    """A field: a whole number of at least 1, or None for no limit."""
+    return field(default=default, check=one_of(None, other=integer(1)))
 
 
 def factor(default: float = 1.0) -> Any:
