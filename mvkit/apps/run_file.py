@@ -39,7 +39,6 @@ from mvkit.training.stages import as_stages
 
 TABLES = ("data", "model", "train")
 
-
 Table = dict[str, Any]  # a table of TOML
 Config = dict[str, Table]
 

@@ -79,21 +79,15 @@ def clusters(
     """
     check_clusters(self, "clusters")
 
-    def assign(rows: Batch) -> Tensor:
+    def assign(rows: Batch) -> Tensor | dict[str, Tensor]:
         check_not_empty(rows)
         each = self.responsibilities(rows)
         observed = rearrange(rows.observed, "b m -> m b 1")
+        if by_modality:
+            own = torch.where(observed, each, torch.nan)
+            return dict(zip(self.names, own, strict=True))
         return mean_over(each, observed) if soft else majority(each, observed)
 
-    def assign_by_modality(rows: Batch) -> dict[str, Tensor]:
-        check_not_empty(rows)
-        each = self.responsibilities(rows)
-        observed = rearrange(rows.observed, "b m -> m b 1")
-        own = torch.where(observed, each, torch.nan)
-        return dict(zip(self.names, own, strict=True))
-
-    if by_modality:
-        return self.in_blocks(assign_by_modality, batch)
     return self.in_blocks(assign, batch)
 
 

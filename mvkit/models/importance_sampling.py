@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mvkit.core import bounds
+from mvkit.core import blocks, bounds
 from mvkit.core.batch import Batch
 from mvkit.core.mixture import product_of_observed
 from mvkit.core.modality import Modality
@@ -24,11 +24,6 @@ from mvkit.data.dataset import Rows
 from mvkit.errors import NothingObserved, RequestError, check_option
 from mvkit.models.inference import Empty, Evaluable, Names, check_count, evaluation, names_of
 from mvkit.parts.latent_model import LatentModel
-
-# bytes of a block of decoded draws: few enough to stay in the cache, or enough to fill an
-# accelerator; not a function of the threads, since a generator's draws depend on the blocks
-MEMORY = 2**23
-MEMORY_ACCELERATOR = 2**28
 
 
 @attrs.frozen(eq=False)
@@ -80,10 +75,10 @@ def block_sizes(model: LatentModel, n: int, b: int, memory: int | None) -> list[
     """How many of n draws of b rows to decode at a time."""
     like = model.like
     if memory is None:
-        memory = MEMORY if like.device.type == "cpu" else MEMORY_ACCELERATOR
-    rows = memory // (numbers_per_row(model) * like.element_size())
-    block = max(1, min(n, rows // b))
-    return [min(block, n - start) for start in range(0, n, block)]
+        on_cpu = like.device.type == "cpu"
+        memory = blocks.DECODED if on_cpu else blocks.DECODED_ACCELERATOR
+    size = blocks.block_size(b * numbers_per_row(model), memory, like.element_size())
+    return [min(size, n - start) for start in range(0, n, size)]
 
 
 def weight_blocks(model: LatentModel, batch: Batch, sampling: Sampling) -> Iterator[Tensor]:
@@ -126,11 +121,11 @@ def predictive_blocks(
         yield rearrange(log_px.sum(-1), "n 1 b -> n b")
 
 
-def log_mean_exp(blocks: Iterable[Tensor]) -> Tensor:
+def log_mean_exp(pieces: Iterable[Tensor]) -> Tensor:
     """Log mean exp over the first axis of all blocks, [(n_i, b)] -> (b,)."""
     sums = []
     count = 0
-    for block in blocks:
+    for block in pieces:
         sums.append(torch.logsumexp(block, 0))
         count += len(block)
     return torch.logsumexp(torch.stack(sums), 0) - math.log(count)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mvkit.core.batch import Batch
+from mvkit.core.blocks import block_slices
 from mvkit.core.experts import Experts
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
@@ -67,12 +68,13 @@ def by_rows(
     if len(batch) <= size:
         return function(batch.to(device))
     pieces = []
-    for start in range(0, len(batch), size):
-        block = batch.take(slice(start, start + size)).to(device)
+    for rows_of_block in block_slices(len(batch), size):
+        block = batch.take(rows_of_block).to(device)
         try:
             pieces.append(function(block))
         except NothingObserved as error:
-            raise NothingObserved(error.row + start, error.given) from None
+            row = error.row + rows_of_block.start
+            raise NothingObserved(row, error.given) from None
     return cast(Answer, _joined(pieces, dim))
 
 

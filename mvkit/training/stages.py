@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from mvkit.errors import SpecError, suggest
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.parts.objectives.objective import ObjectiveLike
+from mvkit.registry import plugins
 from mvkit.registry.fields import count
 from mvkit.registry.spec import (
     as_part,
@@ -230,7 +231,7 @@ class JointThenUnimodal(Schedule):
     def stages(self, model: MultimodalModel, epochs: int) -> list[Stage]:
         facts = model.aggregator.defaults
         if not facts.has_joint_encoder:
-            name = type(model.spec.aggregator).__name__
+            name = plugins.name_of("aggregator", type(model.spec.aggregator))
             raise SpecError(
                 "schedule 'joint_then_unimodal' needs an aggregator with trunks of its own, and "
                 f"{name!r} has none; take aggregator='joint', or schedule='single'"
