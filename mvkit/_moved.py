@@ -20,6 +20,8 @@ MOVED = {
         "parts.aggregators.aggregator",
         "parts.aggregators.products",
         "parts.aggregators.mixtures",
+        "parts.families",
+        "core.mixture",
     ),
     "assembly": ("models.build",),
     "batch": ("core.batch",),
@@ -99,13 +101,16 @@ class MovedModule(ModuleType):
                 return value
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
-    def __call__(self, cls: type) -> type:
-        """`mvkit.spec` is a decorator too, whose name the module of that name takes when it is
-        imported.
-        """
-        from mvkit.registry.spec import spec
 
-        return spec(cls)
+class Package(ModuleType):
+    """`mvkit` itself, whose names the stand-ins of modules leave as they are: `mvkit.spec` stays
+    the decorator when the old module of that name is imported.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """What the import system does with a module that it has loaded, among others."""
+        if not (isinstance(value, MovedModule) and name in self.__dict__):
+            super().__setattr__(name, value)
 
 
 class MovedFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -145,3 +150,4 @@ def install() -> None:
     """Makes old paths importable."""
     if not any(isinstance(finder, MovedFinder) for finder in sys.meta_path):
         sys.meta_path.append(MovedFinder())
+        sys.modules["mvkit"].__class__ = Package

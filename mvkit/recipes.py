@@ -51,8 +51,7 @@ def telbo(modalities: Modalities, latent_dim: int = 10, *, lambdas: Factors | No
           rescale: Rescale = "dims", **options: Any) -> Model:
     """TELBO: joint ELBO, then unimodal ones under the trained decoders; in one stage, all at once.
 
-    Reference: Vedantam, Fischer, Huang and Murphy, Generative Models of Visually Grounded
-    Imagination, ICLR 2018, https://arxiv.org/abs/1705.10762.
+    Reference: Vedantam, Fischer, Huang and Murphy, ICLR 2018, https://arxiv.org/abs/1705.10762.
     """
     both = TELBO(lambdas=lambdas or {}, gammas=gammas or {})
     unimodal = attrs.evolve(UNIMODAL, weights=both.gammas)  # type: ignore[misc]
@@ -66,8 +65,7 @@ def jmvae(modalities: Modalities, latent_dim: int = 10, *, alpha: float = 0.1, b
           warmup: int = 0, **options: Any) -> Model:
     """JMVAE-kl: joint ELBO and alignment with unimodal surrogates; their product for subsets.
 
-    Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep Generative Models,
-    2016, https://arxiv.org/abs/1611.01891.
+    Reference: Suzuki, Nakayama and Matsuo, 2016, https://arxiv.org/abs/1611.01891.
     """
     return Model(modalities, latent_dim=latent_dim, aggregator="joint",
                  objective=JMVAE(alpha=alpha, beta=beta), schedule=_warmup(warmup), **options)
@@ -79,8 +77,7 @@ def mopoe(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0,
           **options: Any) -> Model:
     """MoPoE-VAE: a mixture of products of experts over subsets of the modalities.
 
-    Reference: Sutter, Daunhawer and Vogt, Generalized Multimodal ELBO, ICLR 2021,
-    https://arxiv.org/abs/2105.02470.
+    Reference: Sutter, Daunhawer and Vogt, ICLR 2021, https://arxiv.org/abs/2105.02470.
     """
     fusion = {"name": "mopoe", "subsets": subsets, "max_subsets": max_subsets,
               "prior_expert": prior_expert, "inference": inference}
@@ -93,8 +90,7 @@ def cmvae(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 4,
           bound: str = "loose", cross_prior: str = "learned", **options: Any) -> Model:
     """CMVAE: mixture of experts, mixture prior, private latents; see `prune_clusters`.
 
-    Reference: Palumbo et al., Deep Generative Clustering with Multimodal Diffusion Variational
-    Autoencoders, ICLR 2024, https://openreview.net/forum?id=k5THrhXDV3.
+    Reference: Palumbo et al., ICLR 2024, https://openreview.net/forum?id=k5THrhXDV3.
     """
     each = _each(modalities, private_dim=private_dim, cross_prior=cross_prior)
     objective = {"name": gradient, "kl_weight": beta, "samples": samples, "bound": bound}
@@ -106,8 +102,7 @@ def mvae(modalities: Modalities, latent_dim: int = 10, *, subsets: int = 1, warm
          **options: Any) -> Model:
     """MVAE: product of experts; ELBOs of all, of each and of random subsets, summed.
 
-    Reference: Wu and Goodman, Multimodal Generative Models for Scalable Weakly-Supervised
-    Learning, NeurIPS 2018, https://arxiv.org/abs/1802.05335.
+    Reference: Wu and Goodman, NeurIPS 2018, https://arxiv.org/abs/1802.05335.
     """
     random = (ELBO(condition="subset", reconstruct="own"),) * subsets
     objective = Sum(terms=(ELBO(), UNIMODAL, *random))
@@ -119,8 +114,7 @@ def mmvae(modalities: Modalities, latent_dim: int = 10, *, samples: int = 10,
           gradient: str = "dreg", **options: Any) -> Model:
     """MMVAE: mixture of Laplace experts, importance-weighted, prior with a trained scale.
 
-    Reference: Shi, Siddharth, Paige and Torr, Variational Mixture-of-Experts Autoencoders for
-    Multi-Modal Deep Generative Models, NeurIPS 2019, https://arxiv.org/abs/1911.03393.
+    Reference: Shi, Siddharth, Paige and Torr, NeurIPS 2019, https://arxiv.org/abs/1911.03393.
     """
     objective = {"name": gradient, "samples": samples}
     return Model(modalities, latent_dim=latent_dim, aggregator="moe", objective=objective,
@@ -132,8 +126,7 @@ def mmvaeplus(modalities: Modalities, latent_dim: int = 10, *, private_dim: int 
               cross_prior: str = "learned", **options: Any) -> Model:
     """MMVAE+: MMVAE with private latents, from auxiliary priors in other experts' components.
 
-    Reference: Palumbo, Daunhawer and Vogt, MMVAE+: Enhancing the Generative Quality of Multimodal
-    VAEs without Compromises, ICLR 2023, https://openreview.net/forum?id=sdQGxouELX.
+    Reference: Palumbo, Daunhawer and Vogt, ICLR 2023, https://openreview.net/forum?id=sdQGxouELX.
     """
     each = _each(modalities, private_dim=private_dim, cross_prior=cross_prior)
     objective = {"name": gradient, "samples": samples, "kl_weight": beta}
@@ -145,8 +138,7 @@ def mvtcae(modalities: Modalities, latent_dim: int = 10, *, alpha: float = 5 / 6
            beta: float = 2.5, **options: Any) -> Model:
     """MVTCAE: total correlation between modalities; product of experts without a prior expert.
 
-    Reference: Hwang, Kim, Hong and Kim, Multi-View Representation Learning via Total Correlation
-    Objective, NeurIPS 2021, https://openreview.net/forum?id=SmQxNpUNhtT.
+    Reference: Hwang, Kim, Hong and Kim, NeurIPS 2021, https://openreview.net/forum?id=SmQxNpUNhtT.
     """
     objective = MVTCAE(alpha=alpha, beta=beta)
     return Model(modalities, latent_dim=latent_dim, aggregator=POE, objective=objective, **options)
@@ -156,8 +148,7 @@ def dmvae(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 4,
           **options: Any) -> Model:
     """DMVAE: private latents; the joint ELBO, and each expert's, from which all are generated.
 
-    Reference: Lee and Pavlovic, Private-Shared Disentangled Multimodal VAE for Learning of Latent
-    Representations, CVPR Workshops 2021, https://arxiv.org/abs/2012.13024.
+    Reference: Lee and Pavlovic, CVPR Workshops 2021, https://arxiv.org/abs/2012.13024.
     """
     crossed = ELBO(condition="expert", reduce="sum")
     objective = Sum(terms=(ELBO(), crossed), kl_weight=beta)
@@ -169,8 +160,7 @@ def crmvae(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0,
            **options: Any) -> Model:
     """CRMVAE: product of experts; reconstructions from it and from each expert, KLs to all.
 
-    Reference: Suzuki and Matsuo, Mitigating the Limitations of Multimodal VAEs with
-    Coordination-Based Approach, 2023, https://openreview.net/forum?id=Rn8u4MYgeNJ.
+    Reference: Suzuki and Matsuo, 2023, https://openreview.net/forum?id=Rn8u4MYgeNJ.
     """
     objective = CRMVAE(kl_weight=beta)
     return Model(modalities, latent_dim=latent_dim, aggregator=POE, objective=objective, **options)
@@ -180,8 +170,7 @@ def mmvm(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, sta
          **options: Any) -> Model:
     """MMVM: one latent per modality, whose prior is the mixture of all posteriors of its row.
 
-    Reference: Sutter et al., Unity by Diversity: Improved Representation Learning for Multimodal
-    VAEs, NeurIPS 2024, https://arxiv.org/abs/2403.05300.
+    Reference: Sutter et al., NeurIPS 2024, https://arxiv.org/abs/2403.05300.
     """
     objective = attrs.evolve(UNIMODAL, kl_weight=beta)  # type: ignore[misc]
     return Model(modalities, latent_dim=latent_dim, aggregator="moe", objective=objective,
@@ -193,8 +182,7 @@ def jnf(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, samp
         steps: int = 20, **options: Any) -> Model:
     """JNF: joint ELBO; then flows, fitted to draws of the joint posterior. Needs mvkit-flows.
 
-    Reference: Senellart, Chadebec and Allassonnière, Improving Multimodal Joint VAEs through
-    Normalizing Flows and Correlation Analysis, 2023, https://arxiv.org/abs/2305.11832.
+    Reference: Senellart, Chadebec and Allassonnière, 2023, https://arxiv.org/abs/2305.11832.
     """
     fusion = {"flow": flow, "conditional": conditional, "steps": steps}
     joint, align = ELBO(kl_weight=beta), Align(estimate="samples", samples=samples)
@@ -208,8 +196,7 @@ def mhvae(modalities: Modalities, latent_dim: int = 10, *, levels: int | Sequenc
           **options: Any) -> Model:
     """MHVAE: levels of latents, at each a product of its prior and the experts; one ELBO.
 
-    Reference: Dorent et al., Unified Brain MR-Ultrasound Synthesis using Multi-Modal Hierarchical
-    Representations, MICCAI 2023, https://arxiv.org/abs/2309.08747.
+    Reference: Dorent et al., MICCAI 2023, https://arxiv.org/abs/2309.08747.
     """
     objective = ELBO(kl_weight=beta, condition=condition)
     return Model(modalities, latent_dim=latent_dim, aggregator="top_down_poe",
@@ -224,8 +211,7 @@ def nexus(modalities: Modalities, latent_dim: int = 10, *,
           **options: Any) -> Stack:
     """Nexus: one VAE per modality, and a mean-message model of their latents with dropout.
 
-    Reference: Vasco, Yin, Melo and Paiva, Leveraging Hierarchy in Multimodal Generative Models,
-    Neural Networks 146, 2022, https://doi.org/10.1016/j.neunet.2021.11.019.
+    Reference: Vasco, Yin, Melo and Paiva, https://doi.org/10.1016/j.neunet.2021.11.019.
     """
     low, high = _each(modalities, private_beta=bottom_beta), {}
     for name, modality in low.items():

@@ -100,6 +100,7 @@ def test_the_module_of_declarations_and_the_decorator_work_in_a_fresh_process():
         "class B:\n"
         "    y: int = 2\n"
         "assert A(x=2.0).x == 2.0 and B().y == 2\n"
+        "assert mvkit.spec.__module__ == 'mvkit.registry.spec'\n"
         "mvkit.plugins.declare(Component('ramp', 'instant', 'mvkit.training.annealing:Linear'))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,8 +12,6 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from mvkit.core.noise import Generator
-from mvkit.core.posterior import Posterior
 from mvkit.core.terms import Terms, required
 
 Density = Literal["component", "mixture"]
@@ -59,24 +57,6 @@ def kl(terms: Terms, *, density: Density = "component", weights: Tensor | None =
         log_ratio = weighted_sum(terms.private_log_ratio, weights)
         return divergence - average(log_ratio, terms.log_pi)
     return divergence
-
-
-def kl_to(
-    posterior: Posterior, other: Posterior, generator: Generator, samples: int | None = None
-) -> Tensor:
-    """Σ_k w_k KL(q_k ‖ other), (b,).
-
-    Args:
-        posterior: q.
-        other: the distribution that it is compared with.
-        generator: source of randomness.
-        samples: draws of each component; None: the closed form, or one draw where there is none.
-    """
-    divergence = posterior.kl(other) if samples is None else None
-    if divergence is None:
-        draws = posterior.draw(samples or 1, "stratified", generator)
-        divergence = (draws.log_qk - other.log_prob(draws.z)).mean(0)
-    return (posterior.log_weight.exp() * divergence).sum(0)
 
 
 def elbo(

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mvkit.core import noise
+from mvkit.core.batch import Batch
 from mvkit.core.blocks import DENSITIES, block_size
 from mvkit.core.experts import Experts
 from mvkit.core.family import Family
@@ -252,6 +253,18 @@ def one_component(
     """A posterior of one component: parameters (b, d) or (1, b, d), evidence (b, m)."""
     loc, scale, evidence = (rearrange(t, "... b x -> (...) b x") for t in (loc, scale, evidence))
     return Mixture(experts.family, loc, scale, loc.new_zeros(loc.shape[:2]), evidence, active)
+
+
+def raw_experts(experts: Experts, batch: Batch) -> dict[str, Mixture]:
+    """Each expert as a posterior of its own, by modality, active where it is observed."""
+    posteriors = {}
+    for i, name in enumerate(experts.modalities):
+        observed = batch.observed[:, i]
+        evidence = torch.zeros_like(batch.observed)
+        evidence[:, i] = observed
+        loc, scale = experts.loc[i], experts.scale[i]
+        posteriors[name] = one_component(experts, loc, scale, evidence, observed)
+    return posteriors
 
 
 def product_of_observed(experts: Experts, mask: Tensor, prior: Tensor | float) -> Mixture:

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import numbers
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol, TypeVar, cast
 
 import attrs
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from mvkit.core.batch import Batch
+from mvkit.core.batch import Batch, indices_of
 from mvkit.core.blocks import block_slices
 from mvkit.core.experts import Experts
+from mvkit.core.mixture import Mixture
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
+from mvkit.core.validation import Schema
 from mvkit.errors import NothingObserved, RequestError, bad_option, suggest
 from mvkit.parts.latent_model import LatentModel
 
@@ -197,3 +201,20 @@ def _posterior_given(
     if empty == "error":
         raise NothingObserved(int((~known).nonzero()[0]), ", ".join(names))
     return posterior.where(known, model.prior_at().expand(b, m))
+
+
+def aggregated_posterior(
+    model: LatentModel, inputs: Mapping[str, Tensor], schema: Schema
+) -> Mixture:
+    """The posteriors of c pseudo-inputs as one mixture, each with the same weight.
+
+    Reference: Tomczak and Welling, VAE with a VampPrior, 2018, https://arxiv.org/abs/1705.07120.
+    """
+    c = len(next(iter(inputs.values())))
+    mask = torch.ones(c, len(model.names), dtype=torch.bool, device=model.like.device)
+    rows = Batch(inputs, mask, schema=schema, **indices_of(mask))
+    each = cast(Mixture, model.aggregator.forward(model.experts(rows), rows))
+    loc = rearrange(each.loc, "k c d -> (k c) 1 d")
+    scale = rearrange(each.scale, "k c d -> (k c) 1 d")
+    log_weight = rearrange(each.log_weight - math.log(c), "k c -> (k c) 1")
+    return Mixture(model.decoding.family, loc, scale, log_weight)

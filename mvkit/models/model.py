@@ -5,17 +5,14 @@ Axes: b rows, m modalities, d latent, p private latent, k components, c pseudo-i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, cast
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
-from mvkit.core import noise
-from mvkit.core.batch import Batch, indices_of
+from mvkit.core.batch import Batch
 from mvkit.core.decoding import Decoder, Decoding
 from mvkit.core.experts import Experts
 from mvkit.core.mixture import Mixture
@@ -26,9 +23,9 @@ from mvkit.core.terms import Draw, Reconstruct, Terms, Want
 from mvkit.core.validation import Schema
 from mvkit.errors import SpecError
 from mvkit.models import clusters, description, generation, importance_sampling, inference
-from mvkit.models.build import ModelSpec, Parts, assemble
+from mvkit.models.build import ModelSpec
 from mvkit.models.multimodal import MultimodalModel
-from mvkit.models.part_checks import check_parts
+from mvkit.models.part_checks import assembled
 from mvkit.parts.objectives.objective import Objective
 from mvkit.parts.priors import as_prior
 from mvkit.registry import plugins
@@ -83,7 +80,7 @@ class Model(MultimodalModel):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        parts = _assembled(
+        parts = assembled(
             seed,
             modalities=modalities,
             latent_dim=latent_dim,
@@ -155,21 +152,10 @@ class Model(MultimodalModel):
         """p(z): of rows whose experts and posterior are given, if it depends on them."""
         prior = as_prior(self.prior)
         if prior.pseudo_inputs is not None:
-            posterior = self._aggregated_posterior(prior.pseudo_inputs)
+            posterior = inference.aggregated_posterior(self, prior.pseudo_inputs, self.schema)
         elif prior.conditional and experts is not None:
             posterior = self.joint_posterior(experts.batch, experts)
         return prior.density(cast(Mixture | None, posterior))
-
-    def _aggregated_posterior(self, inputs: dict[str, Tensor]) -> Mixture:
-        """The posteriors of c rows as one mixture, each row with the same weight."""
-        c = len(next(iter(inputs.values())))
-        mask = torch.ones(c, len(self.names), dtype=torch.bool, device=self.like.device)
-        rows = Batch(inputs, mask, schema=self.schema, **indices_of(mask))
-        each = cast(Mixture, self.aggregator.forward(self.experts(rows), rows))
-        loc = rearrange(each.loc, "k c d -> (k c) 1 d")
-        scale = rearrange(each.scale, "k c d -> (k c) 1 d")
-        log_weight = rearrange(each.log_weight - math.log(c), "k c -> (k c) 1")
-        return Mixture(self.family, loc, scale, log_weight)
 
     def likelihood_weights(self, extra: Mapping[str, float] | None = None) -> Tensor | None:
         """Factors λ of the log-likelihoods, times `extra`, (m,); None if all are 1."""
@@ -280,15 +266,3 @@ def _check_draw(posterior: Posterior, draw: Draw) -> None:
             "without gradient; take draw='stratified', or torch.no_grad() where none is wanted",
             "draw",
         )
-
-
-def _assembled(seed: int | None, **options: Any) -> Parts:
-    """The checked parts of a model, with weights drawn from `seed`."""
-    try:
-        spec = ModelSpec(**options)
-        with noise.global_seed(seed):
-            parts = assemble(spec)
-            check_parts(parts)
-    except SpecError as error:
-        raise error.within("model") from None
-    return parts

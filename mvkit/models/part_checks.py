@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import ParamSpec, cast
+from typing import Any, ParamSpec, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,11 @@ from mvkit.core.family import Family
 from mvkit.core.likelihood import Context, Likelihood
 from mvkit.core.mixture import Mixture
 from mvkit.core.modality import Modality, Sizes
-from mvkit.core.noise import seeded
+from mvkit.core.noise import global_seed, seeded
 from mvkit.core.posterior import Posterior
 from mvkit.core.validation import Schema
 from mvkit.errors import MvkitError, SpecError, within
-from mvkit.models.build import Parts
+from mvkit.models.build import ModelSpec, Parts, assemble
 from mvkit.models.inference import evaluation
 from mvkit.parts.aggregators.aggregator import Aggregator
 from mvkit.parts.networks import Network
@@ -57,6 +57,22 @@ def expect(holds: bool | Tensor, reason: str, check: str = "") -> None:
     """Raises Fault unless a condition holds."""
     if not holds:
         raise Fault(reason, check)
+
+
+def assembled(seed: int | None, **options: Any) -> Parts:
+    """The checked parts of a model, with weights drawn from `seed`.
+
+    Raises:
+        SpecError: with the path of what cannot be built.
+    """
+    try:
+        spec = ModelSpec(**options)
+        with global_seed(seed):
+            parts = assemble(spec)
+            check_parts(parts)
+    except SpecError as error:
+        raise error.within("model") from None
+    return parts
 
 
 def check_parts(parts: Parts) -> None:

@@ -28,11 +28,10 @@ import importlib
 from mvkit.core.family import Family as Family
 from mvkit.core.likelihood import Likelihood as Likelihood
 from mvkit.core.mixture import product_of_observed as product_of_observed
+from mvkit.core.mixture import raw_experts as raw_experts
 from mvkit.parts import families, samplers
 from mvkit.parts.aggregators.aggregator import Aggregator as Aggregator
 from mvkit.parts.aggregators.aggregator import Defaults as Defaults
-from mvkit.parts.aggregators.aggregator import check_product as check_product
-from mvkit.parts.aggregators.aggregator import raw_experts as raw_experts
 from mvkit.parts.aggregators.barycentre import Wasserstein as Wasserstein
 from mvkit.parts.aggregators.joint_encoder import Joint as Joint
 from mvkit.parts.aggregators.messages import MeanMessage as MeanMessage
@@ -43,6 +42,7 @@ from mvkit.parts.aggregators.products import GPoE as GPoE
 from mvkit.parts.aggregators.products import PoE as PoE
 from mvkit.parts.families import LaplaceSoftmax as LaplaceSoftmax
 from mvkit.parts.families import NormalSoftplus as NormalSoftplus
+from mvkit.parts.families import check_product as check_product
 from mvkit.parts.latent_model import LatentModel as LatentModel
 from mvkit.parts.likelihoods import Bernoulli as Bernoulli
 from mvkit.parts.likelihoods import Categorical as Categorical

@@ -14,8 +14,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from mvkit.core.family import Family
+from mvkit.core.modality import Sizes
 from mvkit.core.noise import Generator
 from mvkit.core.product_of_experts import Saved
+from mvkit.errors import SpecError
+from mvkit.registry import plugins
 from mvkit.registry.spec import spec
 
 RAW_LIMIT = 15.0  # keeps exp(raw) and its inverse finite in float32
@@ -130,3 +133,14 @@ class LaplaceSoftmax(Family):
 
     def entropy(self, scale: Tensor) -> Tensor:
         return (scale.log() + math.log(2.0) + 1.0).sum(-1)
+
+
+def check_product(sizes: Sizes, name: str, instead: str) -> None:
+    """Raises SpecError if the family's experts have no closed product."""
+    family: Family = sizes.family
+    if not family.closed_product:
+        known = plugins.name_of("family", type(family)) or type(family).__name__
+        raise SpecError(
+            f"aggregator {name!r} multiplies experts, and family {known!r} has no closed product; "
+            f"take a normal family, or {instead}"
+        )

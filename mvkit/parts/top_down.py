@@ -24,7 +24,8 @@ from mvkit.core.noise import Generator
 from mvkit.core.posterior import Draws, Posterior
 from mvkit.core.product_of_experts import SomeExperts, product
 from mvkit.errors import SpecError
-from mvkit.parts.aggregators.aggregator import Aggregator, Defaults, check_product
+from mvkit.parts.aggregators.aggregator import Aggregator, Defaults
+from mvkit.parts.families import check_product
 from mvkit.parts.networks import encoder_of
 from mvkit.parts.priors import Prior
 from mvkit.registry import plugins

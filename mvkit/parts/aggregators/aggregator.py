@@ -1,4 +1,4 @@
-"""What an aggregator is, and the formulas that several share.
+"""What an aggregator is.
 
 Axes: m modalities, b rows, d latent.
 """
@@ -10,18 +10,13 @@ from collections.abc import Mapping
 from typing import Literal
 
 import attrs
-import torch
 
 from mvkit.core.batch import Batch
 from mvkit.core.bounds import Form
 from mvkit.core.experts import Experts
-from mvkit.core.family import Family
-from mvkit.core.mixture import Mixture, one_component
-from mvkit.core.modality import Sizes
+from mvkit.core.mixture import raw_experts
 from mvkit.core.posterior import Posterior
 from mvkit.core.terms import Draw
-from mvkit.errors import SpecError
-from mvkit.registry import plugins
 
 
 @attrs.frozen
@@ -89,26 +84,3 @@ class Aggregator(ABC):
     def inference(self, experts: Experts, batch: Batch) -> Posterior:
         """What `encode` and `translate` use: `posterior`, unless the paper says otherwise."""
         return self.posterior(experts, batch)
-
-
-def raw_experts(experts: Experts, batch: Batch) -> dict[str, Mixture]:
-    """Each expert as a posterior of its own, by modality, active where it is observed."""
-    posteriors = {}
-    for i, name in enumerate(experts.modalities):
-        observed = batch.observed[:, i]
-        evidence = torch.zeros_like(batch.observed)
-        evidence[:, i] = observed
-        loc, scale = experts.loc[i], experts.scale[i]
-        posteriors[name] = one_component(experts, loc, scale, evidence, observed)
-    return posteriors
-
-
-def check_product(sizes: Sizes, name: str, instead: str) -> None:
-    """Raises SpecError if the family's experts have no closed product."""
-    family: Family = sizes.family
-    if not family.closed_product:
-        known = plugins.name_of("family", type(family)) or type(family).__name__
-        raise SpecError(
-            f"aggregator {name!r} multiplies experts, and family {known!r} has no closed product; "
-            f"take a normal family, or {instead}"
-        )

@@ -16,7 +16,8 @@ from mvkit.core.experts import Experts, on_rows
 from mvkit.core.mixture import Mixture, one_component, product_of_observed
 from mvkit.core.modality import Modality, Sizes
 from mvkit.errors import SpecError
-from mvkit.parts.aggregators.aggregator import Aggregator, Defaults, check_product
+from mvkit.parts.aggregators.aggregator import Aggregator, Defaults
+from mvkit.parts.families import check_product
 from mvkit.parts.networks import encoder_of
 from mvkit.registry.fields import choice, count, switch
 from mvkit.registry.spec import part, parts, spec, to_dict

@@ -18,7 +18,8 @@ from mvkit.core.mixture import Mixture, equal_weights, product_of_observed
 from mvkit.core.modality import Sizes
 from mvkit.core.product_of_experts import Factors
 from mvkit.errors import SpecError
-from mvkit.parts.aggregators.aggregator import Aggregator, Defaults, check_product
+from mvkit.parts.aggregators.aggregator import Aggregator, Defaults
+from mvkit.parts.families import check_product
 from mvkit.registry.fields import choice, optional_count
 from mvkit.registry.spec import field, names, spec
 

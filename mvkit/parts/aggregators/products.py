@@ -13,7 +13,8 @@ from mvkit.core.batch import Batch
 from mvkit.core.experts import Experts
 from mvkit.core.mixture import Mixture, one_component, product_of_observed
 from mvkit.core.modality import Sizes
-from mvkit.parts.aggregators.aggregator import Aggregator, check_product
+from mvkit.parts.aggregators.aggregator import Aggregator
+from mvkit.parts.families import check_product
 from mvkit.registry.fields import switch
 from mvkit.registry.spec import spec
 

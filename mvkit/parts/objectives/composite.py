@@ -12,16 +12,34 @@ import torch
 from torch import Tensor
 
 from mvkit.core.batch import Batch
-from mvkit.core.bounds import kl_to
 from mvkit.core.experts import Experts
 from mvkit.core.loss import Loss, over_rows, sum_of
 from mvkit.core.modality import Sizes
+from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
 from mvkit.errors import SpecError
 from mvkit.parts.latent_model import LatentModel
 from mvkit.parts.objectives.objective import Objective, active_rows
 from mvkit.registry.fields import choice, count, factor
 from mvkit.registry.spec import field, numbers, parts, spec
+
+
+def kl_to(
+    posterior: Posterior, other: Posterior, generator: Generator, samples: int | None = None
+) -> Tensor:
+    """Σ_k w_k KL(q_k ‖ other), (b,).
+
+    Args:
+        posterior: q.
+        other: the distribution that it is compared with.
+        generator: source of randomness.
+        samples: draws of each component; None: the closed form, or one draw where there is none.
+    """
+    divergence = posterior.kl(other) if samples is None else None
+    if divergence is None:
+        draws = posterior.draw(samples or 1, "stratified", generator)
+        divergence = (draws.log_qk - other.log_prob(draws.z)).mean(0)
+    return (posterior.log_weight.exp() * divergence).sum(0)
 
 
 def kl_to_unimodal(

@@ -17,10 +17,10 @@ from mvkit.core.batch import Batch
 from mvkit.core.bounds import Density
 from mvkit.core.experts import Experts
 from mvkit.core.loss import Loss, Metrics, finish, row_metrics, sum_of
+from mvkit.core.mixture import raw_experts
 from mvkit.core.modality import Sizes
 from mvkit.core.posterior import Posterior
 from mvkit.core.terms import Draw, Reconstruct
-from mvkit.parts.aggregators.aggregator import raw_experts
 from mvkit.parts.aggregators.mixtures import random_subsets
 from mvkit.parts.latent_model import LatentModel
 from mvkit.parts.objectives.objective import DRAWS, Objective, active_rows, check_names
