@@ -86,7 +86,9 @@ def clusters(
         if by_modality:
             own = torch.where(observed, each, torch.nan)
             return dict(zip(self.names, own, strict=True))
-        return mean_over(each, observed) if soft else majority(each, observed)
+        if soft:
+            return mean_over(each, observed)
+        return majority(each, observed)
 
     return self.in_blocks(assign, batch)
 
@@ -110,5 +112,6 @@ def majority(each: Tensor, observed: Tensor) -> Tensor:
     by the mean.
     """
     votes = nn.functional.one_hot(each.argmax(-1), each.shape[-1])
-    # a mean below 1 settles ties and nothing else
-    return (torch.where(observed, votes, 0).sum(0) + mean_over(each, observed) / 2).argmax(-1)
+    counts = torch.where(observed, votes, 0).sum(0)
+    ties = mean_over(each, observed) / 2  # below 1: settles ties and nothing else
+    return (counts + ties).argmax(-1)
