@@ -13,6 +13,7 @@ from typing import Any, Literal
 import attrs
 
 from mvkit.core.modality import Modality, ModalityLike, PartLike, as_modalities
+from mvkit.errors import SpecError
 from mvkit.models.model import Model
 from mvkit.models.stack import Stack
 from mvkit.parts.aggregators.joint_encoder import Joint
@@ -31,6 +32,7 @@ Factors = Mapping[str, float]  # by modality
 Rescale = Literal["dims"] | Factors | None
 UNIMODAL = ELBO(condition="unimodal", reduce="sum", reconstruct="own")
 POE = PoE(prior_expert=False)
+SKIPPING = Joint(incomplete="skip")
 LAPLACE: dict[str, Any] = {"family": "laplace_softmax", "prior": Learnable(learn_loc=False)}
 
 
@@ -41,6 +43,14 @@ def _each(modalities: Modalities, **options: object) -> dict[str, Modality]:
     return {name: attrs.evolve(modality, **given) for name, modality in each}  # type: ignore[misc]
 
 
+def _model(options: Mapping[str, Any], modalities: Modalities, **own: Any) -> Model:
+    """A model with a recipe's own options and those of the user, which may not be the same."""
+    for name in own:
+        if name in options:
+            raise SpecError("the recipe sets it; take the recipe's own options, or Model", name)
+    return Model(modalities, **own, **options)
+
+
 def _warmup(epochs: int) -> Single:
     """One stage, in whose first epochs the factor of the KL grows from 0 to 1."""
     return Single(ramps={"kl_weight": Linear(0.0, 1.0, epochs)} if epochs else {})
@@ -48,7 +58,7 @@ def _warmup(epochs: int) -> Single:
 
 def telbo(modalities: Modalities, latent_dim: int = 10, *, lambdas: Factors | None = None,
           gammas: Factors | None = None, stages: int = 2, share: float = 0.5,
-          rescale: Rescale = "dims", **options: Any) -> Model:
+          rescale: Rescale = "dims", aggregator: PartLike = SKIPPING, **options: Any) -> Model:
     """TELBO: joint ELBO, then unimodal ones under the trained decoders; in one stage, all at once.
 
     Reference: Vedantam, Fischer, Huang and Murphy, ICLR 2018, https://arxiv.org/abs/1705.10762.
@@ -56,19 +66,18 @@ def telbo(modalities: Modalities, latent_dim: int = 10, *, lambdas: Factors | No
     both = TELBO(lambdas=lambdas or {}, gammas=gammas or {})
     unimodal = attrs.evolve(UNIMODAL, weights=both.gammas)  # type: ignore[misc]
     two = JointThenUnimodal(share=share, joint=ELBO(weights=both.lambdas), unimodal=unimodal)
-    return Model(modalities, latent_dim=latent_dim, aggregator=Joint(incomplete="skip"),
-                 objective=both, rescale=rescale, schedule=two if stages == 2 else Single(),
-                 **options)
+    return _model(options, modalities, latent_dim=latent_dim, aggregator=aggregator,
+                  objective=both, rescale=rescale, schedule=two if stages == 2 else Single())
 
 
 def jmvae(modalities: Modalities, latent_dim: int = 10, *, alpha: float = 0.1, beta: float = 1.0,
-          warmup: int = 0, **options: Any) -> Model:
+          warmup: int = 0, aggregator: PartLike = "joint", **options: Any) -> Model:
     """JMVAE-kl: joint ELBO and alignment with unimodal surrogates; their product for subsets.
 
     Reference: Suzuki, Nakayama and Matsuo, 2016, https://arxiv.org/abs/1611.01891.
     """
-    return Model(modalities, latent_dim=latent_dim, aggregator="joint",
-                 objective=JMVAE(alpha=alpha, beta=beta), schedule=_warmup(warmup), **options)
+    return _model(options, modalities, latent_dim=latent_dim, aggregator=aggregator,
+                  objective=JMVAE(alpha=alpha, beta=beta), schedule=_warmup(warmup))
 
 
 def mopoe(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0,
@@ -81,8 +90,8 @@ def mopoe(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0,
     """
     fusion = {"name": "mopoe", "subsets": subsets, "max_subsets": max_subsets,
               "prior_expert": prior_expert, "inference": inference}
-    return Model(_each(modalities, private_dim=private_dim), latent_dim=latent_dim,
-                 aggregator=fusion, objective=ELBO(kl_weight=beta), **options)
+    return _model(options, _each(modalities, private_dim=private_dim), latent_dim=latent_dim,
+                  aggregator=fusion, objective=ELBO(kl_weight=beta))
 
 
 def cmvae(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 4,
@@ -94,8 +103,8 @@ def cmvae(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 4,
     """
     each = _each(modalities, private_dim=private_dim, cross_prior=cross_prior)
     objective = {"name": gradient, "kl_weight": beta, "samples": samples, "bound": bound}
-    return Model(each, latent_dim=latent_dim, aggregator="moe", objective=objective,
-                 prior=MoG(components=clusters), **options)
+    return _model(options, each, latent_dim=latent_dim, aggregator="moe", objective=objective,
+                  prior=MoG(components=clusters))
 
 
 def mvae(modalities: Modalities, latent_dim: int = 10, *, subsets: int = 1, warmup: int = 0,
@@ -106,8 +115,8 @@ def mvae(modalities: Modalities, latent_dim: int = 10, *, subsets: int = 1, warm
     """
     random = (ELBO(condition="subset", reconstruct="own"),) * subsets
     objective = Sum(terms=(ELBO(), UNIMODAL, *random))
-    return Model(modalities, latent_dim=latent_dim, objective=objective, schedule=_warmup(warmup),
-                 **options)
+    return _model(options, modalities, latent_dim=latent_dim, objective=objective,
+                  schedule=_warmup(warmup))
 
 
 def mmvae(modalities: Modalities, latent_dim: int = 10, *, samples: int = 10,
@@ -117,8 +126,8 @@ def mmvae(modalities: Modalities, latent_dim: int = 10, *, samples: int = 10,
     Reference: Shi, Siddharth, Paige and Torr, NeurIPS 2019, https://arxiv.org/abs/1911.03393.
     """
     objective = {"name": gradient, "samples": samples}
-    return Model(modalities, latent_dim=latent_dim, aggregator="moe", objective=objective,
-                 **(LAPLACE | options))
+    return _model(LAPLACE | options, modalities, latent_dim=latent_dim, aggregator="moe",
+                  objective=objective)
 
 
 def mmvaeplus(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 4,
@@ -130,8 +139,8 @@ def mmvaeplus(modalities: Modalities, latent_dim: int = 10, *, private_dim: int 
     """
     each = _each(modalities, private_dim=private_dim, cross_prior=cross_prior)
     objective = {"name": gradient, "samples": samples, "kl_weight": beta}
-    return Model(each, latent_dim=latent_dim, aggregator="moe", objective=objective,
-                 **(LAPLACE | options))
+    return _model(LAPLACE | options, each, latent_dim=latent_dim, aggregator="moe",
+                  objective=objective)
 
 
 def mvtcae(modalities: Modalities, latent_dim: int = 10, *, alpha: float = 5 / 6,
@@ -141,7 +150,7 @@ def mvtcae(modalities: Modalities, latent_dim: int = 10, *, alpha: float = 5 / 6
     Reference: Hwang, Kim, Hong and Kim, NeurIPS 2021, https://openreview.net/forum?id=SmQxNpUNhtT.
     """
     objective = MVTCAE(alpha=alpha, beta=beta)
-    return Model(modalities, latent_dim=latent_dim, aggregator=POE, objective=objective, **options)
+    return _model(options, modalities, latent_dim=latent_dim, aggregator=POE, objective=objective)
 
 
 def dmvae(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 4, beta: float = 1.0,
@@ -152,8 +161,8 @@ def dmvae(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 4,
     """
     crossed = ELBO(condition="expert", reduce="sum")
     objective = Sum(terms=(ELBO(), crossed), kl_weight=beta)
-    return Model(_each(modalities, private_dim=private_dim), latent_dim=latent_dim,
-                 aggregator="poe", objective=objective, **options)
+    return _model(options, _each(modalities, private_dim=private_dim), latent_dim=latent_dim,
+                  aggregator="poe", objective=objective)
 
 
 def crmvae(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0,
@@ -163,7 +172,7 @@ def crmvae(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0,
     Reference: Suzuki and Matsuo, 2023, https://openreview.net/forum?id=Rn8u4MYgeNJ.
     """
     objective = CRMVAE(kl_weight=beta)
-    return Model(modalities, latent_dim=latent_dim, aggregator=POE, objective=objective, **options)
+    return _model(options, modalities, latent_dim=latent_dim, aggregator=POE, objective=objective)
 
 
 def mmvm(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, standard: float = 0.0,
@@ -173,8 +182,8 @@ def mmvm(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, sta
     Reference: Sutter et al., NeurIPS 2024, https://arxiv.org/abs/2403.05300.
     """
     objective = attrs.evolve(UNIMODAL, kl_weight=beta)  # type: ignore[misc]
-    return Model(modalities, latent_dim=latent_dim, aggregator="moe", objective=objective,
-                 prior=PosteriorMixture(standard=standard), **options)
+    return _model(options, modalities, latent_dim=latent_dim, aggregator="moe",
+                  objective=objective, prior=PosteriorMixture(standard=standard))
 
 
 def jnf(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, samples: int = 1,
@@ -187,8 +196,8 @@ def jnf(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, samp
     fusion = {"flow": flow, "conditional": conditional, "steps": steps}
     joint, align = ELBO(kl_weight=beta), Align(estimate="samples", samples=samples)
     schedule = JointThenUnimodal(share=share, joint=joint, unimodal=align)
-    return Model(modalities, latent_dim=latent_dim, objective=joint, schedule=schedule,
-                 aggregator={"name": "mvkit-flows/joint_flow", **fusion}, **options)
+    return _model(options, modalities, latent_dim=latent_dim, objective=joint, schedule=schedule,
+                  aggregator={"name": "mvkit-flows/joint_flow", **fusion})
 
 
 def mhvae(modalities: Modalities, latent_dim: int = 10, *, levels: int | Sequence[int] = 2,
@@ -199,28 +208,32 @@ def mhvae(modalities: Modalities, latent_dim: int = 10, *, levels: int | Sequenc
     Reference: Dorent et al., MICCAI 2023, https://arxiv.org/abs/2309.08747.
     """
     objective = ELBO(kl_weight=beta, condition=condition)
-    return Model(modalities, latent_dim=latent_dim, aggregator="top_down_poe",
-                 prior={"name": "top_down", "levels": levels}, objective=objective,
-                 schedule=_warmup(warmup), **options)
+    return _model(options, modalities, latent_dim=latent_dim, aggregator="top_down_poe",
+                  prior={"name": "top_down", "levels": levels}, objective=objective,
+                  schedule=_warmup(warmup))
 
 
 def nexus(modalities: Modalities, latent_dim: int = 10, *,
           bottom_dim: int | Mapping[str, int] = 16, message_dim: int = 64,
           dropout_rate: float = 0.5, bottom_beta: float = 1.0, top_beta: float = 1.0,
           gammas: Factors | None = None, scale: float | str = "optimal", warmup: int = 0,
-          **options: Any) -> Stack:
+          rescale: Rescale = None, **options: Any) -> Stack:
     """Nexus: one VAE per modality, and a mean-message model of their latents with dropout.
+
+    `rescale` weighs the bottom; the top, whose data are latents, has `gammas`. `bottom_beta` times
+    the `private_beta` of a modality is the factor of its KL.
 
     Reference: Vasco, Yin, Melo and Paiva, https://doi.org/10.1016/j.neunet.2021.11.019.
     """
-    low, high = _each(modalities, private_beta=bottom_beta), {}
+    low, high = as_modalities(modalities), {}
     for name, modality in low.items():
         width = bottom_dim if isinstance(bottom_dim, int) else bottom_dim[name]
-        low[name] = attrs.evolve(modality, private_dim=width)  # type: ignore[misc]
+        beta = bottom_beta * modality.private_beta
+        low[name] = attrs.evolve(modality, private_dim=width, private_beta=beta)  # type: ignore[misc]
         gamma = (gammas or {}).get(name, 1.0)
         high[name] = Modality((width,), Normal(scale=scale), weight=gamma)
     fusion = MeanMessage(message_dim=message_dim, dropout_rate=dropout_rate)
-    bottom = Model(low, latent_dim=0, **options)
-    top = Model(high, latent_dim=latent_dim, aggregator=fusion, objective=ELBO(kl_weight=top_beta),
-                **options)
+    bottom = _model(options, low, latent_dim=0, rescale=rescale)
+    top = _model(options, high, latent_dim=latent_dim, aggregator=fusion,
+                 objective=ELBO(kl_weight=top_beta))
     return Stack([bottom, top], schedule=_warmup(warmup))

@@ -22,14 +22,20 @@ def average(values: Tensor, log_pi: Tensor) -> Tensor:
     """E over samples and drawn components, (s, j, b) and (j, b) -> (b,)."""
     if values.shape[0] == 1 and values.shape[1] == 1:
         return rearrange(values, "1 1 b -> b")
-    return einsum(values.mean(0), log_pi.exp(), "j b, j b -> b")
+    return einsum(_usable(values.mean(0), log_pi), log_pi.exp(), "j b, j b -> b")
+
+
+def _usable(values: Tensor, log_pi: Tensor) -> Tensor:
+    """Values of components, (j, b), zeros where a component has no weight."""
+    return torch.where(log_pi > -math.inf, values, 0.0)
 
 
 def weighted_sum(values: Tensor, weights: Tensor | None) -> Tensor:
     """Sum over modalities, the last axis, each times its weight (m,); None: ones."""
     if weights is None:
         return values.sum(-1)
-    return values @ weights.to(values.dtype)
+    counted = torch.where(weights == 0, 0.0, values)  # of what weighs nothing, infinities too
+    return counted @ weights.to(values.dtype)
 
 
 def kl(terms: Terms, *, density: Density = "component", weights: Tensor | None = None) -> Tensor:
@@ -115,7 +121,8 @@ def iwae(log_w: Tensor, log_pi: Tensor, *, bound: Form = "tight") -> Tensor:
     """
     samples = math.log(len(log_w))
     if bound == "loose":
-        return (log_pi.exp() * (torch.logsumexp(log_w, 0) - samples)).sum(0)
+        of_component = torch.logsumexp(log_w, 0) - samples
+        return (log_pi.exp() * _usable(of_component, log_pi)).sum(0)
     return torch.logsumexp(rearrange(log_w + log_pi, "s j b -> (s j) b"), 0) - samples
 
 
@@ -141,5 +148,5 @@ def dreg(log_w: Tensor, log_pi: Tensor, *, bound: Form = "tight") -> Tensor:
     value = iwae(log_w.detach(), log_pi, bound=bound)  # its gradient reaches log_pi alone
     if bound == "loose":
         share = share * log_pi.detach().exp()
-    surrogate = (share * log_w).sum((0, 1))
+    surrogate = torch.where(share > 0, share * log_w, 0.0).sum((0, 1))
     return value + surrogate - surrogate.detach()

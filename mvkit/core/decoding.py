@@ -161,7 +161,10 @@ class Decoding:
         """
         computed = batch.computed()
         outputs = self._outputs(computed, z, w)
-        densities = self._densities(batch, computed, outputs, weight)
+        counted = {}
+        for i, name in enumerate(self.modalities):
+            counted[name] = _counted(weight, used[..., i], z)
+        densities = self._densities(batch, computed, outputs, counted)
         columns = []
         for i, name in enumerate(self.modalities):
             if name not in computed:
@@ -197,7 +200,7 @@ class Decoding:
         batch: Batch,
         computed: Mapping[str, Tensor | None],
         outputs: Mapping[str, Tensor],
-        weight: Tensor | None,
+        counted: Mapping[str, Tensor | None],
     ) -> dict[str, Tensor]:
         """Log-probabilities of observed elements, else zeros, {name: ((s j), n, elements)}."""
         densities = {}
@@ -206,14 +209,12 @@ class Decoding:
             likelihood = self.decoders[name].likelihood
             x = batch.data[name]
             elements = None if batch.elements is None else batch.elements.get(name)
-            counted = weight
+            weight = counted[name]
             if rows is not None:
                 x = x.index_select(0, rows)
                 elements = None if elements is None else elements.index_select(0, rows)
-                counted = None if weight is None else weight.index_select(1, rows)
-            if counted is not None:
-                counted = repeat(counted, "j n -> (s j) n", s=len(output) // len(counted))
-            log_px = likelihood.log_prob(output, x, Context(elements, counted))
+                weight = None if weight is None else weight.index_select(1, rows)
+            log_px = likelihood.log_prob(output, x, Context(elements, weight))
             shape = x.shape[:-1] if likelihood.class_axis else x.shape
             if tuple(log_px.shape) != (len(output), *shape):
                 raise ShapeError(
@@ -353,3 +354,19 @@ def _share(posterior: Posterior, experts: Experts, *, by_component: bool) -> Ten
         raise ValueError("this posterior has no evidence")
     counted = (posterior.evidence & observed).to(log_weight.dtype)
     return einsum(log_weight.exp(), counted, "k b, k b m -> b m")
+
+
+def _counted(weight: Tensor | None, used: Tensor, z: Tensor) -> Tensor | None:
+    """How much each draw of each row counts for a modality, ((s j), b); None: all alike.
+
+    Args:
+        weight: of the drawn components, (j, b); None: all alike.
+        used: whether it is reconstructed, (b,), or (s or 1, j, b) where that depends on the draw.
+        z: the draws, (s, j, b, d).
+    """
+    if used.ndim == 1:
+        return None if weight is None else repeat(weight, "j b -> (s j) b", s=len(z))
+    counts = used.expand(z.shape[:-1]).to(z.dtype)
+    if weight is not None:
+        counts = counts * weight
+    return rearrange(counts, "s j b -> (s j) b")

@@ -24,8 +24,9 @@ class Loss:
 
     Args:
         loss: mean over the rows of the batch, (), in nats.
-        bound: the bound on log p(x) of each row with all weights at 1, (b,); NaN in rows that the
-        objective skips.
+        bound: what is reported of each row with all weights at 1, (b,): a bound on log p(x_O) if
+            the metrics call its mean `bound`, and none if they call it `surrogate_bound`. NaN in
+            rows that the objective skips, and where it reports nothing.
         metrics: 0-d tensors to watch, means over rows; whoever shows them converts them.
         counts: how many rows a metric is a mean of, 0-d; absent: all of the batch.
     """

@@ -194,10 +194,12 @@ class Mixture(Posterior):
 
     def detach(self) -> Mixture:
         """The same distribution with every parameter stopped, weights included."""
+        return attrs.evolve(self.stop_density(), log_weight=self.log_weight.detach())
+
+    def stop_density(self) -> Mixture:
         loc = self.loc.detach()
         scale = self.scale.detach()
-        log_weight = self.log_weight.detach()
-        return attrs.evolve(self, loc=loc, scale=scale, log_weight=log_weight, factors=None)
+        return attrs.evolve(self, loc=loc, scale=scale, factors=None)
 
     def expand(self, b: int, m: int) -> Mixture:
         loc = self.loc.expand(-1, b, -1)

@@ -59,6 +59,14 @@ class Posterior(ABC):
     def detach(self) -> Posterior:
         """The same distribution with every parameter stopped."""
 
+    def stop_density(self) -> Posterior:
+        """The same distribution, its parameters stopped but for the components' weights.
+
+        What DReG takes as log q: draws repay the gradients of locations and scales that are
+        stopped, and nothing repays those of weights.
+        """
+        return self.detach()
+
     def kl(self, prior: object) -> Tensor | None:
         """KL(q_k ‖ p) of every component, (k, b), in nats; None where there is no closed form."""
         return None
@@ -162,6 +170,9 @@ class Either(Posterior):
 
     def detach(self) -> Posterior:
         return Either(self.rows, self.first.detach(), self.second.detach())
+
+    def stop_density(self) -> Posterior:
+        return Either(self.rows, self.first.stop_density(), self.second.stop_density())
 
 
 class Distribution(Protocol):

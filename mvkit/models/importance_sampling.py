@@ -24,6 +24,7 @@ from mvkit.data.dataset import Rows
 from mvkit.errors import NothingObserved, RequestError, check_option
 from mvkit.models.inference import Empty, Evaluable, Names, check_count, evaluation, names_of
 from mvkit.parts.latent_model import LatentModel
+from mvkit.parts.priors import as_prior
 
 
 @attrs.frozen(eq=False)
@@ -81,8 +82,21 @@ def block_sizes(model: LatentModel, n: int, b: int, memory: int | None) -> list[
     return [min(size, n - start) for start in range(0, n, size)]
 
 
+def check_proper(model: LatentModel) -> None:
+    """Raises RequestError if p(z) depends on the row, which leaves the density of rows without a
+    normaliser.
+    """
+    if as_prior(model.prior).conditional:
+        raise RequestError(
+            "there is no likelihood under a prior that depends on the row, such as "
+            "prior='posterior_mixture': nothing normalises it; take another prior, or "
+            "estimator='predictive' with `given`"
+        )
+
+
 def weight_blocks(model: LatentModel, batch: Batch, sampling: Sampling) -> Iterator[Tensor]:
     """Log importance weights of iid draws in blocks (n_i, b); 0 in rows that observe nothing."""
+    check_proper(model)
     experts = model.experts(batch, generator=sampling.generator)
     aggregator = model.aggregator
     if sampling.proposal == "mixture":
@@ -261,9 +275,18 @@ def log_likelihood(
     Reference: Burda, Grosse and Salakhutdinov, 2016, https://arxiv.org/abs/1509.00519; Wu and
     Goodman, 2018, https://arxiv.org/abs/1802.05335 (conditionals).
     """
+    if given is None:
+        raise RequestError(
+            "log_likelihood: given=None; expected names of modalities, or () to condition on none"
+        )
     conditions = names_of(given, self.names)
     rest = tuple(name for name in self.names if name not in conditions)
     scored = names_of(of, rest)
+    if not scored:
+        raise RequestError(
+            f"log_likelihood: nothing to score, with of={of!r} and given={given!r}; name one "
+            "modality at least in `of`, or leave it out to score all that is not given"
+        )
     for name in (*scored, *conditions):
         self.modality(name)
     for name in scored:

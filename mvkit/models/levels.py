@@ -85,7 +85,8 @@ class Levels(Objective):
             bound = _bound_without_top(bottom.decoding, batch, experts, upper) + high.bound
         loss = low.loss + high.loss
         metrics = _by_level(low.metrics, high.metrics)
-        metrics |= {"loss": loss.detach(), "bound": bound.mean()}
+        bound_name = "bound" if "bound" in high.metrics else "surrogate_bound"
+        metrics |= {"loss": loss.detach(), bound_name: bound.mean()}
         return Loss(loss, bound, metrics, _by_level(low.counts, high.counts))
 
 

@@ -112,9 +112,12 @@ class Model(MultimodalModel):
             str(parts.spec.private_from),
         )
         self.prior_name = str(plugins.name_of("prior", type(self.spec.prior)))
-        # with trained auxiliary priors r_m other than p(w), what is reported bounds nothing
-        self.bound_name = "surrogate_bound" if len(self.cross) else "bound"
-        self.n_clusters = as_prior(self.prior).clusters
+        live_prior = as_prior(self.prior)
+        self.n_clusters = live_prior.clusters
+        # trained auxiliary priors r_m other than p(w), or a prior that depends on the row: what is
+        # reported bounds nothing
+        bounds_nothing = len(self.cross) or live_prior.conditional
+        self.bound_name = "surrogate_bound" if bounds_nothing else "bound"
         self.register_buffer("order", torch.tensor(parts.order), persistent=False)
         self._likelihood_weights = parts.likelihood_weights
         self._vectors: dict[object, Tensor] = {}
@@ -203,7 +206,7 @@ class Model(MultimodalModel):
             reconstruct: `all` observed modalities, or each component's `own` evidence.
             want: `kl`: closed-form KLs, or the components' densities without one; `mixture`: p(z)
                 and the mixture's density.
-            stop_density: stop the gradient of log q's own parameters (DReG).
+            stop_density: stop the gradient of log q's own parameters but component weights (DReG).
             private_from: rule of the private latents; None: the model's.
         """
         experts = experts or self.experts(batch)
@@ -220,7 +223,7 @@ class Model(MultimodalModel):
         if kl is None:
             log_pz = prior.log_prob(draws.z)
         if want == "mixture":
-            density = posterior.detach() if stop_density else posterior
+            density = posterior.stop_density() if stop_density else posterior
             log_qz = density.log_prob(draws.z)
         elif kl is None:
             log_qk = draws.log_qk

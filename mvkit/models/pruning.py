@@ -46,8 +46,9 @@ def prune_clusters(model: Model, data: Rows, *, beta: float | None = None) -> Pr
     """A new model with the number of clusters whose assignment entropy is lowest.
 
     From all C clusters down to 2: h_n = mean over rows and observed m of
-    β H(p(c|z_m)) / ln n - (1/D) Σ_c p(c|z_m) [log p(z_m|c) + log π_c - log p(c|z_m)]; then the
-    cluster that the fewest rows voted for is dropped. The old model is left alone.
+    β H(p(c|z_m)) / ln n - (1/D) Σ_c p(c|z_m) [log p(z_m|c) + log π_c - log p(c|z_m)], with weights
+    π that sum to one over the n clusters; then the cluster that the fewest rows voted for is
+    dropped. The old model is left alone.
 
     Args:
         model: a model with a mixture prior, the shared latent D wide.
@@ -66,12 +67,14 @@ def prune_clusters(model: Model, data: Rows, *, beta: float | None = None) -> Pr
         )
     beta = model.spec.objective.kl_weight if beta is None else beta
     log_joint = model.in_blocks(lambda rows: _log_joint(model, rows), data)
+    log_pi = cast(Mixture, model.prior_at()).log_weight[:, 0].detach()
     active = list(range(model.n_clusters))
     entropy: dict[int, float] = {}
     kept: dict[int, tuple[int, ...]] = {}
     while len(active) > 1:
         n = len(active)
-        among_active = log_joint[:, :, active]
+        # the weights of a model with these clusters alone
+        among_active = log_joint[:, :, active] - torch.logsumexp(log_pi[active], 0)
         entropy[n] = _entropy(among_active, beta, model.latent_dim)
         kept[n] = tuple(active)
         votes = torch.bincount(_majority(among_active), minlength=n)

@@ -24,7 +24,7 @@ from mvkit.core.validation import Schema
 from mvkit.errors import RequestError, SpecError
 from mvkit.models.build import ModelSpec
 from mvkit.models.generation import GenerationOptions
-from mvkit.models.importance_sampling import Sampling, block_sizes
+from mvkit.models.importance_sampling import Sampling, block_sizes, check_proper
 from mvkit.models.inference import ConditionalPosterior, ConditioningSets
 from mvkit.models.levels import Levels
 from mvkit.models.model import Model
@@ -218,6 +218,7 @@ class Stack(MultimodalModel):
                 "proposal='mixture'"
             )
         bottom, top, generator = self.bottom, self.top, sampling.generator
+        check_proper(top)
         experts = bottom.experts(batch, generator=generator)
         known = batch.observed.any(1)
         for size in block_sizes(bottom, sampling.n, len(batch), sampling.memory):

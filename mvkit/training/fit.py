@@ -103,7 +103,7 @@ def fit(
     lr = check_number("fit: lr", lr)
     save_every = check_number("fit: save_every", save_every)
     check_option("fit: on_nonfinite", on_nonfinite, "stop", "skip")
-    check_option("fit: precision", precision, "float32", "bf16")
+    _check_precision(model, precision)
     check_option("fit: resume", resume, "auto", "must", "never")
     options = Options(batch_size, lr, seed, on_nonfinite, precision, save_every)
     group = ProcessGroup.current()
@@ -131,6 +131,15 @@ def fit(
     _train(run, resume, compile)
     model.eval()
     return run.history
+
+
+def _check_precision(model: MultimodalModel, precision: str) -> None:
+    check_option("fit: precision", precision, "float32", "bf16")
+    if precision == "bf16" and model.like.dtype == torch.float64:
+        raise RequestError(
+            "fit: precision='bf16' and a model in float64, whose networks stay so; convert it by "
+            "model.float(), or leave precision out"
+        )
 
 
 def _train(run: Run, resume: Resume, compile: bool) -> None:

@@ -60,7 +60,8 @@ class Stage:
         lr_schedule: a class of `torch.optim.lr_scheduler` by name, or a dict of its name and
             options; it steps every epoch, with `"every": "step"` every step.
         clip: largest norm of all gradients together; larger ones are scaled down to it.
-        accumulate: batches whose gradients make one step, as one batch of all their rows would.
+        accumulate: batches whose gradients make one step, as one batch of all their rows would,
+            but for scales that are measured on a batch (`optimal`): each batch measures its own.
         ema: decay of an average of the weights over steps, which is then validated, kept and used
             by later stages instead of the weights.
     """

@@ -22,7 +22,7 @@ from mvkit.parts.networks import encoder_of
 from mvkit.registry.fields import choice, count, switch
 from mvkit.registry.spec import part, parts, spec, to_dict
 
-LEAST_PRECISION = 1e-3  # of a corrected product, of which broad experts could leave nothing
+LEAST_PRECISION = 1e-3  # of a corrected product that can be normalised
 
 
 @spec
@@ -39,6 +39,8 @@ class Joint:
         incomplete: `poe`: incomplete rows train with the product of what they have; `skip`: they
             are left out.
         correct_prior: divide the product by p(z)^(|S|-1), which exact unimodal posteriors need.
+            Where learnt ones are so broad that nothing could normalise the quotient, it is as
+            broad as the sharpest of them.
 
     Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep Generative Models,
     2016, https://arxiv.org/abs/1611.01891; Vedantam et al., Generative Models of Visually Grounded
@@ -142,7 +144,12 @@ class JointAggregator(nn.Module, Aggregator):
             return product.loc, product.scale
         excess = rearrange(mask.sum(1) - 1, "b -> 1 b 1").clamp(min=0)
         precision = product.scale.square().reciprocal()
-        total = (precision - excess).clamp(min=LEAST_PRECISION)
+        each = torch.where(
+            rearrange(mask, "b m -> m b 1"), experts.scale.square().reciprocal(), 0.0
+        )
+        rest = precision - excess
+        # exact posteriors are no broader together than apart; learnt ones may leave nothing
+        total = torch.where(rest > LEAST_PRECISION, rest, each.amax(0, keepdim=True))
         return product.loc * precision / total, torch.rsqrt(total)
 
 

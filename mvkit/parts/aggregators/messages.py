@@ -60,9 +60,8 @@ class MeanMessageAggregator(nn.Module, Aggregator):
     def forward(self, experts: Experts, batch: Batch) -> Mixture:
         observed = rearrange(batch.observed, "b m -> m b")
         kept = self._kept(experts, observed)
-        messages = experts.stats  # zeros where unobserved
-        if kept is not observed:
-            messages = torch.where(rearrange(kept, "m b -> m b 1"), messages, 0.0)
+        # the batch may hide what the experts saw
+        messages = torch.where(rearrange(kept, "m b -> m b 1"), experts.stats, 0.0)
         count = reduce(kept.to(messages.dtype), "m b -> b 1", "sum").clamp(min=1)
         loc, raw = self.head(messages.sum(0) / count).chunk(2, dim=-1)
         scale = experts.family.scale(raw)

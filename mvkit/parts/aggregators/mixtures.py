@@ -182,7 +182,7 @@ def random_subsets(experts: Experts, mask: Tensor, order: Tensor, n: int) -> tup
         Members (n, b, m) bool, and which subsets there are, (n, b) bool.
     """
     shape = (n + 1, len(mask))
-    like = experts.loc.double()
+    like = mask.new_zeros((), dtype=torch.float64)
     uniform = noise.draw("choice/subset", shape, like, generator=experts.generator)
     sorted_mask = mask[:, order]
     total = 2 ** sorted_mask.sum(1) - 1

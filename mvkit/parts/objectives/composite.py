@@ -110,7 +110,7 @@ class Sum(Objective):
     """Weighted sum of objectives, on the same experts.
 
     Args:
-        terms: the objectives; the reported bound is that of the first.
+        terms: the objectives; the reported bound is that of the first that has one.
         weights: a factor for each; empty: ones.
         kl_weight: multiplies the `kl_weight` of every term.
 
@@ -161,6 +161,12 @@ class Sum(Objective):
         weights = self.weights or (1.0,) * len(losses)
         pairs = zip(weights, losses, strict=True)
         total = sum_of([weight * loss.loss for weight, loss in pairs])
-        first = losses[0]
+        # what only aligns posteriors reports no bound
+        reporting = [loss for loss in losses if _reports_bound(loss)]
+        first = (reporting or losses)[0]
         metrics |= {**first.metrics, "loss": total.detach()}
         return Loss(total, first.bound, metrics, counts | first.counts)
+
+
+def _reports_bound(loss: Loss) -> bool:
+    return "bound" in loss.metrics or "surrogate_bound" in loss.metrics

@@ -42,7 +42,9 @@ class ELBO(Objective):
             `expert`s, each in turn; or the aggregator's given a random `subset` of what each row
             has.
         reduce: `mean` or `sum` over the conditions of a row.
-        reconstruct: `all` observed modalities, or the condition's `own` evidence.
+        reconstruct: `all` observed modalities, or the condition's `own` evidence. What is reported
+            is then called `surrogate_bound`, as it is for `sum` over several conditions: it bounds
+            no log p(x_O).
         weights: factors of λ by modality.
 
     Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014,
@@ -77,6 +79,7 @@ class ELBO(Objective):
 
     def forward(self, model: LatentModel, batch: Batch, experts: Experts) -> Loss:
         posteriors = self._posteriors(model, batch, experts)
+        bound_name = self._bound_name(model)
         values = []
         reports = []
         metrics = []
@@ -86,7 +89,7 @@ class ELBO(Objective):
             decoded = batch.hide([name]) if own else batch
             value, report, means = self._bound(model, decoded, experts, posterior)
             if len(posteriors) == 1:
-                return finish(model.bound_name, value, report, posterior.active, means)
+                return finish(bound_name, value, report, posterior.active, means)
             active = active_rows(posterior, batch)
             values.append(torch.where(active, value, 0.0))
             reports.append(torch.where(active, report, 0.0))
@@ -96,7 +99,20 @@ class ELBO(Objective):
         divisor = count.clamp(min=1) if self.reduce == "mean" else 1
         value = sum_of(values) / divisor
         report = sum_of(reports) / divisor
-        return finish(model.bound_name, value, report, count > 0, Metrics.pooled(metrics))
+        return finish(bound_name, value, report, count > 0, Metrics.pooled(metrics))
+
+    def _bound_name(self, model: LatentModel) -> str:
+        """The metric's name of what is reported: not every condition bounds log p(x_O) of a row.
+
+        A sum over conditions is several bounds, and reconstructions of the `own` evidence alone
+        leave out modalities, unless each component looked at all of them.
+        """
+        one_by_one = self.condition in ("unimodal", "expert")
+        whole = self.condition == "aggregator" and not model.aggregator.defaults.mixture
+        left_out = self.reconstruct == "own" and not whole
+        if left_out or (one_by_one and self.reduce == "sum"):
+            return "surrogate_bound"
+        return model.bound_name
 
     def _posteriors(
         self, model: LatentModel, batch: Batch, experts: Experts

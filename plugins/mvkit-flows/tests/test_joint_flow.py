@@ -350,3 +350,25 @@ def test_other_objectives_train_it(objective):
         (g is not None and torch.isfinite(g).all()) == (objective in ("telbo", "jmvae"))
         for g in gradients
     )
+
+
+@pytest.mark.parametrize("variance", [1.0, 1.6, 2.1, 50.0])
+def test_encodings_by_broad_surrogates_do_not_depend_on_the_length_of_chains(variance):
+    """Without flows, a product of two N(1, v) over N(0, 1): proper below v = 2."""
+    means = []
+    for steps in (20, 200):
+        aggregator = {"name": "mvkit-flows/joint_flow", "steps": steps}
+        linear = {"encoder": {"name": "linear"}, "decoder": {"name": "linear"}}
+        modalities = {name: Modality((1,), **linear) for name in "abc"}
+        model = Model(modalities, latent_dim=1, aggregator=aggregator, objective="jmvae", seed=0)
+        with torch.no_grad():
+            for name in "abc":
+                model.encoders[name][0].weight.zero_()
+                model.encoders[name][0].bias.copy_(torch.tensor([1.0, math.log(variance)]))
+            for parameter in model.aggregator.flows.parameters():
+                parameter.zero_()
+        x = {name: torch.zeros(1, 1) for name in "ab"} | {"c": torch.full((1, 1), torch.nan)}
+        means.append(float(model.encode(x)))
+    precision = 2 / variance - 1
+    right = 2 / variance / precision if precision > 0 else 2.0
+    assert means == pytest.approx([right, right], rel=0.15)

@@ -7,6 +7,7 @@ w context.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 
 import attrs
@@ -18,6 +19,7 @@ from mvkit import Mixture, RequestError
 from mvkit.core import Draws, Generator, Posterior, noise
 from mvkit_flows.hamiltonian import NoiseAt, hamiltonian
 
+LEAST_PRECISION = 1e-3  # of a product that can be normalised
 START = 16  # pairs of points behind the moments that chains start from
 
 
@@ -98,7 +100,10 @@ class Transported(Posterior):
         return torch.logsumexp(self.each(z) + self.base.log_weight, -2)
 
     def moments(self, pairs: int) -> tuple[Tensor, Tensor]:
-        """Mean and variance of each component, (k, b, d), from the same points for all rows."""
+        """Mean and variance of each component, (k, b, d), from the same points for all rows.
+
+        Without flows the variances of a normal base are exact, whatever the points.
+        """
         base = self.base
         shape = (pairs, 1, base.loc.shape[-1])
         generator = noise.seeded(0, base.loc.device)
@@ -112,7 +117,7 @@ class Transported(Posterior):
             if flow is not None:
                 z = flow(self._context(k)).inv(z)
             means.append(z.mean(0))
-            variances.append(z.var(0))
+            variances.append(z.var(0) / points.var(0))
         return torch.stack(means), torch.stack(variances)
 
     @property
@@ -167,10 +172,30 @@ class Product(Posterior):
 
     @property
     def excess(self) -> Tensor:
-        """How often the product counts the prior too many, (b,)."""
+        """How often the product is divided by the prior, (b,): once less than it has components.
+
+        Exact posteriors are no broader together than apart. Learnt ones may be so broad that
+        nothing could normalise the quotient, going by normals with the same moments: it is then
+        divided as far as its precision stays above that of the sharpest component.
+        """
         if self.prior is None:
             return 0.0 * self.log_weight[0]
-        return (self.members.sum(0) - 1).clamp(min=0)
+        precision = self._precisions[1]
+        total = precision.sum(0)
+        count = (self.members.sum(0) - 1).clamp(min=0)
+        proper = (total - rearrange(count, "b -> b 1") > LEAST_PRECISION).all(-1)
+        room = (total - precision.amax(0)).amin(-1)
+        return torch.where(proper, count, torch.minimum(count, room))
+
+    @functools.cached_property
+    def _precisions(self) -> tuple[Tensor, Tensor]:
+        """Means and precisions of the components, (k, b, d) each, without gradient; zero precision
+        where a row does not multiply them.
+        """
+        with torch.no_grad():
+            means, variances = self.parts.moments(START)
+        members = rearrange(self.members, "k b -> k b 1")
+        return means, torch.where(members, variances.reciprocal(), 0.0)
 
     def target(self, z: Tensor) -> Tensor:
         """Log-density up to a constant per row, (..., b, d) -> (..., b)."""
@@ -179,12 +204,8 @@ class Product(Posterior):
 
     def start(self) -> tuple[Tensor, Tensor]:
         """Mean and scale, (b, d) each, of the product of normals with the components' moments."""
-        means, variances = self.parts.moments(START)
-        members = rearrange(self.members, "k b -> k b 1")
-        precision = torch.where(members, variances.reciprocal(), 0.0)
-        # exact posteriors are no broader together than apart; learnt ones might leave nothing
-        rest = precision.sum(0) - rearrange(self.excess, "b -> b 1")
-        total = torch.maximum(rest, precision.amax(0))
+        means, precision = self._precisions
+        total = precision.sum(0) - rearrange(self.excess, "b -> b 1")
         total = torch.where(total > 0, total, 1.0)
         return (precision * means).sum(0) / total, torch.rsqrt(total)
 
