@@ -9,6 +9,8 @@ from torch import distributions
 
 import mvkit
 from mvkit import Batch, Modality, Model
+from mvkit.core import bounds
+from mvkit.core.terms import Terms
 from mvkit.testing import bound_noise
 
 NAMES = ("a", "b", "c")
@@ -107,8 +109,10 @@ def test_a_corrected_product_is_exact_while_its_precision_is_small_but_positive(
     assert posterior.loc.item() == pytest.approx(2 * 0.51 / (2 * 0.51 - 1))
 
 
-def test_the_precision_of_a_corrected_product_is_at_least_a_thousandth():
-    assert broad_surrogate(0.4).scale.item() == pytest.approx(1000**0.5)
+def test_a_product_that_nothing_normalises_is_as_broad_as_its_sharpest_expert():
+    posterior = broad_surrogate(0.4)
+    assert posterior.scale.item() == pytest.approx(0.4**-0.5)
+    assert posterior.loc.item() == pytest.approx(2.0)
 
 
 def logistic(loc, scale):
@@ -173,3 +177,49 @@ def test_a_private_kl_without_a_closed_form_is_sampled_with_its_sign(private_fro
     torch.testing.assert_close(losses.bound, bound.detach(), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(losses.metrics[name], bound.mean().detach(), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(losses.loss, -trained.mean(), rtol=1e-9, atol=1e-9)
+
+
+def made_up_weights(s=3, j=2, b=4):
+    """Log-weights of draws and of components, log p(z) and log q(z), at random."""
+    generator = torch.Generator().manual_seed(0)
+    log_w, log_pz, log_qz = torch.randn(3, s, j, b, generator=generator, dtype=torch.float64)
+    log_pi = torch.log_softmax(torch.randn(j, b, generator=generator, dtype=torch.float64), 0)
+    return log_w.requires_grad_(), log_pi, log_pz, log_qz
+
+
+def test_the_kl_of_a_mixture_is_the_mean_ratio_of_its_density():
+    _, log_pi, log_pz, log_qz = made_up_weights()
+    terms = Terms(torch.zeros(3, 2, 4, 1), log_pi, log_pi, log_pz, log_qz)
+    kl = bounds.kl(terms, density="mixture")
+    for row in range(4):
+        total = 0.0
+        for component in range(2):
+            ratios = log_qz[:, component, row] - log_pz[:, component, row]
+            total += log_pi[component, row].exp() * ratios.mean()
+        assert float(kl[row]) == pytest.approx(float(total))
+
+
+def test_the_loose_bound_weighs_the_draws_of_each_component_alone():
+    log_w, log_pi, *_ = made_up_weights()
+    value = bounds.dreg(log_w, log_pi, bound="loose")
+    (gradient,) = torch.autograd.grad(value.sum(), log_w)
+    for row in range(4):
+        total = 0.0
+        for component in range(2):
+            weights = log_w[:, component, row].detach().exp()
+            pi = log_pi[component, row].exp()
+            total += pi * weights.mean().log()
+            expected = pi * weights / weights.sum()
+            torch.testing.assert_close(gradient[:, component, row], expected)
+        assert float(value[row].detach()) == pytest.approx(float(total))
+    shares = bounds.normalised_weights(log_w, log_pi, bound="loose")
+    torch.testing.assert_close(shares, torch.softmax(log_w.detach(), 0))
+
+
+def test_the_tight_bound_weighs_all_draws_together():
+    log_w, log_pi, *_ = made_up_weights()
+    value = bounds.dreg(log_w, log_pi, bound="tight")
+    (gradient,) = torch.autograd.grad(value.sum(), log_w)
+    joint = (log_w.detach() + log_pi).exp()
+    torch.testing.assert_close(value, (joint.sum((0, 1)) / 3).log())
+    torch.testing.assert_close(gradient, joint / joint.sum((0, 1)))
