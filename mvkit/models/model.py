@@ -112,12 +112,10 @@ class Model(MultimodalModel):
             str(parts.spec.private_from),
         )
         self.prior_name = str(plugins.name_of("prior", type(self.spec.prior)))
-        live_prior = as_prior(self.prior)
-        self.n_clusters = live_prior.clusters
-        # trained auxiliary priors r_m other than p(w), or a prior that depends on the row: what is
-        # reported bounds nothing
-        bounds_nothing = len(self.cross) or live_prior.conditional
-        self.bound_name = "surrogate_bound" if bounds_nothing else "bound"
+        # priors r_m other than p(w), or a p(z) of the row: what is reported bounds nothing
+        unbounded = len(self.cross) or as_prior(self.prior).conditional
+        self.bound_name = "surrogate_bound" if unbounded else "bound"
+        self.n_clusters = as_prior(self.prior).clusters
         self.register_buffer("order", torch.tensor(parts.order), persistent=False)
         self._likelihood_weights = parts.likelihood_weights
         self._vectors: dict[object, Tensor] = {}
