@@ -7,7 +7,7 @@ one that a model can use without looking at values again: unobserved entries bec
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from functools import cached_property
 from typing import Any, TypedDict
 
@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mvkit.core.raw_values import Columns, Source, as_tensor
+from mvkit.core.row_picks import RowPick, row_index
 from mvkit.core.validation import Schema, conform_values
 from mvkit.errors import DataError, NothingObserved, ShapeError, suggest
 
@@ -150,12 +151,22 @@ class Batch:
         elements = elements.reshape(*elements.shape, *[1] * (x.ndim - elements.ndim))
         return torch.cat([x, elements.expand_as(x).to(x.dtype)], 1)
 
-    def take(self, index: Tensor | slice | Sequence[int]) -> Batch:
-        """The rows at `index`: indices (n,), flags (b,) or a slice."""
-        if not isinstance(index, slice | Tensor):
-            index = torch.as_tensor(index)
-        if isinstance(index, Tensor) and index.dtype == torch.bool:
-            index = index.nonzero()[:, 0]
+    def take(self, index: RowPick) -> Batch:
+        """The rows at `index`, as numpy picks them: positions (n,), negative ones from the end;
+        flags (b,); a slice; or ids, if the rows have some.
+
+        Raises:
+            RequestError: positions beyond the rows, or no whole numbers; ids that no row has.
+            ShapeError: flags for another number of rows.
+        """
+        if not (isinstance(index, Tensor) and index.dtype == torch.long):
+            return self._rows(row_index(index, len(self), self.extra.get("id")))
+        try:  # positions from within the package are right
+            return self._rows(index)
+        except (IndexError, RuntimeError):
+            return self._rows(row_index(index, _length(self)))
+
+    def _rows(self, index: Tensor | slice) -> Batch:
         mask = None if self.mask is None else _pick(self.mask, index)
         indices: RowIndices = {}
         if self.schema is not None and mask is not None:

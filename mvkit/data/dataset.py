@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from numbers import Integral
+from typing import Any, Literal, overload
 
 import attrs
 import numpy as np
@@ -18,6 +19,7 @@ from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.core.modality import Modality
 from mvkit.core.raw_values import as_tensor
+from mvkit.core.row_picks import RowPick
 from mvkit.data import tables
 from mvkit.data.align import Table, align, as_list, labels_of, library
 from mvkit.data.infer_modality import Given, inferred, is_categorical, masks_of, with_gaps
@@ -180,8 +182,16 @@ class MultimodalDataset:
     def __len__(self) -> int:
         return len(self.batch)
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.batch.take([range(len(self))[index]])
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+
+    @overload
+    def __getitem__(self, index: RowPick) -> MultimodalDataset: ...
+
+    def __getitem__(self, index: int | RowPick) -> Batch | MultimodalDataset:
+        if isinstance(index, int | Integral):
+            return self.batch.take([range(len(self))[int(index)]])
+        return self.take(index)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         return self.batch.take(indices)
@@ -205,8 +215,8 @@ class MultimodalDataset:
         """`extra["id"]`, if there is one: an array (b,) of whatever the ids are."""
         return self.batch.extra.get("id")
 
-    def take(self, index: Tensor | slice | Sequence[int]) -> MultimodalDataset:
-        """The rows at `index` (n,)."""
+    def take(self, index: RowPick) -> MultimodalDataset:
+        """The rows at `index`: positions (n,), flags (b,), a slice or ids; see `Batch.take`."""
         return attrs.evolve(self, batch=self.batch.take(index))
 
     def with_missing(
