@@ -393,16 +393,35 @@ def test_stages_that_train_nothing():
 
 
 def test_modules_of_the_wrong_width():
-    wrong = Model({"a": Modality((3,), encoder=torch.nn.Linear(3, 7))}, latent_dim=4)
     message(
         ShapeError,
-        lambda: wrong.encode({"a": torch.zeros(2, 3)}),
+        lambda: Model({"a": Modality((3,), encoder=torch.nn.Linear(3, 7))}, latent_dim=4),
+        "encoders.a: emitted (2, 7)",
+        "expected a tensor (n, 8) for rows (n, 3): 8 numbers for the aggregator",
+    )
+    message(
+        ShapeError,
+        lambda: Model({"a": Modality((3,), decoder=torch.nn.Linear(4, 5))}, latent_dim=4),
+        "decoders.a: emitted (2, 5)",
+        "expected a tensor (n, 3)",
+    )
+
+
+def test_modules_of_the_wrong_width_that_were_put_in_later():
+    changed = Model({"a": (3,)}, latent_dim=4)
+    changed.encoders["a"] = torch.nn.Linear(3, 7)
+    message(
+        ShapeError,
+        lambda: changed.encode({"a": torch.zeros(2, 3)}),
         "encoders.a: emitted (2, 7)",
         "expected (2, 8): 8 numbers for the aggregator",
     )
-    wrong = Model({"a": Modality((3,), decoder=torch.nn.Linear(4, 5))}, latent_dim=4)
+    changed.decoders["a"].network = torch.nn.Linear(4, 5)
     message(
-        ShapeError, lambda: wrong.decode(torch.zeros(2, 4)), "decoders.a: emitted (2, 5)", "(2, 3)"
+        ShapeError,
+        lambda: changed.decode(torch.zeros(2, 4)),
+        "decoders.a: emitted (2, 5)",
+        "(2, 3)",
     )
 
 

@@ -4,8 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
-from mvkit import Batch, MultimodalDataset, RequestError, ShapeError
+import mvkit
+from mvkit import Batch, Modality, Model, MultimodalDataset, RequestError, ShapeError
 
 IDS = list("abcdefghi")
 
@@ -88,3 +90,131 @@ def test_rows_of_unequal_lengths_say_so_when_they_are_picked():
     batch = Batch({"a": torch.zeros(8, 1), "p": torch.zeros(5, 1)})
     with pytest.raises(ShapeError, match=r"batch.data\['p'\]: 5 rows, but 'a' has 8"):
         batch.take(torch.tensor([6]))
+
+
+# seeds that come from numpy
+
+
+@pytest.mark.parametrize(
+    "seed", [np.arange(5)[3], np.int32(3), np.uint64(3), torch.tensor(3)], ids=repr
+)
+def test_seeds_are_whole_numbers_of_any_kind(seed):
+    arrays = {"a": np.ones((20, 3)), "b": np.zeros((20, 2))}
+    data = MultimodalDataset.from_arrays(arrays, label=[0, 1] * 10)
+    shapes = {"a": (3,), "b": (2,)}
+
+    def answers(seed):
+        model = Model(shapes, latent_dim=2, seed=seed)
+        recipe = mvkit.recipes.mopoe(shapes, latent_dim=2, seed=seed)
+        weights = [next(iter(part.state_dict().values())) for part in (model, recipe)]
+        split, _ = data.split(0.5, 0.5, seed=seed)
+        gaps = data.with_missing(0.3, seed=seed).batch.mask
+        report = mvkit.evaluate(model, data, metrics=["likelihood"], seed=seed)
+        mvkit.fit_sampler(model, data, "gmm", seed=seed)
+        drawn = model.sample(3, sampler="gmm", generator=torch.Generator().manual_seed(0))
+        return [*weights, split.batch.data["a"], gaps, drawn["a"]], str(report)
+
+    tensors, report = answers(seed)
+    expected, expected_report = answers(3)
+    assert report == expected_report
+    for value, right in zip(tensors, expected, strict=True):
+        assert torch.equal(value, right)
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, 2**70, True, [1]])
+def test_seeds_that_are_none_are_refused(seed):
+    with pytest.raises(RequestError, match="seed=.*expected a whole number"):
+        Model({"a": (3,)}, latent_dim=2, seed=seed)
+
+
+# a device that is not there
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:77", "", "cpu:x", "xla"])
+def test_devices_that_are_not_there_are_refused_by_name(device, tmp_path):
+    model = Model({"a": (3,)}, latent_dim=2, seed=0)
+    mvkit.save(model, tmp_path / "model.safetensors")
+    with pytest.raises(RequestError, match=rf"device='{device}'; expected one of 'auto', 'cpu'"):
+        mvkit.fit(model, {"a": np.ones((4, 3))}, epochs=1, device=device, progress=False)
+    with pytest.raises(RequestError, match=rf"device='{device}'; expected one of"):
+        mvkit.load(tmp_path / "model.safetensors", device=device)
+
+
+# networks of users
+
+
+class Apart(nn.Module):
+    def __init__(self, kind=tuple):
+        super().__init__()
+        self.mean, self.spread = nn.Linear(3, 2), nn.Linear(3, 2)
+        self.kind = kind
+
+    def forward(self, x):
+        if self.kind is dict:
+            return {"mean": self.mean(x), "spread": self.spread(x)}
+        return self.mean(x), self.spread(x)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "shape", "message"),
+    [
+        (Apart(), (3,), r"encoders.a: emitted a tuple; expected a tensor \(n, 4\)"),
+        (Apart(dict), (3,), "encoders.a: emitted a dict"),
+        (nn.LSTM(3, 4, batch_first=True), (6, 3), "encoders.a: emitted a tuple"),
+        (nn.LazyLinear(4), (3,), "encoders.a: its layer '' is lazy"),
+        (nn.Sequential(nn.LazyLinear(4)), (3,), "encoders.a: its layer '0' is lazy"),
+        (nn.Linear(3, 5), (3,), r"encoders.a: emitted \(2, 5\) for 2 rows; expected .*\(n, 4\)"),
+        (nn.Linear(7, 4), (3,), "encoders.a: RuntimeError"),
+        (nn.Embedding(3, 4), (3,), "encoders.a: RuntimeError"),
+    ],
+)
+def test_encoders_that_do_not_fit_are_refused_when_the_model_is_made(encoder, shape, message):
+    with pytest.raises(ShapeError, match=message):
+        Model({"a": Modality(shape, encoder=encoder)}, latent_dim=2)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "message"),
+    [
+        (nn.Linear(2, 5), r"decoders.a: emitted \(2, 5\)"),
+        (nn.LSTM(2, 3, batch_first=True), "decoders.a: emitted a tuple"),
+        (nn.LazyLinear(3), "decoders.a: its layer '' is lazy"),
+    ],
+)
+def test_decoders_that_do_not_fit_are_refused_when_the_model_is_made(decoder, message):
+    with pytest.raises(ShapeError, match=message):
+        Model({"a": Modality((3,), decoder=decoder)}, latent_dim=2)
+
+
+def test_trying_a_module_changes_nothing():
+    encoder = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 4))
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    state = torch.get_rng_state()
+    Model({"a": Modality((3,), encoder=encoder)}, latent_dim=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert encoder.training
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def normed(inputs, outputs):
+    return nn.Sequential(nn.Linear(inputs, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, outputs))
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+@pytest.mark.parametrize(("n", "observed"), [(8, 8), (9, 9), (8, 1), (8, 0), (5, 1)])
+def test_batch_norm_trains_whatever_a_batch_observes(n, observed, side):
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=(n, 3)), generator.normal(size=(n, 2))
+    b[observed:] = np.nan
+    modalities = {}
+    for name, width in (("a", 3), ("b", 2)):
+        network = normed(width, 4) if side == "encoder" else normed(2, width)
+        modalities[name] = Modality((width,), **{side: network})
+    model = Model(modalities, latent_dim=2, seed=0)
+    history = mvkit.fit(model, {"a": a, "b": b}, epochs=2, batch_size=4, progress=False)
+    assert np.isfinite(history["loss"]).all()
+    if side == "encoder" and observed == 0:
+        norm = model.encoders["b"][1]
+        assert norm.running_mean.abs().sum() == 0  # no filler reached it
+        assert norm.num_batches_tracked == 0

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mvkit.core.batch import Batch, check_conformed
 from mvkit.core.family import Family
@@ -195,14 +196,38 @@ def low_precision(dtype: torch.dtype | None) -> Iterator[None]:
 def on_rows(module: nn.Module, rows: Tensor) -> Tensor:
     """The output of a module for rows (n, *shape), n = 0 too.
 
-    Without rows it sees a row of zeros, which is cut off and contributes no gradient.
+    Without rows it sees a row of zeros, which is cut off and contributes no gradient. Batch norm,
+    which needs two rows at least to train on, takes its running statistics for fewer.
     """
+    if len(rows) > 1 or not module.training:
+        return _output(module, rows)
     shown = rows if len(rows) else rows.new_zeros(1, *rows.shape[1:])
+    with _running_statistics(module):
+        return _output(module, shown)[: len(rows)]
+
+
+def _output(module: nn.Module, rows: Tensor) -> Tensor:
+    """What a module emits for rows (n, *shape), in their dtype."""
+    if not len(rows):
+        return _output(module, rows.new_zeros(1, *rows.shape[1:]))[:0]
     dtype = _network_dtype.get()
     if dtype is None:
-        output: Tensor = module(shown)
-    else:
-        with torch.autocast(rows.device.type, dtype):
-            output = module(shown)
-        output = output.to(rows.dtype)
-    return output if len(rows) else output[:0]
+        output: Tensor = module(rows)
+        return output
+    with torch.autocast(rows.device.type, dtype):
+        output = module(rows)
+    return output.to(rows.dtype)
+
+
+@contextlib.contextmanager
+def _running_statistics(module: nn.Module) -> Iterator[None]:
+    """Inside, batch norm uses its running statistics, and leaves them as they are."""
+    training = []
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm) and layer.training:
+            training.append(layer.train(False))
+    try:
+        yield
+    finally:
+        for layer in training:
+            layer.train()

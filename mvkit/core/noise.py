@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import operator
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Protocol, SupportsIndex
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from mvkit.errors import RequestError
 
 Generator = torch.Generator | None  # None: torch's global generator
 Source = Callable[[str, tuple[int, ...], torch.dtype, torch.device], Tensor]
@@ -73,17 +76,32 @@ def permutation(length: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(length, generator=generator)
 
 
-def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+def whole_seed(seed: SupportsIndex) -> int:
+    """A seed as Python's int: numpy's whole numbers and tensors of one too.
+
+    Raises:
+        RequestError: anything else, or a number that torch takes for no seed.
+    """
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = 2**64
+    if isinstance(seed, bool) or not -(2**63) <= number < 2**64:
+        raise RequestError(f"seed={seed!r}; expected a whole number from -2**63 to 2**64 - 1")
+    return number
+
+
+def seeded(seed: SupportsIndex, device: torch.device | str = "cpu") -> torch.Generator:
     """A fresh generator."""
-    return torch.Generator(device).manual_seed(seed)
+    return torch.Generator(device).manual_seed(whole_seed(seed))
 
 
 @contextlib.contextmanager
-def global_seed(seed: int | None) -> Iterator[None]:
+def global_seed(seed: SupportsIndex | None) -> Iterator[None]:
     """Seeds torch's global CPU generator inside, and restores its state after; None: no seed."""
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(whole_seed(seed))
         yield
 
 
@@ -117,7 +135,7 @@ def seed_of(*keys: int) -> int:
 
 def seed_of_epoch(seed: int, epoch: int) -> int:
     """The seed of the order of rows in an epoch, or of the partners of a dataset."""
-    return (seed * 1_000_003 + epoch) % 2**63
+    return (whole_seed(seed) * 1_000_003 + epoch) % 2**63
 
 
 def seed_of_split(seed: int, split: int) -> int:
@@ -136,12 +154,14 @@ def seed_of_name(seed: int, name: str) -> int:
     return int.from_bytes(digest[:7], "big")
 
 
-def row_uniforms(seed: int, rows: int, columns: int, *, start: int = 0) -> NDArray[np.float64]:
+def row_uniforms(
+    seed: SupportsIndex, rows: int, columns: int, *, start: int = 0
+) -> NDArray[np.float64]:
     """Uniforms in [0, 1), (rows, columns): splitmix64 hashes of (seed, row, start + column)."""
     row = np.arange(rows, dtype=np.uint64)[:, None]
     column = np.arange(start, start + columns, dtype=np.uint64)[None, :]
     with np.errstate(over="ignore"):
-        first = np.uint64(seed % 2**63) * np.uint64(GOLDEN)
+        first = np.uint64(whole_seed(seed) % 2**63) * np.uint64(GOLDEN)
         state = first + row * np.uint64(0xD1B54A32D192ED03)
         state = state + (column + np.uint64(1)) * np.uint64(0x8CB92BA72F3D8DD7)
         for shift, factor in ((30, FIRST_FACTOR), (27, SECOND_FACTOR)):

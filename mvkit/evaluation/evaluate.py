@@ -101,6 +101,7 @@ def evaluate(
     chosen = [as_part("metric", metric) for metric in wanted]
     for option, functions in {"classifiers": classifiers, "features": features}.items():
         _check_functions(option, functions, model.names)
+    seed = noise.whole_seed(seed)
     rows, empty = _ordered(model, data, seed, "data")
     fitting = None if train is None else _ordered(model, train, seed, "train")[0]
     context = EvaluationContext(

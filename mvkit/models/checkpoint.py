@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mvkit._version import __version__
 from mvkit.core import safe_file
+from mvkit.core.devices import device_of
 from mvkit.errors import CheckpointError, MvkitError
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel, check_model
@@ -79,19 +80,21 @@ def load(
         encoders: the modules that were given as encoders when the model was made, by modality.
         decoders: likewise.
         modules: other modules of the user's, by their path in the header (`aggregator.network`).
-        device: where to put it.
+        device: where to put it; `auto`: an accelerator if there is one.
 
     Raises:
         CheckpointError: truncated, altered, of an unknown format, no checkpoint of mvkit at all,
             needing a package that is not installed, or a module that was not given.
+        RequestError: a device that is not there.
     """
+    place = device_of(device)
     header, weights = safe_file.read(path)
     try:
         given = dict(modules or {})
         for side, by_name in (("encoder", encoders), ("decoder", decoders)):
             for name, module in (by_name or {}).items():
                 given[f"modalities.{name}.{side}"] = module
-        return _loaded(header, weights, given, str(path)).to(device).eval()
+        return _loaded(header, weights, given, str(path)).to(place).eval()
     except CheckpointError:
         raise
     except (MvkitError, RuntimeError, TypeError, LookupError, AttributeError, ValueError) as error:

@@ -31,6 +31,7 @@ from mvkit.core.validation import Schema
 from mvkit.errors import MvkitError, SpecError, within
 from mvkit.models.build import ModelSpec, Parts, assemble
 from mvkit.models.inference import evaluation
+from mvkit.models.module_checks import check_module
 from mvkit.parts.aggregators.aggregator import Aggregator
 from mvkit.parts.networks import Network
 from mvkit.parts.priors import Prior, as_prior
@@ -96,6 +97,22 @@ def check_parts(parts: Parts) -> None:
             networks = getattr(modality, side)
             if not isinstance(networks, nn.Module):
                 _check(f"{path}.{side}", networks, network, networks, modality)
+        _check_modules(parts, name, modality)
+
+
+def _check_modules(parts: Parts, name: str, modality: Modality) -> None:
+    """Tries the modules that a user gave as encoder and decoder."""
+    latent = parts.spec.latent_dim
+    width, private = parts.aggregator.width(latent), 2 * modality.private_dim
+    if isinstance(modality.encoder, nn.Module):
+        meaning = f": {width} numbers for the aggregator and {private} for the private latent"
+        emitted = (width + private,)
+        path = f"encoders.{name}"
+        check_module(path, modality.encoder, modality.input_shape, emitted, meaning)
+    if isinstance(modality.decoder, nn.Module):
+        decoder = cast(Decoder, parts.decoders[name])
+        latents = (latent + modality.private_dim,)
+        check_module(f"decoders.{name}", modality.decoder, latents, decoder.shape)
 
 
 def _check(

@@ -63,6 +63,7 @@ def fit_sampler(
             "priors"
         )
     spec = as_part("sampler", sampler)
+    seed = noise.whole_seed(seed)
     generator = noise.seeded(seed, model.like.device)
 
     def draw(rows: Batch) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from mvkit.core.batch import Batch
+from mvkit.core.devices import device_of
 from mvkit.core.loss import Loss
 from mvkit.parts.objectives.objective import Objective
 
@@ -59,7 +60,7 @@ class ProcessGroup:
     def device(self, wanted: str | torch.device) -> torch.device:
         """The device of this process; `auto`: an accelerator of its own if there is one."""
         if wanted != "auto":
-            return torch.device(wanted)
+            return device_of(wanted)
         if not torch.cuda.is_available():
             return torch.device("cpu")
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
