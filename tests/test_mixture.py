@@ -149,3 +149,46 @@ def test_latents_of_one_row_are_scored_in_every_row(k):
     q = mixture(families.Normal(), k=k)
     z = torch.randn(5, 1, 2).double()
     torch.testing.assert_close(q.log_prob(z), q.log_prob(z.expand(5, 4, 2)))
+
+
+def test_a_prior_stands_in_for_the_posterior_of_rows_that_observe_nothing():
+    prior = mixture(families.Normal(), k=3, b=1, d=2)
+    rows = prior.expand(5, 4)
+    assert rows.evidence.shape == (3, 5, 4)
+    assert not rows.evidence.any()
+    z = torch.randn(6, 1, 2, dtype=torch.float64)
+    torch.testing.assert_close(rows.log_prob(z.expand(6, 5, 2)), prior.log_prob(z).expand(6, 5))
+    torch.testing.assert_close(rows.mean, prior.mean.expand(5, 2))
+
+
+@pytest.mark.parametrize("other_rows", [1, 4])
+def test_some_rows_of_a_mixture_and_the_rest_of_another(other_rows):
+    first = mixture(families.Normal(), k=2, b=4, d=3)
+    second = mixture(families.Normal(), k=3, b=other_rows, d=3)
+    rows = torch.tensor([True, False, True, False])
+    both = first.where(rows, second)
+    z = torch.randn(5, 4, 3, dtype=torch.float64)
+    expected = torch.where(rows, first.log_prob(z), second.log_prob(z))
+    torch.testing.assert_close(both.log_prob(z), expected)
+    assert both.components == 5
+    assert both.mean.shape == (4, 3)
+
+
+def test_draws_of_a_prior_are_of_the_components_that_they_name():
+    prior = Mixture(
+        families.Normal(),
+        torch.tensor([[[0.0, 100.0, 200.0]], [[300.0, 400.0, 500.0]]]).double(),
+        torch.full((2, 1, 3), 1e-3).double(),
+        torch.log(torch.tensor([[0.25], [0.75]]).double()),
+    )
+    z, component = prior.sample(4000, generator=torch.Generator().manual_seed(0))
+    assert z.shape == (4000, 3)
+    torch.testing.assert_close(z, prior.loc[component, 0], atol=0.01, rtol=0)
+    assert component.double().mean().item() == pytest.approx(0.75, abs=0.03)
+
+
+def test_equal_weights_leave_the_first_component_where_none_is_usable():
+    usable = torch.tensor([[True, False, False], [True, True, False], [False, True, False]])
+    weights = equal_weights(usable, torch.zeros((), dtype=torch.float64)).exp()
+    right = torch.tensor([[0.5, 0.0, 1.0], [0.5, 0.5, 0.0], [0.0, 0.5, 0.0]]).double()
+    torch.testing.assert_close(weights, right)
