@@ -12,28 +12,21 @@ from typing import Any, Literal
 
 import attrs
 
+from mvkit import parts
 from mvkit.core.modality import Modality, ModalityLike, PartLike, as_modalities
 from mvkit.errors import SpecError
 from mvkit.models.model import Model
 from mvkit.models.stack import Stack
-from mvkit.parts.aggregators.joint_encoder import Joint
-from mvkit.parts.aggregators.messages import MeanMessage
-from mvkit.parts.aggregators.products import PoE
-from mvkit.parts.likelihoods import Normal
-from mvkit.parts.objectives.composite import Align, Sum
-from mvkit.parts.objectives.elbo import ELBO
-from mvkit.parts.objectives.published import CRMVAE, JMVAE, MVTCAE, TELBO
-from mvkit.parts.priors import Learnable, MoG, PosteriorMixture
 from mvkit.training.annealing import Linear
 from mvkit.training.stages import JointThenUnimodal, Single
 
 Modalities = Mapping[str, ModalityLike]
 Factors = Mapping[str, float]  # by modality
 Rescale = Literal["dims"] | Factors | None
-UNIMODAL = ELBO(condition="unimodal", reduce="sum", reconstruct="own")
-POE = PoE(prior_expert=False)
-SKIPPING = Joint(incomplete="skip")
-LAPLACE: dict[str, Any] = {"family": "laplace_softmax", "prior": Learnable(learn_loc=False)}
+UNIMODAL = parts.ELBO(condition="unimodal", reduce="sum", reconstruct="own")
+POE = parts.PoE(prior_expert=False)
+SKIPPING = parts.Joint(incomplete="skip")
+LAPLACE: dict[str, Any] = {"family": "laplace_softmax", "prior": parts.Learnable(learn_loc=False)}
 
 
 def _each(modalities: Modalities, **options: object) -> dict[str, Modality]:
@@ -63,9 +56,9 @@ def telbo(modalities: Modalities, latent_dim: int = 10, *, lambdas: Factors | No
 
     Reference: Vedantam, Fischer, Huang and Murphy, ICLR 2018, https://arxiv.org/abs/1705.10762.
     """
-    both = TELBO(lambdas=lambdas or {}, gammas=gammas or {})
+    both = parts.TELBO(lambdas=lambdas or {}, gammas=gammas or {})
     unimodal = attrs.evolve(UNIMODAL, weights=both.gammas)  # type: ignore[misc]
-    two = JointThenUnimodal(share=share, joint=ELBO(weights=both.lambdas), unimodal=unimodal)
+    two = JointThenUnimodal(share=share, joint=parts.ELBO(weights=both.lambdas), unimodal=unimodal)
     return _model(options, modalities, latent_dim=latent_dim, aggregator=aggregator,
                   objective=both, rescale=rescale, schedule=two if stages == 2 else Single())
 
@@ -77,7 +70,7 @@ def jmvae(modalities: Modalities, latent_dim: int = 10, *, alpha: float = 0.1, b
     Reference: Suzuki, Nakayama and Matsuo, 2016, https://arxiv.org/abs/1611.01891.
     """
     return _model(options, modalities, latent_dim=latent_dim, aggregator=aggregator,
-                  objective=JMVAE(alpha=alpha, beta=beta), schedule=_warmup(warmup))
+                  objective=parts.JMVAE(alpha=alpha, beta=beta), schedule=_warmup(warmup))
 
 
 def mopoe(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0,
@@ -91,7 +84,7 @@ def mopoe(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0,
     fusion = {"name": "mopoe", "subsets": subsets, "max_subsets": max_subsets,
               "prior_expert": prior_expert, "inference": inference}
     return _model(options, _each(modalities, private_dim=private_dim), latent_dim=latent_dim,
-                  aggregator=fusion, objective=ELBO(kl_weight=beta))
+                  aggregator=fusion, objective=parts.ELBO(kl_weight=beta))
 
 
 def cmvae(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 4,
@@ -104,7 +97,7 @@ def cmvae(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 4,
     each = _each(modalities, private_dim=private_dim, cross_prior=cross_prior)
     objective = {"name": gradient, "kl_weight": beta, "samples": samples, "bound": bound}
     return _model(options, each, latent_dim=latent_dim, aggregator="moe", objective=objective,
-                  prior=MoG(components=clusters))
+                  prior=parts.MoG(components=clusters))
 
 
 def mvae(modalities: Modalities, latent_dim: int = 10, *, subsets: int = 1, warmup: int = 0,
@@ -113,8 +106,8 @@ def mvae(modalities: Modalities, latent_dim: int = 10, *, subsets: int = 1, warm
 
     Reference: Wu and Goodman, NeurIPS 2018, https://arxiv.org/abs/1802.05335.
     """
-    random = (ELBO(condition="subset", reconstruct="own"),) * subsets
-    objective = Sum(terms=(ELBO(), UNIMODAL, *random))
+    random = (parts.ELBO(condition="subset", reconstruct="own"),) * subsets
+    objective = parts.Sum(terms=(parts.ELBO(), UNIMODAL, *random))
     return _model(options, modalities, latent_dim=latent_dim, objective=objective,
                   schedule=_warmup(warmup))
 
@@ -149,7 +142,7 @@ def mvtcae(modalities: Modalities, latent_dim: int = 10, *, alpha: float = 5 / 6
 
     Reference: Hwang, Kim, Hong and Kim, NeurIPS 2021, https://openreview.net/forum?id=SmQxNpUNhtT.
     """
-    objective = MVTCAE(alpha=alpha, beta=beta)
+    objective = parts.MVTCAE(alpha=alpha, beta=beta)
     return _model(options, modalities, latent_dim=latent_dim, aggregator=POE, objective=objective)
 
 
@@ -159,8 +152,8 @@ def dmvae(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 4,
 
     Reference: Lee and Pavlovic, CVPR Workshops 2021, https://arxiv.org/abs/2012.13024.
     """
-    crossed = ELBO(condition="expert", reduce="sum")
-    objective = Sum(terms=(ELBO(), crossed), kl_weight=beta)
+    crossed = parts.ELBO(condition="expert", reduce="sum")
+    objective = parts.Sum(terms=(parts.ELBO(), crossed), kl_weight=beta)
     return _model(options, _each(modalities, private_dim=private_dim), latent_dim=latent_dim,
                   aggregator="poe", objective=objective)
 
@@ -171,7 +164,7 @@ def crmvae(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0,
 
     Reference: Suzuki and Matsuo, 2023, https://openreview.net/forum?id=Rn8u4MYgeNJ.
     """
-    objective = CRMVAE(kl_weight=beta)
+    objective = parts.CRMVAE(kl_weight=beta)
     return _model(options, modalities, latent_dim=latent_dim, aggregator=POE, objective=objective)
 
 
@@ -183,7 +176,7 @@ def mmvm(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, sta
     """
     objective = attrs.evolve(UNIMODAL, kl_weight=beta)  # type: ignore[misc]
     return _model(options, modalities, latent_dim=latent_dim, aggregator="moe",
-                  objective=objective, prior=PosteriorMixture(standard=standard))
+                  objective=objective, prior=parts.PosteriorMixture(standard=standard))
 
 
 def jnf(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, samples: int = 1,
@@ -194,7 +187,7 @@ def jnf(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, samp
     Reference: Senellart, Chadebec and Allassonnière, 2023, https://arxiv.org/abs/2305.11832.
     """
     fusion = {"flow": flow, "conditional": conditional, "steps": steps}
-    joint, align = ELBO(kl_weight=beta), Align(estimate="samples", samples=samples)
+    joint, align = parts.ELBO(kl_weight=beta), parts.Align(estimate="samples", samples=samples)
     schedule = JointThenUnimodal(share=share, joint=joint, unimodal=align)
     return _model(options, modalities, latent_dim=latent_dim, objective=joint, schedule=schedule,
                   aggregator={"name": "mvkit-flows/joint_flow", **fusion})
@@ -207,7 +200,7 @@ def mhvae(modalities: Modalities, latent_dim: int = 10, *, levels: int | Sequenc
 
     Reference: Dorent et al., MICCAI 2023, https://arxiv.org/abs/2309.08747.
     """
-    objective = ELBO(kl_weight=beta, condition=condition)
+    objective = parts.ELBO(kl_weight=beta, condition=condition)
     return _model(options, modalities, latent_dim=latent_dim, aggregator="top_down_poe",
                   prior={"name": "top_down", "levels": levels}, objective=objective,
                   schedule=_warmup(warmup))
@@ -231,9 +224,9 @@ def nexus(modalities: Modalities, latent_dim: int = 10, *,
         beta = bottom_beta * modality.private_beta
         low[name] = attrs.evolve(modality, private_dim=width, private_beta=beta)  # type: ignore[misc]
         gamma = (gammas or {}).get(name, 1.0)
-        high[name] = Modality((width,), Normal(scale=scale), weight=gamma)
-    fusion = MeanMessage(message_dim=message_dim, dropout_rate=dropout_rate)
+        high[name] = Modality((width,), parts.Normal(scale=scale), weight=gamma)
+    fusion = parts.MeanMessage(message_dim=message_dim, dropout_rate=dropout_rate)
     bottom = _model(options, low, latent_dim=0, rescale=rescale)
     top = _model(options, high, latent_dim=latent_dim, aggregator=fusion,
-                 objective=ELBO(kl_weight=top_beta))
+                 objective=parts.ELBO(kl_weight=top_beta))
     return Stack([bottom, top], schedule=_warmup(warmup))

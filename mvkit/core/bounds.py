@@ -47,11 +47,9 @@ def kl(terms: Terms, *, density: Density = "component", weights: Tensor | None =
             mixture's own density at the draws.
         weights: factors of the private KLs, (m,).
     """
-    if density == "mixture":
-        log_q = required(terms.log_qz, "log_qz")
-        divergence = average(log_q - required(terms.log_pz, "log_pz"), terms.log_pi)
-    elif terms.kl is None:
-        log_q = required(terms.log_qk, "log_qk")
+    if density == "mixture" or terms.kl is None:
+        name = "log_qz" if density == "mixture" else "log_qk"
+        log_q = required(getattr(terms, name), name)
         divergence = average(log_q - required(terms.log_pz, "log_pz"), terms.log_pi)
     elif len(terms.kl) == 1:
         divergence = terms.kl.squeeze(0)

@@ -60,6 +60,14 @@ class Parts:
     likelihood_weights: dict[str, float]
     order: tuple[int, ...]  # of the modalities; the same however they are declared
 
+    @property
+    def bound_name(self) -> str:
+        """What the metrics call a bound: with priors r_m other than p(w), or a p(z) that depends
+        on the row, what is reported bounds nothing.
+        """
+        unbounded = len(self.cross) or as_prior(self.prior).conditional
+        return "surrogate_bound" if unbounded else "bound"
+
 
 def assemble(spec: ModelSpec) -> Parts:
     """Builds every part of a model.

@@ -112,7 +112,7 @@ class Model(MultimodalModel):
             str(parts.spec.private_from),
         )
         self.prior_name = str(plugins.name_of("prior", type(self.spec.prior)))
-        self.bound_name = _bound_name(self)
+        self.bound_name = parts.bound_name
         self.n_clusters = as_prior(self.prior).clusters
         self.register_buffer("order", torch.tensor(parts.order), persistent=False)
         self._likelihood_weights = parts.likelihood_weights
@@ -245,12 +245,6 @@ class Model(MultimodalModel):
         # the file's keys are sorted, and columns of masks follow the order
         order = list(self.names)
         return {"name": "model", "order": order, **to_dict(self.spec), **self.sampler_header()}
-
-
-def _bound_name(model: Model) -> str:
-    """With priors r_m other than p(w), or a p(z) of the row, what is reported bounds nothing."""
-    unbounded = len(model.cross) or as_prior(model.prior).conditional
-    return "surrogate_bound" if unbounded else "bound"
 
 
 def _weight(draws: Draws) -> Tensor | None:
