@@ -206,7 +206,7 @@ def test_the_optimal_scale_is_the_best_fixed_scale_of_the_objective(aggregator, 
             for name, scale in scales.items()
         }
         other = Model(fixed, **options).double().train()
-        return float(other.loss(x, generator=torch.Generator().manual_seed(1)).loss)
+        return float(other.loss(x, generator=torch.Generator().manual_seed(1)).loss.detach())
 
     here = loss(best)
     for name in "ab":
