@@ -230,6 +230,7 @@ def test_bf16_keeps_densities_in_the_models_type():
         return Model({"a": a, "b": (2,)}, latent_dim=2, seed=0)
 
     tiny = build()
+    seen.clear()
     data = {"a": torch.randn(8, 3), "b": torch.randn(8, 2)}
     history = mvkit.fit(tiny, data, epochs=2, precision="bf16")
     assert set(seen) == {torch.bfloat16}

@@ -218,3 +218,40 @@ def test_batch_norm_trains_whatever_a_batch_observes(n, observed, side):
         norm = model.encoders["b"][1]
         assert norm.running_mean.abs().sum() == 0  # no filler reached it
         assert norm.num_batches_tracked == 0
+
+
+# trained scales start at the data's
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "laplace", "student_t"])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_trained_scales_start_at_the_spread_of_what_is_observed(likelihood, size):
+    generator = np.random.default_rng(0)
+    x = size * generator.normal(5.0, 1.0, size=(200, 3))
+    x[::4] = np.nan
+    x[1, 0] = np.nan
+    modality = Modality((3,), {"name": likelihood, "scale": "trained"})
+    model = Model({"a": modality, "b": (2,)}, latent_dim=2, seed=0)
+    data = {"a": x, "b": np.zeros((200, 2))}
+    mvkit.fit(model, data, epochs=1, lr=0.0, progress=False)
+    spread = np.sqrt(np.nanmean((x - np.nanmean(x, 0)) ** 2))
+    scale = model.decoders["a"].likelihood.scale().item()
+    assert scale == pytest.approx(spread, rel=1e-5)
+
+
+def test_what_training_has_moved_stays_when_it_goes_on():
+    modality = Modality((3,), {"name": "normal", "scale": "trained"})
+    model = Model({"a": modality}, latent_dim=2, seed=0)
+    first = {"a": np.random.default_rng(0).normal(size=(50, 3))}
+    mvkit.fit(model, first, epochs=1, progress=False)
+    scale = model.decoders["a"].likelihood.scale().item()
+    mvkit.fit(model, {"a": 100 * first["a"]}, epochs=1, lr=0.0, progress=False)
+    assert model.decoders["a"].likelihood.scale().item() == scale
+
+
+def test_streams_keep_their_first_rows():
+    modality = Modality((3,), {"name": "normal", "scale": "trained"})
+    model = Model({"a": modality}, latent_dim=2, seed=0)
+    batches = [{"a": torch.randn(8, 3)} for _ in range(3)]
+    history = mvkit.fit(model, iter(batches), epochs=1, progress=False)
+    assert np.isfinite(history["loss"]).all()

@@ -37,7 +37,8 @@ class Likelihood(RenamedMethods, ABC):
     `params` at the end if `params` > 1; `x` is (n, *shape), zeros where unobserved. `log_prob` is
     elementwise and keeps all constants: the model sums under the masks. Set `support` and
     `out_of_support` to refuse impossible values; `integers` if integers are accepted; `class_axis`
-    if the last axis is one of classes, which `log_prob` sums over.
+    if the last axis is one of classes, which `log_prob` sums over; `starts` if `start` does
+    something.
     """
 
     renamed: ClassVar = {"outside": "out_of_support", "suspicion": "sanity_warning"}
@@ -45,6 +46,7 @@ class Likelihood(RenamedMethods, ABC):
     integers: bool = False
     class_axis: bool = False
     support: str = "finite numbers"
+    starts: bool = False
 
     @abstractmethod
     def log_prob(self, out: Tensor, x: Tensor, context: Context) -> Tensor:
@@ -61,6 +63,16 @@ class Likelihood(RenamedMethods, ABC):
     def out_of_support(self, x: Tensor) -> Tensor:
         """Elements outside the support, shaped like x, bool."""
         return ~torch.isfinite(x)
+
+    def start(self, x: Tensor, observed: Tensor) -> None:
+        """Called by `fit` before the first step if `starts`; may place parameters by the data.
+
+        What training has moved already stays as it is.
+
+        Args:
+            x: rows of the training data, (n, *shape).
+            observed: which elements are observed, (n, *shape) bool.
+        """
 
     def sanity_warning(self, x: Tensor) -> str | None:
         """What is odd about values that are allowed, and what to do; None if nothing."""

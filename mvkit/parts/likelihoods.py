@@ -34,6 +34,12 @@ class Positive(nn.Module):
         self.value = start if isinstance(value, str) else float(value)
         self.log = nn.Parameter(torch.tensor(math.log(start))) if isinstance(value, str) else None
 
+    def move(self, value: Tensor) -> None:
+        """Starts a trained number elsewhere, if nothing has trained it yet."""
+        if self.log is not None and bool(self.log == math.log(self.value)):
+            with torch.no_grad():
+                self.log.copy_(value.log())
+
     def forward(self) -> Tensor | float:
         return self.value if self.log is None else self.log.exp()
 
@@ -85,6 +91,18 @@ class OptimalScale(nn.Module):
         return torch.where(observed, rms, self.running)
 
 
+def _spread(x: Tensor, observed: Tensor) -> Tensor:
+    """Root mean square of the observed elements around their feature's mean, (n, *shape) -> ();
+    1 where there is none.
+    """
+    values = torch.where(observed, x, 0.0).double()
+    count = observed.sum(0)
+    mean = values.sum(0) / count.clamp(min=1)
+    residual = torch.where(observed, x - mean, 0.0)
+    variance = residual.square().sum() / count.sum().clamp(min=1)
+    return torch.where(variance > 0, variance.sqrt(), 1.0)
+
+
 class LocationScale(nn.Module, Likelihood):
     """Likelihoods around the decoder's output with one scale for the modality."""
 
@@ -92,6 +110,12 @@ class LocationScale(nn.Module, Likelihood):
         super().__init__()
         self.density = density
         self.scale = OptimalScale() if scale == "optimal" else Positive(scale)
+        self.starts = scale == "trained"
+
+    def start(self, x: Tensor, observed: Tensor) -> None:
+        """A trained scale starts at that of the data around each feature's mean."""
+        if isinstance(self.scale, Positive):
+            self.scale.move(_spread(x, observed))
 
     def log_prob(self, out: Tensor, x: Tensor, context: Context) -> Tensor:
         residual = x - out
@@ -170,6 +194,11 @@ class StudentTLikelihood(nn.Module, Likelihood):
         super().__init__()
         self.df = Positive(df, start=4.0)
         self.scale = Positive(scale)
+        self.starts = scale == "trained"
+
+    def start(self, x: Tensor, observed: Tensor) -> None:
+        """A trained scale starts at that of the data around each feature's mean."""
+        self.scale.move(_spread(x, observed))
 
     def log_prob(self, out: Tensor, x: Tensor, context: Context) -> Tensor:
         df, scale = self.df(), self.scale()

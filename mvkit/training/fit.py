@@ -25,6 +25,7 @@ from mvkit.training.nonfinite import OnNonFinite
 from mvkit.training.run import Options, Precision, Resume, Run
 from mvkit.training.run_folder import Folder
 from mvkit.training.stages import Stage, StagesLike, as_stages
+from mvkit.training.starts import start_likelihoods
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -110,6 +111,7 @@ def fit(
     model.to(group.device(device))
     group.synchronise(model)
     as_prior(model.prior).initialise(lambda: _codes(model, data), seed)
+    start_likelihoods(model, data)
     plan = as_stages(stages, model, epochs)
     _check_patience(plan, validation)
     batches = functools.partial(
