@@ -7,7 +7,7 @@ b rows of all modalities together, n rows of one.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -87,6 +87,7 @@ def _ids(name: str, table: Table) -> Ids:
         raise ShapeError(
             f"ids[{name!r}]: {len(table.ids)} for {len(table.values)} rows; expected one for each"
         )
+    check_ids(f"data[{name!r}]", table.ids)
     places: dict[Hashable, int] = {}
     for row, id in enumerate(table.ids):
         first = places.setdefault(id, row)
@@ -96,6 +97,31 @@ def _ids(name: str, table: Table) -> Ids:
                 "each once; drop or merge one"
             )
     return table.ids
+
+
+def check_ids(where: str, ids: Iterable[object]) -> None:
+    """Raises DataError for an id that is missing, or that is no single value."""
+    for row, id in enumerate(ids):
+        try:
+            hash(id)
+        except TypeError:
+            raise DataError(
+                f"{where}: row {row} has the {type(id).__name__} {id!r} as its id; expected one "
+                "value for each row, such as a number or text; give ids of one axis"
+            ) from None
+        if is_missing(id):
+            raise DataError(
+                f"{where}: row {row} has no id; expected one for each; fill it in, or drop the row"
+            )
+
+
+def is_missing(value: object) -> bool:
+    """Whether a value is None, NaN, NaT or NA, or a tuple that holds one of them."""
+    if isinstance(value, tuple):
+        return any(map(is_missing, value))
+    if value is None or type(value).__name__ == "NAType":
+        return True
+    return bool(value != value)  # noqa: PLR0124 - of all values, only NaN and NaT
 
 
 def _check_overlap(ids: Mapping[str, Ids]) -> None:

@@ -20,10 +20,10 @@ from mvkit.core.modality import Modality
 from mvkit.core.raw_values import as_tensor
 from mvkit.data import tables
 from mvkit.data.align import Table, align, as_list, labels_of, library
+from mvkit.data.files import Files, read_files, read_npz
 from mvkit.data.infer_modality import Given, inferred, is_categorical, masks_of, with_gaps
 from mvkit.data.missing import Rate, Simulation, raw_values
 from mvkit.data.shards import Shards, save_shards
-from mvkit.data.tables import Files
 from mvkit.data.transforms import Steps, fitted
 from mvkit.errors import DataError, ShapeError, suggest
 
@@ -158,21 +158,38 @@ class MultimodalDataset:
 
     @classmethod
     def from_files(
-        cls, files: Files, *, id: str | None = None, **options: Any
+        cls, files: Files, *, id: str | None = None, encoding: str = "utf-8", **options: Any
     ) -> MultimodalDataset:
         """Rows of one CSV, TSV or Parquet file per modality, aligned by the column `id`.
 
-        Options as of `from_tables`. Ids of text files are text: "007" is not 7.
+        Text files have names of columns in the first row and as many fields in every other. Ids
+        are text there: "007" is not 7, and "NA" is a name. So is the category "None"; among
+        numbers it is a gap, as NA, NaN and empty fields are everywhere else. A first column
+        without a name that numbers the rows is left out.
+
+        Args:
+            files: by modality; .csv, .tsv (also compressed, such as .csv.gz) or .parquet.
+            id: the column of ids; None: rows of one file, in order.
+            encoding: of text files.
+            options: as of `from_tables`.
+
+        Raises:
+            DataError: as `from_tables`; a file that cannot be read, with its name and the line.
+            OSError: no such file.
         """
-        return cls.from_tables(tables.read_files(files, id), **options)
+        return cls.from_tables(read_files(files, id, encoding), **options)
 
     @classmethod
     def from_npz(
         cls, file: Path, *, id: str = "id", label: str = "label", **options: Any
     ) -> MultimodalDataset:
-        """Rows of an `.npz` file: an array per modality, and ids and labels if it has them."""
-        with np.load(file, allow_pickle=False) as loaded:
-            arrays = dict(loaded)
+        """Rows of an `.npz` file: an array per modality, and ids and labels if it has them.
+
+        Raises:
+            DataError: as `from_arrays`; a file that is no such archive, or is damaged.
+            OSError: no such file.
+        """
+        arrays = read_npz(file)
         ids = arrays.pop(id, None)
         labels = arrays.pop(label, None)
         return cls.from_arrays(arrays, ids=ids, label=labels, **options)
