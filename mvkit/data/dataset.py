@@ -17,7 +17,7 @@ from torch import Tensor
 from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.core.modality import Modality
-from mvkit.core.raw_values import as_tensor
+from mvkit.core.raw_values import annotated, as_tensor
 from mvkit.data import tables
 from mvkit.data.align import Table, align, as_list, labels_of, library
 from mvkit.data.files import Files, read_files, read_npz
@@ -84,6 +84,7 @@ class MultimodalDataset:
             DataError: ids that occur twice, or are disjoint; NaN where nothing is missing.
             ShapeError: lengths that differ without ids.
         """
+        _check_mapping(arrays, "from_arrays", "an array")
         own = ids if isinstance(ids, Mapping) else dict.fromkeys(arrays, ids)
         rows = {}
         for name, x in arrays.items():
@@ -108,7 +109,8 @@ class MultimodalDataset:
         Args:
             frames: by modality; columns are features, and their names are kept.
             id: the column that holds ids; None: pandas' index.
-            label: name of a column of labels, a Series by id, or a mapping from id to label.
+            label: name of a column of labels, a Series by id, or a mapping from id to label. A
+                table that holds nothing but the column is no modality.
             missing: see `from_arrays`.
             modalities: likewise; `categorical` for tables of text.
             disjoint: likewise.
@@ -117,6 +119,7 @@ class MultimodalDataset:
             DataError: as `from_arrays`; text among numbers, with column, row and value.
         """
         given = modalities or {}
+        _check_mapping(frames, "from_tables", "a table")
         read = {name: tables.frame_of(name, frame, id) for name, frame in frames.items()}
         tables.check_lengths(read)
         if isinstance(label, str):
@@ -294,6 +297,18 @@ class MultimodalDataset:
         return tuple(self.take(order[start:end]) for start, end in itertools.pairwise(ends))
 
 
+def _check_mapping(value: object, door: str, what: str) -> None:
+    """Raises DataError for anything but a mapping, and says what to do with a MuData."""
+    if not isinstance(value, Mapping):
+        remedy = f"give {{name: {what}}}"
+        if library(value) in ("anndata", "mudata"):
+            remedy = annotated(value)
+        raise DataError(
+            f"{door}: got {type(value).__name__}; expected a mapping from modality to {what}; "
+            f"{remedy}"
+        )
+
+
 def _check_names(fault: str, names: Iterable[object], known: Collection[str]) -> None:
     for name in names:
         if name not in known:
@@ -325,6 +340,8 @@ def as_batch(data: Rows) -> Batch:
         return tables.from_frames(data)
     splits = hasattr(data, "train") and hasattr(data, "test")
     remedy = "; take one of its splits, such as .test" if splits else ""
+    if library(data) in ("anndata", "mudata"):
+        remedy = f"; {annotated(data)}"
     raise DataError(
         f"got {type(data).__name__}; expected a Batch, a MultimodalDataset or a mapping from "
         f"modality to array{remedy}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mvkit.core.batch import Batch
-from mvkit.core.raw_values import Columns
+from mvkit.core.raw_values import Columns, annotated
 from mvkit.data.align import Table, align, check_ids, library, objects
 from mvkit.errors import DataError, suggest
 
@@ -64,6 +64,11 @@ def frame_of(name: str, table: object, id: str | None, *, where: str | None = No
         DataError: no ids where there must be some, or a name of a column that is not there.
     """
     where = where or f"tables[{name!r}]"
+    if library(table) in ("anndata", "mudata"):
+        raise DataError(
+            f"{where}: got {type(table).__name__}; expected a pandas or polars DataFrame; "
+            f"{annotated(table)}"
+        )
     if not is_table(table):
         raise DataError(
             f"{where}: got {type(table).__name__}; expected a pandas or polars DataFrame; use "
@@ -101,6 +106,10 @@ def read_table(name: str, frame: DataFrame, *, text: bool) -> Table:
     from pandas import CategoricalDtype
     from pandas.api.types import is_numeric_dtype
 
+    if not len(frame.columns):
+        raise DataError(
+            f"tables[{name!r}]: it has no columns beside ids; expected one at least; leave it out"
+        )
     names = tuple(map(str, frame.columns))
     ids = frame.index.tolist()
     odd = []
@@ -116,8 +125,18 @@ def read_table(name: str, frame: DataFrame, *, text: bool) -> Table:
         _check_numbers(name, frame[column])
     single = all(kind == np.float32 for kind in frame.dtypes)
     kind = np.float32 if single else np.float64
-    values = frame.to_numpy(dtype=kind, na_value=np.nan, copy=True)
+    values = numbers_of(frame, kind)
     return Table(torch.from_numpy(np.ascontiguousarray(values)), ids, Columns(names))
+
+
+def numbers_of(frame: DataFrame, dtype: Any = np.float64) -> np.ndarray:
+    """The numbers (b, k) in a table as floats, NaN where there are none."""
+    mixed = [column for column, kind in frame.dtypes.items() if kind.kind == "O"]
+    if mixed:  # NA may be among objects
+        frame = frame.copy(deep=False)
+        frame[mixed] = frame[mixed].astype(object).where(frame[mixed].notna(), np.nan)
+    values: np.ndarray = frame.to_numpy(dtype=dtype, na_value=np.nan, copy=True)
+    return values
 
 
 def _numbered(frame: DataFrame) -> tuple[Tensor, tuple[str, ...]]:
@@ -209,8 +228,10 @@ def from_frames(tables: Mapping[str, object], id: str | None = None) -> Batch:
 def pop_label(frames: dict[str, DataFrame], label: str) -> dict[Hashable, object]:
     """Takes the column `label` out of every table that has it; labels by id.
 
+    A table that holds nothing else is taken out, too.
+
     Raises:
-        DataError: no table has it, or two tables disagree on a row.
+        DataError: no table has it, two tables disagree on a row, or nothing but labels is there.
     """
     holders = [name for name, frame in frames.items() if label in frame.columns]
     if not holders:
@@ -227,4 +248,10 @@ def pop_label(frames: dict[str, DataFrame], label: str) -> dict[Hashable, object
                     f"table says {labels[id]!r}; expected one label per row; correct one"
                 )
         frames[name] = frames[name].drop(columns=label)
+        if not len(frames[name].columns):
+            del frames[name]
+    if not frames:
+        raise DataError(
+            f"tables: there is nothing but the label {label!r}; expected columns of data; add them"
+        )
     return labels

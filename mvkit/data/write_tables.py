@@ -15,7 +15,7 @@ from torch import Tensor
 from mvkit.core.modality import Modality
 from mvkit.core.raw_values import as_tensor
 from mvkit.data.align import library
-from mvkit.data.tables import frame_of
+from mvkit.data.tables import frame_of, numbers_of
 from mvkit.errors import ShapeError
 
 if TYPE_CHECKING:
@@ -139,8 +139,7 @@ def _with_numbers(
             blocks.setdefault(floats, []).append(i)
     for kind, places in blocks.items():
         old = frame.iloc[:, places]
-        numbers = old.to_numpy(dtype=np.float64, na_value=np.nan)
-        new = np.where(changed[:, places], values[:, places], numbers)
+        new = np.where(changed[:, places], values[:, places], numbers_of(old))
         pieces.append(DataFrame(new, old.index, old.columns).astype(kind))
     return concat(pieces, axis=1)[frame.columns.tolist()]
 

@@ -191,6 +191,12 @@ def embed(
     return z.cpu().numpy() if _of_arrays(data) else z
 
 
+def _whole(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest whole numbers that an integer type holds."""
+    limits = torch.iinfo(dtype)
+    return x.round().clamp(limits.min, limits.max)
+
+
 def _framed(data: Rows) -> TypeGuard[Mapping[str, Frame]]:
     return isinstance(data, Mapping) and any(is_table(value) for value in data.values())
 
@@ -314,7 +320,7 @@ class _Original:
         if kind == "sd":
             return torch.where(gap, new, 0.0), gap
         if own_type and not raw.is_floating_point():
-            new = new > 0.5 if raw.dtype == torch.bool else new.round()
+            new = new > 0.5 if raw.dtype == torch.bool else _whole(new, raw.dtype)
         if own_type or raw.is_floating_point():
             new = new.to(raw.dtype)
         return torch.where(gap, new, raw), gap
