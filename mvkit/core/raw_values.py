@@ -24,20 +24,13 @@ def as_tensor(value: object, where: str) -> Tensor:
 
     Raises:
         ShapeError: sparse values, tables, and what is no array of numbers.
+        DataError: AnnData and MuData.
     """
     if isinstance(value, Tensor):
         if value.layout == torch.strided:
             return value
         raise ShapeError(f"{where}: got a sparse tensor; expected a dense one; give .to_dense()")
-    kind = type(value).__name__
-    library = type(value).__module__.partition(".")[0]
-    if library in ("pandas", "polars"):
-        raise ShapeError(
-            f"{where}: got a {kind}, whose rows nobody aligned; use "
-            "MultimodalDataset.from_tables, or align and give .to_numpy()"
-        )
-    if library == "scipy":
-        raise ShapeError(f"{where}: got a sparse {kind}; expected a dense array; give .toarray()")
+    _check_container(value, where)
     if isinstance(value, np.ma.MaskedArray):
         value = np.where(np.ma.getmaskarray(value), np.nan, np.ma.getdata(value))
     try:
@@ -48,9 +41,46 @@ def as_tensor(value: object, where: str) -> Tensor:
         raise ShapeError(
             f"{where}: got values of type {array.dtype}; expected numbers; convert them first"
         )
+    if array.dtype == np.longdouble:
+        array = array.astype(np.float64)
     # torch can neither hold a read-only array nor a byte order that is not the machine's
     array = np.require(array, array.dtype.newbyteorder("="), "W")
     return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _check_container(value: object, where: str) -> None:
+    """Raises for containers that hold more than an array, or that are sparse."""
+    kind = type(value).__name__
+    library = type(value).__module__.partition(".")[0]
+    if library in ("pandas", "polars"):
+        raise ShapeError(
+            f"{where}: got a {kind}, whose rows nobody aligned; use "
+            "MultimodalDataset.from_tables, or align and give .to_numpy()"
+        )
+    if library in ("anndata", "mudata"):
+        raise DataError(f"{where}: got {kind}; expected an array; {annotated(value)}")
+    if library == "scipy":
+        raise ShapeError(f"{where}: got a sparse {kind}; expected a dense array; give .toarray()")
+
+
+def annotated(value: object) -> str:
+    """What to do with an AnnData or a MuData."""
+    tables = "{name: adata.to_df()}"
+    if type(value).__name__ == "MuData":
+        tables = "{name: adata.to_df() for name, adata in mdata.mod.items()}"
+    return f"give MultimodalDataset.from_tables({tables})"
+
+
+# of unsigned integers of more than 8 bits, torch can do little
+SIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+
+
+def signed(x: Tensor) -> Tensor:
+    """Unsigned integers of more than 8 bits as signed ones, or as floats where those end."""
+    if x.dtype not in SIGNED:
+        return x
+    integers = x.to(SIGNED[x.dtype])
+    return x.double() if (integers < 0).any() else integers
 
 
 class Step(Protocol):

@@ -7,7 +7,9 @@ b rows of all modalities together, n rows of one.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Mapping, Sequence
+import numbers
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import attrs
@@ -87,6 +89,7 @@ def _ids(name: str, table: Table) -> Ids:
         raise ShapeError(
             f"ids[{name!r}]: {len(table.ids)} for {len(table.values)} rows; expected one for each"
         )
+    check_ids(f"data[{name!r}]", table.ids)
     places: dict[Hashable, int] = {}
     for row, id in enumerate(table.ids):
         first = places.setdefault(id, row)
@@ -96,6 +99,31 @@ def _ids(name: str, table: Table) -> Ids:
                 "each once; drop or merge one"
             )
     return table.ids
+
+
+def check_ids(where: str, ids: Iterable[object]) -> None:
+    """Raises DataError for an id that is missing, or that is no single value."""
+    for row, id in enumerate(ids):
+        try:
+            hash(id)
+        except TypeError:
+            raise DataError(
+                f"{where}: row {row} has the {type(id).__name__} {id!r} as its id; expected one "
+                "value for each row, such as a number or text; give ids of one axis"
+            ) from None
+        if is_missing(id):
+            raise DataError(
+                f"{where}: row {row} has no id; expected one for each; fill it in, or drop the row"
+            )
+
+
+def is_missing(value: object) -> bool:
+    """Whether a value is None, NaN, NaT or NA, or a tuple that holds one of them."""
+    if isinstance(value, tuple):
+        return any(map(is_missing, value))
+    if value is None or type(value).__name__ == "NAType":
+        return True
+    return bool(value != value)  # noqa: PLR0124 - of all values, only NaN and NaT
 
 
 def _check_overlap(ids: Mapping[str, Ids]) -> None:
@@ -196,7 +224,7 @@ def labels_of(label: Any, ids: Ids | None, b: int) -> Tensor | np.ndarray:
         b: how many rows there are.
     """
     if library(label) == "pandas" or isinstance(label, Mapping):
-        known = dict(label.items())
+        known = _by_id(label)
         if ids is None or known.keys().isdisjoint(ids):
             raise DataError(
                 "label: none of its ids is an id of a row; give labels by the same ids, or as a "
@@ -210,6 +238,39 @@ def labels_of(label: Any, ids: Ids | None, b: int) -> Tensor | np.ndarray:
                 f"label: {len(labels)} for {b} rows; expected one for each, or a mapping from id "
                 "to label"
             )
-    if any(isinstance(value, str) for value in labels):
-        return objects(labels)
-    return torch.tensor([torch.nan if value is None else value for value in labels])
+    labels = [x.tolist() if isinstance(x, np.ndarray | Tensor) else x for x in labels]
+    if not all(map(_is_numeric, labels)):
+        return objects([None if is_missing(value) else value for value in labels])
+    return torch.tensor([_number(value) for value in labels])
+
+
+def _by_id(label: Any) -> dict[Hashable, object]:
+    """Labels by id of a mapping or a Series, in which an id may stand twice.
+
+    Raises:
+        DataError: an id with two labels.
+    """
+    labels: dict[Hashable, object] = {}
+    for id, value in label.items():
+        before = labels.get(id)
+        if is_missing(before):
+            labels[id] = value
+        elif not is_missing(value) and before != value:
+            raise DataError(
+                f"label: id {id!r} has two, {before!r} and {value!r}; expected one per id; "
+                "correct one"
+            )
+    return labels
+
+
+def _is_numeric(value: object) -> bool:
+    """Whether a tensor of labels can hold a value, or the numbers in a list."""
+    if isinstance(value, list):
+        return all(map(_is_numeric, value))
+    return is_missing(value) or isinstance(value, numbers.Real | np.bool_ | Decimal)
+
+
+def _number(value: Any) -> Any:
+    if is_missing(value):
+        return torch.nan
+    return float(value) if isinstance(value, Decimal) else value

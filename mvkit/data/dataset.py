@@ -18,14 +18,14 @@ from torch import Tensor
 from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.core.modality import Modality
-from mvkit.core.raw_values import as_tensor
+from mvkit.core.raw_values import annotated, as_tensor
 from mvkit.core.row_picks import RowPick
 from mvkit.data import tables
 from mvkit.data.align import Table, align, as_list, labels_of, library
+from mvkit.data.files import Files, read_files, read_npz
 from mvkit.data.infer_modality import Given, inferred, is_categorical, masks_of, with_gaps
 from mvkit.data.missing import Rate, Simulation, raw_values
 from mvkit.data.shards import Shards, save_shards
-from mvkit.data.tables import Files
 from mvkit.data.transforms import Steps, fitted
 from mvkit.errors import DataError, ShapeError, suggest
 
@@ -86,6 +86,7 @@ class MultimodalDataset:
             DataError: ids that occur twice, or are disjoint; NaN where nothing is missing.
             ShapeError: lengths that differ without ids.
         """
+        _check_mapping(arrays, "from_arrays", "an array")
         own = ids if isinstance(ids, Mapping) else dict.fromkeys(arrays, ids)
         rows = {}
         for name, x in arrays.items():
@@ -110,7 +111,8 @@ class MultimodalDataset:
         Args:
             frames: by modality; columns are features, and their names are kept.
             id: the column that holds ids; None: pandas' index.
-            label: name of a column of labels, a Series by id, or a mapping from id to label.
+            label: name of a column of labels, a Series by id, or a mapping from id to label. A
+                table that holds nothing but the column is no modality.
             missing: see `from_arrays`.
             modalities: likewise; `categorical` for tables of text.
             disjoint: likewise.
@@ -119,6 +121,7 @@ class MultimodalDataset:
             DataError: as `from_arrays`; text among numbers, with column, row and value.
         """
         given = modalities or {}
+        _check_mapping(frames, "from_tables", "a table")
         read = {name: tables.frame_of(name, frame, id) for name, frame in frames.items()}
         tables.check_lengths(read)
         if isinstance(label, str):
@@ -160,21 +163,38 @@ class MultimodalDataset:
 
     @classmethod
     def from_files(
-        cls, files: Files, *, id: str | None = None, **options: Any
+        cls, files: Files, *, id: str | None = None, encoding: str = "utf-8", **options: Any
     ) -> MultimodalDataset:
         """Rows of one CSV, TSV or Parquet file per modality, aligned by the column `id`.
 
-        Options as of `from_tables`. Ids of text files are text: "007" is not 7.
+        Text files have names of columns in the first row and as many fields in every other. Ids
+        are text there: "007" is not 7, and "NA" is a name. So is the category "None"; among
+        numbers it is a gap, as NA, NaN and empty fields are everywhere else. A first column
+        without a name that numbers the rows is left out.
+
+        Args:
+            files: by modality; .csv, .tsv (also compressed, such as .csv.gz) or .parquet.
+            id: the column of ids; None: rows of one file, in order.
+            encoding: of text files.
+            options: as of `from_tables`.
+
+        Raises:
+            DataError: as `from_tables`; a file that cannot be read, with its name and the line.
+            OSError: no such file.
         """
-        return cls.from_tables(tables.read_files(files, id), **options)
+        return cls.from_tables(read_files(files, id, encoding), **options)
 
     @classmethod
     def from_npz(
         cls, file: Path, *, id: str = "id", label: str = "label", **options: Any
     ) -> MultimodalDataset:
-        """Rows of an `.npz` file: an array per modality, and ids and labels if it has them."""
-        with np.load(file, allow_pickle=False) as loaded:
-            arrays = dict(loaded)
+        """Rows of an `.npz` file: an array per modality, and ids and labels if it has them.
+
+        Raises:
+            DataError: as `from_arrays`; a file that is no such archive, or is damaged.
+            OSError: no such file.
+        """
+        arrays = read_npz(file)
         ids = arrays.pop(id, None)
         labels = arrays.pop(label, None)
         return cls.from_arrays(arrays, ids=ids, label=labels, **options)
@@ -287,6 +307,18 @@ class MultimodalDataset:
         return tuple(self.take(order[start:end]) for start, end in itertools.pairwise(ends))
 
 
+def _check_mapping(value: object, door: str, what: str) -> None:
+    """Raises DataError for anything but a mapping, and says what to do with a MuData."""
+    if not isinstance(value, Mapping):
+        remedy = f"give {{name: {what}}}"
+        if library(value) in ("anndata", "mudata"):
+            remedy = annotated(value)
+        raise DataError(
+            f"{door}: got {type(value).__name__}; expected a mapping from modality to {what}; "
+            f"{remedy}"
+        )
+
+
 def _check_names(fault: str, names: Iterable[object], known: Collection[str]) -> None:
     for name in names:
         if name not in known:
@@ -318,6 +350,8 @@ def as_batch(data: Rows) -> Batch:
         return tables.from_frames(data)
     splits = hasattr(data, "train") and hasattr(data, "test")
     remedy = "; take one of its splits, such as .test" if splits else ""
+    if library(data) in ("anndata", "mudata"):
+        remedy = f"; {annotated(data)}"
     raise DataError(
         f"got {type(data).__name__}; expected a Batch, a MultimodalDataset or a mapping from "
         f"modality to array{remedy}"

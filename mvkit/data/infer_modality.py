@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from mvkit.core.modality import Modality, PartLike
-from mvkit.core.raw_values import Columns, as_tensor
+from mvkit.core.raw_values import Columns, as_tensor, signed
 from mvkit.data.align import Table, check_values, presence, widened
 from mvkit.data.transforms import OneHot
 from mvkit.errors import DataError, ShapeError
@@ -85,15 +85,16 @@ def inferred(name: str, table: Table, given: Given) -> tuple[Modality, Tensor]:
     x = table.values
     columns = table.columns
     if isinstance(given, Modality):
-        return _with_features(given, table), x
-    if not len(x):
+        return _with_features(given, table), signed(x)
+    if not x.numel():
+        lack = "row" if not len(x) else f"number in rows of shape {tuple(x.shape[1:])}"
         raise DataError(
-            f"data[{name!r}]: it is empty; expected one row at least; leave the modality out"
+            f"data[{name!r}]: it is empty; expected one {lack} at least; leave the modality out"
         )
     options = _options(x, given)
     categorical = is_categorical(options["likelihood"])
     if categorical and _number_classes(x):
-        return Modality(**{"shape": (len(x.unique()),), **options}), x
+        return Modality(**{"shape": (len(x.unique()),), **options}), signed(x)
     if x.ndim == 1:
         x = rearrange(x, "b -> b 1")
     options.setdefault("shape", tuple(x.shape[1:]))
@@ -106,7 +107,7 @@ def inferred(name: str, table: Table, given: Given) -> tuple[Modality, Tensor]:
     if not x.is_floating_point() and not modality.likelihood.build(None).integers:
         # large ones, such as dates, need float64
         x = x.float() if x.element_size() <= 2 else x.double()
-    return modality, x
+    return modality, signed(x)
 
 
 def _with_features(given: Modality, table: Table) -> Modality:

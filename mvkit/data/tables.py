@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import numbers
-import os
 from collections.abc import Hashable, Mapping
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,15 +13,17 @@ import torch
 from torch import Tensor
 
 from mvkit.core.batch import Batch
-from mvkit.core.raw_values import Columns
-from mvkit.data.align import Table, align, library
+from mvkit.core.raw_values import Columns, annotated
+from mvkit.data.align import Table, align, check_ids, library, objects
 from mvkit.errors import DataError, suggest
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
-
-SEPARATORS = {".csv": ",", ".tsv": "\t", ".parquet": None}
-Files = Mapping[str, str | os.PathLike[str]]
+# what pandas calls the types of polars that can have gaps
+NULLABLE = {
+    f"{sign}Int{bits}": f"{sign}Int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)
+}
+NULLABLE["Boolean"] = "boolean"
 
 
 def is_table(value: object) -> bool:
@@ -33,16 +33,42 @@ def is_table(value: object) -> bool:
 
 def _as_pandas(table: Any) -> DataFrame:
     frame = table.to_frame() if type(table).__name__ == "Series" else table
-    return frame.to_pandas() if library(table) == "polars" else frame
+    return _from_polars(frame) if library(table) == "polars" else frame
 
 
-def frame_of(name: str, table: object, id: str | None) -> DataFrame:
+def _from_polars(table: Any) -> DataFrame:
+    """A DataFrame of polars as one of pandas; whole numbers and bits with gaps stay what they are.
+
+    Polars would make floats and objects of them.
+    """
+    from pandas import array
+
+    frame: DataFrame = table.to_pandas()
+    for name, kind in table.schema.items():
+        nullable = NULLABLE.get(str(kind))
+        if nullable and table[name].null_count():
+            frame[name] = array(table[name].to_list(), dtype=nullable)
+    return frame
+
+
+def frame_of(name: str, table: object, id: str | None, *, where: str | None = None) -> DataFrame:
     """A table of pandas or polars as a pandas DataFrame whose index holds the ids.
+
+    Args:
+        name: its modality.
+        table: of pandas or polars.
+        id: the column that holds ids; None: its index.
+        where: how messages call it; None: `tables[name]`.
 
     Raises:
         DataError: no ids where there must be some, or a name of a column that is not there.
     """
-    where = f"tables[{name!r}]"
+    where = where or f"tables[{name!r}]"
+    if library(table) in ("anndata", "mudata"):
+        raise DataError(
+            f"{where}: got {type(table).__name__}; expected a pandas or polars DataFrame; "
+            f"{annotated(table)}"
+        )
     if not is_table(table):
         raise DataError(
             f"{where}: got {type(table).__name__}; expected a pandas or polars DataFrame; use "
@@ -53,22 +79,18 @@ def frame_of(name: str, table: object, id: str | None) -> DataFrame:
             f"{where}: a polars table has no index; expected ids in a column; give id='column'"
         )
     frame = _as_pandas(table)
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        raise DataError(
+            f"{where}: two columns are called {twice[0]!r}; expected names that differ; rename one"
+        )
     if id is not None and frame.index.name != id:
         if id not in frame.columns:
             raise DataError(
                 f"{where}: no column {id!r} of ids; {suggest(id, map(str, frame.columns))}"
             )
         frame = frame.set_index(id)
-    twice = frame.columns[frame.columns.duplicated()]
-    if len(twice):
-        raise DataError(
-            f"{where}: two columns are called {twice[0]!r}; expected names that differ; rename one"
-        )
-    if frame.index.hasnans:
-        row = int(frame.index.isna().argmax())
-        raise DataError(
-            f"{where}: row {row} has no id; expected one for each; fill it in, or drop the row"
-        )
+    check_ids(where, frame.index)
     return frame
 
 
@@ -76,6 +98,7 @@ def read_table(name: str, frame: DataFrame, *, text: bool) -> Table:
     """A DataFrame (see `frame_of`) as numbers, or as numbered words.
 
     Words are numbered where all columns hold categories, or any text and `text` is welcome.
+    Columns of dtype object are what their values are.
 
     Raises:
         DataError: text or other things among numbers: with column, row and value.
@@ -83,6 +106,10 @@ def read_table(name: str, frame: DataFrame, *, text: bool) -> Table:
     from pandas import CategoricalDtype
     from pandas.api.types import is_numeric_dtype
 
+    if not len(frame.columns):
+        raise DataError(
+            f"tables[{name!r}]: it has no columns beside ids; expected one at least; leave it out"
+        )
     names = tuple(map(str, frame.columns))
     ids = frame.index.tolist()
     odd = []
@@ -91,33 +118,66 @@ def read_table(name: str, frame: DataFrame, *, text: bool) -> Table:
             odd.append(column)
     if len(odd) == len(names) > 0:
         declared = [isinstance(kind, CategoricalDtype) for kind in frame.dtypes]
-        if text or all(declared):
+        if all(declared) or (text and not _all_numbers(frame)):
             codes, words = _numbered(frame)
             return Table(codes, ids, Columns(names, words))
     for column in odd:
         _check_numbers(name, frame[column])
     single = all(kind == np.float32 for kind in frame.dtypes)
     kind = np.float32 if single else np.float64
-    values = frame.to_numpy(dtype=kind, na_value=np.nan, copy=True)
+    values = numbers_of(frame, kind)
     return Table(torch.from_numpy(np.ascontiguousarray(values)), ids, Columns(names))
+
+
+def numbers_of(frame: DataFrame, dtype: Any = np.float64) -> np.ndarray:
+    """The numbers (b, k) in a table as floats, NaN where there are none."""
+    mixed = [column for column, kind in frame.dtypes.items() if kind.kind == "O"]
+    if mixed:  # NA may be among objects
+        frame = frame.copy(deep=False)
+        frame[mixed] = frame[mixed].astype(object).where(frame[mixed].notna(), np.nan)
+    values: np.ndarray = frame.to_numpy(dtype=dtype, na_value=np.nan, copy=True)
+    return values
 
 
 def _numbered(frame: DataFrame) -> tuple[Tensor, tuple[str, ...]]:
     """Words numbered in alphabetical order, NaN where there is none, and the words."""
     from pandas import Series
 
-    texts = Series(frame.to_numpy(dtype=object).ravel()).map(str, na_action="ignore")
-    codes, words = texts.factorize(sort=True)
+    texts = [_texts(frame[column]) for column in frame.columns]
+    codes, words = Series(np.stack(texts, 1).ravel()).factorize(sort=True)
     codes = np.where(codes < 0, np.nan, codes).reshape(frame.shape)
     return torch.from_numpy(codes), tuple(words)
 
 
+def _texts(column: Series) -> np.ndarray:
+    """Values as text, None where there is none.
+
+    A category is called as it is in the dtype, so that gaps change no name: 8 does not become 8.0.
+    """
+    from pandas import CategoricalDtype
+
+    if isinstance(column.dtype, CategoricalDtype):
+        categories = column.cat.categories.tolist()
+        words = objects([*map(str, categories), None])
+        texts: np.ndarray = words[column.cat.codes.to_numpy()]
+        return texts
+    gaps = column.isna()
+    return objects([None if gap else str(x) for x, gap in zip(column, gaps, strict=True)])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real | Decimal | np.bool_)
+
+
+def _all_numbers(frame: DataFrame) -> bool:
+    """Whether nothing but numbers and bits is in a table, whatever its dtypes."""
+    columns = (frame[column].astype(object).dropna() for column in frame.columns)
+    return all(map(_is_number, itertools.chain.from_iterable(columns)))
+
+
 def _check_numbers(name: str, column: Series) -> None:
     """Raises DataError for a value of a column that is no number."""
-    strange = []
-    for row, value in column.dropna().items():
-        if not isinstance(value, numbers.Real | Decimal | np.bool_):
-            strange.append((row, value))
+    strange = [(row, value) for row, value in column.dropna().items() if not _is_number(value)]
     if strange:
         # "n/a" says more than the "1.5" before it
         row, value = min(strange, key=lambda pair: _reads_as_number(pair[1]))
@@ -139,37 +199,7 @@ def _reads_as_number(value: object) -> bool:
     return True
 
 
-def read_files(files: Files, id: str | None) -> dict[str, DataFrame]:
-    """DataFrames from one CSV, TSV or Parquet file per modality, indexed by the column `id`.
-
-    Raises:
-        DataError: an unknown kind of file, or several files without ids.
-    """
-    from pandas import read_csv, read_parquet
-
-    frames = {}
-    for name, path in files.items():
-        suffixes = [suffix for suffix in Path(path).suffixes if suffix in SEPARATORS]
-        if not suffixes:
-            raise DataError(
-                f"files[{name!r}]: got {str(path)!r}; expected a file ending in "
-                f"{', '.join(SEPARATORS)}"
-            )
-        separator = SEPARATORS[suffixes[-1]]
-        if separator is None:
-            frame = read_parquet(path)
-        else:  # ids stay text in text files: 007 is not 7
-            types = {id: str} if id else None
-            frame = read_csv(path, sep=separator, dtype=types)
-        frames[name] = frame_of(name, frame, id)
-        if id is None and len(files) > 1 and _counted(frames[name]):
-            raise DataError(
-                f"files[{name!r}]: several files, and no ids to align them by; give id='column'"
-            )
-    return frames
-
-
-def _counted(frame: DataFrame) -> bool:
+def only_counts_rows(frame: DataFrame) -> bool:
     """Whether the index merely counts rows, as that of a table that nobody gave ids."""
     from pandas import RangeIndex
 
@@ -180,7 +210,7 @@ def _counted(frame: DataFrame) -> bool:
 def check_lengths(frames: Mapping[str, DataFrame]) -> None:
     """Raises DataError for tables of different lengths whose indices only count rows."""
     lengths = {name: len(frame) for name, frame in frames.items()}
-    if len(set(lengths.values())) > 1 and all(map(_counted, frames.values())):
+    if len(set(lengths.values())) > 1 and all(map(only_counts_rows, frames.values())):
         raise DataError(
             f"tables: no ids, and lengths that differ: {lengths}; expected an index of ids, by "
             "which rows are aligned; use set_index, or give id='column'"
@@ -198,8 +228,10 @@ def from_frames(tables: Mapping[str, object], id: str | None = None) -> Batch:
 def pop_label(frames: dict[str, DataFrame], label: str) -> dict[Hashable, object]:
     """Takes the column `label` out of every table that has it; labels by id.
 
+    A table that holds nothing else is taken out, too.
+
     Raises:
-        DataError: no table has it, or two tables disagree on a row.
+        DataError: no table has it, two tables disagree on a row, or nothing but labels is there.
     """
     holders = [name for name, frame in frames.items() if label in frame.columns]
     if not holders:
@@ -216,4 +248,10 @@ def pop_label(frames: dict[str, DataFrame], label: str) -> dict[Hashable, object
                     f"table says {labels[id]!r}; expected one label per row; correct one"
                 )
         frames[name] = frames[name].drop(columns=label)
+        if not len(frames[name].columns):
+            del frames[name]
+    if not frames:
+        raise DataError(
+            f"tables: there is nothing but the label {label!r}; expected columns of data; add them"
+        )
     return labels

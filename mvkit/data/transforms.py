@@ -92,11 +92,21 @@ def _shape(value: object) -> str | None:
     return None if fine else "a shape"
 
 
+def _rounding(variance: Tensor, mean: Tensor, count: Tensor) -> Tensor:
+    """The largest variance (k,) that rounding alone can make of `count` equal values.
+
+    The bound of scikit-learn (`_is_constant_feature`), after Chan, Golub and LeVeque, 1983,
+    Algorithms for computing the sample variance, https://doi.org/10.2307/2683386.
+    """
+    epsilon = torch.finfo(torch.float64).eps
+    return count * epsilon * variance + (count * mean * epsilon).square()
+
+
 @spec
 class Standardise(Transform):
     """x ↦ (x - mean) / sd, over the observed values of the training data.
 
-    A feature that is constant or never observed keeps scale 1, with a warning.
+    A feature that is never observed, or constant but for rounding, keeps scale 1, with a warning.
 
     Args:
         over: `feature`: each element of a row its own mean and sd; `all`: one pair for the
@@ -127,11 +137,11 @@ class Standardise(Transform):
         seen = ~torch.isnan(flat)
         count = seen.sum(0).clamp(min=1)
         mean = torch.where(seen, flat, 0.0).sum(0) / count
-        scale = (torch.where(seen, flat - mean, 0.0).square().sum(0) / count).sqrt()
+        variance = torch.where(seen, flat - mean, 0.0).square().sum(0) / count
         # equal values may differ from their rounded mean
         low = torch.where(seen, flat, math.inf).amin(0)
         high = torch.where(seen, flat, -math.inf).amax(0)
-        constant = low >= high
+        constant = (low >= high) | (variance <= _rounding(variance, mean, count))
         if constant.any():
             first = int(constant.nonzero()[0])
             called = repr(names[first]) if names else f"number {first}"
@@ -140,7 +150,7 @@ class Standardise(Transform):
                 f"{called}; they keep scale 1; drop them if they should not count",
                 stacklevel=4,
             )
-        scale = torch.where(constant, 1.0, scale)
+        scale = torch.where(constant, 1.0, variance.sqrt())
         numbers = {"mean": tuple(mean.tolist()), "scale": tuple(scale.tolist())}
         return attrs.evolve(self, shape=shape, **numbers)  # type: ignore[misc]
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from mvkit.core.modality import Modality
 from mvkit.core.raw_values import as_tensor
 from mvkit.data.align import library
-from mvkit.data.tables import frame_of
+from mvkit.data.tables import frame_of, numbers_of
 from mvkit.errors import ShapeError
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Index, Series
 
 Array = np.ndarray
 Bools = NDArray[np.bool_]
@@ -50,6 +50,7 @@ def written(
     columns: Ids | None = None,
     words: Words = (),
     whole: bool = False,
+    own_type: bool = True,
 ) -> Frame:
     """A table with new values in the cells that changed, of the same kind, index and columns.
 
@@ -62,16 +63,15 @@ def written(
         columns: of a new table, of the kind of `like`; None: write into `like`.
         words: the words that values number, if any.
         whole: whether to give the table the rows of all ids.
+        own_type: whether new values are rounded where a column holds whole numbers or bits, so
+            that it keeps its dtype; else it becomes one of floats.
     """
-    from pandas import DataFrame, Index
+    from pandas import DataFrame
 
-    if columns is None:
-        frame = frame_of("", like, id)
-    else:
-        frame = DataFrame(np.nan, index=ids, columns=columns)
-        frame.index.name = like.index.name if id is None else id
+    frame = frame_of("", like, id) if columns is None else _blank(ids, like, id, columns)
+    kinds = dict(frame.dtypes)
     if whole:
-        frame = frame.reindex(Index(ids, name=frame.index.name))
+        frame = _with_rows(frame, ids)
     places = {id: i for i, id in enumerate(ids)}
     rows = [places[id] for id in frame.index]
     values = values[rows]
@@ -80,42 +80,133 @@ def written(
     elif words:
         frame = _with_words(frame, values, changed[rows], words)
     elif changed[rows].any():
-        frame = _with_numbers(frame, values, changed[rows])
+        frame = _with_numbers(frame, values, changed[rows], kinds if own_type else {})
     return _as_before(frame, like, id)
 
 
-def _with_numbers(frame: DataFrame, values: Array, changed: Bools) -> DataFrame:
-    """The table with numbers in the cells that changed; columns without any keep their type."""
+def _blank(ids: Ids, like: Frame, id: str | None, columns: Ids) -> DataFrame:
+    """A table of NaN with these ids and columns."""
+    from pandas import DataFrame
+
+    frame = DataFrame(np.nan, index=range(len(ids)), columns=columns)
+    frame.index = _index(ids, [id] if id is not None else like.index.names)
+    return frame
+
+
+def _index(ids: Ids, names: Sequence[Hashable]) -> Index:
+    """An index of ids; tuples become as many levels as there are names."""
+    from pandas import Index, MultiIndex
+
+    if len(names) > 1:
+        return MultiIndex.from_tuples(ids, names=names)
+    return Index(ids, name=names[0], tupleize_cols=False)
+
+
+def _with_rows(frame: DataFrame, ids: Ids) -> DataFrame:
+    """The table with the rows of all ids, NaN or NA where it has none.
+
+    Whole numbers and bits go to dtypes that have gaps, where they stay exact.
+    """
+    nullable = {}
+    for name, kind in frame.dtypes.items():
+        if isinstance(kind, np.dtype) and kind.kind in "iu":
+            nullable[name] = kind.name.replace("i", "I").replace("u", "U")
+        elif isinstance(kind, np.dtype) and kind.kind == "b":
+            nullable[name] = "boolean"
+    return frame.astype(nullable).reindex(_index(ids, frame.index.names))
+
+
+def _with_numbers(
+    frame: DataFrame, values: Array, changed: Bools, kinds: Mapping[Hashable, Any]
+) -> DataFrame:
+    """The table with numbers in the cells that changed; columns without any keep their type.
+
+    Columns that are whole numbers or bits in `kinds` keep it too.
+    """
     from pandas import DataFrame, concat
 
-    kinds = [kind if kind.kind == "f" else np.dtype(np.float64) for kind in frame.dtypes]
     touched = np.logical_or.reduce(changed)
     pieces = [frame.loc[:, ~touched]]
-    for kind in dict.fromkeys(kinds):
-        columns = touched & [own == kind for own in kinds]
-        old = frame.loc[:, columns]
-        numbers = old.to_numpy(dtype=np.float64, na_value=np.nan)
-        new = np.where(changed[:, columns], values[:, columns], numbers)
+    blocks: dict[Any, list[int]] = {}
+    for i in touched.nonzero()[0].tolist():
+        kind = frame.dtypes.iloc[i]
+        before = kinds.get(frame.columns[i])
+        if before is not None and before.kind in "iub":
+            column = _rounded(frame.iloc[:, i], values[:, i], changed[:, i], before)
+            pieces.append(column.to_frame())
+        else:
+            floats = kind if kind.kind == "f" else np.dtype(np.float64)
+            blocks.setdefault(floats, []).append(i)
+    for kind, places in blocks.items():
+        old = frame.iloc[:, places]
+        new = np.where(changed[:, places], values[:, places], numbers_of(old))
         pieces.append(DataFrame(new, old.index, old.columns).astype(kind))
     return concat(pieces, axis=1)[frame.columns.tolist()]
+
+
+def _rounded(old: Series, values: Array, changed: Bools, kind: Any) -> Series:
+    """A column of whole numbers or bits with new values (b,), the nearest that its dtype holds."""
+    new = values[changed]
+    if kind.kind == "b":
+        new = new > 0.5
+    else:
+        limits = np.iinfo(getattr(kind, "numpy_dtype", kind))
+        new = np.array([min(max(round(x), limits.min), limits.max) for x in new.tolist()])
+    column = old.copy()
+    column.array[changed] = new
+    return column.astype(kind)
 
 
 def _with_words(frame: DataFrame, values: Array, changed: Bools, words: Words) -> DataFrame:
     """The table with words in the cells that changed; None where a value is NaN."""
     from pandas import CategoricalDtype, DataFrame, Series
+    from pandas.api.types import is_numeric_dtype
 
     codes = np.where(np.isnan(values), len(words), values).astype(int)
     new = np.array([*words, None], dtype=object)[codes]
     columns = {}
     for i, name in enumerate(frame.columns):
         old = frame[name]
-        texts = np.where(changed[:, i], new[:, i], old.astype(object))
-        columns[name] = Series(texts, frame.index)
         if isinstance(old.dtype, CategoricalDtype):
-            categories = dict.fromkeys([*old.cat.categories, *words])
-            kind = CategoricalDtype(list(categories), old.cat.ordered)
-            columns[name] = columns[name].astype(kind)
+            columns[name] = _with_categories(old, new[:, i], changed[:, i])
+        else:
+            texts = np.where(changed[:, i], new[:, i], old.astype(object))
+            # a column without a word may be one of NaN
+            kind = None if is_numeric_dtype(old.dtype) else old.dtype
+            columns[name] = Series(texts, frame.index, dtype=kind)
     return DataFrame(columns, frame.index, frame.columns)
+
+
+def _with_categories(old: Series, texts: Array, changed: Bools) -> Series:
+    """A column of categories with new ones where it changed, which are called by their text.
+
+    Its dtype stays, unless a word is none of its categories: that is added at their end.
+    """
+    from pandas import Categorical, CategoricalDtype, Series
+
+    categories = old.cat.categories.tolist()
+    places = {str(category): i for i, category in enumerate(categories)}
+    codes = old.cat.codes.to_numpy(dtype=np.int64, copy=True)
+    kind = old.dtype
+    for text in texts[changed]:
+        if text is not None and text not in places:
+            places[text] = len(categories)
+            categories.append(_category(text, categories))
+            kind = CategoricalDtype(categories, old.cat.ordered)
+    codes[changed] = [places.get(text, -1) for text in texts[changed]]
+    return Series(Categorical.from_codes(codes, dtype=kind), old.index, name=old.name)
+
+
+def _category(text: str, others: Sequence[Any]) -> object:
+    """A category from its text, of the type of the others if they have one in common."""
+    types = {type(category) for category in others}
+    kind = types.pop() if len(types) == 1 else str
+    if kind is bool:
+        return {"True": True, "False": False}.get(text, text)
+    try:
+        return kind(text)
+    except (ValueError, TypeError, ArithmeticError):
+        return text
 
 
 def _as_before(frame: DataFrame, like: Frame, id: str | None) -> Frame:

@@ -71,7 +71,8 @@ def impute(
 
     Whole modalities, and single features of observed ones. A gap gets the mean over draws of
     z ~ q(z|x_observed) of the decoder's means, brought to the user's units (of categories the most
-    probable; whole numbers are rounded). Uncertainty is that of x ~ p(x|z) at such draws.
+    probable; whole numbers and bits are rounded, in columns of tables too). Uncertainty is that
+    of x ~ p(x|z) at such draws.
 
     Args:
         model: trained.
@@ -190,6 +191,12 @@ def embed(
     return z.cpu().numpy() if _of_arrays(data) else z
 
 
+def _whole(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest whole numbers that an integer type holds."""
+    limits = torch.iinfo(dtype)
+    return x.round().clamp(limits.min, limits.max)
+
+
 def _framed(data: Rows) -> TypeGuard[Mapping[str, Frame]]:
     return isinstance(data, Mapping) and any(is_table(value) for value in data.values())
 
@@ -282,7 +289,7 @@ class _Original:
         data = self.data
         merged = {name: self._merged(name, x, kind) for name, x in values.items()}
         if _framed(data):
-            return self._frames(data, merged, plain=kind == "sd")
+            return self._frames(data, merged, kind)
         device = next(iter(self.raw.data.values())).device
         new: dict[str, Any] = {name: x.to(device) for name, (x, _) in merged.items()}
         if _of_arrays(data):
@@ -313,7 +320,7 @@ class _Original:
         if kind == "sd":
             return torch.where(gap, new, 0.0), gap
         if own_type and not raw.is_floating_point():
-            new = new > 0.5 if raw.dtype == torch.bool else new.round()
+            new = new > 0.5 if raw.dtype == torch.bool else _whole(new, raw.dtype)
         if own_type or raw.is_floating_point():
             new = new.to(raw.dtype)
         return torch.where(gap, new, raw), gap
@@ -332,9 +339,9 @@ class _Original:
         return attrs.evolve(batch, columns=self.raw.columns)
 
     def _frames(
-        self, data: Mapping[str, Frame], merged: Mapping[str, Merged], *, plain: bool
+        self, data: Mapping[str, Frame], merged: Mapping[str, Merged], kind: Kind
     ) -> dict[str, Frame]:
-        """The data with merged values; `plain`: as numbers everywhere, whatever they stand for."""
+        """The data with merged values; deviations are numbers, whatever the values stand for."""
         frames = dict(data)
         first = next(iter(data.values()))
         ids = self.raw.extra["id"].tolist()
@@ -343,12 +350,13 @@ class _Original:
             columns = None if name in data else modality.features or range(x.shape[1])
             frames[name] = write_tables.written(
                 x.numpy(),
-                None if plain else gap.numpy(),
+                None if kind == "sd" else gap.numpy(),
                 ids,
                 data.get(name, first),
                 id=self.id,
                 columns=columns,
                 words=words_of(modality),
                 whole=self.whole,
+                own_type=kind in ("mean", "draw"),
             )
         return frames
