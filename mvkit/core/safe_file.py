@@ -13,6 +13,7 @@ import mmap
 import os
 import re
 import secrets
+import stat
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,9 @@ FilePath = str | os.PathLike[str]
 
 FORMAT = 1
 KEY = "mvkit"
+
+# names of files that are being written
+TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 _ZEROS = "0" * 64
 _DIGEST = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')
@@ -52,27 +56,50 @@ def write(path: FilePath, header: Mapping[str, object], tensors: Mapping[str, Te
 def write_whole(path: Path, blob: bytes | bytearray) -> None:
     """Writes a file that appears complete or not at all.
 
-    A temporary file beside it is written, synced and renamed.
+    A temporary file beside it is written, synced and renamed. A file that was there before keeps
+    its permissions, and a link to a file stays one.
+
+    Raises:
+        OSError: when it cannot be written; the error names the file, and nothing is left behind.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    if path.is_symlink() and path.exists():
+        path = path.resolve()
+    # a name of its own length at most, since systems limit it
+    temporary = path.with_name(f".{path.name[:-15]}.{secrets.token_hex(4)}.tmp")
     try:
-        # ordinary permissions: what the umask leaves of 0666
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-            file.write(blob)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_synced(temporary, blob, path)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(path)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def append(path: Path, blob: bytes) -> None:
+    """Appends to a file in one step, and waits for the disk."""
+    with open(path, "ab", buffering=0) as file:
+        file.write(blob)
+        os.fsync(file.fileno())
+
+
+def _write_synced(temporary: Path, blob: bytes | bytearray, like: Path) -> None:
+    """Writes a new file to the disk, with the permissions of the file `like`, if there is one."""
+    # otherwise ordinary permissions: what the umask leaves of 0666
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+        if like.is_file():
+            os.fchmod(file.fileno(), stat.S_IMODE(like.stat().st_mode))
+        file.write(blob)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_header(path: FilePath) -> Header:
@@ -82,6 +109,8 @@ def read_header(path: FilePath) -> Header:
         CheckpointError: truncated, altered, of an unknown format, or no checkpoint of mvkit.
         OSError: when it cannot be read.
     """
+    if stat.S_ISFIFO(os.stat(path).st_mode):  # to open one waits for a writer
+        raise CheckpointError(f"{path}: a pipe; expected a checkpoint; take another path")
     with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:
             raise CheckpointError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,7 +17,20 @@ from mvkit.training.stages import Stage
 
 @attrs.frozen(eq=False)
 class Event:
-    """Something that happened in a run; sent by the first process only."""
+    """Something that happened in a run; sent by the first process only.
+
+    Everyone who hears of it gets a copy: what a listener does to a row or a history reaches
+    neither the run nor the others.
+    """
+
+    def copied(self) -> Event:
+        """The event with copies of everything in it that can be changed."""
+        copies = {}
+        for name in attrs.fields_dict(type(self)):
+            value = getattr(self, name)
+            if isinstance(value, dict | History):
+                copies[name] = copy.deepcopy(value)
+        return attrs.evolve(self, **copies) if copies else self
 
 
 @attrs.frozen(eq=False)
@@ -103,7 +117,7 @@ class Listeners:
         """Delivers an event, to the packages first, then to the user's callables."""
         for package, hook in tuple(self.hooks.items()):
             try:
-                hook(event=event)
+                hook(event=event.copied())
             except (Exception, SystemExit) as error:
                 del self.hooks[package]
                 reason = f"{type(error).__name__}: {error}"
@@ -113,7 +127,7 @@ class Listeners:
                     stacklevel=2,
                 )
         for listener in self.own:
-            listener(event)
+            listener(event.copied())
 
 
 def event_hooks() -> dict[str, HookCaller]:

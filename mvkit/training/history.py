@@ -57,17 +57,34 @@ class History:
         """Axes with the loss and the bound by epoch; options as of `mvkit.plots.losses`."""
         return losses(self, terms=terms, ax=ax)
 
-    def to_jsonl(self) -> str:
-        """One JSON object per line; NaN and infinity become null."""
-        return "".join(f"{json.dumps(_finite(row))}\n" for row in self.rows)
+    def to_jsonl(self, start: int = 0) -> str:
+        """One JSON object per line, from row `start` on; NaN and infinity become null."""
+        return "".join(f"{json.dumps(_finite(row))}\n" for row in self.rows[start:])
 
     def to_csv(self) -> str:
         """A header and one line per epoch; missing, NaN and infinite metrics are empty."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(map(_finite, self.rows))
-        return text.getvalue()
+        columns = self.columns
+        return f"{csv_lines([columns])}{self.to_csv_rows(columns)}"
+
+    def to_csv_rows(self, columns: Sequence[str], start: int = 0) -> str:
+        """The lines of `to_csv` of the rows from `start` on, without the header.
+
+        Args:
+            columns: the keys to write; they hold every key of these rows.
+            start: number of the first row.
+        """
+        lines = []
+        for row in self.rows[start:]:
+            cells = _finite(row)
+            lines.append([cells.get(key) for key in columns])
+        return csv_lines(lines)
+
+
+def csv_lines(rows: Iterable[Sequence[object]]) -> str:
+    """Rows of cells as lines of CSV; None is empty."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def _finite(row: Row) -> dict[str, float | None]:

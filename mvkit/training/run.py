@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 from torch import Tensor
@@ -18,7 +18,7 @@ from mvkit.training.distributed import ProcessGroup
 from mvkit.training.events import Listeners, RunStarted
 from mvkit.training.history import History
 from mvkit.training.nonfinite import OnNonFinite
-from mvkit.training.run_folder import Folder, Json, State
+from mvkit.training.run_folder import Folder, Json, State, encoded
 from mvkit.training.stages import Stage
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Run:
         bar: the progress bar.
         history: one row per epoch so far.
         step: batches done before the current epoch.
+        encoded_rows: the rows of the history as checkpoints hold them, each encoded once.
         saved: when the last checkpoint was written, in seconds of the monotonic clock.
     """
 
@@ -70,6 +71,7 @@ class Run:
     bar: tqdm[None]
     history: History = attrs.field(factory=History)
     step: int = 0
+    encoded_rows: list[list[tuple[str, Any]]] = attrs.field(factory=list)
     saved: float = attrs.field(factory=time.monotonic)
 
     @property
@@ -87,20 +89,12 @@ class Run:
         """Takes over the newest checkpoint, checked against this run; None: it begins anew."""
         if self.folder is None:
             return None
-        state = self.group.agreed(self.folder.newest() if self.group.first else None)
-        where = self.folder.path
+        state = self.group.agreed(self._newest(self.folder, resume) if self.group.first else None)
+        if isinstance(state, RequestError):  # raised in every process, since none may wait
+            raise state
         if state is None:
-            if resume == "must":
-                raise RequestError(
-                    f"fit: no good checkpoint in {where}; expected one to resume from; "
-                    "take resume='auto'"
-                )
             return None
-        if resume == "never":
-            raise RequestError(
-                f"fit: {where} holds a run already; "
-                "take another folder, or resume='auto' to resume it"
-            )
+        where = self.folder.path
         current = self.begun_with()
         for key, value in state.begun_with.items():
             if value != current[key]:
@@ -112,6 +106,27 @@ class Run:
         self.history.rows.extend(map(dict, state.history))
         self.model.load_state_dict(state.part("model/"))
         self.bar.update(len(self.history))
+        return state
+
+    def _newest(self, folder: Folder, resume: Resume) -> State | RequestError | None:
+        """The newest checkpoint, None where a run begins anew, or why neither can be."""
+        where = folder.path
+        try:
+            state = folder.newest()
+            if state is None and resume != "must":
+                folder.check_unused()
+        except RequestError as error:
+            return error
+        if state is None and resume == "must":
+            return RequestError(
+                f"fit: no good checkpoint in {where}; expected one to resume from; "
+                "take resume='auto'"
+            )
+        if state is not None and resume == "never":
+            return RequestError(
+                f"fit: {where} holds a run already; "
+                "take another folder, or resume='auto' to resume it"
+            )
         return state
 
     def tell_start(self, state: State | None) -> None:
@@ -131,8 +146,9 @@ class Run:
 
     def state(self, stage: int, place: Json, tensors: dict[str, Tensor]) -> State:
         """The state of the run, with what a stage adds."""
-        rows = [list(row.items()) for row in self.history.rows]
-        return State(stage, self.step, rows, place, self.begun_with(), tensors)
+        for row in self.history.rows[len(self.encoded_rows) :]:
+            self.encoded_rows.append(encoded(list(row.items())))
+        return State(stage, self.step, self.encoded_rows, place, self.begun_with(), tensors)
 
     def batches(self, loader: Pipeline, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch (counted over all stages) from number `start` on."""

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,7 +39,8 @@ class State:
     Args:
         stage: number of the stage.
         step: batches done before its current epoch.
-        history: rows of the history as lists of items, because the file sorts keys.
+        history: rows of the history as lists of items, because the file sorts keys; `encoded` when
+            they are written, `decoded` when they were read.
         place: where the stage is, with its optimizer and schedule; empty after the last one.
         begun_with: what must be the same for a run to resume.
         tensors: by name.
@@ -47,7 +48,7 @@ class State:
 
     stage: int
     step: int
-    history: list[list[tuple[str, float]]]
+    history: Sequence[Sequence[tuple[str, Any]]]
     place: Json
     begun_with: Json
     tensors: dict[str, Tensor]
@@ -64,6 +65,12 @@ class Folder:
     Args:
         path: created if it does not exist.
         keep: how many of the newest checkpoints are kept.
+
+    Attributes:
+        unreadable: checkpoints that were damaged when the run began, and why; they count for
+            nothing.
+        rows_written, columns: rows of the history in its files, and the columns of its table.
+        sizes: how long this run left the files of the history.
     """
 
     def __init__(self, path: str | os.PathLike[str], keep: int) -> None:
@@ -71,15 +78,24 @@ class Folder:
         self.keep = keep
         self.checkpoints = self.path / "checkpoints"
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.unreadable: dict[Path, str] = {}
+        self.rows_written = 0
+        self.columns: list[str] = []
+        self.sizes: dict[Path, int] = {}
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keeps other runs out, and removes what a killed one left half-written."""
-        with open(self.path / ".lock", "w") as file:
+        """Keeps other runs out, and removes what a killed one left half-written.
+
+        Raises:
+            RequestError: another process trains in the folder, or its lock is no file.
+        """
+        with _opened(self.path / ".lock") as file:
             _lock(file, self.path)
             for folder in (self.path, self.checkpoints):
                 for stale in folder.glob(".*.tmp"):
-                    stale.unlink()
+                    if safe_file.TEMPORARY.fullmatch(stale.name) and stale.is_file():
+                        stale.unlink()
             yield
 
     def save(
@@ -90,39 +106,128 @@ class Folder:
         numbers = attrs.asdict(state, recurse=False)
         tensors = {f"model/{key}": value for key, value in model.state_dict().items()}
         tensors |= numbers.pop("tensors")
-        safe_file.write(path, {**header_of(model), "training": encoded(numbers)}, tensors)
+        rows = numbers.pop("history")
+        training = {**encoded(numbers), "history": rows}
+        if path.is_dir():  # it was reported when the run began
+            path.rename(path.with_suffix(".unreadable"))
+        safe_file.write(path, {**header_of(model), "training": training}, tensors)
+        self.unreadable.pop(path, None)
         if not name:
-            for old in self._oldest_first()[: -self.keep]:
-                old.unlink()
+            self._prune(path)
         return path
 
+    def _prune(self, newest: Path) -> None:
+        """Removes what lies behind the newest few checkpoints.
+
+        What lies ahead, of a run that went further and whose files are damaged, is left alone:
+        it must not push out what was written just now.
+        """
+        behind = [path for path in self._oldest_first() if _step(path) <= _step(newest)]
+        good = [path for path in behind if path not in self.unreadable]
+        oldest_kept = _step(good[-self.keep :][0])
+        for path in behind:
+            if _step(path) < oldest_kept and not path.is_dir():
+                path.unlink()
+
     def newest(self) -> State | None:
-        """The newest intact checkpoint; None if there is none. Damaged ones are reported."""
+        """The newest intact checkpoint; None if there are none at all. Damaged ones are reported.
+
+        Raises:
+            RequestError: there are checkpoints, and none can be read.
+        """
+        self.unreadable = {}
         for path in reversed(self._oldest_first()):
             try:
-                header, tensors = safe_file.read(path)
-                return State(**decoded(header["training"]), tensors=tensors)
-            except (CheckpointError, KeyError, TypeError) as error:
-                warnings.warn(
-                    f"{error}; the checkpoint before it is used, if there is one", stacklevel=3
-                )
+                state = _read_state(path)
+            except (CheckpointError, OSError) as error:
+                self.unreadable[path] = str(error)
+                continue
+            for reason in self.unreadable.values():
+                warnings.warn(f"{reason}; the checkpoint before it is used", stacklevel=3)
+            return state
+        if self.unreadable:
+            reason = next(iter(self.unreadable.values()))
+            raise RequestError(
+                f"fit: {self.path} holds the checkpoints of a run, and none can be read "
+                f"({len(self.unreadable)}; the newest: {reason}); expected one good checkpoint to "
+                "resume from, or none; take another folder, or move the checkpoints out of it"
+            )
         return None
+
+    def check_unused(self) -> None:
+        """Raises RequestError if a run that begins here would replace the model of another."""
+        model = self.path / "model.safetensors"
+        if model.exists():
+            raise RequestError(
+                f"fit: {model} is there, but no checkpoint of the run that wrote it, and this run "
+                "would replace it; take another folder, or move it out of this one"
+            )
 
     def _oldest_first(self) -> list[Path]:
         paths = self.checkpoints.glob("*.safetensors")
-        return sorted(path for path in paths if path.stem.isdigit())
+        numbered = [path for path in paths if path.stem.isascii() and path.stem.isdecimal()]
+        return sorted(numbered, key=_step)
 
     def write_model(self, name: str, model: MultimodalModel, weights: dict[str, Tensor]) -> None:
         """Writes a model with these weights to a file that `mvkit.load` reads."""
         safe_file.write(self.path / f"{name}.safetensors", header_of(model), weights)
 
     def history(self, history: History) -> None:
-        """Writes the history so far."""
-        safe_file.write_whole(self.path / "history.jsonl", history.to_jsonl().encode())
-        safe_file.write_whole(self.path / "history.csv", history.to_csv().encode())
+        """Brings the files of the history up to date: the lines that they lack are appended.
+
+        They are written anew where they are not what this run left: when it begins or resumes,
+        after somebody changed them, and when a row has a new column.
+        """
+        start = self.rows_written
+        new_keys = set().union(*history.rows[start:]).difference(self.columns)
+        lines = self.path / "history.jsonl"
+        table = self.path / "history.csv"
+        self._append(lines, history.to_jsonl(start), history.to_jsonl)
+        if new_keys:
+            self.sizes.pop(table, None)
+            self.columns = history.columns
+        self._append(table, history.to_csv_rows(self.columns, start), history.to_csv)
+        self.rows_written = len(history)
+
+    def _append(self, path: Path, lines: str, whole: Callable[[], str]) -> None:
+        """Appends lines to a file of the length that this run left; writes it anew otherwise."""
+        size = path.stat().st_size if path.is_file() else None
+        if size is None or size != self.sizes.get(path):
+            safe_file.write_whole(path, whole().encode())
+        else:
+            safe_file.append(path, lines.encode())
+        self.sizes[path] = path.stat().st_size
 
 
-def _lock(file: IO[str], path: Path) -> None:
+def _step(path: Path) -> int:
+    """The number of batches in the name of a checkpoint."""
+    return int(path.stem)
+
+
+def _read_state(path: Path) -> State:
+    """The state in a checkpoint; raises CheckpointError or OSError, which name the file."""
+    header, tensors = safe_file.read(path)
+    try:
+        return State(**decoded(header["training"]), tensors=tensors)
+    except (KeyError, TypeError):
+        raise CheckpointError(
+            f"{path}: not the state of a training run, or that of another mvkit; "
+            "take another copy, or remove it"
+        ) from None
+
+
+def _opened(lock: Path) -> IO[bytes]:
+    """The lock of a folder, open; it is never emptied, nor looked for behind a link."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    if lock.is_symlink() or lock.is_dir():
+        raise RequestError(
+            f"fit: {lock} is a link or a folder; expected a file of mvkit's own; remove it, or "
+            "take another folder"
+        )
+    return open(os.open(lock, flags, 0o666), "r+b")
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
     """Locks an open file until it is closed."""
     try:
         import fcntl
@@ -136,7 +241,7 @@ def _lock(file: IO[str], path: Path) -> None:
         ) from None
 
 
-def encoded(value: object) -> object:
+def encoded(value: Any) -> Any:
     """Plain JSON data; numbers that JSON lacks as {"float": "inf"}."""
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}

@@ -1,0 +1,301 @@
+"""Run folders that were damaged, used before, or meddled with: nothing is lost without a word."""
+
+import json
+import os
+import time
+
+import pytest
+import torch
+from helpers import model, rows
+
+import mvkit
+from mvkit import CheckpointError, RequestError
+from mvkit.core import safe_file
+from mvkit.registry import component, plugins
+from mvkit.training.events import CheckpointSaved, EpochFinished, RunFinished
+from mvkit.training.history import History
+from mvkit.training.run_folder import Folder
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def nobody_pulls_the_plug(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+def stop_after(epochs):
+    def listen(event):
+        if isinstance(event, EpochFinished) and event.row["epoch"] == epochs:
+            raise Stopped
+
+    return listen
+
+
+def begun(folder, epochs=2, **options):
+    """Options of a run of 5 epochs that was stopped after some of them."""
+    options = {"data": rows(8), "epochs": 5, "batch_size": 4, "checkpoint": folder, **options}
+    with pytest.raises(Stopped):
+        mvkit.fit(model(), listeners=[stop_after(epochs)], **options)
+    return options
+
+
+def checkpoints(folder):
+    return sorted((folder / "checkpoints").iterdir())
+
+
+def contents(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in files}
+
+
+def cut_by_a_byte(path, monkeypatch):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path, monkeypatch):
+    path.write_bytes(b"")
+
+
+def of_another_format(path, monkeypatch):
+    monkeypatch.setattr(safe_file, "FORMAT", 2)
+
+
+def of_another_model(path, monkeypatch):
+    mvkit.save(model(), path)
+
+
+@pytest.mark.parametrize("resume", ["auto", "must", "never"])
+@pytest.mark.parametrize("harm", [cut_by_a_byte, empty, of_another_format, of_another_model])
+def test_a_run_is_not_begun_over_one_that_cannot_be_read(harm, resume, tmp_path, monkeypatch):
+    options = begun(tmp_path, validation=rows(4, seed=1))
+    for path in checkpoints(tmp_path):
+        harm(path, monkeypatch)
+    before = contents(tmp_path)
+    heard = []
+    with pytest.raises(RequestError, match=r"none can be read \(2; the newest: .*move the"):
+        mvkit.fit(model(), resume=resume, listeners=[heard.append], **options)
+    assert contents(tmp_path) == before
+    assert not heard
+
+
+def test_every_checkpoint_that_is_announced_exists(tmp_path):
+    options = begun(tmp_path, 4, keep=5)
+    for path in checkpoints(tmp_path)[1:]:
+        cut_by_a_byte(path, None)
+    announced = []
+
+    def listen(event):
+        if isinstance(event, CheckpointSaved):
+            announced.append((event.path.stem, event.path.exists()))
+
+    with pytest.warns(UserWarning, match="truncated.*the checkpoint before it is used"):
+        mvkit.fit(model(), listeners=[listen], **{**options, "keep": 1})
+    assert announced == [(f"{step:08d}", True) for step in (4, 6, 8, 10)]
+    assert [path.stem for path in checkpoints(tmp_path)] == ["00000010"]
+
+
+def test_damaged_checkpoints_do_not_count_among_those_kept(tmp_path):
+    folder = Folder(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        folder.checkpoints.joinpath(f"{step:08d}.safetensors").write_bytes(b"")
+    with pytest.raises(RequestError):
+        folder.newest()
+    options = begun(tmp_path / "run", 3, keep=3)
+    paths = checkpoints(tmp_path / "run")
+    cut_by_a_byte(paths[2], None)
+    with pytest.warns(UserWarning, match="truncated"), pytest.raises(Stopped):
+        mvkit.fit(model(), listeners=[stop_after(3)], **options)
+    assert checkpoints(tmp_path / "run") == paths
+
+
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def a_dangling_link(path):
+    path.unlink()
+    path.symlink_to(path.parent / "nowhere")
+
+
+@pytest.mark.parametrize("harm", [a_folder, a_dangling_link])
+def test_the_checkpoint_before_one_that_cannot_be_opened_is_used(harm, tmp_path):
+    whole = model()
+    history = mvkit.fit(whole, rows(8), epochs=5, batch_size=4)
+    options = begun(tmp_path, 3)
+    harm(checkpoints(tmp_path)[-1])
+    again = model()
+    with pytest.warns(UserWarning, match="the checkpoint before it is used"):
+        assert mvkit.fit(again, **options).rows == history.rows
+    assert all(map(torch.equal, again.parameters(), whole.parameters()))
+
+
+def test_names_that_are_no_numbers_are_no_checkpoints(tmp_path):
+    options = begun(tmp_path)
+    (tmp_path / "checkpoints/²³.safetensors").write_bytes(b"")
+    (tmp_path / "checkpoints/last.safetensors").write_bytes(b"")
+    assert len(mvkit.fit(model(), **options)) == 5
+
+
+def test_the_models_of_other_work_are_not_replaced(tmp_path):
+    mvkit.save(model(), tmp_path / "model.safetensors")
+    before = contents(tmp_path)
+    with pytest.raises(RequestError, match=r"model.safetensors is there, but no checkpoint"):
+        mvkit.fit(model(), rows(8), epochs=1, checkpoint=tmp_path)
+    assert before.items() <= contents(tmp_path).items()
+
+
+def test_only_half_written_files_of_mvkit_are_removed(tmp_path):
+    options = begun(tmp_path)
+    (tmp_path / ".precious.tmp").write_text("keep me")
+    (tmp_path / ".d.tmp").mkdir()
+    (tmp_path / ".model.safetensors.0123abcd.tmp").write_text("half")
+    mvkit.fit(model(), **options)
+    left = {path.name for path in tmp_path.glob(".*.tmp")}
+    assert left == {".precious.tmp", ".d.tmp"}
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_lock_is_not_looked_for_behind_a_link(exists, tmp_path):
+    target = tmp_path / "target"
+    if exists:
+        target.write_text("keep me")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").symlink_to(target)
+    with pytest.raises(RequestError, match=r"\.lock is a link or a folder; expected a file"):
+        mvkit.fit(model(), rows(8), epochs=1, checkpoint=tmp_path / "run")
+    assert not exists or target.read_text() == "keep me"
+    assert target.exists() == exists
+
+
+def test_what_a_lock_holds_stays(tmp_path):
+    (tmp_path / ".lock").write_text("keep me")
+    mvkit.fit(model(), rows(8), epochs=1, checkpoint=tmp_path)
+    assert (tmp_path / ".lock").read_text() == "keep me"
+
+
+# history
+
+
+def row_of(epoch):
+    return {"stage": 0, "epoch": epoch + 1, "loss": epoch / 7}
+
+
+def test_the_history_is_appended_to(tmp_path, monkeypatch):
+    folder = Folder(tmp_path, keep=1)
+    whole = []
+    monkeypatch.setattr(
+        safe_file, "write_whole", lambda path, blob: whole.append(path) or path.write_bytes(blob)
+    )
+    history = History()
+    for epoch in range(20):
+        history.rows.append(row_of(epoch) | ({"skipped": 1} if epoch in (7, 9) else {}))
+        folder.history(history)
+        lines = (tmp_path / "history.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == history.rows
+        assert (tmp_path / "history.csv").read_text() == history.to_csv()
+    names = [path.name for path in whole]
+    assert names == ["history.jsonl", "history.csv", "history.csv"]  # at first; a new column
+
+
+def test_a_run_costs_its_epochs_not_their_square(tmp_path):
+    folder = Folder(tmp_path, keep=1)
+    history = History()
+    seconds = []
+    for epoch in range(3000):
+        history.rows.append({f"metric {k}": 0.1 * epoch for k in range(20)})
+        start = time.perf_counter()
+        folder.history(history)
+        seconds.append(time.perf_counter() - start)
+    early, late = sorted(seconds[100:600])[250], sorted(seconds[-500:])[250]
+    assert late < 4 * early, (early, late)
+
+
+@pytest.mark.parametrize("harm", ["removed", "cut", "longer"])
+def test_files_of_the_history_that_somebody_changed_are_mended(harm, tmp_path):
+    def spoil(event):
+        if isinstance(event, EpochFinished) and event.row["epoch"] == 2:
+            for name in ("history.jsonl", "history.csv"):
+                path = tmp_path / name
+                text = path.read_text()
+                path.unlink()
+                if harm != "removed":
+                    path.write_text(text[:-9] if harm == "cut" else text + "nonsense")
+
+    options = {"epochs": 4, "batch_size": 4, "checkpoint": tmp_path}
+    history = mvkit.fit(model(), rows(8), listeners=[spoil], **options)
+    lines = (tmp_path / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == history.rows
+    assert (tmp_path / "history.csv").read_text() == history.to_csv()
+
+
+def test_columns_that_come_later_are_in_the_table(tmp_path):
+    stages = [mvkit.Stage("elbo", 2), mvkit.Stage("jmvae", 2)]
+    options = {"stages": stages, "checkpoint": tmp_path}
+    history = mvkit.fit(model("joint"), rows(8), **options)
+    assert len(history.columns) > len(history.rows[0])
+    assert (tmp_path / "history.csv").read_text() == history.to_csv()
+
+
+# events
+
+
+class Meddler:
+    @component.hookimpl
+    def mvkit_event(self, event):
+        if isinstance(event, EpochFinished):
+            event.row.clear()
+        if isinstance(event, RunFinished):
+            event.history.rows.clear()
+
+
+def test_events_are_copies():
+    heard = []
+    plugins.registry().manager.register(Meddler(), "meddler")
+    own = Meddler()
+    listeners = [own.mvkit_event, heard.append]
+    history = mvkit.fit(model(), rows(8), epochs=2, listeners=listeners)
+    plain = mvkit.fit(model(), rows(8), epochs=2)
+    assert history.rows == plain.rows
+    assert heard[-1].history.rows == plain.rows
+    told = [event.row for event in heard if isinstance(event, EpochFinished)]
+    assert told == plain.rows
+
+
+# files
+
+
+def test_a_file_keeps_its_permissions_and_a_link_stays_one(tmp_path):
+    private = tmp_path / "private"
+    safe_file.write_whole(private, b"old")
+    private.chmod(0o600)
+    link = tmp_path / "link"
+    link.symlink_to(private)
+    safe_file.write_whole(link, b"new")
+    assert link.is_symlink()
+    assert private.read_bytes() == b"new"
+    assert private.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_longest_names_can_be_written(tmp_path):
+    path = tmp_path / ("x" * 255)
+    safe_file.write_whole(path, b"new")
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="pipe"):
+        mvkit.load(tmp_path / "pipe")
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=r"No space left on device: '.*model.safetensors'"):
+        mvkit.save(model(), tmp_path / "model.safetensors")
