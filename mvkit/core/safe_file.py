@@ -22,6 +22,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from mvkit._version import __version__
+from mvkit.core.stored_tensors import Entries, tensors_of
 from mvkit.errors import CheckpointError
 
 Header = dict[str, Any]
@@ -29,6 +31,7 @@ FilePath = str | os.PathLike[str]
 
 FORMAT = 1
 KEY = "mvkit"
+LONGEST = 200  # bytes of a file's name that the name of its temporary file repeats
 
 # names of files that are being written
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp", re.DOTALL)
@@ -56,20 +59,28 @@ def write(path: FilePath, header: Mapping[str, object], tensors: Mapping[str, Te
 def write_whole(path: Path, blob: bytes | bytearray) -> None:
     """Writes a file that appears complete or not at all.
 
-    A temporary file beside it is written, synced and renamed. A file that was there before keeps
-    its permissions, and a link to a file stays one.
+    A temporary file beside it is written, synced and renamed. A file that is there already keeps
+    its permissions; a symbolic link stays, and the file that it leads to is written.
 
     Raises:
-        OSError: when it cannot be written; the error names the file, and nothing is left behind.
+        OSError: when the folder cannot be written, or the path is a pipe or a device; nothing is
+            left behind.
     """
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
-    if path.is_symlink() and path.exists():
-        path = path.resolve()
-    # a name of its own length at most, since systems limit it
-    temporary = path.with_name(f".{path.name[:-15]}.{secrets.token_hex(4)}.tmp")
+    permissions = _permissions(path)
+    temporary = path.with_name(_temporary_name(path.name))
     try:
-        _write_synced(temporary, blob, path)
+        # an ordinary new file: what the umask leaves of 0666
+        mode = 0o666 if permissions is None else 0o600
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            if permissions is not None:
+                os.chmod(temporary, permissions)
+            file.write(blob)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -91,15 +102,23 @@ def append(path: Path, blob: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _write_synced(temporary: Path, blob: bytes | bytearray, like: Path) -> None:
-    """Writes a new file to the disk, with the permissions of the file `like`, if there is one."""
-    # otherwise ordinary permissions: what the umask leaves of 0666
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-        if like.is_file():
-            os.fchmod(file.fileno(), stat.S_IMODE(like.stat().st_mode))
-        file.write(blob)
-        file.flush()
-        os.fsync(file.fileno())
+def _permissions(path: Path) -> int | None:
+    """The permissions of the file that will be replaced; None if there is none yet."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder the system says it itself
+        raise FileExistsError(
+            f"{path}: a pipe or a device, which cannot be replaced; choose another name"
+        )
+    return mode & 0o777
+
+
+def _temporary_name(name: str) -> str:
+    """A hidden name beside a file, short enough for file systems that take 255 bytes."""
+    beginning = os.fsdecode(os.fsencode(name)[:LONGEST])
+    return f".{beginning}.{secrets.token_hex(4)}.tmp"
 
 
 def read_header(path: FilePath) -> Header:
@@ -109,26 +128,45 @@ def read_header(path: FilePath) -> Header:
         CheckpointError: truncated, altered, of an unknown format, or no checkpoint of mvkit.
         OSError: when it cannot be read.
     """
-    if stat.S_ISFIFO(os.stat(path).st_mode):  # to open one waits for a writer
-        raise CheckpointError(f"{path}: a pipe; expected a checkpoint; take another path")
-    with open(path, "rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            raise CheckpointError(
-                f"{path}: truncated, or no checkpoint; 0 bytes; take another copy"
-            )
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as blob:
-            return _checked_header(blob, str(path))
+    with _mapped(path) as blob:
+        return _checked_header(blob, str(path))
 
 
 def read(path: FilePath) -> tuple[Header, dict[str, Tensor]]:
-    """Header and tensors of a file whose checksum fits; errors as in `read_header`."""
-    header = read_header(path)
+    """Header and tensors of a file whose checksum fits; errors as in `read_header`.
+
+    The file is opened once: the tensors are views of the bytes whose checksum was taken, also
+    where another file takes its place meanwhile.
+    """
+    blob = _mapped(path)
+    header, entries = _parsed(blob, str(path))
+    _check_digest(blob, str(path))
     try:
-        return header, safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
+        return header, tensors_of(blob, _header_end(blob), entries)
+    except (ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointError(
             f"{path}: its tensors cannot be read: {error}; take another copy"
         ) from None
+
+
+def _mapped(path: FilePath) -> mmap.mmap:
+    """The bytes of a regular file; what is written into them does not reach the file."""
+    with open(path, "rb", opener=_open_at_once) as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise CheckpointError(
+                f"{path}: a pipe or a device; expected a file; write its content to one first"
+            )
+        if not about.st_size:
+            raise CheckpointError(
+                f"{path}: truncated, or no checkpoint; 0 bytes; take another copy"
+            )
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a file; a pipe that nobody writes into does not keep it waiting."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _header_end(blob: bytearray | mmap.mmap) -> int:
@@ -147,27 +185,57 @@ def _digest_at(blob: bytearray | mmap.mmap, where: str) -> tuple[int, int]:
 
 
 def _checked_header(blob: mmap.mmap, where: str) -> Header:
+    """The header of a file, once its checksum fits."""
+    header, _ = _parsed(blob, where)
+    _check_digest(blob, where)
+    return header
+
+
+def _parsed(blob: mmap.mmap, where: str) -> tuple[Header, Entries]:
+    """The header of a file, and what it says of each tensor; the checksum is not looked at yet."""
     start = _header_end(blob)  # of the tensors
     if start == 8 or len(blob) < start:
         raise CheckpointError(
             f"{where}: truncated, or no checkpoint; {len(blob)} bytes; take another copy"
         )
     try:
-        outer = json.loads(blob[8:start])
-        header: Header = json.loads(outer.pop("__metadata__")[KEY])
-        end = start + max((tensor["data_offsets"][1] for tensor in outer.values()), default=0)
+        entries = json.loads(blob[8:start], object_pairs_hook=_without_repeats)
+        text = entries.pop("__metadata__")[KEY]
+        header: Header = json.loads(text, object_pairs_hook=_without_repeats)
+        end = start + max((tensor["data_offsets"][1] for tensor in entries.values()), default=0)
         written = header["format"]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise CheckpointError(
             f"{where}: no checkpoint of mvkit, or its header was altered; take another copy"
         ) from None
-    if written != FORMAT:
+    if type(written) is not int or written != FORMAT:
         raise CheckpointError(
             f"{where}: format {written!r}, this mvkit reads {FORMAT}; upgrade mvkit, or take "
-            "another copy"
+            f"another copy{other_version(header)}"
         )
     if len(blob) != end:
         raise CheckpointError(f"{where}: truncated: {len(blob)} bytes of {end}; take another copy")
+    return header, entries
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; raises ValueError if a key is there twice."""
+    items = dict(pairs)
+    if len(items) < len(pairs):
+        raise ValueError("a key that is there twice")
+    return items
+
+
+def other_version(header: Header) -> str:
+    """The end of a message about a file that another version of mvkit wrote; else nothing."""
+    written = header.get("mvkit", __version__)
+    if written == __version__:
+        return ""
+    return f" (written by mvkit {written!r}; this is mvkit {__version__!r})"
+
+
+def _check_digest(blob: mmap.mmap, where: str) -> None:
+    """Raises CheckpointError unless the checksum fits."""
     start, stop = _digest_at(blob, where)
     digest = hashlib.sha256(blob[:start])
     digest.update(_ZEROS.encode())
@@ -177,4 +245,3 @@ def _checked_header(blob: mmap.mmap, where: str) -> Header:
         raise CheckpointError(
             f"{where}: altered since it was saved: its checksum does not fit; take another copy"
         )
-    return header

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -14,6 +15,7 @@ from mvkit._version import __version__
 from mvkit.core import safe_file
 from mvkit.core.devices import device_of
 from mvkit.errors import CheckpointError, MvkitError
+from mvkit.models.claimed_tensors import REALS, Allowance, check_tensors
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel, check_model
 from mvkit.models.samplers import install
@@ -23,6 +25,8 @@ from mvkit.registry.spec import as_part, is_spec
 
 Header = dict[str, Any]  # plain JSON data
 Modules = Mapping[str, nn.Module] | None
+
+PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]*")
 
 
 def save(model: MultimodalModel, path: str | os.PathLike[str]) -> None:
@@ -75,6 +79,9 @@ def load(
 ) -> Model | Stack:
     """Reads a model back, in evaluation mode.
 
+    A header that describes far more than the tensors of the file is refused before it is built.
+    Weights that are NaN are named in a warning.
+
     Args:
         path: a file written by `save`.
         encoders: the modules that were given as encoders when the model was made, by modality.
@@ -83,9 +90,10 @@ def load(
         device: where to put it; `auto`: an accelerator if there is one.
 
     Raises:
-        CheckpointError: truncated, altered, of an unknown format, no checkpoint of mvkit at all,
-            needing a package that is not installed, or a module that was not given.
         RequestError: a device that is not there.
+        CheckpointError: truncated, altered, of an unknown format, no checkpoint of mvkit at all,
+            tensors that are not those of its header, a package that is not installed, or a module
+            that was not given.
     """
     place = device_of(device)
     header, weights = safe_file.read(path)
@@ -100,6 +108,7 @@ def load(
     except (MvkitError, RuntimeError, TypeError, LookupError, AttributeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: the model cannot be built again: {type(error).__name__}: {error}"
+            f"{safe_file.other_version(header)}"
         ) from error
 
 
@@ -118,10 +127,41 @@ def _loaded(
     _require_packages(header, where)
     for path, container, key in externals:
         container[key] = given[path]
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
-        model = rebuilt(header["model"]).to(getattr(torch, header["dtype"]))
-    model.load_state_dict(weights)
+    dtype = _dtype(header, where)
+    # the weights drawn here are overwritten
+    with torch.random.fork_rng(devices=[]), Allowance(weights, where):
+        model = rebuilt(header["model"])
+    check_tensors(model, weights, given.values(), where)
+    model.to(dtype).load_state_dict(weights)
+    _warn_of_nan(model, where)
     return model
+
+
+def _dtype(header: Header, where: str) -> torch.dtype:
+    """The kind of floating-point numbers that the model computes in."""
+    names = {str(dtype).removeprefix("torch."): dtype for dtype in REALS}
+    name = header["dtype"]
+    if name not in names:
+        expected = " or ".join(map(repr, names))
+        raise CheckpointError(
+            f"{where}: a model in {name!r}; expected {expected}; take another copy"
+        )
+    return names[name]
+
+
+def _warn_of_nan(model: nn.Module, where: str) -> None:
+    """Warns of weights that are NaN, by name."""
+    broken = []
+    for name, values in model.state_dict().items():
+        if values.is_floating_point() and bool(values.isnan().any()):
+            broken.append(name)
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        warnings.warn(
+            f"{where}: {', '.join(broken[:3])}{more} hold NaN, and so will what the model "
+            "returns; take an earlier checkpoint",
+            stacklevel=4,
+        )
 
 
 def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
@@ -199,6 +239,11 @@ def _require_packages(header: Header, where: str) -> None:
     for package, version in header.get("packages", {}).items():
         if package in offered:
             continue
+        if not PACKAGE.fullmatch(f"{package}=={version}"):  # nobody shall run what is said below
+            raise CheckpointError(
+                f"{where}: needs the package {package!r}, version {version!r}, which no package "
+                "can be called; take another copy"
+            )
         if package == "local":
             raise CheckpointError(
                 f"{where}: it has parts of a session; call mvkit.plugins.declare(…) for them, "
