@@ -18,7 +18,7 @@ from attrs.converters import optional
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from mvkit.core.raw_values import Columns, Source, as_tensor, signed
+from mvkit.core.raw_values import SIGNED, Columns, Source, as_tensor, signed
 from mvkit.core.row_picks import RowPick, row_index
 from mvkit.core.validation import Schema, conform_values
 from mvkit.errors import DataError, NothingObserved, ShapeError, suggest
@@ -227,7 +227,8 @@ def _pick(value: Any, index: Tensor | slice) -> Any:
     if isinstance(index, slice):
         return value[index]
     if isinstance(value, Tensor):
-        return signed(value).index_select(0, index)
+        value = signed(value) if value.dtype in SIGNED else value
+        return value.index_select(0, index)
     if isinstance(value, np.ndarray):
         return value[index.numpy()]
     return [value[i] for i in index.tolist()]

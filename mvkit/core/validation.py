@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from mvkit.core.likelihood import Likelihood
 from mvkit.core.modality import Modality
-from mvkit.core.raw_values import Names, Shape, Source, Step, signed
+from mvkit.core.raw_values import SIGNED, Names, Shape, Source, Step, signed
 from mvkit.errors import DataError, ShapeError
 
 Conformed = tuple[Tensor, Tensor, Tensor | None]  # values, observed rows, observed elements
@@ -243,7 +243,8 @@ def _typed(x: Tensor, schema: Schema, source: Source) -> tuple[Tensor, Tensor | 
     The flags (b, ..., 1) are those of class indices out of range, None if there are none. What is
     not observed may hold any index, so whoever knows what is observed refuses the others.
     """
-    x = signed(x)
+    if x.dtype in SIGNED:
+        x = signed(x)
     shape = schema.shapes[source.name]
     likelihood = schema.likelihoods[source.name]
     floats = x.dtype.is_floating_point
