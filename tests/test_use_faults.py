@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import mvkit
-from mvkit import Batch, Modality, Model, MultimodalDataset, RequestError, ShapeError
+from mvkit import Batch, Modality, Model, MultimodalDataset, RequestError, ShapeError, SpecError
+from mvkit.registry.builtin_parts import mvkit_components
 
 IDS = list("abcdefghi")
 
@@ -255,3 +256,43 @@ def test_streams_keep_their_first_rows():
     batches = [{"a": torch.randn(8, 3)} for _ in range(3)]
     history = mvkit.fit(model, iter(batches), epochs=1, progress=False)
     assert np.isfinite(history["loss"]).all()
+
+
+# combinations that cannot train are refused when the model is made
+
+
+@pytest.mark.parametrize(
+    "objective",
+    ["levels", {"name": "sum", "terms": ["elbo", "levels"]}, {"name": "levels", "kl_weight": 0.5}],
+    ids=str,
+)
+def test_the_objective_of_a_stack_is_refused_by_a_model(objective):
+    with pytest.raises(SpecError, match="'levels' is that of a Stack.*take 'elbo'"):
+        Model({"a": (3,)}, latent_dim=2, objective=objective)
+    model = Model({"a": (3,)}, latent_dim=2, seed=0)
+    with pytest.raises(SpecError, match="'levels' is that of a Stack"):
+        model.loss({"a": torch.zeros(2, 3)}, objective=objective)
+
+
+def built_in(kind):
+    return [part.name for part in mvkit_components() if part.kind == kind]
+
+
+@pytest.mark.parametrize("aggregator", built_in("aggregator"))
+@pytest.mark.parametrize("objective", built_in("objective"))
+@pytest.mark.filterwarnings("ignore:objective .* trains the unimodal encoders")
+def test_every_combination_of_names_trains_or_is_refused(aggregator, objective):
+    linear = {"encoder": {"name": "linear"}, "decoder": {"name": "linear"}}
+    modalities = {name: Modality((2,), **linear) for name in "abc"}
+    x = {name: torch.randn(3, 2) for name in "abc"}
+    x["a"][0] = torch.nan
+    options = {"aggregator": aggregator, "objective": objective, "latent_dim": 4, "seed": 0}
+    for prior in built_in("prior"):
+        for family in built_in("family"):
+            try:
+                model = Model(modalities, prior=prior, family=family, **options)
+            except SpecError:
+                continue
+            loss = model.loss(x).loss
+            loss.backward()
+            assert torch.isfinite(loss.detach())

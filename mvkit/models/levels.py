@@ -18,7 +18,8 @@ from mvkit.core.decoding import Decoding
 from mvkit.core.experts import Experts
 from mvkit.core.family import Family
 from mvkit.core.loss import Loss
-from mvkit.errors import RequestError
+from mvkit.core.modality import Sizes
+from mvkit.errors import RequestError, SpecError
 from mvkit.models.inference import evaluation
 from mvkit.parts.latent_model import LatentModel
 from mvkit.parts.objectives.elbo import ELBO
@@ -67,6 +68,13 @@ class Levels(Objective):
 
     levels: tuple[Any, ...] = parts("objective", default=())
     kl_weight: float = factor()
+
+    def build(self, sizes: Sizes) -> Objective:
+        """Refuses a `Model`, which has one level: a stack builds the levels' own objectives."""
+        raise SpecError(
+            "objective 'levels' is that of a Stack, one for each of two levels; take 'elbo', or "
+            "mvkit.Stack([bottom, top], objective=…)"
+        )
 
     def forward(self, model: TwoLevels, batch: Batch, experts: Experts) -> Loss:  # type: ignore[override]
         bottom, top = model.bottom, model.top
