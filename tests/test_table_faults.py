@@ -528,3 +528,57 @@ def test_ids_of_days():
     days = [datetime.date(2020, 1, i + 1) for i in range(8)]
     data = from_tables({"a": NUMBERS.set_axis(days), "b": NUMBERS.set_axis(days[::-1])})
     assert data.batch.data["b"][:, 0].tolist() == [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
+
+
+# the way back to the user's units
+
+
+def test_what_fills_a_gap_is_as_precise_as_the_table():
+    noise = np.random.default_rng(0).normal(size=8)
+    seconds = 1.6e9 + noise  # float32 knows them to 128
+    tables = {"n": NUMBERS, "t": table(s=seconds)}
+    data = from_tables(tables).fit_transforms({"t": "standardise"})
+    model = mvkit.Model(data.modalities, latent_dim=1, seed=0)
+    step = data.modalities["t"].transform[0]
+    asked = {"n": NUMBERS, "t": table(s=gappy(list(seconds)))}
+    generator = torch.Generator().manual_seed(0)
+    imputation = mvkit.impute(model, asked, quantiles=(0.5,), draws=True, generator=generator)
+    generator.manual_seed(0)
+    z = model.translate(asked, ["t"], units="model", n=100, generator=generator)["t"]
+    expected = z.double().mean(0)[3, 0].item() * step.scale[0] + step.mean[0]
+    assert imputation.filled["t"]["s"]["d"] == pytest.approx(expected, abs=1e-6)
+    assert len({draw["t"]["s"]["d"] for draw in imputation.draws}) == 100
+    assert 0.5 < imputation.sd["t"]["s"]["d"] < 2
+    added = mvkit.impute(model, {"n": NUMBERS}, to=["t"])["t"]["s"]
+    assert added.dtype == np.float64
+    assert len(set(added)) == 8
+    arrays = mvkit.impute(model, {"n": NUMBERS.to_numpy(np.float32)}, to=["t"])
+    assert arrays["t"].dtype == np.float32
+
+
+def test_bits_are_never_mixed_with_grey_levels():
+    grey = np.random.default_rng(0).uniform(0, 255, size=(8, 2))
+    data = MultimodalDataset.from_arrays({"n": np.arange(8.0)[:, None], "g": grey})
+    data = data.fit_transforms({"g": {"name": "binarise", "threshold": 128.0}})
+    model = mvkit.Model(data.modalities, latent_dim=1, seed=0)
+    holes = grey.copy()
+    holes[3] = np.nan
+    rows = {"n": np.arange(8.0)[:, None], "g": holes}
+    with pytest.raises(mvkit.RequestError, match="impute: 'g' went through .*cannot be undone"):
+        mvkit.impute(model, rows)
+    single = grey.copy()
+    single[3, 1] = np.nan
+    with pytest.raises(mvkit.RequestError, match=r"leave it out of\s+to=, or give the data as"):
+        mvkit.impute(model, rows | {"g": single}, quantiles=(0.5,))
+    filled = mvkit.impute(model, rows, to=["n"])
+    np.testing.assert_array_equal(filled["g"], holes)
+    chain = data.fit_transforms({"g": ["standardise", {"name": "binarise", "threshold": -1.0}]})
+    with pytest.raises(mvkit.RequestError, match="cannot be undone"):
+        mvkit.impute(mvkit.Model(chain.modalities, latent_dim=1), rows)
+    complete = mvkit.impute(model, rows | {"g": grey})
+    np.testing.assert_array_equal(complete["g"], grey)
+    bits = np.where(np.isnan(holes), np.nan, holes > 128)
+    data = MultimodalDataset.from_arrays({"g": bits}, modalities={"g": "bernoulli"})
+    model = mvkit.Model(data.fit_transforms({"g": "binarise"}).modalities, latent_dim=1, seed=0)
+    answer = mvkit.impute(model, {"g": bits}, empty="prior")["g"]
+    assert ((answer[3] > 0) & (answer[3] < 1)).all()
