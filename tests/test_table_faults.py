@@ -582,3 +582,52 @@ def test_bits_are_never_mixed_with_grey_levels():
     model = mvkit.Model(data.fit_transforms({"g": "binarise"}).modalities, latent_dim=1, seed=0)
     answer = mvkit.impute(model, {"g": bits}, empty="prior")["g"]
     assert ((answer[3] > 0) & (answer[3] < 1)).all()
+
+
+# ids that are not seen as such
+
+
+@pytest.mark.parametrize("name", ["id", "patient", "sample_id", "patientID", "Subject", "barcode"])
+def test_ids_left_in_a_column_are_refused(name):
+    rna = pandas.DataFrame({name: [3, 1, 2], "x": [1.0, 2.0, 3.0]})
+    protein = pandas.DataFrame({name: [1, 2, 3], "p": [4.0, 5.0, 6.0]})
+    with pytest.raises(DataError, match=rf"no ids, and a column '{name}'.*give id='{name}'"):
+        from_tables({"rna": rna, "protein": protein})
+    data = from_tables({"rna": rna, "protein": protein}, id=name)
+    assert data.batch.data["protein"][:, 0].tolist() == [6.0, 4.0, 5.0]
+
+
+def test_columns_that_are_no_ids_are_features():
+    for name, values in {"width": [3, 1, 2], "id": [1, 1, 2], "valid": [3, 1, 2]}.items():
+        frame = pandas.DataFrame({name: values, "x": [1.0, 2.0, 3.0]})
+        assert from_tables({"a": frame, "b": frame}).modalities["b"].features == (name, "x")
+    single = pandas.DataFrame({"id": [3, 1, 2]})
+    assert from_tables({"a": single}).modalities["a"].features == ("id",)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("s1", "s1 "), ("\ts1", "s1"), ("caf\u00e9", "cafe\u0301")]
+)
+def test_ids_that_only_look_alike_are_refused(first, second):
+    ids = {"a": ["p", first], "b": ["p", second]}
+    arrays = {"a": np.ones((2, 1)), "b": np.ones((2, 1))}
+    with pytest.raises(DataError, match=r"data\['b'\]: id .* looks like .* of 'a'.*str\.strip"):
+        MultimodalDataset.from_arrays(arrays, ids=ids)
+    data = MultimodalDataset.from_arrays(arrays, ids=ids, disjoint=True)
+    assert data.ids.tolist() == ["p", first, second]
+
+
+def test_numbers_that_the_model_cannot_hold_are_called_by_their_value():
+    model = mvkit.Model({"a": (2,)}, latent_dim=1, seed=0)
+    large = np.array([[1.0, 2.0], [3.0, -1e39]])
+    with pytest.raises(DataError, match=r"row 1, element \(1,\): -1e\+39 is more than float32"):
+        model.encode({"a": large})
+    tables = pandas.DataFrame(large, ["p", "q"], ["u", "v"])
+    with pytest.raises(DataError, match=r"\(id 'q'\), column 'v': -1e\+39 is more than float32"):
+        model.encode({"a": tables})
+    with pytest.raises(DataError, match="inf"):
+        model.encode({"a": np.array([[1.0, np.inf]])})
+    mask = torch.tensor([[True], [False]])
+    hidden = mvkit.Batch({"a": large}, mask)
+    assert torch.isfinite(model.encode(hidden, empty="prior")).all()
+    assert torch.isfinite(model.double().encode({"a": large})).all()
