@@ -528,3 +528,106 @@ def test_ids_of_days():
     days = [datetime.date(2020, 1, i + 1) for i in range(8)]
     data = from_tables({"a": NUMBERS.set_axis(days), "b": NUMBERS.set_axis(days[::-1])})
     assert data.batch.data["b"][:, 0].tolist() == [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
+
+
+# the way back to the user's units
+
+
+def test_what_fills_a_gap_is_as_precise_as_the_table():
+    noise = np.random.default_rng(0).normal(size=8)
+    seconds = 1.6e9 + noise  # float32 knows them to 128
+    tables = {"n": NUMBERS, "t": table(s=seconds)}
+    data = from_tables(tables).fit_transforms({"t": "standardise"})
+    model = mvkit.Model(data.modalities, latent_dim=1, seed=0)
+    step = data.modalities["t"].transform[0]
+    asked = {"n": NUMBERS, "t": table(s=gappy(list(seconds)))}
+    generator = torch.Generator().manual_seed(0)
+    imputation = mvkit.impute(model, asked, quantiles=(0.5,), draws=True, generator=generator)
+    generator.manual_seed(0)
+    z = model.translate(asked, ["t"], units="model", n=100, generator=generator)["t"]
+    expected = z.double().mean(0)[3, 0].item() * step.scale[0] + step.mean[0]
+    assert imputation.filled["t"]["s"]["d"] == pytest.approx(expected, abs=1e-6)
+    assert len({draw["t"]["s"]["d"] for draw in imputation.draws}) == 100
+    assert 0.5 < imputation.sd["t"]["s"]["d"] < 2
+    added = mvkit.impute(model, {"n": NUMBERS}, to=["t"])["t"]["s"]
+    assert added.dtype == np.float64
+    assert len(set(added)) == 8
+    arrays = mvkit.impute(model, {"n": NUMBERS.to_numpy(np.float32)}, to=["t"])
+    assert arrays["t"].dtype == np.float32
+
+
+def test_bits_are_never_mixed_with_grey_levels():
+    grey = np.random.default_rng(0).uniform(0, 255, size=(8, 2))
+    data = MultimodalDataset.from_arrays({"n": np.arange(8.0)[:, None], "g": grey})
+    data = data.fit_transforms({"g": {"name": "binarise", "threshold": 128.0}})
+    model = mvkit.Model(data.modalities, latent_dim=1, seed=0)
+    holes = grey.copy()
+    holes[3] = np.nan
+    rows = {"n": np.arange(8.0)[:, None], "g": holes}
+    with pytest.raises(mvkit.RequestError, match="impute: 'g' went through .*cannot be undone"):
+        mvkit.impute(model, rows)
+    single = grey.copy()
+    single[3, 1] = np.nan
+    with pytest.raises(mvkit.RequestError, match=r"leave it out of\s+to=, or give the data as"):
+        mvkit.impute(model, rows | {"g": single}, quantiles=(0.5,))
+    filled = mvkit.impute(model, rows, to=["n"])
+    np.testing.assert_array_equal(filled["g"], holes)
+    chain = data.fit_transforms({"g": ["standardise", {"name": "binarise", "threshold": -1.0}]})
+    with pytest.raises(mvkit.RequestError, match="cannot be undone"):
+        mvkit.impute(mvkit.Model(chain.modalities, latent_dim=1), rows)
+    complete = mvkit.impute(model, rows | {"g": grey})
+    np.testing.assert_array_equal(complete["g"], grey)
+    bits = np.where(np.isnan(holes), np.nan, holes > 128)
+    data = MultimodalDataset.from_arrays({"g": bits}, modalities={"g": "bernoulli"})
+    model = mvkit.Model(data.fit_transforms({"g": "binarise"}).modalities, latent_dim=1, seed=0)
+    answer = mvkit.impute(model, {"g": bits}, empty="prior")["g"]
+    assert ((answer[3] > 0) & (answer[3] < 1)).all()
+
+
+# ids that are not seen as such
+
+
+@pytest.mark.parametrize("name", ["id", "patient", "sample_id", "patientID", "Subject", "barcode"])
+def test_ids_left_in_a_column_are_refused(name):
+    rna = pandas.DataFrame({name: [3, 1, 2], "x": [1.0, 2.0, 3.0]})
+    protein = pandas.DataFrame({name: [1, 2, 3], "p": [4.0, 5.0, 6.0]})
+    with pytest.raises(DataError, match=rf"no ids, and a column '{name}'.*give id='{name}'"):
+        from_tables({"rna": rna, "protein": protein})
+    data = from_tables({"rna": rna, "protein": protein}, id=name)
+    assert data.batch.data["protein"][:, 0].tolist() == [6.0, 4.0, 5.0]
+
+
+def test_columns_that_are_no_ids_are_features():
+    for name, values in {"width": [3, 1, 2], "id": [1, 1, 2], "valid": [3, 1, 2]}.items():
+        frame = pandas.DataFrame({name: values, "x": [1.0, 2.0, 3.0]})
+        assert from_tables({"a": frame, "b": frame}).modalities["b"].features == (name, "x")
+    single = pandas.DataFrame({"id": [3, 1, 2]})
+    assert from_tables({"a": single}).modalities["a"].features == ("id",)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("s1", "s1 "), ("\ts1", "s1"), ("caf\u00e9", "cafe\u0301")]
+)
+def test_ids_that_only_look_alike_are_refused(first, second):
+    ids = {"a": ["p", first], "b": ["p", second]}
+    arrays = {"a": np.ones((2, 1)), "b": np.ones((2, 1))}
+    with pytest.raises(DataError, match=r"data\['b'\]: id .* looks like .* of 'a'.*str\.strip"):
+        MultimodalDataset.from_arrays(arrays, ids=ids)
+    data = MultimodalDataset.from_arrays(arrays, ids=ids, disjoint=True)
+    assert data.ids.tolist() == ["p", first, second]
+
+
+def test_numbers_that_the_model_cannot_hold_are_called_by_their_value():
+    model = mvkit.Model({"a": (2,)}, latent_dim=1, seed=0)
+    large = np.array([[1.0, 2.0], [3.0, -1e39]])
+    with pytest.raises(DataError, match=r"row 1, element \(1,\): -1e\+39 is more than float32"):
+        model.encode({"a": large})
+    tables = pandas.DataFrame(large, ["p", "q"], ["u", "v"])
+    with pytest.raises(DataError, match=r"\(id 'q'\), column 'v': -1e\+39 is more than float32"):
+        model.encode({"a": tables})
+    with pytest.raises(DataError, match="inf"):
+        model.encode({"a": np.array([[1.0, np.inf]])})
+    mask = torch.tensor([[True], [False]])
+    hidden = mvkit.Batch({"a": large}, mask)
+    assert torch.isfinite(model.encode(hidden, empty="prior")).all()
+    assert torch.isfinite(model.double().encode({"a": large})).all()

@@ -93,7 +93,25 @@ def conform_values(schema: Schema, source: Source, b: int) -> Conformed:
     text = source.columns is not None and source.columns.words
     if elements is None and no_class is None and not (steps or text) and _plain(x, likelihood):
         return _masked(x, source.observed)
+    if not steps:
+        _check_range(schema, source)
     return _examined(schema, source, x, elements, steps, no_class)
+
+
+def _check_range(schema: Schema, source: Source) -> None:
+    """Raises DataError for finite values that the model's dtype cannot hold, which become inf."""
+    x = source.x
+    if x is None or not x.is_floating_point():
+        return
+    limit = torch.finfo(schema.dtype).max
+    bad = torch.isfinite(x) & (x.abs() > limit)
+    if source.observed is not None:
+        bad = bad & _expand(source.observed.to(x.device), bad)
+    if source.elements is not None and source.elements.shape == x.shape:
+        bad = bad & source.elements.to(x.device)
+    kind = str(schema.dtype).removeprefix("torch.")
+    fault = f"is more than {kind} holds, {limit:.2g}; expected smaller numbers; scale the data"
+    _refuse(bad, x, source, fault, source.columns.names if source.columns else ())
 
 
 def _steps(schema: Schema, source: Source) -> tuple[Step, ...]:

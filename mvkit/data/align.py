@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import numbers
+import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -52,7 +53,7 @@ def align(tables: Mapping[str, Table], *, disjoint: bool = False) -> Batch:
         disjoint: whether a table may share no id with any other.
 
     Raises:
-        DataError: ids that occur twice, or that no other table has.
+        DataError: ids that occur twice, that no other table has, or that only look alike.
         ShapeError: lengths that differ without ids.
     """
     lengths = {name: len(table.values) for name, table in tables.items()}
@@ -68,6 +69,7 @@ def align(tables: Mapping[str, Table], *, disjoint: bool = False) -> Batch:
     named = {name: _ids(name, table) for name, table in tables.items()}
     if not disjoint:
         _check_overlap(named)
+        _check_lookalikes(named)
     ids = list(dict.fromkeys(itertools.chain.from_iterable(named.values())))
     places = {id: place for place, id in enumerate(ids)}
     rows = {}
@@ -104,6 +106,8 @@ def _ids(name: str, table: Table) -> Ids:
 def check_ids(where: str, ids: Iterable[object]) -> None:
     """Raises DataError for an id that is missing, or that is no single value."""
     for row, id in enumerate(ids):
+        if type(id) is str or type(id) is int:  # as most are
+            continue
         try:
             hash(id)
         except TypeError:
@@ -138,6 +142,26 @@ def _check_overlap(ids: Mapping[str, Ids]) -> None:
                 f"in another modality, such as {theirs!r} ({type(theirs).__name__}) of "
                 f"{others[0]!r}; make them alike, or say disjoint=True"
             )
+
+
+def _check_lookalikes(ids: Mapping[str, Ids]) -> None:
+    """Raises DataError for ids that differ by nothing that one sees, so would be two rows."""
+    seen: dict[str, tuple[str, str]] = {}
+    for name, own in ids.items():
+        for id in own:
+            if not isinstance(id, str):
+                continue
+            plain = id.strip()
+            if not plain.isascii():
+                plain = unicodedata.normalize("NFC", plain)
+            other, place = seen.setdefault(plain, (id, name))
+            if other != id:
+                raise DataError(
+                    f"data[{name!r}]: id {id!r} ({id!a}) looks like {other!r} "
+                    f"({other!a}) of {place!r}, and differs by spaces or the encoding of "
+                    "accents; make them alike (str.strip, unicodedata.normalize), or say "
+                    "disjoint=True"
+                )
 
 
 def _joined(tables: Mapping[str, Table], rows: Mapping[str, Tensor], b: int) -> Batch:

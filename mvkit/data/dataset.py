@@ -124,6 +124,7 @@ class MultimodalDataset:
         _check_mapping(frames, "from_tables", "a table")
         read = {name: tables.frame_of(name, frame, id) for name, frame in frames.items()}
         tables.check_lengths(read)
+        tables.check_no_ids_left(read)
         if isinstance(label, str):
             label = tables.pop_label(read, label)
         elif not (label is None or isinstance(label, Mapping) or library(label) == "pandas"):

@@ -19,9 +19,8 @@ import mmap
 import os
 import secrets
 import shutil
-import struct
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,10 @@ from mvkit.core.blocks import block_size, block_slices
 from mvkit.core.modality import Modality, ModalityLike, as_modalities
 from mvkit.data.align import as_list
 from mvkit.data.batch_order import order, windowed
+from mvkit.data.row_values import to_json
+from mvkit.data.shard_index import Kind, inside, read_index, tensors_at
 from mvkit.data.sources import observed
-from mvkit.errors import DataError, ShapeError
+from mvkit.errors import DataError, ShapeError, check_whole_number
 from mvkit.registry.spec import to_dict
 
 INDEX = "index.safetensors"
@@ -66,8 +67,10 @@ def save_shards(
 
     Raises:
         FileExistsError: the folder is not empty.
-        DataError: no rows; modalities whose networks are modules.
-        ShapeError: batches that differ in shape, dtype or keys.
+        DataError: no rows; modalities whose networks are modules; ids or other values that no
+            file can hold.
+        ShapeError: batches that differ in shape, dtype or keys, or modalities in length.
+        RequestError: a number of rows that cannot be.
     """
     target = Path(folder)
     checked = as_modalities(modalities)
@@ -93,10 +96,29 @@ def save_shards(
 
 def _parts(batches: Batch | Iterable[Batch], rows_per_shard: int | None) -> Iterator[Batch]:
     """The rows of each shard."""
+    if rows_per_shard is not None:
+        check_whole_number("save: rows_per_shard", rows_per_shard, 1)
     for batch in [batches] if isinstance(batches, Batch) else batches:
+        _check_lengths(batch)
         row = sum(value[:1].nbytes for value in batch.data.values())
         size = rows_per_shard or block_size(row, SHARD, item_size=1)
         yield from map(batch.take, block_slices(len(batch), size))
+
+
+def _check_lengths(batch: object) -> None:
+    """Raises for anything but a batch, and for one whose modalities differ in length."""
+    if not isinstance(batch, Batch):
+        raise DataError(
+            f"save: got a {type(batch).__name__}; expected a Batch, or an iterable of them; wrap "
+            "values in mvkit.Batch"
+        )
+    known = {f"extra {name!r}": value for name, value in batch.extra.items()}
+    for name, value in {**batch.data, **known}.items():
+        if isinstance(value, Sized) and len(value) != len(batch):
+            raise ShapeError(
+                f"save: {name}: {len(value)} values for {len(batch)} rows; expected one for each; "
+                "give NaN rows or a mask for rows that it lacks"
+            )
 
 
 def _write(parts: Iterable[Batch], folder: Path, modalities: dict[str, Modality]) -> None:
@@ -155,8 +177,8 @@ def _joined(extra: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         if all(isinstance(part, Tensor) for part in parts):
             tensors[f"extra/{key}"] = torch.cat(parts)
         else:
-            values = itertools.chain.from_iterable(map(as_list, parts))
-            text = bytearray(json.dumps(list(values)).encode())
+            values = list(itertools.chain.from_iterable(map(as_list, parts)))
+            text = bytearray(json.dumps(to_json(values, key)).encode())
             tensors[f"json/{key}"] = torch.frombuffer(text, dtype=torch.uint8)
     return tensors
 
@@ -208,20 +230,12 @@ class Shards:
                 f"{folder}: no folder of shards: {INDEX} is not there; expected one that save "
                 "wrote"
             )
-        header, tensors = safe_file.read(self.folder / INDEX)
-        specs = {name: header["modalities"][name] for name in header["order"]}
-        self.modalities = as_modalities(specs)
-        self.kinds: dict[str, tuple[torch.dtype, list[int]]] = {}
-        for key, (dtype, shape) in header["kinds"].items():
-            self.kinds[key] = (getattr(torch, dtype), shape)
-        extra = {}
-        for key, value in tensors.items():
-            kind, _, name = key.partition("/")
-            if kind != "mask":
-                extra[name] = value if kind == "extra" else json.loads(value.numpy().tobytes())
-        self.mask: Tensor | None = tensors["mask"]
-        self.extra: dict[str, Any] = extra
-        self.shards: list[dict[str, Any]] = header["shards"]
+        index = read_index(self.folder / INDEX)
+        self.modalities = index.modalities
+        self.kinds = index.kinds
+        self.mask: Tensor | None = index.mask
+        self.extra = index.extra
+        self.shards = index.shards
         self.counts = [shard["rows"] for shard in self.shards]
         self._ends = np.cumsum(self.counts)
         self._maps: dict[int, _Map] = {}
@@ -230,7 +244,7 @@ class Shards:
             self._check(shard, verify)
 
     def _check(self, shard: dict[str, Any], verify: bool) -> None:
-        path = self.folder / shard["file"]
+        path = inside(self.folder, shard["file"])
         size = path.stat().st_size if path.is_file() else None
         fault = None
         if size is None:
@@ -293,7 +307,8 @@ class Shards:
                 self._give_back(shard["bytes"] if whole else 0)
                 if len(self._maps) >= MAPS:
                     self._maps.pop(next(iter(self._maps)))
-                mapped = _Map(self.folder / shard["file"], shard["rows"], whole)
+                path = inside(self.folder, shard["file"])
+                mapped = _Map(path, shard["rows"], whole, self.kinds)
             self._maps[i] = mapped
             return mapped
 
@@ -318,9 +333,13 @@ class _Map:
         path: its file.
         rows: number of its rows.
         whole: read it now, in one go instead of page by page.
+        kinds: the tensors that it may have.
+
+    Raises:
+        DataError: a file that is no shard, or not the one of the index.
     """
 
-    def __init__(self, path: Path, rows: int, whole: bool) -> None:
+    def __init__(self, path: Path, rows: int, whole: bool, kinds: Mapping[str, Kind]) -> None:
         flags = mmap.MAP_SHARED
         if whole:
             flags |= getattr(mmap, "MAP_POPULATE", 0)  # only Linux has it
@@ -329,14 +348,10 @@ class _Map:
         if not whole:
             self.memory.madvise(mmap.MADV_RANDOM)
         self.touched = len(self.memory) if whole else 0  # bytes that may have been read
-        size = 8 + struct.unpack("<Q", self.memory[:8])[0]
-        header = json.loads(self.memory[8:size])
-        header.pop("__metadata__", None)
         self.tensors = {}
-        for key, stored in header.items():
-            start, stop = stored["data_offsets"]
-            flat = np.frombuffer(self.memory, np.uint8, stop - start, size + start)
-            self.tensors[key] = flat.reshape(rows, (stop - start) // rows)
+        for key, (start, row) in tensors_at(self.memory, path, rows, kinds).items():
+            flat = np.frombuffer(self.memory, np.uint8, rows * row, start)
+            self.tensors[key] = flat.reshape(rows, row)
 
     def copy(self, rows: np.ndarray, into: Mapping[str, np.ndarray], places: np.ndarray) -> None:
         """Copies rows (n,) of each tensor, as bytes, to `places` (n,).

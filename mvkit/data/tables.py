@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import numbers
+import re
 from collections.abc import Hashable, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ NULLABLE = {
     f"{sign}Int{bits}": f"{sign}Int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)
 }
 NULLABLE["Boolean"] = "boolean"
+_IDS = re.compile(r"(?i:(\b|_)(id|ids|key|index)$|patient|subject|sample|barcode)|[a-z]I[Dd]$")
 
 
 def is_table(value: object) -> bool:
@@ -215,6 +217,23 @@ def check_lengths(frames: Mapping[str, DataFrame]) -> None:
             f"tables: no ids, and lengths that differ: {lengths}; expected an index of ids, by "
             "which rows are aligned; use set_index, or give id='column'"
         )
+
+
+def check_no_ids_left(frames: Mapping[str, DataFrame]) -> None:
+    """Raises DataError where rows merely count, and every table has its ids in a column."""
+    if len(frames) < 2 or not all(map(only_counts_rows, frames.values())):
+        return
+    first, *others = frames.values()
+    for name in first.columns:
+        if not _IDS.search(str(name)) or not all(name in frame.columns for frame in others):
+            continue
+        columns = [frame[name] for frame in frames.values()]
+        if all(column.dtype.kind in "iu" and column.is_unique for column in columns):
+            raise DataError(
+                f"tables: no ids, and a column {name!r} of whole numbers that differ in each; "
+                f"expected ids, by which rows are aligned; give id={name!r}, or drop or rename "
+                "the column if it is none"
+            )
 
 
 def from_frames(tables: Mapping[str, object], id: str | None = None) -> Batch:

@@ -38,14 +38,16 @@ class Transform(RenamedMethods, ABC):
     To implement one, decorate a subclass with `@spec` and write `forward` and `inverse`; if it
     learns numbers, `fit` too, which returns a spec that holds them, and `ready`. Set `likelihood`
     if its values need one; `classes` if it adds a class axis at the end; `drawn` if values are
-    probabilities of bits to draw in training; `support` and `out_of_support` to refuse values that
-    cannot be. `words` are the categories that numbers stand for.
+    probabilities of bits to draw in training; `invertible = False` if nothing brings its values
+    back, so that nobody mixes them with the user's; `support` and `out_of_support` to refuse
+    values that cannot be. `words` are the categories that numbers stand for.
     """
 
     renamed: ClassVar = {"outside": "out_of_support"}
     likelihood: str | None = None
     classes: bool = False
     drawn: bool = False
+    invertible: bool = True
     support: str = "finite numbers"
 
     @abstractmethod
@@ -281,8 +283,27 @@ class Binarise(Transform):
     def inverse(self, x: Tensor) -> Tensor:
         return x
 
+    @property
+    def invertible(self) -> bool:  # type: ignore[override]
+        """Whether values stay as they are: a threshold leaves nothing of them but bits."""
+        return self.drawn
+
     def out_of_support(self, x: Tensor) -> Tensor:
         return ~((x >= 0) & (x <= 1)) if self.drawn else ~torch.isfinite(x)
+
+
+def keep_units(steps: Sequence[Transform], x: Tensor) -> bool:
+    """Whether values that went through transforms can stand beside the raw ones x (b, *shape).
+
+    They can where each is undone, or leaves values as they are. NaN where missing.
+    """
+    if all(step.invertible for step in steps):
+        return True
+    missing = torch.isnan(x)
+    changed = torch.where(missing, 0.0, x)
+    for step in steps:
+        changed = step.forward(changed)
+    return bool((missing | (changed == x)).all())
 
 
 def fitted(name: str, modality: Modality, x: Tensor, wanted: Steps) -> Modality:

@@ -125,27 +125,33 @@ def _with_numbers(
     """
     from pandas import DataFrame, concat
 
+    names = frame.columns.tolist()
+    dtypes = frame.dtypes.tolist()
     touched = np.logical_or.reduce(changed)
     pieces = [frame.loc[:, ~touched]]
     blocks: dict[Any, list[int]] = {}
+    rounded: dict[int, object] = {}
     for i in touched.nonzero()[0].tolist():
-        kind = frame.dtypes.iloc[i]
-        before = kinds.get(frame.columns[i])
+        kind = dtypes[i]
+        before = kinds.get(names[i])
         if before is not None and before.kind in "iub":
-            column = _rounded(frame.iloc[:, i], values[:, i], changed[:, i], before)
-            pieces.append(column.to_frame())
+            rounded[i] = _rounded(frame.iloc[:, i].array, values[:, i], changed[:, i], before)
         else:
             floats = kind if kind.kind == "f" else np.dtype(np.float64)
             blocks.setdefault(floats, []).append(i)
+    if rounded:
+        columns = DataFrame(rounded, frame.index)
+        columns.columns = frame.columns[list(rounded)]
+        pieces.append(columns)
     for kind, places in blocks.items():
         old = frame.iloc[:, places]
         new = np.where(changed[:, places], values[:, places], numbers_of(old))
         pieces.append(DataFrame(new, old.index, old.columns).astype(kind))
-    return concat(pieces, axis=1)[frame.columns.tolist()]
+    return concat(pieces, axis=1)[names]
 
 
-def _rounded(old: Series, values: Array, changed: Bools, kind: Any) -> Series:
-    """A column of whole numbers or bits with new values (b,), the nearest that its dtype holds."""
+def _rounded(old: Any, values: Array, changed: Bools, kind: Any) -> object:
+    """Whole numbers or bits, an array of pandas, with new values (b,) of its dtype before."""
     new = values[changed]
     if kind.kind == "b":
         new = new > 0.5
@@ -153,8 +159,8 @@ def _rounded(old: Series, values: Array, changed: Bools, kind: Any) -> Series:
         limits = np.iinfo(getattr(kind, "numpy_dtype", kind))
         new = np.array([min(max(round(x), limits.min), limits.max) for x in new.tolist()])
     column = old.copy()
-    column.array[changed] = new
-    return column.astype(kind)
+    column[changed] = new
+    return column if column.dtype == kind else column.astype(kind)
 
 
 def _with_words(frame: DataFrame, values: Array, changed: Bools, words: Words) -> DataFrame:

@@ -22,6 +22,7 @@ from mvkit.data import write_tables
 from mvkit.data.align import widened
 from mvkit.data.dataset import MultimodalDataset, Rows, as_batch
 from mvkit.data.tables import from_frames, is_table
+from mvkit.data.transforms import keep_units
 from mvkit.data.write_tables import Frame, words_of
 from mvkit.errors import RequestError, check_option, check_whole_number, suggest
 from mvkit.models import inference
@@ -89,6 +90,10 @@ def impute(
         empty: rows that observe nothing: `error`, or filled from the `prior`.
         generator: source of randomness.
 
+    Raises:
+        RequestError: options that cannot be; gaps among values that a transform changed for good,
+            such as grey levels that became bits.
+
     Example:
         >>> import numpy as np, mvkit
         >>> model = mvkit.Model({"a": (2,), "b": (1,)}, latent_dim=1, seed=0)
@@ -113,9 +118,9 @@ def impute(
     def statistics(block: Batch) -> Tensors:
         values = {}
         for name, x in model.translate(block, names, units="model", **options).items():
-            values[f"mean/{name}"] = model.modalities[name].restore(x.mean(0, keepdim=True))
+            values[f"mean/{name}"] = _restored(model, name, x.mean(0, keepdim=True))
         if uncertain:
-            samples = model.translate(block, names, sample=True, **options)
+            samples = model.translate(block, names, units="model", sample=True, **options)
             values |= _spread(samples, model, shares, draws)
         return {key: value.cpu() for key, value in values.items()}
 
@@ -134,12 +139,27 @@ def impute(
     return Imputation(filled("mean"), filled("sd"), quantile, drawn)
 
 
+def _restored(model: MultimodalModel, name: str, x: Tensor) -> Tensor:
+    """Values in the user's units; where transforms are undone, in float64.
+
+    In the model's own float32 a day in seconds would be off by a minute.
+    """
+    modality = model.modalities[name]
+    if not modality.transform or x.device.type == "mps":  # which has no float64
+        return modality.restore(x)
+    return modality.restore(x.double())
+
+
 def _spread(
     samples: Tensors, model: MultimodalModel, shares: Sequence[float], draws: bool
 ) -> Tensors:
-    """Deviations, quantiles and, if asked for, samples, (k, b, *raw_shape)."""
+    """Deviations, quantiles and, if asked for, samples, (k, b, *raw_shape).
+
+    Samples (n, b, *shape) are in the model's units, what comes back in the user's.
+    """
     values = {}
-    for name, x in samples.items():
+    for name, modelled in samples.items():
+        x = _restored(model, name, modelled)
         sd = x.std(0, keepdim=True)
         # torch.quantile takes 16 million numbers at most
         # by (n + 1) p, intervals hold their share whatever n is
@@ -305,7 +325,8 @@ class _Original:
     def _merged(self, name: str, new: Tensor, kind: Kind) -> Merged:
         """Values in the encoding and the order of columns of the data, and where they changed."""
         if name not in self.raw.data:
-            return new, torch.ones_like(new, dtype=torch.bool)
+            dtype = torch.float64 if _framed(self.data) else self.model.like.dtype
+            return new.to(dtype), torch.ones_like(new, dtype=torch.bool)
         raw = self.raw.data[name].cpu()
         new = self._as_given(name, new)
         gap = self._as_given(name, self.gaps[name].cpu() | self.replace)
@@ -317,6 +338,7 @@ class _Original:
                 gap = rearrange(gap, "... -> ... 1").expand(new.shape)
         new = new.reshape(raw.shape)  # (b, 1) as (b,)
         gap = gap.reshape(raw.shape)
+        self._check_units(name, raw, gap)
         if kind == "sd":
             return torch.where(gap, new, 0.0), gap
         if own_type and not raw.is_floating_point():
@@ -324,6 +346,16 @@ class _Original:
         if own_type or raw.is_floating_point():
             new = new.to(raw.dtype)
         return torch.where(gap, new, raw), gap
+
+    def _check_units(self, name: str, raw: Tensor, gap: Tensor) -> None:
+        """Raises RequestError where what fills a gap would be in other units than the rest."""
+        steps = self.model.modalities[name].transform
+        if gap.any() and not keep_units(steps, torch.where(gap, torch.nan, raw.double())):
+            raise RequestError(
+                f"impute: {name!r} went through {steps}, which cannot be undone, so that gaps "
+                "would be filled in other units than those of the data; leave it out of to=, or "
+                "give the data as the transforms leave them"
+            )
 
     def _batch(self, values: Tensors) -> Batch:
         """A batch in which what was filled is observed."""
