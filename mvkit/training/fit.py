@@ -17,6 +17,7 @@ from mvkit.data.pipeline import as_pipeline
 from mvkit.errors import RequestError, check_number, check_option, check_whole_number
 from mvkit.models.multimodal import MultimodalModel, check_model
 from mvkit.parts.priors import as_prior
+from mvkit.training.checks import check_plan
 from mvkit.training.distributed import ProcessGroup
 from mvkit.training.events import Listener, Listeners, RunFinished
 from mvkit.training.history import History
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     model: MultimodalModel,
     data: object,
@@ -108,10 +111,7 @@ def fit(
     options = Options(batch_size, lr, seed, on_nonfinite, precision, save_every)
     group = ProcessGroup.current()
     model.to(group.device(device))
-    group.synchronise(model)
-    as_prior(model.prior).initialise(lambda: _codes(model, data), seed)
     plan = as_stages(stages, model, epochs)
-    _check_patience(plan, validation)
     batches = functools.partial(
         as_pipeline,
         schema=model.schema,
@@ -124,10 +124,15 @@ def fit(
     )
     loader = batches(data)
     valid = None if validation is None else batches(validation, shuffle=False)
+    check_plan(plan, model, loader, lr, validated=valid is not None)
     folder = None if checkpoint is None else Folder(checkpoint, keep)
     events = Listeners(listeners) if group.first else Listeners((), {})
     bar = _bar(plan, progress if group.first else False)
     run = Run(model, plan, loader, valid, options, group, folder, events, bar)
+    run.look_at_data()
+    run.compare_processes()
+    group.synchronise(model)
+    as_prior(model.prior).initialise(lambda: _codes(model, data), seed)
     _train(run, resume, compile)
     model.eval()
     return run.history
@@ -152,6 +157,7 @@ def _train(run: Run, resume: Resume, compile: bool) -> None:
     with lock, run.bar, torch.random.fork_rng(devices), low_precision(dtype), compiled:
         state = run.resume(resume)
         first = 0 if state is None else state.stage
+        run.model.zero_grad()
         run.tell_start(state)
         try:
             for index in range(first, len(run.plan)):
@@ -178,15 +184,6 @@ def _compiled(model: MultimodalModel, wanted: bool) -> Iterator[None]:
     finally:
         for network in networks:
             network._compiled_call_impl = None
-
-
-def _check_patience(plan: list[Stage], validation: object) -> None:
-    for index, stage in enumerate(plan):
-        if stage.patience is not None and validation is None:
-            raise RequestError(
-                f"fit: stage {index} has patience={stage.patience}, but nothing to judge by; "
-                "give validation="
-            )
 
 
 def _codes(model: MultimodalModel, data: object) -> Tensor:

@@ -18,14 +18,14 @@ from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.core.loss import Loss
 from mvkit.data.pipeline import Pipeline
-from mvkit.errors import NonFiniteError, SpecError
+from mvkit.errors import NonFiniteError
 from mvkit.models.inference import evaluation
 from mvkit.parts.objectives.objective import ObjectiveLike
 from mvkit.training import run_folder
 from mvkit.training.events import CheckpointSaved, EpochFinished, NonFinite, StageStarted
 from mvkit.training.history import Row, Totals
 from mvkit.training.nonfinite import Guard, locate, nonfinite_gradients
-from mvkit.training.optimizers import OptimizerSpec
+from mvkit.training.optimizers import OptimizerSpec, step_schedule
 from mvkit.training.run import Run
 from mvkit.training.run_folder import Json, State
 from mvkit.training.stages import trainable
@@ -64,14 +64,12 @@ def train_stage(run: Run, index: int, state: State | None) -> None:
     """
     model, stage = run.model, run.plan[index]
     model.train()
-    with trainable(model, stage.trainable) as parameters:
-        if not parameters:
-            reason = f"stage {index} trains {stage.trainable}, which has no parameters"
-            raise SpecError(reason, "trainable")
+    with trainable(model, stage.trainable):
         training = StageRun(run, index)
         if state is not None:
             training.restore(state)
-        run.listeners.tell(StageStarted(index, stage))
+        if not training.over():
+            run.listeners.tell(StageStarted(index, stage))
         while not training.over():
             training.train_epoch()
     if training.weights and stage.start_from == "best":
@@ -174,7 +172,7 @@ class StageRun:
             if isinstance(self.scheduler, ReduceLROnPlateau):
                 self.scheduler.step(row.get("valid/loss", row["loss"]))
             elif self.scheduler is not None:
-                self.scheduler.step()
+                step_schedule(self.scheduler, self.where)
         run.history.rows.append(row)
         run.step += self.batch
         self.epoch += 1
@@ -238,7 +236,7 @@ class StageRun:
             weights = [parameter.detach() for parameter in parameters]
             torch._foreach_lerp_([*self.average.values()], weights, 1 - stage.ema)
         if self.scheduler is not None and stage.schedules_steps:
-            self.scheduler.step()
+            step_schedule(self.scheduler, self.where)
 
     def _report(self, bad_steps: list[list[MicroBatch]]) -> None:
         """Counts steps that were not finite, or ends the run with a report of the first."""
@@ -257,10 +255,13 @@ class StageRun:
         path = self._write("nonfinite.safetensors")
         if path is not None:
             text += f"; the state before it is in {path}"
-        raise NonFiniteError(
-            f"{text}; expected finite numbers; "
-            "scale the data, lower the learning rate, or clip gradients"
-        )
+        remedy = "scale the data, lower the learning rate, or clip gradients"
+        if self.run.model.like.dtype == torch.float16:  # it ends at 65504, and at 6e-8
+            remedy = (
+                "a model in float16 has too small a range to train in; train it in float32 "
+                "(model.float()), with precision='bf16' for speed"
+            )
+        raise NonFiniteError(f"{text}; expected finite numbers; {remedy}")
 
     def _located(self, micro: MicroBatch) -> str:
         """The terms and rows of a batch that are not finite."""
