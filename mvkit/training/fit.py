@@ -85,7 +85,8 @@ def fit(
             they are.
         compile: compile encoders and decoders by `torch.compile`.
         workers: threads that fetch rows of data that are not in memory.
-        listeners: callables that are called with each `mvkit.training.events.Event`.
+        listeners: callables that are called with each `mvkit.training.events.Event`; they may
+            raise `mvkit.training.events.StopTraining` to end the run in good order.
 
     Returns:
         The history, one row per epoch; of the whole run, if it was resumed.
@@ -97,6 +98,8 @@ def fit(
         RequestError: invalid options, or others than those that the run in the folder was begun
             with.
         OSError: the folder cannot be written; no checkpoint is claimed then.
+        KeyboardInterrupt: Ctrl-C; with a folder, after the step was finished and saved, and with
+            a message that says how to resume. A second one stops at once.
     """
     check_model(model, "fit")
     batch_size = check_whole_number("fit: batch_size", batch_size, 1)
@@ -159,10 +162,16 @@ def _train(run: Run, resume: Resume, compile: bool) -> None:
         first = 0 if state is None else state.stage
         run.model.zero_grad()
         run.tell_start(state)
+        run.pooled(0)
+        keeps_folder = run.folder is not None
+        watched = run.interruption.watched() if keeps_folder else contextlib.nullcontext()
         try:
-            for index in range(first, len(run.plan)):
-                train_stage(run, index, state)
-                state = None
+            with watched:
+                for index in range(first, len(run.plan)):
+                    train_stage(run, index, state)
+                    state = None
+                    if run.stopped:
+                        break
             if first < len(run.plan):
                 run.finish()
         except BaseException as error:

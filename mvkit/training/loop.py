@@ -128,9 +128,10 @@ class StageRun:
     def over(self) -> bool:
         """Whether the stage has ended."""
         stage = self.stage
-        if self.epoch >= stage.epochs or self.steps >= (stage.steps or math.inf):
+        if self.run.stopped or self.epoch >= stage.epochs:
             return True
-        return self.stale >= (stage.patience or math.inf)
+        no_better = self.stale >= (stage.patience or math.inf)
+        return no_better or self.steps >= (stage.steps or math.inf)
 
     def _objective(self, epoch: int | None) -> ObjectiveLike:
         objective = self.stage.objective or self.run.model.spec.objective
@@ -149,6 +150,7 @@ class StageRun:
                 self._step()
             if due and not self.accumulated:
                 self._save()
+                run.raise_if_interrupted(run.step + self.batch)
             if self.over():
                 break
         if self.accumulated:
@@ -187,6 +189,8 @@ class StageRun:
             run.writable.history(run.history)
         self._save()
         run.listeners.tell(EpochFinished(row, run.step))
+        run.pooled(0)
+        run.raise_if_interrupted(run.step)
 
     def _seed(self, *keys: int) -> None:
         """Noise and dropout as a function of seed, stage, epoch, batch and process."""
@@ -204,7 +208,7 @@ class StageRun:
         if not self.accumulated:  # a bad step is undone with all of its batches
             self.guard.snapshot()
         loss, metrics, counts = self.module(batch, objective, self.generator)
-        rows, due = group.sums(len(batch), self.run.due())
+        rows, due = self.run.pooled(len(batch))
         if loss.requires_grad:  # it does not if no row of the batch counts
             total = rows if self.stage.accumulate == 1 else 1.0
             weight: Tensor | float = len(batch) * group.count / total
@@ -213,7 +217,7 @@ class StageRun:
             (loss * weight).backward()
         micro = MicroBatch(batch, self.batch, loss.detach(), metrics, counts, rows)
         self.accumulated.append(micro)
-        return due > 0
+        return due
 
     def _step(self) -> None:
         """An optimizer step, skipped if the loss or a gradient is not finite."""

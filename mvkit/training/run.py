@@ -18,6 +18,7 @@ from mvkit.training.distributed import ProcessGroup
 from mvkit.training.events import Listeners, RunStarted
 from mvkit.training.fingerprint import difference, fingerprint
 from mvkit.training.history import History
+from mvkit.training.interruption import Interruption
 from mvkit.training.nonfinite import OnNonFinite
 from mvkit.training.run_folder import Folder, Json, State, encoded
 from mvkit.training.stages import Stage
@@ -61,6 +62,8 @@ class Run:
         history: one row per epoch so far.
         step: batches done before the current epoch.
         rows_before: rows of the history when the run resumed.
+        interruption: of this process, by Ctrl-C.
+        stopped, interrupted: whether a listener or Ctrl-C ended the run, in any process.
         fingerprints: of the data, and of those to validate on.
         encoded_rows: the rows of the history as checkpoints hold them, each encoded once.
         saved: when the last checkpoint was written, in seconds of the monotonic clock.
@@ -78,6 +81,9 @@ class Run:
     history: History = attrs.field(factory=History)
     step: int = 0
     rows_before: int = 0
+    interruption: Interruption = attrs.field(factory=Interruption)
+    stopped: bool = False
+    interrupted: bool = False
     fingerprints: Json = attrs.field(factory=lambda: {"data": None, "validation": None})
     encoded_rows: list[list[tuple[str, Any]]] = attrs.field(factory=list)
     saved: float = attrs.field(factory=time.monotonic)
@@ -95,7 +101,8 @@ class Run:
         if self.writable is None:
             return
         trained = len(self.history) > self.rows_before
-        if trained or not (self.writable.path / "model.safetensors").exists():
+        absent = not (self.writable.path / "model.safetensors").exists()
+        if trained or (absent and len(self.history)):
             self.writable.write_model("model", self.model, self.model.state_dict())
 
     def resume(self, resume: Resume) -> State | None:
@@ -226,6 +233,30 @@ class Run:
         if self.group.count > 1 or not isinstance(self.loader.rows, Batch):
             return None
         return self.loader.indices()[place]
+
+    def pooled(self, rows: int) -> tuple[float, bool]:
+        """Rows of all processes, and whether a checkpoint is due; notes whether one of them ends.
+
+        Args:
+            rows: of this process.
+        """
+        ends = self.listeners.stopped, self.interruption.noted
+        total, due, stopped, interrupted = self.group.sums(rows, self.due(), *ends)
+        self.stopped = stopped > 0
+        self.interrupted = interrupted > 0
+        return total, due > 0 or self.interrupted
+
+    def raise_if_interrupted(self, step: int) -> None:
+        """Raises KeyboardInterrupt, in every process, after a checkpoint that followed Ctrl-C.
+
+        Args:
+            step: batches done.
+        """
+        if self.interrupted and self.folder is not None:
+            raise KeyboardInterrupt(
+                f"fit: interrupted and saved after batch {step}; to resume, call fit again with "
+                f"checkpoint={str(self.folder.path)!r}"
+            )
 
     def due(self) -> bool:
         """Whether the first process's clock asks for a checkpoint."""
