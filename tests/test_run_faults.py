@@ -12,6 +12,7 @@ from torch import nn
 
 import mvkit
 from mvkit import Batch, DataError, Pipeline, RequestError, ShapeError, SpecError, Stage
+from mvkit.data.holdout import hold_out
 from mvkit.data.shards import Shards, save_shards
 from mvkit.testing.tiny_models import modalities
 from mvkit.training.events import CheckpointSaved, EpochFinished, StageStarted
@@ -440,3 +441,127 @@ def test_float16_is_told_of_its_range():
         next(tiny.decoders.parameters()).fill_(math.inf)
     with pytest.raises(mvkit.NonFiniteError, match=r"model in float16 has .*precision='bf16'"):
         mvkit.fit(tiny, rows(8), epochs=1)
+
+
+# validation=0.1 and patience
+
+
+def parts(data, share=0.25, seed=0, **options):
+    """The values of `a` of the rows to train and to validate on."""
+    pipeline = Pipeline(data, schema=model().schema, batch_size=3, shuffle=False, **options)
+    values = []
+    for part in hold_out(pipeline, share, seed):
+        values.append(torch.cat([batch.data["a"] for batch in part]))
+    return values
+
+
+def with_ids(ids):
+    batch = rows(len(ids), missing=False)
+    return Batch(batch.data, extra={"id": ids})
+
+
+def the_rows(values):
+    return {tuple(row) for row in values.tolist()}
+
+
+@pytest.mark.parametrize("kind", ["memory", "items", "shards"])
+def test_rows_are_held_out(kind, tmp_path):
+    batch = rows(40, missing=False)
+    data = {"memory": batch, "items": Items(40)}.get(kind)
+    if kind == "shards":
+        save_shards(batch, tmp_path / "shards", modalities(), rows_per_shard=6)
+        data = Shards(tmp_path / "shards")
+    train, valid = parts(data)
+    assert (len(train), len(valid)) == (30, 10)
+    assert the_rows(train) | the_rows(valid) == the_rows(batch.data["a"])
+    assert not the_rows(train) & the_rows(valid)
+    assert torch.equal(valid, parts(data)[1])
+    assert not torch.equal(valid, parts(data, seed=1)[1])
+    memory = parts(batch)[1]
+    assert torch.equal(valid, memory)  # positions decide, wherever the rows are
+
+
+def test_ids_decide_and_rows_of_one_id_stay_together():
+    ids = [f"p{i // 2}" for i in range(40)]
+    batch = with_ids(ids)
+    train, valid = parts(batch)
+    names = {tuple(row): name for row, name in zip(batch.data["a"].tolist(), ids, strict=True)}
+    sides = [{names[row] for row in the_rows(values)} for values in (train, valid)]
+    assert not sides[0] & sides[1]
+    turned = torch.randperm(40)
+    assert the_rows(parts(batch.take(turned))[1]) == the_rows(valid)
+
+
+def test_held_out_shards_keep_order_masks_and_labels(tmp_path):
+    batch = with_ids(list(range(12)))
+    save_shards(batch, tmp_path / "shards", modalities(), rows_per_shard=2)
+    pipeline = Pipeline(Shards(tmp_path / "shards", window=1), schema=model().schema)
+    train, valid = hold_out(pipeline, 0.25, 0)
+    order = train.rows.epoch_order(seed=0, epoch=0)
+    assert sorted(order.tolist()) == list(range(9))
+    ids = torch.tensor([int(i) for i in train.rows.extra["id"]])
+    assert train.rows.mask.shape == (9, 3)
+    shards = (ids[order] // 2).tolist()
+    assert len(set(shards)) == sum(a != b for a, b in zip(shards, [None, *shards], strict=False))
+    assert sorted([*ids.tolist(), *map(int, valid.rows.extra["id"])]) == list(range(12))
+
+
+def test_fit_holds_rows_out():
+    batch = rows(12)
+    tiny, other = model(), model()
+    history = mvkit.fit(tiny, batch, epochs=3, validation=0.25, batch_size=4, seed=5)
+    pipeline = Pipeline(batch, schema=other.schema, batch_size=4, seed=5)
+    train, valid = hold_out(pipeline, 0.25, 5)
+    plain = mvkit.fit(other, train, epochs=3, validation=valid, batch_size=4, seed=5)
+    assert "valid/loss" in history.columns
+    same((history.rows, list(tiny.parameters())), (plain.rows, list(other.parameters())))
+
+
+def test_what_is_learnt_before_training_sees_no_held_out_row(monkeypatch):
+    seen = []
+    tiny = model(prior={"name": "mog", "components": 2, "init": "kmeans"})
+    encode = type(tiny).encode
+
+    def noted(self, batch):
+        seen.append(len(batch))
+        return encode(self, batch)
+
+    monkeypatch.setattr(type(tiny), "encode", noted)
+    mvkit.fit(tiny, rows(20), epochs=1, validation=0.25)
+    assert sum(seen) == 15
+
+
+@pytest.mark.parametrize(
+    ("data", "share", "message"),
+    [
+        (rows(8), 0.0, r"validation=0.0; expected a share between 0 and 1, or data"),
+        (rows(8), 1.5, r"validation=1.5; expected a share"),
+        ([rows(4), rows(4)], 0.1, "of batches that a loader returns, are not known"),
+        (Batches(), 0.1, "are not known beforehand; give other data to validate on"),
+        (with_ids(["x"] * 4), 0.5, "4 rows cannot be split by their ids"),
+        (rows(1, missing=False), 0.5, "1 rows cannot be split"),
+    ],
+)
+def test_shares_that_cannot_be_held_out(data, share, message):
+    with pytest.raises((RequestError, DataError), match=message):
+        mvkit.fit(model(), data, epochs=1, validation=share)
+
+
+def test_transforms_that_saw_the_rows_are_warned_of():
+    arrays = {"a": np.random.default_rng(0).normal(size=(20, 3)), "b": np.ones((20, 2))}
+    data = mvkit.MultimodalDataset.from_arrays(arrays)
+    fitted = data.fit_transforms({"a": "standardise"})
+    tiny = mvkit.Model(fitted.modalities, latent_dim=2, seed=0)
+    with pytest.warns(UserWarning, match="transforms of 'a' were fitted before"):
+        mvkit.fit(tiny, fitted, epochs=1, validation=0.1)
+
+
+def test_patience_of_a_run():
+    lazy = {"name": "adam", "lr": 0.0}
+    stages = [Stage("elbo", 9, optimizer=lazy), Stage("elbo", 9, patience=1, optimizer=lazy)]
+    history = mvkit.fit(model(), rows(8), stages=stages, validation=rows(4), patience=3)
+    assert history["stage"] == [0] * 4 + [1] * 2
+    with pytest.raises(RequestError, match="stage 0 has patience=2, but nothing to judge by"):
+        mvkit.fit(model(), rows(8), patience=2)
+    with pytest.raises(RequestError, match="patience=0; expected a whole number of at least 1"):
+        mvkit.fit(model(), rows(8), patience=0, validation=rows(4))

@@ -1,4 +1,4 @@
-"""Whether a batch that nobody has looked at yet has as many rows everywhere."""
+"""Lengths of data that nobody has looked at yet: of batches, and of what returns batches."""
 
 from __future__ import annotations
 
@@ -52,3 +52,11 @@ def _remedy(batch: Batch, schema: Schema | None) -> str:
             "mvkit.Pipeline(items, schema=model.schema), or add an axis in front"
         )
     return "give NaN rows or a mask for rows that a modality lacks"
+
+
+def known_length(batches: Sized) -> int | None:
+    """The number of batches of a pipeline; None for a stream, whose end is unknown."""
+    try:
+        return len(batches)
+    except TypeError:
+        return None

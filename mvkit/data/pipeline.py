@@ -154,13 +154,6 @@ class Pipeline:
             return len(self.indices())
         return math.ceil(len(rows) / self.batch_size)
 
-    def known_length(self) -> int | None:
-        """The number of batches; None for a stream, whose end is unknown."""
-        try:
-            return len(self)
-        except TypeError:
-            return None
-
     def placed(self, schema: Schema, device: Device, *, rank: int = 0, ranks: int = 1) -> Pipeline:
         """A copy for a model: with its schema and device, and a share unless it has one."""
         pipeline = copy.copy(self)
@@ -170,6 +163,12 @@ class Pipeline:
             pipeline.rank = rank
             pipeline.ranks = ranks
         pipeline._use(self.rows)
+        return pipeline
+
+    def with_rows(self, rows: object) -> Pipeline:
+        """A copy over other rows."""
+        pipeline = copy.copy(self)
+        pipeline._use(rows)
         return pipeline
 
     def set_epoch(self, epoch: int) -> None:

@@ -10,6 +10,7 @@ from typing import cast
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
+from mvkit.data.lengths import known_length
 from mvkit.data.pipeline import Pipeline
 from mvkit.errors import RequestError, SpecError, within
 from mvkit.models.multimodal import MultimodalModel
@@ -48,7 +49,7 @@ def check_plan(
             optimizer = cast(OptimizerSpec, stage.optimizer).optimizer(parameters, lr)
             with within(f"stages.{index}"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # no optimizer steps here
-                _check_schedule(stage, stage.scheduler(optimizer), loader.known_length())
+                _check_schedule(stage, stage.scheduler(optimizer), known_length(loader))
 
 
 def _check_objective(objective: object, index: int) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mvkit.core.batch import Batch
 from mvkit.data.dataset import as_batch
+from mvkit.data.lengths import known_length
 from mvkit.data.pipeline import Pipeline
 from mvkit.data.shards import Shards
 from mvkit.data.sources import Loaded, Source, Stream, collate, gather
@@ -51,7 +52,7 @@ def fingerprint(pipeline: Pipeline) -> dict[str, Any]:
     known: dict[str, Any] = {"kind": type(rows).__name__, "rows": None}
     if isinstance(rows, Batch | Source):
         known["rows"] = len(rows)
-    known["batches"] = pipeline.known_length()
+    known["batches"] = known_length(pipeline)
     known["order"] = order
     with _generators_put_back():
         values = _values(pipeline)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mvkit.core.experts import low_precision
+from mvkit.data.holdout import hold_out
 from mvkit.data.pipeline import as_pipeline
 from mvkit.errors import RequestError, check_number, check_option, check_whole_number
 from mvkit.models.multimodal import MultimodalModel, check_model
@@ -25,7 +26,7 @@ from mvkit.training.loop import train_stage
 from mvkit.training.nonfinite import OnNonFinite
 from mvkit.training.run import Options, Precision, Resume, Run
 from mvkit.training.run_folder import Folder
-from mvkit.training.stages import Stage, StagesLike, as_stages
+from mvkit.training.stages import Stage, StagesLike, as_stages, with_patience
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -41,6 +42,7 @@ def fit(
     batch_size: int = 128,
     lr: float = 1e-3,
     validation: object = None,
+    patience: int | None = None,
     stages: StagesLike = None,
     seed: int = 0,
     device: str | torch.device = "auto",
@@ -67,8 +69,11 @@ def fit(
         epochs: in all; the schedule shares them out.
         batch_size: rows per step, of all processes together.
         lr: learning rate, where the stage's optimizer has none of its own.
-        validation: data as above; the best weights of each stage (lowest loss with ramps at their
-            end) are then kept.
+        validation: data as above, or the share of the rows that is held out, such as 0.1 (by their
+            ids, or their positions; not of streams); the best weights of each stage (lowest loss
+            with ramps at their end) are then kept.
+        patience: epochs without a better validation loss after which a stage ends, where the stage
+            says nothing itself; None: it does not end early.
         stages: a list of stages, or a schedule; None: the model's own schedule.
         seed: of the order of rows and of all noise; not of the initial weights.
         device: `auto` (an accelerator if there is one) or a torch device.
@@ -114,17 +119,22 @@ def fit(
     options = Options(batch_size, lr, seed, on_nonfinite, precision, save_every)
     group = ProcessGroup.current()
     model.to(group.device(device))
-    plan = as_stages(stages, model, epochs)
+    if patience is not None:
+        check_whole_number("fit: patience", patience, 1)
+    plan = with_patience(as_stages(stages, model, epochs), patience)
     batches = functools.partial(
         as_pipeline,
         schema=model.schema,
         batch_size=batch_size,
         seed=seed,
-        device=model.like.device,
         workers=workers,
+        device=model.like.device,
         rank=group.rank,
         ranks=group.count,
     )
+    if isinstance(validation, float):
+        whole = as_pipeline(data, model.schema, batch_size=batch_size, seed=seed, workers=workers)
+        data, validation = hold_out(whole, validation, seed)
     loader = batches(data)
     valid = None if validation is None else batches(validation, shuffle=False)
     check_plan(plan, model, loader, lr, validated=valid is not None)

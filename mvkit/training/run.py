@@ -10,6 +10,7 @@ import attrs
 from torch import Tensor
 
 from mvkit.core.batch import Batch
+from mvkit.data.lengths import known_length
 from mvkit.data.pipeline import Pipeline
 from mvkit.errors import DataError, RequestError
 from mvkit.models.multimodal import MultimodalModel
@@ -207,7 +208,7 @@ class Run:
     def batches(self, loader: Pipeline, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch (counted over all stages) from number `start` on."""
         loader.load_state_dict({"epoch": epoch, "batch": start})
-        if self.group.count == 1 or loader.known_length() is not None:
+        if self.group.count == 1 or known_length(loader) is not None:
             return iter(loader)
         return self._in_step(iter(loader))
 
