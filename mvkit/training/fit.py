@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mvkit.core.experts import low_precision
 from mvkit.data.holdout import hold_out
-from mvkit.data.pipeline import as_pipeline
+from mvkit.data.pipeline import Pipeline, as_pipeline
 from mvkit.errors import RequestError, check_number, check_option, check_whole_number
 from mvkit.models.multimodal import MultimodalModel, check_model
 from mvkit.parts.priors import as_prior
@@ -122,19 +122,10 @@ def fit(
     if patience is not None:
         check_whole_number("fit: patience", patience, 1)
     plan = with_patience(as_stages(stages, model, epochs), patience)
-    batches = functools.partial(
-        as_pipeline,
-        schema=model.schema,
-        batch_size=batch_size,
-        seed=seed,
-        workers=workers,
-        device=model.like.device,
-        rank=group.rank,
-        ranks=group.count,
-    )
     if isinstance(validation, float):
         whole = as_pipeline(data, model.schema, batch_size=batch_size, seed=seed, workers=workers)
         data, validation = hold_out(whole, validation, seed)
+    batches = functools.partial(_batches, model, options, group, workers)
     loader = batches(data)
     valid = None if validation is None else batches(validation, shuffle=False)
     check_plan(plan, model, loader, lr, validated=valid is not None)
@@ -149,6 +140,29 @@ def fit(
     _train(run, resume, compile)
     model.eval()
     return run.history
+
+
+def _batches(
+    model: MultimodalModel,
+    options: Options,
+    group: ProcessGroup,
+    workers: int,
+    data: object,
+    *,
+    shuffle: bool = True,
+) -> Pipeline:
+    """Batches of whatever `fit` takes, as this process sees them."""
+    return as_pipeline(
+        data,
+        model.schema,
+        device=model.like.device,
+        rank=group.rank,
+        ranks=group.count,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        workers=workers,
+        shuffle=shuffle,
+    )
 
 
 def _check_precision(model: MultimodalModel, precision: str) -> None:
