@@ -118,11 +118,14 @@ def test_resume_on_the_command_line(file, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["train", str(file), "--folder", str(run), "--set", "train.epochs=1"]) == 0
     assert main(["resume", str(run)]) == 0
-    assert (
-        main(["train", str(file), "--folder", str(run)]) == 1
-    )  # other epochs than it was begun with
-    assert "was begun with another stages" in capsys.readouterr().err
+    again = ["train", str(file), "--folder", str(run)]
+    assert main([*again, "--set", "train.lr=0.5"]) == 1
+    assert "was begun with another lr" in capsys.readouterr().err
     assert tomllib.loads((run / "run.toml").read_text())["train"]["epochs"] == 1
+    assert main(again) == 0  # more epochs than it was begun with
+    assert tomllib.loads((run / "run.toml").read_text())["train"]["epochs"] == 2
+    assert main([*again, "--set", "train.epochs=1"]) == 1
+    assert "was begun with another stages" in capsys.readouterr().err
     assert main(["resume", str(tmp_path)]) == 1
     assert main(["show", str(next((run / "checkpoints").iterdir()))]) == 0
     assert '"training"' in capsys.readouterr().out

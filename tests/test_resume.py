@@ -232,13 +232,14 @@ def test_what_does_not_fit_the_run(tmp_path):
     options = {"epochs": 1, "checkpoint": tmp_path}
     with pytest.raises(RequestError, match=r"no good checkpoint in .*take resume='auto'"):
         mvkit.fit(model(), rows(), resume="must", **options)
+    options["epochs"] = 2
     mvkit.fit(model(), rows(), **options)
     with pytest.raises(
         RequestError, match=r"another lr: 0\.001, got 0\.01; take the same, or another folder"
     ):
         mvkit.fit(model(), rows(), lr=0.01, **options)
-    with pytest.raises(RequestError, match=r"another stages: 0: epochs: 1, got 2"):
-        mvkit.fit(model(), rows(), **{**options, "epochs": 2})
+    with pytest.raises(RequestError, match=r"another stages: 0: epochs: 2, got 1"):
+        mvkit.fit(model(), rows(), **{**options, "epochs": 1})
     with pytest.raises(RequestError, match=r"another model: .*prior"):
         mvkit.fit(model(prior="mog"), rows(), **options)
     with pytest.raises(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 
 import pytest
@@ -10,9 +11,10 @@ from helpers import model, rows
 
 import mvkit
 from mvkit import CheckpointError, RequestError
+from mvkit.apps.cli import main
 from mvkit.core import safe_file
 from mvkit.registry import component, plugins
-from mvkit.training.events import CheckpointSaved, EpochFinished, RunFinished
+from mvkit.training.events import CheckpointSaved, EpochFinished, RunFinished, StopTraining
 from mvkit.training.history import History
 from mvkit.training.run_folder import Folder
 
@@ -299,3 +301,137 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match=r"No space left on device: '.*model.safetensors'"):
         mvkit.save(model(), tmp_path / "model.safetensors")
+
+
+# Ctrl-C and stopping on purpose
+
+
+class Pressed(torch.utils.data.Dataset):
+    """Rows; reading one of them presses Ctrl-C, as often as asked."""
+
+    def __init__(self, row=None, times=1):
+        self.row = row
+        self.times = times
+        self.reads = 0
+
+    def __len__(self):
+        return 9
+
+    def __getitem__(self, i):
+        self.reads += 1
+        if self.reads == self.row:
+            for _ in range(self.times):
+                signal.raise_signal(signal.SIGINT)
+        batch = rows(9, missing=False)
+        return {name: value[i] for name, value in batch.data.items()}
+
+
+# the fingerprint reads 18 rows, and each epoch 9: in the first, second and third epoch
+@pytest.mark.parametrize("row", [19, 22, 27, 28, 40])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_ctrl_c_saves_and_says_how_to_resume(row, accumulate, tmp_path):
+    stage = mvkit.Stage("elbo", 3, accumulate=accumulate)
+    options = {"stages": stage, "batch_size": 2}
+    whole = model()
+    history = mvkit.fit(whole, Pressed(), **options)
+    options["checkpoint"] = tmp_path
+    saved = []
+
+    def listen(event):
+        if isinstance(event, CheckpointSaved):
+            saved.append(event.step)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        mvkit.fit(model(), Pressed(row), listeners=[listen], **options)
+    text = str(caught.value)
+    assert text.startswith(f"fit: interrupted and saved after batch {saved[-1]}; to resume,")
+    assert repr(str(tmp_path)) in text
+    assert len(text.splitlines()) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    again = model()
+    assert mvkit.fit(again, Pressed(), resume="must", **options).rows == history.rows
+    assert all(map(torch.equal, again.parameters(), whole.parameters()))
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    data = Pressed(24, times=2)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        mvkit.fit(model(), data, epochs=2, batch_size=9, checkpoint=tmp_path)
+    assert data.reads == 24
+    assert not checkpoints(tmp_path)
+    assert not str(caught.value)
+
+
+def test_without_a_folder_ctrl_c_is_as_ever():
+    data = Pressed(4)
+    with pytest.raises(KeyboardInterrupt):
+        mvkit.fit(model(), data, epochs=2, batch_size=9)
+    assert data.reads == 4
+
+
+def test_ctrl_c_on_the_command_line(tmp_path, capsys):
+    class Impatient:
+        @component.hookimpl
+        def mvkit_event(self, event):
+            if isinstance(event, EpochFinished) and event.row["epoch"] == 1:
+                signal.raise_signal(signal.SIGINT)
+
+    plugins.registry().manager.register(Impatient(), "impatient")
+    file = tmp_path / "run.toml"
+    file.write_text('[data]\nname = "linear_gaussian"\nrows = 20\n[train]\nepochs = 2\n')
+    run = tmp_path / "run"
+    assert main(["train", str(file), "--folder", str(run)]) == 130
+    shown = capsys.readouterr().err.splitlines()[-1]
+    assert shown == f"mvkit: interrupted and saved; resume by: mvkit resume {run}"
+    assert main(["resume", str(run)]) == 0
+
+
+def test_a_listener_stops_on_purpose(tmp_path):
+    def stop(event):
+        if isinstance(event, EpochFinished) and event.row["epoch"] == 2:
+            raise StopTraining
+
+    options = {"batch_size": 4, "validation": rows(4, seed=1)}
+    stages = [mvkit.Stage("elbo", 5), mvkit.Stage("elbo", 5)]
+    tiny, other, again, whole = model(), model(), model(), model()
+    heard = []
+    stopped = mvkit.fit(
+        tiny,
+        rows(8),
+        stages=stages,
+        listeners=[stop, heard.append],
+        checkpoint=tmp_path,
+        **options,
+    )
+    plain = mvkit.fit(other, rows(8), stages=mvkit.Stage("elbo", 2), **options)
+    assert stopped.rows == plain.rows
+    assert all(map(torch.equal, tiny.parameters(), other.parameters()))
+    assert heard[-1].error is None
+    assert not tiny.training
+    saved = mvkit.load(tmp_path / "model.safetensors")
+    assert all(map(torch.equal, saved.parameters(), tiny.parameters()))
+    history = mvkit.fit(again, rows(8), stages=stages, checkpoint=tmp_path, **options)
+    assert history.rows == mvkit.fit(whole, rows(8), stages=stages, **options).rows
+    assert all(map(torch.equal, again.parameters(), whole.parameters()))
+
+
+def test_a_listener_stops_within_an_epoch(tmp_path):
+    def stop(event):
+        if isinstance(event, CheckpointSaved) and event.step == 3:
+            raise StopTraining
+
+    options = {"batch_size": 2, "save_every": 0, "checkpoint": tmp_path, "listeners": [stop]}
+    history = mvkit.fit(model(), rows(8), epochs=3, **options)
+    assert history["step"] == [4]  # the batch in progress is finished
+    assert checkpoints(tmp_path)[-1].stem == "00000004"
+
+
+def test_a_listener_stops_before_the_first_step(tmp_path):
+    def stop(event):
+        raise StopTraining
+
+    tiny = model()
+    history = mvkit.fit(tiny, rows(8), epochs=3, checkpoint=tmp_path, listeners=[stop])
+    assert not history.rows
+    assert all(map(torch.equal, tiny.parameters(), model().parameters()))
+    assert not (tmp_path / "model.safetensors").exists()

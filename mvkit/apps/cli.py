@@ -25,6 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (MvkitError, OSError) as error:
         print(f"mvkit: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as error:
+        print(f"mvkit: {str(error) or 'interrupted'}", file=sys.stderr)
+        return 130  # as shells count Ctrl-C
     return 0
 
 

@@ -130,7 +130,14 @@ class Plan:
                 write_whole(folder / "run.toml", tomli_w.dumps(self.config).encode())
 
         options = {**self.options, "checkpoint": folder, "resume": resume, "listeners": [write]}
-        return fit(self.model, self.data.train, validation=self.data.valid, **options)
+        try:
+            return fit(self.model, self.data.train, validation=self.data.valid, **options)
+        except KeyboardInterrupt as error:
+            if not str(error):  # nothing was saved since the last checkpoint
+                raise
+            raise KeyboardInterrupt(
+                f"interrupted and saved; resume by: mvkit resume {folder}"
+            ) from None
 
 
 def _model(options: Table, data: Splits) -> tuple[MultimodalModel, int]:

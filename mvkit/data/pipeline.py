@@ -25,6 +25,7 @@ from mvkit.core.validation import Schema
 from mvkit.data.align import library
 from mvkit.data.batch_order import balanced, by_pattern, order
 from mvkit.data.dataset import MultimodalDataset, as_batch
+from mvkit.data.lengths import check_lengths
 from mvkit.data.sources import (
     Described,
     Items,
@@ -128,10 +129,14 @@ class Pipeline:
         """Takes rows; those in memory are conformed now, and gathered in blocks of batches."""
         self.rows = _as_rows(rows, self.schema)
         self._in_blocks = isinstance(self.rows, Batch) and self.transform is None
+        if isinstance(self.rows, Batch) and (self.transform is not None or self.schema is None):
+            check_lengths(self.rows, self.schema)
         if self._in_blocks:
             self.rows = self._conformed(cast(Batch, self.rows))
 
     def _conformed(self, batch: Batch) -> Batch:
+        if any(value.requires_grad for value in batch.data.values()):
+            batch = batch.map(Tensor.detach)  # they are data, whatever network computed them
         if self.schema is not None:
             batch = conform(batch, self.schema)
             check_not_empty(batch)
@@ -158,6 +163,12 @@ class Pipeline:
             pipeline.rank = rank
             pipeline.ranks = ranks
         pipeline._use(self.rows)
+        return pipeline
+
+    def with_rows(self, rows: object) -> Pipeline:
+        """A copy over other rows."""
+        pipeline = copy.copy(self)
+        pipeline._use(rows)
         return pipeline
 
     def set_epoch(self, epoch: int) -> None:
@@ -289,6 +300,7 @@ class Pipeline:
         """This rank's share of a batch."""
         if isinstance(self.rows, Loaded):
             job = as_batch(job)
+            check_lengths(job, self.schema)
         every = job if isinstance(job, Tensor) else torch.arange(len(job))
         share = self._share(every)
         # there must be something to conform: one row, dropped in the end

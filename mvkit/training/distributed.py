@@ -78,10 +78,8 @@ class ProcessGroup:
         """Sums of metrics over all processes, metric by metric."""
         if self.count == 1:
             return sums
-        gathered: list[Sums] = [{}] * self.count
-        distributed.all_gather_object(gathered, sums, group=self.group)
         pooled: Sums = {}
-        for sums_of_process in gathered:
+        for sums_of_process in self.gathered(sums):
             for key, (total, rows) in sums_of_process.items():
                 total_before, rows_before = pooled.get(key, (0.0, 0.0))
                 pooled[key] = total_before + total, rows_before + rows
@@ -94,6 +92,13 @@ class ProcessGroup:
         values = [value]
         distributed.broadcast_object_list(values, src=0, group=self.group)
         return values[0]
+
+    def gathered(self, value: T) -> list[T]:
+        """The values of all processes, in their order."""
+        values = [value] * self.count
+        if self.count > 1:
+            distributed.all_gather_object(values, value, group=self.group)
+        return values
 
     def synchronise(self, model: nn.Module) -> None:
         """Gives every process the first one's weights and buffers."""

@@ -92,6 +92,14 @@ class RunFinished(Event):
     error: str | None = None
 
 
+class StopTraining(Exception):
+    """Raised by a listener to end the run on purpose, after the step.
+
+    `fit` then records the epoch, keeps the best weights and returns the history, as if its stages
+    had ended there. Called again on the same folder, it resumes.
+    """
+
+
 Listener = Callable[[Event], object]
 
 
@@ -100,17 +108,21 @@ class Listeners:
 
     A package whose hook raises is reported once and disabled for the rest of the run: a logger
     must not end a training. What the user's own callables raise ends it, so that they can stop or
-    prune.
+    prune; `StopTraining` ends it in good order.
 
     Args:
         own: the user's callables.
         hooks: the hook of each package, by the package's name; None: those of installed packages.
+
+    Attributes:
+        stopped: whether one of the user's callables raised `StopTraining`.
     """
 
     def __init__(
         self, own: Iterable[Listener] = (), hooks: Mapping[str, HookCaller] | None = None
     ) -> None:
         self.own = tuple(own)
+        self.stopped = False
         self.hooks = dict(event_hooks() if hooks is None else hooks)
 
     def tell(self, event: Event) -> None:
@@ -127,7 +139,10 @@ class Listeners:
                     stacklevel=2,
                 )
         for listener in self.own:
-            listener(event.copied())
+            try:
+                listener(event.copied())
+            except StopTraining:
+                self.stopped = True
 
 
 def event_hooks() -> dict[str, HookCaller]:

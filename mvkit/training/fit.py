@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from mvkit.core.experts import low_precision
-from mvkit.data.pipeline import as_pipeline
+from mvkit.data.holdout import hold_out
+from mvkit.data.pipeline import Pipeline, as_pipeline
 from mvkit.errors import RequestError, check_number, check_option, check_whole_number
 from mvkit.models.multimodal import MultimodalModel, check_model
 from mvkit.parts.priors import as_prior
+from mvkit.training.checks import check_plan
 from mvkit.training.distributed import ProcessGroup
 from mvkit.training.events import Listener, Listeners, RunFinished
 from mvkit.training.history import History
@@ -24,13 +26,15 @@ from mvkit.training.loop import train_stage
 from mvkit.training.nonfinite import OnNonFinite
 from mvkit.training.run import Options, Precision, Resume, Run
 from mvkit.training.run_folder import Folder
-from mvkit.training.stages import Stage, StagesLike, as_stages
+from mvkit.training.stages import Stage, StagesLike, as_stages, with_patience
 from mvkit.training.starts import start_likelihoods
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     model: MultimodalModel,
     data: object,
@@ -39,6 +43,7 @@ def fit(
     batch_size: int = 128,
     lr: float = 1e-3,
     validation: object = None,
+    patience: int | None = None,
     stages: StagesLike = None,
     seed: int = 0,
     device: str | torch.device = "auto",
@@ -65,8 +70,11 @@ def fit(
         epochs: in all; the schedule shares them out.
         batch_size: rows per step, of all processes together.
         lr: learning rate, where the stage's optimizer has none of its own.
-        validation: data as above; the best weights of each stage (lowest loss with ramps at their
-            end) are then kept.
+        validation: data as above, or the share of the rows that is held out, such as 0.1 (by their
+            ids, or their positions; not of streams); the best weights of each stage (lowest loss
+            with ramps at their end) are then kept.
+        patience: epochs without a better validation loss after which a stage ends, where the stage
+            says nothing itself; None: it does not end early.
         stages: a list of stages, or a schedule; None: the model's own schedule.
         seed: of the order of rows and of all noise; not of the initial weights.
         device: `auto` (an accelerator if there is one) or a torch device.
@@ -83,7 +91,8 @@ def fit(
             they are.
         compile: compile encoders and decoders by `torch.compile`.
         workers: threads that fetch rows of data that are not in memory.
-        listeners: callables that are called with each `mvkit.training.events.Event`.
+        listeners: callables that are called with each `mvkit.training.events.Event`; they may
+            raise `mvkit.training.events.StopTraining` to end the run in good order.
 
     Returns:
         The history, one row per epoch; of the whole run, if it was resumed.
@@ -95,6 +104,8 @@ def fit(
         RequestError: invalid options, or others than those that the run in the folder was begun
             with.
         OSError: the folder cannot be written; no checkpoint is claimed then.
+        KeyboardInterrupt: Ctrl-C; with a folder, after the step was finished and saved, and with
+            a message that says how to resume. A second one stops at once.
     """
     check_model(model, "fit")
     batch_size = check_whole_number("fit: batch_size", batch_size, 1)
@@ -109,30 +120,51 @@ def fit(
     options = Options(batch_size, lr, seed, on_nonfinite, precision, save_every)
     group = ProcessGroup.current()
     model.to(group.device(device))
-    group.synchronise(model)
-    as_prior(model.prior).initialise(lambda: _codes(model, data), seed)
-    start_likelihoods(model, data)
-    plan = as_stages(stages, model, epochs)
-    _check_patience(plan, validation)
-    batches = functools.partial(
-        as_pipeline,
-        schema=model.schema,
-        batch_size=batch_size,
-        seed=seed,
-        device=model.like.device,
-        workers=workers,
-        rank=group.rank,
-        ranks=group.count,
-    )
+    if patience is not None:
+        check_whole_number("fit: patience", patience, 1)
+    plan = with_patience(as_stages(stages, model, epochs), patience)
+    if isinstance(validation, float):
+        whole = as_pipeline(data, model.schema, batch_size=batch_size, seed=seed, workers=workers)
+        data, validation = hold_out(whole, validation, seed)
+    batches = functools.partial(_batches, model, options, group, workers)
     loader = batches(data)
     valid = None if validation is None else batches(validation, shuffle=False)
+    check_plan(plan, model, loader, lr, validated=valid is not None)
     folder = None if checkpoint is None else Folder(checkpoint, keep)
     events = Listeners(listeners) if group.first else Listeners((), {})
     bar = _bar(plan, progress if group.first else False)
     run = Run(model, plan, loader, valid, options, group, folder, events, bar)
+    run.look_at_data()
+    run.compare_processes()
+    group.synchronise(model)
+    as_prior(model.prior).initialise(lambda: _codes(model, data), seed)
+    start_likelihoods(model, data)
     _train(run, resume, compile)
     model.eval()
     return run.history
+
+
+def _batches(
+    model: MultimodalModel,
+    options: Options,
+    group: ProcessGroup,
+    workers: int,
+    data: object,
+    *,
+    shuffle: bool = True,
+) -> Pipeline:
+    """Batches of whatever `fit` takes, as this process sees them."""
+    return as_pipeline(
+        data,
+        model.schema,
+        device=model.like.device,
+        rank=group.rank,
+        ranks=group.count,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        workers=workers,
+        shuffle=shuffle,
+    )
 
 
 def _check_precision(model: MultimodalModel, precision: str) -> None:
@@ -154,11 +186,18 @@ def _train(run: Run, resume: Resume, compile: bool) -> None:
     with lock, run.bar, torch.random.fork_rng(devices), low_precision(dtype), compiled:
         state = run.resume(resume)
         first = 0 if state is None else state.stage
+        run.model.zero_grad()
         run.tell_start(state)
+        run.pooled(0)
+        keeps_folder = run.folder is not None
+        watched = run.interruption.watched() if keeps_folder else contextlib.nullcontext()
         try:
-            for index in range(first, len(run.plan)):
-                train_stage(run, index, state)
-                state = None
+            with watched:
+                for index in range(first, len(run.plan)):
+                    train_stage(run, index, state)
+                    state = None
+                    if run.stopped:
+                        break
             if first < len(run.plan):
                 run.finish()
         except BaseException as error:
@@ -180,15 +219,6 @@ def _compiled(model: MultimodalModel, wanted: bool) -> Iterator[None]:
     finally:
         for network in networks:
             network._compiled_call_impl = None
-
-
-def _check_patience(plan: list[Stage], validation: object) -> None:
-    for index, stage in enumerate(plan):
-        if stage.patience is not None and validation is None:
-            raise RequestError(
-                f"fit: stage {index} has patience={stage.patience}, but nothing to judge by; "
-                "give validation="
-            )
 
 
 def _codes(model: MultimodalModel, data: object) -> Tensor:

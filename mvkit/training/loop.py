@@ -18,14 +18,14 @@ from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.core.loss import Loss
 from mvkit.data.pipeline import Pipeline
-from mvkit.errors import NonFiniteError, SpecError
+from mvkit.errors import NonFiniteError
 from mvkit.models.inference import evaluation
 from mvkit.parts.objectives.objective import ObjectiveLike
 from mvkit.training import run_folder
 from mvkit.training.events import CheckpointSaved, EpochFinished, NonFinite, StageStarted
 from mvkit.training.history import Row, Totals
 from mvkit.training.nonfinite import Guard, locate, nonfinite_gradients
-from mvkit.training.optimizers import OptimizerSpec
+from mvkit.training.optimizers import OptimizerSpec, step_schedule
 from mvkit.training.run import Run
 from mvkit.training.run_folder import Json, State
 from mvkit.training.stages import trainable
@@ -64,14 +64,12 @@ def train_stage(run: Run, index: int, state: State | None) -> None:
     """
     model, stage = run.model, run.plan[index]
     model.train()
-    with trainable(model, stage.trainable) as parameters:
-        if not parameters:
-            reason = f"stage {index} trains {stage.trainable}, which has no parameters"
-            raise SpecError(reason, "trainable")
+    with trainable(model, stage.trainable):
         training = StageRun(run, index)
         if state is not None:
             training.restore(state)
-        run.listeners.tell(StageStarted(index, stage))
+        if not training.over():
+            run.listeners.tell(StageStarted(index, stage))
         while not training.over():
             training.train_epoch()
     if training.weights and stage.start_from == "best":
@@ -130,9 +128,10 @@ class StageRun:
     def over(self) -> bool:
         """Whether the stage has ended."""
         stage = self.stage
-        if self.epoch >= stage.epochs or self.steps >= (stage.steps or math.inf):
+        if self.run.stopped or self.epoch >= stage.epochs:
             return True
-        return self.stale >= (stage.patience or math.inf)
+        no_better = self.stale >= (stage.patience or math.inf)
+        return no_better or self.steps >= (stage.steps or math.inf)
 
     def _objective(self, epoch: int | None) -> ObjectiveLike:
         objective = self.stage.objective or self.run.model.spec.objective
@@ -151,6 +150,7 @@ class StageRun:
                 self._step()
             if due and not self.accumulated:
                 self._save()
+                run.raise_if_interrupted(run.step + self.batch)
             if self.over():
                 break
         if self.accumulated:
@@ -174,7 +174,7 @@ class StageRun:
             if isinstance(self.scheduler, ReduceLROnPlateau):
                 self.scheduler.step(row.get("valid/loss", row["loss"]))
             elif self.scheduler is not None:
-                self.scheduler.step()
+                step_schedule(self.scheduler, self.where)
         run.history.rows.append(row)
         run.step += self.batch
         self.epoch += 1
@@ -189,6 +189,8 @@ class StageRun:
             run.writable.history(run.history)
         self._save()
         run.listeners.tell(EpochFinished(row, run.step))
+        run.pooled(0)
+        run.raise_if_interrupted(run.step)
 
     def _seed(self, *keys: int) -> None:
         """Noise and dropout as a function of seed, stage, epoch, batch and process."""
@@ -206,7 +208,7 @@ class StageRun:
         if not self.accumulated:  # a bad step is undone with all of its batches
             self.guard.snapshot()
         loss, metrics, counts = self.module(batch, objective, self.generator)
-        rows, due = group.sums(len(batch), self.run.due())
+        rows, due = self.run.pooled(len(batch))
         if loss.requires_grad:  # it does not if no row of the batch counts
             total = rows if self.stage.accumulate == 1 else 1.0
             weight: Tensor | float = len(batch) * group.count / total
@@ -215,7 +217,7 @@ class StageRun:
             (loss * weight).backward()
         micro = MicroBatch(batch, self.batch, loss.detach(), metrics, counts, rows)
         self.accumulated.append(micro)
-        return due > 0
+        return due
 
     def _step(self) -> None:
         """An optimizer step, skipped if the loss or a gradient is not finite."""
@@ -238,7 +240,7 @@ class StageRun:
             weights = [parameter.detach() for parameter in parameters]
             torch._foreach_lerp_([*self.average.values()], weights, 1 - stage.ema)
         if self.scheduler is not None and stage.schedules_steps:
-            self.scheduler.step()
+            step_schedule(self.scheduler, self.where)
 
     def _report(self, bad_steps: list[list[MicroBatch]]) -> None:
         """Counts steps that were not finite, or ends the run with a report of the first."""
@@ -257,10 +259,13 @@ class StageRun:
         path = self._write("nonfinite.safetensors")
         if path is not None:
             text += f"; the state before it is in {path}"
-        raise NonFiniteError(
-            f"{text}; expected finite numbers; "
-            "scale the data, lower the learning rate, or clip gradients"
-        )
+        remedy = "scale the data, lower the learning rate, or clip gradients"
+        if self.run.model.like.dtype == torch.float16:  # it ends at 65504, and at 6e-8
+            remedy = (
+                "a model in float16 has too small a range to train in; train it in float32 "
+                "(model.float()), with precision='bf16' for speed"
+            )
+        raise NonFiniteError(f"{text}; expected finite numbers; {remedy}")
 
     def _located(self, micro: MicroBatch) -> str:
         """The terms and rows of a batch that are not finite."""

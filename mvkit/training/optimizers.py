@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
-from mvkit.errors import suggest
+from mvkit.errors import SpecError, suggest
 from mvkit.registry.fields import factor
 from mvkit.registry.spec import field, number, one_of, spec
 
@@ -82,3 +82,16 @@ def lr_schedule(value: object) -> str | None:
     name = str(options.get("name", ""))
     known = set(lr_scheduler.__all__) - {"LRScheduler"}  # the base class
     return None if name in known else f"{expected}; {suggest(name, known)}"
+
+
+def step_schedule(scheduler: lr_scheduler.LRScheduler, where: str) -> None:
+    """Steps a learning-rate schedule; raises SpecError, which says where, after its end."""
+    try:
+        scheduler.step()
+    except ValueError as error:
+        name = type(scheduler).__name__
+        raise SpecError(
+            f"{where}: {name} ended before its stage: {error}; make it longer, or give the stage "
+            "fewer epochs or steps",
+            "lr_schedule",
+        ) from None

@@ -10,13 +10,16 @@ import attrs
 from torch import Tensor
 
 from mvkit.core.batch import Batch
+from mvkit.data.lengths import known_length
 from mvkit.data.pipeline import Pipeline
-from mvkit.errors import RequestError
+from mvkit.errors import DataError, RequestError
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.registry.spec import to_dict
 from mvkit.training.distributed import ProcessGroup
 from mvkit.training.events import Listeners, RunStarted
+from mvkit.training.fingerprint import difference, fingerprint
 from mvkit.training.history import History
+from mvkit.training.interruption import Interruption
 from mvkit.training.nonfinite import OnNonFinite
 from mvkit.training.run_folder import Folder, Json, State, encoded
 from mvkit.training.stages import Stage
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "bf16"]
 Resume = Literal["auto", "must", "never"]
+
+# what differs, in messages
+OTHER = {"data": "other data", "validation": "other validation data"}
 
 
 @attrs.frozen
@@ -56,6 +62,10 @@ class Run:
         bar: the progress bar.
         history: one row per epoch so far.
         step: batches done before the current epoch.
+        rows_before: rows of the history when the run resumed.
+        interruption: of this process, by Ctrl-C.
+        stopped, interrupted: whether a listener or Ctrl-C ended the run, in any process.
+        fingerprints: of the data, and of those to validate on.
         encoded_rows: the rows of the history as checkpoints hold them, each encoded once.
         saved: when the last checkpoint was written, in seconds of the monotonic clock.
     """
@@ -71,6 +81,11 @@ class Run:
     bar: tqdm[None]
     history: History = attrs.field(factory=History)
     step: int = 0
+    rows_before: int = 0
+    interruption: Interruption = attrs.field(factory=Interruption)
+    stopped: bool = False
+    interrupted: bool = False
+    fingerprints: Json = attrs.field(factory=lambda: {"data": None, "validation": None})
     encoded_rows: list[list[tuple[str, Any]]] = attrs.field(factory=list)
     saved: float = attrs.field(factory=time.monotonic)
 
@@ -80,9 +95,15 @@ class Run:
         return self.folder if self.group.first else None
 
     def finish(self) -> None:
-        """Writes the last checkpoint and the model."""
-        if self.writable is not None:
-            self.writable.save(self.model, self.state(len(self.plan), {}, {}), self.step)
+        """Writes the model, unless it is there and nothing was trained.
+
+        The last checkpoint, from which the run can be lengthened, stays as it is.
+        """
+        if self.writable is None:
+            return
+        trained = len(self.history) > self.rows_before
+        absent = not (self.writable.path / "model.safetensors").exists()
+        if trained or (absent and len(self.history)):
             self.writable.write_model("model", self.model, self.model.state_dict())
 
     def resume(self, resume: Resume) -> State | None:
@@ -94,19 +115,43 @@ class Run:
             raise state
         if state is None:
             return None
-        where = self.folder.path
-        current = self.begun_with()
-        for key, value in state.begun_with.items():
-            if value != current[key]:
-                difference = _difference(value, current[key])
-                raise RequestError(
-                    f"fit: the run in {where} was begun with another {key}: {difference}"
-                )
+        # runs that an earlier mvkit finished have no optimizer, and so cannot be lengthened
+        self._check_same(state.begun_with, longer=state.stage < len(self.plan))
         self.step = state.step
         self.history.rows.extend(map(dict, state.history))
         self.model.load_state_dict(state.part("model/"))
-        self.bar.update(len(self.history))
+        self.rows_before = len(self.history)
+        self.bar.update(self.rows_before)
         return state
+
+    def _check_same(self, then: Json, *, longer: bool) -> None:
+        """Raises RequestError, which names what decides numbers and differs from the run's.
+
+        Args:
+            then: what the run was begun with.
+            longer: whether its last stage may have more epochs now.
+        """
+        now = self.begun_with()
+        if longer:
+            then = {**then, "stages": _lengthened(then["stages"], now["stages"])}
+        for key, value in then.items():
+            if value != now[key]:
+                where = "" if self.folder is None else self.folder.path
+                what = OTHER.get(key, f"another {key}")
+                raise RequestError(
+                    f"fit: the run in {where} was begun with {what}: "
+                    f"{difference(value, now[key])}; take the same, or another folder"
+                )
+
+    def compare_processes(self) -> None:
+        """Raises RequestError in every process where one has other options or data."""
+        facts = self.group.gathered({**self.begun_with(), "save_every": self.options.save_every})
+        for rank, other in enumerate(facts):
+            if other != facts[0]:
+                raise RequestError(
+                    f"fit: processes 0 and {rank} differ in {difference(facts[0], other)}; "
+                    "expected the same options and data in all; each takes its share by itself"
+                )
 
     def _newest(self, folder: Folder, resume: Resume) -> State | RequestError | None:
         """The newest checkpoint, None where a run begins anew, or why neither can be."""
@@ -134,6 +179,7 @@ class Run:
         path = None if self.folder is None else self.folder.path
         options = self.begun_with()
         header = options.pop("model")
+        del options["data"], options["validation"]
         done = 0 if state is None else state.place.get("batch", 0)
         self.listeners.tell(RunStarted(path, header, options, self.step + done))
 
@@ -142,7 +188,16 @@ class Run:
         options: Json = attrs.asdict(self.options)
         del options["on_nonfinite"], options["save_every"]
         stages = [to_dict(stage) for stage in self.plan]
-        return {**options, "model": self.model.header(), "stages": stages}
+        header = self.model.header()
+        return {**options, "model": header, "stages": stages, **self.fingerprints}
+
+    def look_at_data(self) -> None:
+        """Takes fingerprints of the data, once, if anything is compared with them."""
+        if self.folder is None and self.group.count == 1:
+            return
+        self.fingerprints["data"] = fingerprint(self.loader)
+        if self.valid is not None:
+            self.fingerprints["validation"] = fingerprint(self.valid)
 
     def state(self, stage: int, place: Json, tensors: dict[str, Tensor]) -> State:
         """The state of the run, with what a stage adds."""
@@ -153,7 +208,23 @@ class Run:
     def batches(self, loader: Pipeline, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch (counted over all stages) from number `start` on."""
         loader.load_state_dict({"epoch": epoch, "batch": start})
-        return iter(loader)
+        if self.group.count == 1 or known_length(loader) is not None:
+            return iter(loader)
+        return self._in_step(iter(loader))
+
+    def _in_step(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Batches of a stream; raises DataError where it ends earlier in some processes."""
+        while True:
+            batch = next(batches, None)
+            (going,) = self.group.sums(float(batch is not None))
+            if batch is None and not going:
+                return
+            if batch is None or going < self.group.count:
+                raise DataError(
+                    "fit: the data end earlier in some processes than in others; expected the "
+                    "same data in all; each takes its share by itself"
+                )
+            yield batch
 
     def rows_of(self, place: int) -> Tensor | None:
         """Where the rows of batch `place` of this epoch are in the data, (b,), if that is known.
@@ -164,19 +235,39 @@ class Run:
             return None
         return self.loader.indices()[place]
 
+    def pooled(self, rows: int) -> tuple[float, bool]:
+        """Rows of all processes, and whether a checkpoint is due; notes whether one of them ends.
+
+        Args:
+            rows: of this process.
+        """
+        ends = self.listeners.stopped, self.interruption.noted
+        total, due, stopped, interrupted = self.group.sums(rows, self.due(), *ends)
+        self.stopped = stopped > 0
+        self.interrupted = interrupted > 0
+        return total, due > 0 or self.interrupted
+
+    def raise_if_interrupted(self, step: int) -> None:
+        """Raises KeyboardInterrupt, in every process, after a checkpoint that followed Ctrl-C.
+
+        Args:
+            step: batches done.
+        """
+        if self.interrupted and self.folder is not None:
+            raise KeyboardInterrupt(
+                f"fit: interrupted and saved after batch {step}; to resume, call fit again with "
+                f"checkpoint={str(self.folder.path)!r}"
+            )
+
     def due(self) -> bool:
         """Whether the first process's clock asks for a checkpoint."""
         late = time.monotonic() - self.saved >= self.options.save_every
         return late and self.writable is not None
 
 
-def _difference(then: object, now: object) -> str:
-    """Where two plain values first differ."""
-    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        then = dict(enumerate(then))
-        now = dict(enumerate(now))
-    if isinstance(then, dict) and isinstance(now, dict):
-        for key in {**then, **now}:
-            if then.get(key) != now.get(key):
-                return f"{key}: {_difference(then.get(key), now.get(key))}"
-    return f"{then!r}, got {now!r}; take the same, or another folder"
+def _lengthened(then: list[Json], now: list[Json]) -> list[Json]:
+    """The stages that a run was begun with, as long in the end as they are now to be."""
+    if not then or len(then) != len(now):
+        return then
+    epochs = max(then[-1]["epochs"], now[-1]["epochs"])
+    return [*then[:-1], {**then[-1], "epochs": epochs}]

@@ -269,6 +269,21 @@ def as_stages(stages: StagesLike, model: MultimodalModel, epochs: int) -> list[S
     return schedule.stages(model, epochs)
 
 
+def with_patience(plan: Sequence[Stage], patience: int | None) -> list[Stage]:
+    """Stages with a patience, in epochs, where they have none of their own; None: as they are.
+
+    Args:
+        plan: the stages.
+        patience: epochs without a better validation loss.
+    """
+    stages = []
+    for stage in plan:
+        if stage.patience is None and patience is not None:
+            stage = attrs.evolve(stage, patience=patience)  # type: ignore[misc]
+        stages.append(stage)
+    return stages
+
+
 def _as_stage(value: object) -> Stage:
     if isinstance(value, Stage):
         return value

@@ -1,0 +1,109 @@
+"""What is refused before the first step: stages that could not be trained to their end."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import cast
+
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from mvkit.data.lengths import known_length
+from mvkit.data.pipeline import Pipeline
+from mvkit.errors import RequestError, SpecError, within
+from mvkit.models.multimodal import MultimodalModel
+from mvkit.training.optimizers import OptimizerSpec
+from mvkit.training.stages import Stage, trainable
+
+
+def check_plan(
+    plan: Sequence[Stage], model: MultimodalModel, loader: Pipeline, lr: float, *, validated: bool
+) -> None:
+    """Raises an error that names the first stage that could not be trained to its end.
+
+    Args:
+        plan: the stages.
+        model: the model to train.
+        loader: batches to train on.
+        lr: the learning rate of optimizers without one.
+        validated: whether there are data to validate on.
+
+    Raises:
+        SpecError: `trainable` that leads to no parameters; a learning-rate schedule that needs
+            what it does not get, or ends before its stage.
+        RequestError: patience without validation; an objective that holds parameters.
+    """
+    for index, stage in enumerate(plan):
+        if stage.patience is not None and not validated:
+            raise RequestError(
+                f"fit: stage {index} has patience={stage.patience}, but nothing to judge by; "
+                "give validation="
+            )
+        _check_objective(stage.objective or model.spec.objective, index)
+        with trainable(model, stage.trainable) as parameters:
+            if not parameters:
+                reason = f"stage {index} trains {stage.trainable}, which has no parameters"
+                raise SpecError(reason, "trainable")
+            optimizer = cast(OptimizerSpec, stage.optimizer).optimizer(parameters, lr)
+            with within(f"stages.{index}"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # no optimizer steps here
+                _check_schedule(stage, stage.scheduler(optimizer), known_length(loader))
+
+
+def _check_objective(objective: object, index: int) -> None:
+    """Raises RequestError if an objective holds parameters, which nobody trains or saves."""
+    held: dict[str, object] = dict(vars(objective)) if hasattr(objective, "__dict__") else {}
+    if isinstance(objective, nn.Module):
+        held = dict(objective.named_parameters())
+    names = []
+    for name, value in held.items():
+        module = isinstance(value, nn.Module) and next(value.parameters(), None) is not None
+        if module or isinstance(value, nn.Parameter):
+            names.append(name)
+    if names:
+        raise RequestError(
+            f"fit: the objective {type(objective).__name__} of stage {index} holds parameters "
+            f"({', '.join(names)}), which are neither trained nor saved; give them to a part of "
+            "the model, such as an encoder"
+        )
+
+
+def _check_schedule(stage: Stage, scheduler: LRScheduler | None, batches: int | None) -> None:
+    """Raises SpecError if a fresh schedule cannot be stepped as often as its stage steps it."""
+    if scheduler is None:
+        return
+    if isinstance(scheduler, ReduceLROnPlateau):
+        if stage.schedules_steps:
+            raise SpecError(
+                "ReduceLROnPlateau looks at the loss of an epoch, and has 'every': 'step'; "
+                "expected 'every': 'epoch'; leave 'every' out",
+                "lr_schedule",
+            )
+        return
+    steps = _steps(stage, batches)
+    if isinstance(scheduler, OneCycleLR) and steps is not None and steps > scheduler.total_steps:
+        unit = "steps" if stage.schedules_steps else "epochs"
+        raise SpecError(
+            f"OneCycleLR ends after {scheduler.total_steps} {unit}, and the stage has {steps}; "
+            f"expected as many at least; take total_steps={steps}",
+            "lr_schedule",
+        )
+    try:
+        scheduler.step()
+    except (TypeError, ValueError) as error:
+        name = type(scheduler).__name__
+        raise SpecError(f"{name} cannot be stepped: {error}", "lr_schedule") from None
+
+
+def _steps(stage: Stage, batches: int | None) -> int | None:
+    """How often a stage steps its schedule at most; None where that is unknown."""
+    if batches is None:
+        return stage.steps if stage.schedules_steps else stage.epochs
+    per_epoch = math.ceil(batches / stage.accumulate)
+    if stage.schedules_steps:
+        return min(stage.epochs * per_epoch, stage.steps or math.inf)  # type: ignore[return-value]
+    if stage.steps is None:
+        return stage.epochs
+    return min(stage.epochs, math.ceil(stage.steps / per_epoch))
