@@ -24,7 +24,8 @@ from mvkit.core.batch import Batch
 from mvkit.data.dataset import Rows, as_batch
 from mvkit.errors import RequestError, check_option, suggest
 from mvkit.evaluation.drivers import driver_shares
-from mvkit.evaluation.metric import Score
+from mvkit.evaluation.metric import Score, widened
+from mvkit.evaluation.point_colours import SIZE, colour_of, draw_points, plain_text
 from mvkit.evaluation.report import Report, runs_of
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.training import loss_curves
@@ -76,9 +77,9 @@ def gallery(
     """
     axes = grid(figure, len(lines), len(titles))
     for ax, title in zip(axes[0], titles, strict=True):
-        ax.set_title(title, fontsize=fontsize)
+        ax.set_title(plain_text(title), fontsize=fontsize)
     for row, (label, values) in zip(axes, lines, strict=True):
-        row[0].set_ylabel(label, fontsize=8)
+        row[0].set_ylabel(plain_text(label), fontsize=8)
         for ax, value in zip(row, values, strict=True):
             if value is not None:
                 show(ax, value)
@@ -164,7 +165,8 @@ def latent_map(
         model: a model.
         data: rows.
         given: modalities to look at; None: all that each row has.
-        colour: `cluster`, a name in `Batch.extra`, or None.
+        colour: `cluster`, a name in `Batch.extra`, or None. Words and few whole numbers are
+            classes; other numbers have a scale of colours; rows without a label are grey.
         method: `pca`, or `umap` where umap-learn is installed.
         seed: of UMAP.
         ax: where to draw.
@@ -173,35 +175,33 @@ def latent_map(
     ax = axes_of(ax)
     codes = model.encode(data, given).cpu().double()
     points = _umap(codes, seed) if method == "umap" else _principal_plane(codes)
-    extra = as_batch(data).extra
-    if colour == "label" and colour not in extra:
-        colour = None
-    if colour is None:
-        values = np.zeros(len(points))
-    elif colour == "cluster":
-        values = model.clusters(data).cpu().numpy()
-    elif colour in extra:
-        values = np.asarray(extra[colour])
+    labels = _labels(model, data, colour)
+    if labels is None:
+        x, y = points.T
+        ax.scatter(x, y, SIZE, linewidths=0, color=colour_of(0))
     else:
-        known = suggest(colour, ("cluster", *extra))
-        raise RequestError(f"latent_map: no {colour!r} in batch.extra; {known}")
-    for i, value in enumerate(np.unique(values)):
-        x, y = points[values == value].T
-        paint = _colour(i)
-        ax.scatter(x, y, 6, linewidths=0, color=paint, label=str(value))
-    if colour is not None:
-        legend = ax.legend(title=colour, fontsize=7, title_fontsize=7, markerscale=2)
-        legend.set_loc("center left")
-        legend.set_bbox_to_anchor((1, 0.5))
+        draw_points(ax, points, labels, str(colour))
     ax.set(xlabel=f"{method} 1", ylabel=f"{method} 2")
     return ax
 
 
-def _colour(i: int) -> tuple[float, float, float, float]:
-    """A colour of the palette tab20: the ten strong ones first, then the ten pale ones."""
-    import matplotlib as mpl
-
-    return mpl.colormaps["tab20"]((2 * i + (i // 10) % 2) % 20)
+def _labels(model: MultimodalModel, data: Rows, colour: str | None) -> NDArray[Any] | None:
+    """What the rows are coloured by, (b,); None: nothing."""
+    extra = as_batch(data).extra
+    if colour is None or (colour == "label" and colour not in extra):
+        return None
+    if colour == "cluster":
+        return model.clusters(data).cpu().numpy()
+    if colour not in extra:
+        known = suggest(colour, ("cluster", *extra))
+        raise RequestError(f"latent_map: no {colour!r} in batch.extra; {known}")
+    values = extra[colour]
+    labels = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
+    if labels.ndim != 1:
+        raise RequestError(
+            f"latent_map: extra[{colour!r}] has shape {labels.shape}; expected a label per row"
+        )
+    return labels
 
 
 def _umap(z: Tensor, seed: int) -> NDArray[np.floating]:
@@ -286,7 +286,8 @@ def coherence(reports: Runs, *, ax: AxesLike = None) -> Axes:
                 spread = float(np.std(values, ddof=1))
             spreads.append(spread)
         counts = list(by_count)
-        ax.errorbar(counts, means, spreads, marker="o", capsize=3, label=name or None)
+        label = plain_text(name) or None
+        ax.errorbar(counts, means, spreads, marker="o", capsize=3, label=label)
     ax.set(xticks=sorted(by_count), ylim=(0, 1))
     ax.set(xlabel="modalities given", ylabel="coherence")
     if any(named):
@@ -336,9 +337,9 @@ def imputation(
     ax.plot(elements, draws.numpy().mean(0), linewidth=1, label="imputed mean")
     real = real_values(model, rows)[model.names.index(name)]
     if real is not None:
-        truth = real.reshape(-1).cpu().numpy()
+        truth = real.reshape(-1).cpu().double().numpy()
         ax.plot(elements, truth, ".k", markersize=4, label="real")
-    ax.set_xlabel(f"element of {name}")
+    ax.set_xlabel(plain_text(f"element of {name}"))
     ax.legend(fontsize=8)
     return ax
 
@@ -346,7 +347,7 @@ def imputation(
 def central_interval(draws: Tensor, level: float) -> NDArray[np.floating]:
     """Ends (2, …) of the central interval that holds a share `level` of draws (n, …)."""
     ends = [(1 - level) / 2, (1 + level) / 2]
-    return np.asarray(np.quantile(draws.cpu().numpy(), ends, axis=0))
+    return np.asarray(np.quantile(widened(draws).cpu().numpy(), ends, axis=0))
 
 
 def cluster_sizes(model: MultimodalModel, data: Rows, *, ax: AxesLike = None) -> Axes:
@@ -387,12 +388,12 @@ def drivers(model: MultimodalModel, data: Rows, *, ax: AxesLike = None) -> Axes:
 
     See `mvkit.evaluation.drivers.driver_shares`.
     """
-    weight, precision = driver_shares(model, data)
+    weight, precision = map(widened, driver_shares(model, data))
     ax = axes_of(ax)
     where = np.arange(len(model.names))
     ax.bar(where - 0.2, weight.numpy(), 0.4, label="weight")
     ax.bar(where + 0.2, precision.numpy(), 0.4, label="precision")
-    ax.set_xticks(where, model.names)
+    ax.set_xticks(where, [plain_text(name) for name in model.names])
     ax.set_ylabel("share of the posterior")
     ax.legend(fontsize=8)
     return ax

@@ -179,7 +179,8 @@ def test_rows_that_observe_nothing_are_left_out(trained):
 
 def test_rows_without_a_label_are_not_scored(trained):
     batch = labelled(60, missing=False)
-    batch.extra["label"][:20] = -1
+    batch.extra["label"] = batch.extra["label"].double()
+    batch.extra["label"][:20] = torch.nan
     report = measured(trained, batch, ["coherence"])
     assert {score.rows for score in report.scores if score.name == "given 1"} == {40}
 

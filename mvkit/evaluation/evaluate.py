@@ -27,7 +27,8 @@ from mvkit.core.blocks import block_slices
 from mvkit.data.dataset import Rows, as_batch
 from mvkit.data.pipeline import Pipeline
 from mvkit.errors import DataError, RequestError, suggest
-from mvkit.evaluation.metric import ROW, EvaluationContext, Function, Metric, Score
+from mvkit.evaluation.labels import Words, as_numbers, words_of
+from mvkit.evaluation.metric import ROW, EvaluationContext, Function, Metric, Score, widened
 from mvkit.evaluation.report import Report
 from mvkit.models.multimodal import MultimodalModel, check_model
 from mvkit.registry import plugins
@@ -36,6 +37,7 @@ from mvkit.registry.spec import as_part
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
 
+LABEL = "label"
 BLOCK = 512  # rows; noise is drawn block by block, so this is part of what a number means
 MetricLike = str | Mapping[str, object] | Metric
 Data = Rows | Pipeline | Iterable[Rows]
@@ -50,7 +52,7 @@ def evaluate(
     train: Data | None = None,
     classifiers: Functions | None = None,
     features: Functions | None = None,
-    label: str = "label",
+    label: str = LABEL,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Report:
@@ -73,11 +75,13 @@ def evaluate(
             for coherence; modalities without one get a perceptron that is fitted when it is
             needed.
         features: {modality: function of (b, *shape) to features (b, f)}, for the Fréchet distance.
-        label: name of the labels in `Batch.extra`, whole numbers, -1 or NaN where there is none.
+        label: name of the labels in `Batch.extra`: whole numbers, NaN where there is none; or
+            words, None where there is none, which are numbered in sorted order. -1 is a class.
         seed: of all randomness.
         progress: show a bar; None: on a terminal only.
 
     Raises:
+        RequestError: a name of labels, or a modality, that is not there.
         DataError: no rows; what a model or classifier returns is not finite.
         ShapeError: a classifier or a network of features with a wrong output.
         SpecError: a metric that is not known, or an option that it cannot have.
@@ -102,8 +106,14 @@ def evaluate(
     for option, functions in {"classifiers": classifiers, "features": features}.items():
         _check_functions(option, functions, model.names)
     seed = noise.whole_seed(seed)
-    rows, empty = _ordered(model, data, seed, "data")
-    fitting = None if train is None else _ordered(model, train, seed, "train")[0]
+    batch = _rows(model, data, "data")
+    fitting = None if train is None else _rows(model, train, "train")
+    _check_label(label, batch)
+    batches = [batch] if fitting is None else [batch, fitting]
+    words = words_of(*(part.extra[label] for part in batches if label in part.extra))
+    rows, empty = _ordered(batch, seed, "data", label, words)
+    if fitting is not None:
+        fitting, _ = _ordered(fitting, seed, "train", label, words)
     context = EvaluationContext(
         model, rows, fitting, label, classifiers or {}, features or {}, seed
     )
@@ -164,16 +174,31 @@ def _measure(metric: Metric, context: EvaluationContext, bar: tqdm) -> list[Scor
     return []
 
 
-def _ordered(model: MultimodalModel, data: Data, seed: int, what: str) -> tuple[Batch, int]:
-    """Conformed rows that observe something, ordered by contents, and how many do not."""
+def _rows(model: MultimodalModel, data: Data, what: str) -> Batch:
+    """Conformed rows in one batch."""
     batches = _batches(model, data)
     if not batches:
         raise DataError(f"evaluate: {what} has no rows; expected one at least; check the split")
-    rows = _joined(batches)
+    return _joined(batches)
+
+
+def _check_label(label: str, rows: Batch) -> None:
+    """Raises RequestError for a name of labels that are not there, unless nobody gave it."""
+    if label != LABEL and label not in rows.extra:
+        remedy = suggest(str(label), rows.extra)
+        raise RequestError(f"evaluate: label={label!r} is not in the data's extra; {remedy}")
+
+
+def _ordered(
+    rows: Batch, seed: int, what: str, label: str, words: Words | None
+) -> tuple[Batch, int]:
+    """Rows that observe something, ordered by contents, and how many do not."""
     extra = {}
     for name, value in rows.extra.items():
         array = np.asarray(value)
-        if array.dtype.kind in "biuf":
+        if name == label:
+            extra[name] = as_numbers(value, words)
+        elif array.dtype.kind in "biuf":
             extra[name] = torch.as_tensor(array)
     extra[ROW] = torch.arange(len(rows))
     rows = attrs.evolve(rows, extra=extra)
@@ -239,7 +264,7 @@ def fingerprint(rows: Batch, seed: int) -> NDArray[np.uint64]:
     extra = [value for name, value in sorted(rows.extra.items()) if name != ROW]
     elements = (rows.elements or {}).values()
     for value in (rows.observed, *rows.data.values(), *elements, *extra):
-        flat = np.ascontiguousarray(value.reshape(len(rows), -1).numpy())
+        flat = np.ascontiguousarray(widened(value).reshape(len(rows), -1).numpy())
         words = flat.view(f"u{flat.dtype.itemsize}")
         factors = torch.randint(-(2**63), 2**63 - 1, words.shape[1:], generator=generator)
         odd = factors.numpy().view(np.uint64) | np.uint64(1)

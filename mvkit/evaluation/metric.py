@@ -9,6 +9,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 import attrs
@@ -21,6 +22,7 @@ from torch import Generator, Tensor
 from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.errors import DataError, RequestError, ShapeError
+from mvkit.evaluation.labels import NONE, Classes
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.registry.renamed import RenamedMethods
 
@@ -102,6 +104,11 @@ def scatter(values: Tensor, rows: Tensor) -> Tensor:
 def without_nan(values: Tensor) -> Tensor:
     """Which rows of values (b, f) hold no NaN, (b,) bool."""
     return ~values.isnan().any(1)
+
+
+def widened(x: Tensor) -> Tensor:
+    """Values in float32 where they are in half precision, which numpy lacks and sums lose."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def finite(value: Tensor, block: Batch, what: str, dim: int = 0) -> Tensor:
@@ -193,20 +200,33 @@ class EvaluationContext:
         )
         return self.rows.take(slice(self.half, None))
 
+    @cached_property
+    def classes(self) -> Classes:
+        """The classes of all rows, those that things are fitted on included."""
+        batches = [self.rows] if self.train is None else [self.rows, self.train]
+        return Classes.of(
+            *(self._numbers(batch) for batch in batches if self.label in batch.extra)
+        )
+
     def labels(self, block: Batch) -> Tensor:
         """Class indices of the rows, (b,) on the CPU; -1 where there is none."""
         if self.label not in block.extra:
-            return torch.full((len(block),), -1)
+            return torch.full((len(block),), NONE)
+        return self.classes.indices(self._numbers(block))
+
+    def _numbers(self, block: Batch) -> Tensor:
+        """Labels as they were given, (b,) on the CPU."""
         labels: Tensor = block.extra[self.label].cpu()
-        if labels.dtype.is_floating_point:
-            labels = torch.where(labels.isnan(), -1, labels)
-        classes = labels.long()
-        if labels.ndim != 1 or bool((labels != classes).any()):
+        if not labels.is_floating_point():
+            labels = labels.long()
+        known = labels[~labels.isnan()] if labels.is_floating_point() else labels
+        if labels.ndim != 1 or bool((known != known.long()).any()):
             raise ShapeError(
                 f"evaluate: extra[{self.label!r}] has shape {tuple(labels.shape)} and dtype "
-                f"{labels.dtype}; expected one class index per row, -1 or NaN where there is none"
+                f"{labels.dtype}; expected one class index or word per row, NaN or None where "
+                "there is none"
             )
-        return classes
+        return labels
 
     def unlabelled(self) -> str | None:
         """Why there are no labels to use; None if there are."""
@@ -214,6 +234,11 @@ class EvaluationContext:
             return f"no labels: extra[{self.label!r}] is not in the data"
         if not bool((self.labels(self.rows) >= 0).any()):
             return f"extra[{self.label!r}] labels no row"
+        if NONE in self.classes.values:
+            self.note(
+                f"extra[{self.label!r}]: -1 is a class like any other; give NaN where a row has "
+                "none"
+            )
         return None
 
     def generator(self, what: str) -> Generator:
@@ -263,14 +288,17 @@ class EvaluationContext:
         """
         classifier = self.classifiers.get(name)
         if classifier is not None:
-            x = self.model.modalities[name].restore(x)
+            x = widened(self.model.modalities[name].restore(x))
         else:
             if name not in self._fitted:
                 self._fitted[name] = fit_classifier(self, name)
             classifier = self._fitted[name]
         scores = torch.as_tensor(classifier(x)).detach().cpu()
         _check_classes(scores, x, f"evaluate: the classifier of {name!r}")
-        return scores.argmax(1) if scores.ndim == 2 else scores.long()
+        if scores.ndim == 2:
+            return scores.argmax(1)
+        # the user's classifier says classes as the labels do, a fitted one says their indices
+        return self.classes.indices(scores) if name in self.classifiers else scores.long()
 
 
 def _check_classes(scores: Tensor, x: Tensor, where: str) -> None:
@@ -296,6 +324,8 @@ def fit_classifier(context: EvaluationContext, name: str) -> Function:
     known = observes_all(rows, [name]) & (labels >= 0)
     if not known.any():
         raise RequestError(f"no labelled row to fit a classifier of {name!r} on")
+    if len(labels[known].unique()) < 2:
+        raise RequestError(f"needs rows of two classes to fit a classifier of {name!r} on")
     return fit_perceptron(rows.data[name][known], labels[known], seed=context.seed)
 
 
@@ -321,4 +351,4 @@ def fit_perceptron(
 
 
 def _flat(x: Tensor) -> NDArray[np.float32]:
-    return rearrange(x, "b ... -> b (...)").cpu().numpy()
+    return rearrange(widened(x), "b ... -> b (...)").cpu().numpy()

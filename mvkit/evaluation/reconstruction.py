@@ -24,6 +24,7 @@ from mvkit.evaluation.metric import (
     observes_all,
     observes_any,
     scatter,
+    widened,
 )
 from mvkit.registry.fields import count, optional_count
 from mvkit.registry.spec import spec
@@ -136,7 +137,8 @@ def _compare(
 ) -> dict[str, Tensor]:
     """Measures (b,) of generated values."""
     measures = _measures(context, name)
-    x = rows.data[name]
+    values = widened(values)
+    x = widened(rows.data[name])
     counted = present(rows, name)
     if "right" in measures:
         if counted.ndim == x.ndim:
@@ -248,7 +250,7 @@ class Calibration(Metric):
             least = round((self.n + 1) * (1 - level) / 2)
             columns.append((below >= least) & (above >= least) & counted)
         flags = torch.stack([*columns, counted], 1)
-        return reduce(flags.to(x.dtype), "b l ... -> b l", "sum")
+        return reduce(flags.to(widened(x).dtype), "b l ... -> b l", "sum")
 
     def summary(self, context: EvaluationContext, scores: Scores) -> Iterator[Score]:
         given = len(context.model.names) - 1

@@ -42,6 +42,14 @@ def _unusable(context: EvaluationContext) -> str | None:
     return context.unlabelled() or no_latent
 
 
+def _one_class(context: EvaluationContext) -> str | None:
+    """Why clusters cannot be compared with classes: one class agrees with anything."""
+    labels = context.labels(context.rows)
+    if len(labels[labels >= 0].unique()) > 1:
+        return None
+    return f"all labelled rows have one extra[{context.label!r}]; needs two classes"
+
+
 @spec
 class Probe(Metric):
     """Accuracy of a linear classifier of the class from the posterior mean, given modalities.
@@ -142,7 +150,7 @@ class Clusters(Metric):
     def incompatibility(self, context: EvaluationContext) -> str | None:
         if not context.model.n_clusters:
             context.note("clusters: the prior is no mixture to assign rows to; k-means only")
-        return _unusable(context)
+        return _unusable(context) or _one_class(context)
 
     def score(self, context: EvaluationContext, block: Batch, generator: Generator) -> Scores:
         codes = context.encode(block, context.model.names)

@@ -72,7 +72,8 @@ def losses(
     for metric in terms:
         values = [row.get(metric, math.nan) for row in rows]
         style = "--" if metric.startswith("valid/") else "-"
-        ax.plot(epochs, values, style, label=metric, marker=marker)
+        label = metric.replace("$", r"\$")  # shown as it is, and not as a formula
+        ax.plot(epochs, values, style, label=label, marker=marker)
     stages = [row.get("stage", 0) for row in rows]
     for epoch, (before, after) in enumerate(itertools.pairwise(stages), 1):
         if before != after:
