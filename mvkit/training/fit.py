@@ -27,7 +27,7 @@ from mvkit.training.nonfinite import OnNonFinite
 from mvkit.training.run import Options, Precision, Resume, Run
 from mvkit.training.run_folder import Folder
 from mvkit.training.stages import Stage, StagesLike, as_stages, with_patience
-from mvkit.training.starts import start_likelihoods
+from mvkit.training.starts import judge, start_likelihoods
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -141,6 +141,7 @@ def fit(
     start_likelihoods(model, data)
     _train(run, resume, compile)
     model.eval()
+    judge(model, data if validation is None else validation, run.history)
     return run.history
 
 

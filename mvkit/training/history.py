@@ -34,6 +34,7 @@ class History:
     """
 
     rows: list[Row] = attrs.field(factory=list)
+    verdict: list[str] = attrs.field(factory=list)
 
     def __getitem__(self, key: str) -> list[float]:
         return [row.get(key, math.nan) for row in self.rows]
@@ -44,9 +45,9 @@ class History:
     def __repr__(self) -> str:
         lines = [f"History({len(self)} epochs)"]
         for row in self.rows[-5:]:
-            cells = [f"{key} {value:.4g}" for key, value in row.items() if "/" not in key]
-            lines.append(", ".join(cells))
-        return "\n".join(lines)
+            shown = [key for key in row if "/" not in key.removeprefix("valid/")]
+            lines.append(", ".join(f"{key} {row[key]:.4g}" for key in shown))
+        return "\n".join([*lines, *self.verdict])
 
     @property
     def columns(self) -> list[str]:

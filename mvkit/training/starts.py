@@ -1,4 +1,4 @@
-"""Where parameters start that training data place: before the first step of a run."""
+"""Where parameters start that training data place, and what a run came to: before and after it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from mvkit.data.align import library
 from mvkit.data.pipeline import Pipeline, as_pipeline
 from mvkit.data.sources import Source
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.training.history import History
+from mvkit.training.verdict import verdict_of
 
 ROWS = 1024  # looked at
 
@@ -26,9 +28,7 @@ def start_likelihoods(model: MultimodalModel, data: object) -> None:
     Streams and loaders, whose first rows may not come again, are left alone.
     """
     likelihoods = _likelihoods(model)
-    if not likelihoods or not _can_be_read_twice(data):
-        return
-    first = next(iter(as_pipeline(data, model.schema, batch_size=ROWS, shuffle=False)), None)
+    first = _first_rows(model, data) if likelihoods else None
     if first is None:
         return
     for name, rows in zip(first.data, first.observed_rows, strict=True):
@@ -37,6 +37,23 @@ def start_likelihoods(model: MultimodalModel, data: object) -> None:
             if rows is not None:
                 x, observed = x.index_select(0, rows), observed.index_select(0, rows)
             likelihoods[name].start(x, observed)
+
+
+def judge(model: MultimodalModel, data: object, history: History) -> None:
+    """Writes into the history what the run came to, going by the first rows of some data."""
+    last = max((row["stage"] for row in history.rows), default=0)
+    rows = [row for row in history.rows if row["stage"] == last]
+    key = "valid/loss" if any("valid/loss" in row for row in rows) else "loss"
+    losses = [row[key] for row in rows if key in row]
+    history.verdict[:] = verdict_of(model, _first_rows(model, data), losses)
+
+
+def _first_rows(model: MultimodalModel, data: object) -> Batch | None:
+    """The first rows of whatever `fit` takes, conformed; None where they may not come again."""
+    if not _can_be_read_twice(data):
+        return None
+    batches = as_pipeline(data, model.schema, batch_size=ROWS, shuffle=False)
+    return next(iter(batches), None)
 
 
 def _likelihoods(model: MultimodalModel) -> dict[str, Likelihood]:
