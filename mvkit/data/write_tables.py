@@ -5,6 +5,7 @@ Axes: b rows of all modalities together, k columns, d latent.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +26,7 @@ Array = np.ndarray
 Bools = NDArray[np.bool_]
 Ids = Sequence[Hashable]
 Words = Sequence[str]
+BITS: dict[str, object] = {"True": True, "False": False}
 Frame = Any  # a DataFrame or a Series of pandas or polars
 
 
@@ -78,7 +80,7 @@ def written(
     if changed is None:
         frame = DataFrame(values, index=frame.index, columns=frame.columns)
     elif words:
-        frame = _with_words(frame, values, changed[rows], words)
+        frame = _with_words(frame, values, changed[rows], words, kinds)
     elif changed[rows].any():
         frame = _with_numbers(frame, values, changed[rows], kinds if own_type else {})
     return _as_before(frame, like, id)
@@ -163,10 +165,11 @@ def _rounded(old: Any, values: Array, changed: Bools, kind: Any) -> object:
     return column if column.dtype == kind else column.astype(kind)
 
 
-def _with_words(frame: DataFrame, values: Array, changed: Bools, words: Words) -> DataFrame:
+def _with_words(
+    frame: DataFrame, values: Array, changed: Bools, words: Words, kinds: Mapping[Hashable, Any]
+) -> DataFrame:
     """The table with words in the cells that changed; None where a value is NaN."""
     from pandas import CategoricalDtype, DataFrame, Series
-    from pandas.api.types import is_numeric_dtype
 
     codes = np.where(np.isnan(values), len(words), values).astype(int)
     new = np.array([*words, None], dtype=object)[codes]
@@ -177,10 +180,34 @@ def _with_words(frame: DataFrame, values: Array, changed: Bools, words: Words) -
             columns[name] = _with_categories(old, new[:, i], changed[:, i])
         else:
             texts = np.where(changed[:, i], new[:, i], old.astype(object))
-            # a column without a word may be one of NaN
-            kind = None if is_numeric_dtype(old.dtype) else old.dtype
-            columns[name] = Series(texts, frame.index, dtype=kind)
+            columns[name] = Series(texts, frame.index)
+            for kind in dict.fromkeys([old.dtype, kinds[name]]):
+                with contextlib.suppress(ValueError, TypeError):
+                    columns[name] = _as_dtype(texts, old, kind)
     return DataFrame(columns, frame.index, frame.columns)
+
+
+def _as_dtype(texts: Array, old: Series, kind: Any) -> Series:
+    """Words, and values that stayed, as a column of a dtype; of numbers if the old one held some.
+
+    Raises:
+        ValueError, TypeError: the dtype does not hold them, such as floats that were all NaN.
+    """
+    from pandas import Series
+
+    values = texts.tolist()
+    present = old.dropna()
+    if len(present) and not any(isinstance(value, str) for value in present):
+        values = [_spelt(value) if isinstance(value, str) else value for value in values]
+    return Series(values, old.index, dtype=kind)
+
+
+def _spelt(word: str) -> object:
+    """The number or the bit that a word spells."""
+    if word in BITS:
+        return BITS[word]
+    number = float(word)
+    return int(number) if number.is_integer() else number
 
 
 def _with_categories(old: Series, texts: Array, changed: Bools) -> Series:
@@ -192,6 +219,9 @@ def _with_categories(old: Series, texts: Array, changed: Bools) -> Series:
 
     categories = old.cat.categories.tolist()
     places = {str(category): i for i, category in enumerate(categories)}
+    for i, category in enumerate(categories):
+        if type(category) is int:  # which models of old knew as floats
+            places.setdefault(str(float(category)), i)
     codes = old.cat.codes.to_numpy(dtype=np.int64, copy=True)
     kind = old.dtype
     for text in texts[changed]:
@@ -208,7 +238,7 @@ def _category(text: str, others: Sequence[Any]) -> object:
     types = {type(category) for category in others}
     kind = types.pop() if len(types) == 1 else str
     if kind is bool:
-        return {"True": True, "False": False}.get(text, text)
+        return BITS.get(text, text)
     try:
         return kind(text)
     except (ValueError, TypeError, ArithmeticError):
@@ -285,6 +315,8 @@ def as_tables(
         frame = DataFrame(flat, index, modality.features or range(flat.shape[1]))
         words = words_of(modality)
         if words:
-            frame = _with_words(frame, flat, np.ones(flat.shape, bool), words)
+            blank = DataFrame(np.nan, frame.index, frame.columns)
+            everywhere = np.ones(flat.shape, bool)
+            frame = _with_words(blank, flat, everywhere, words, dict(blank.dtypes))
         tables[name] = frame
     return tables
