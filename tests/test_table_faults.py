@@ -693,3 +693,69 @@ def test_words_that_only_look_like_numbers_stay_words():
     assert codes.tolist() == [0, 1, 2, 3]
     with pytest.raises(DataError, match="'07' is text; expected one of the categories"):
         model.encode({"n": NUMBERS, "g": table(g=pandas.Categorical(["07"] * 8))})
+
+
+# other columns that people have
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        list(pandas.to_datetime(["2020-01-01", "2021-01-01"] * 4)),
+        list(pandas.to_datetime(["2020-01-01", "2021-01-01"] * 4, utc=True)),
+        [datetime.date(2020, 1, 1), datetime.date(2021, 1, 1)] * 4,
+        [b"u", b"v"] * 4,
+        ["u", 1] * 4,
+    ],
+    ids=["days", "days of a zone", "dates", "bytes", "mixed"],
+)
+def test_words_become_the_values_that_they_stand_for(values):
+    full = table(g=values)
+    gaps = full.copy()
+    gaps.loc["d", "g"] = None
+    model = trained({"n": NUMBERS, "g": gaps}, modalities={"g": "categorical"})
+    for rows, options in ((gaps, {}), (full, {"all": True})):
+        filled = mvkit.impute(model, {"n": NUMBERS, "g": rows}, **options)["g"]["g"]
+        assert filled.dtype == full["g"].dtype
+        assert set(filled) <= set(values)
+
+
+def test_what_polars_alone_knows_comes_back():
+    numbers = polars.DataFrame({"id": IDS, "x": np.arange(8.0)})
+    day = datetime.date(2020, 1, 1)
+    for column in (
+        polars.Series(gappy(["u", "v"] * 4), dtype=polars.Enum(["u", "v"])),
+        polars.Series(gappy(["u", "v"] * 4), dtype=polars.Categorical),
+        polars.Series(gappy([day, day + datetime.timedelta(days=1)] * 4)),
+    ):
+        rows = {"n": numbers, "g": polars.DataFrame({"id": IDS, "g": column})}
+        model = trained(rows, id="id", modalities={"g": "categorical"})
+        filled = mvkit.impute(model, rows, id="id")["g"]
+        assert filled.schema == rows["g"].schema
+        assert filled["g"].null_count() == 0
+
+
+def test_sparse_columns_of_whole_numbers():
+    column = pandas.arrays.SparseArray([0, 0, 1, 2, 0, 0, 5, 0])
+    tables = {"n": NUMBERS, "t": table(c=column)}
+    filled = mvkit.impute(trained(tables), tables, all=True)["t"]
+    assert filled["c"].dtype == column.dtype
+
+
+def test_kinds_of_data_frames_and_things_that_are_none():
+    class Frame(pandas.DataFrame):
+        pass
+
+    assert from_tables({"a": Frame(NUMBERS)}).ids.tolist() == IDS
+    with pytest.raises(DataError, match="got LazyFrame; .*; give .collect()"):
+        from_tables({"a": polars.LazyFrame({"id": IDS})}, id="id")
+    with pytest.raises(DataError, match="got Index; expected a pandas or polars DataFrame"):
+        from_tables({"a": pandas.Index(IDS)})
+    with pytest.raises(DataError, match="two columns are called '1'; expected names that differ"):
+        from_tables({"a": pandas.DataFrame({1: [1.0], "1": [2.0]}, index=["p"])})
+    with pytest.raises(DataError, match="more than 308 digits; expected what float64 holds"):
+        from_tables({"a": table(x=[10**400, *range(7)])})
+    kind = getattr(polars, "Int128", None) or pytest.skip("polars without Int128")
+    wide = polars.Series("g", [1, None, 3], dtype=kind)
+    with pytest.raises(DataError, match=r"tables\['a'\]: pandas cannot hold it.*cast the column"):
+        from_tables({"a": polars.DataFrame({"id": list("pqr")}).with_columns(wide)}, id="id")
