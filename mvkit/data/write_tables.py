@@ -71,7 +71,7 @@ def written(
     from pandas import DataFrame
 
     frame = frame_of("", like, id) if columns is None else _blank(ids, like, id, columns)
-    kinds = dict(frame.dtypes)
+    kinds = frame.dtypes.to_dict()
     if whole:
         frame = _with_rows(frame, ids)
     places = {id: i for i, id in enumerate(ids)}
@@ -328,6 +328,6 @@ def as_tables(
         if words:
             blank = DataFrame(np.nan, frame.index, frame.columns)
             everywhere = np.ones(flat.shape, bool)
-            frame = _with_words(blank, flat, everywhere, words, dict(blank.dtypes))
+            frame = _with_words(blank, flat, everywhere, words, blank.dtypes.to_dict())
         tables[name] = frame
     return tables
