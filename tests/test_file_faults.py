@@ -232,6 +232,24 @@ def test_archives_that_cannot_be_read(tmp_path, change):
         MultimodalDataset.from_npz(path)
 
 
+def test_nobody_advises_to_load_pickles(tmp_path):
+    objects = io.BytesIO()
+    np.savez(objects, a=np.array([1, "x", None], dtype=object))
+    for blob in (b"\x80\x04K\x01.", b"a,b\n", objects.getvalue()):
+        with pytest.raises(DataError, match="pickled objects, which are never loaded") as error:
+            MultimodalDataset.from_npz(put(tmp_path, blob, "x.npz"))
+        assert "allow_pickle" not in str(error.value)
+        assert "unsafely" not in str(error.value)
+
+
+def test_files_with_names_alone(tmp_path):
+    for text in ("id,x\n", "id,x"):
+        with pytest.raises(DataError, match="it is empty; expected one row"):
+            read(tmp_path, text)
+    with pytest.raises(DataError, match="it has no columns beside ids; expected one at least"):
+        read(tmp_path, "id\np\nq\n")
+
+
 def test_other_things_that_are_no_archive_of_arrays(tmp_path):
     np.save(tmp_path / "x.npy", np.ones(3))
     with pytest.raises(DataError, match=r"x\.npy'\): it holds one array; expected one per"):

@@ -631,3 +631,131 @@ def test_numbers_that_the_model_cannot_hold_are_called_by_their_value():
     hidden = mvkit.Batch({"a": large}, mask)
     assert torch.isfinite(model.encode(hidden, empty="prior")).all()
     assert torch.isfinite(model.double().encode({"a": large})).all()
+
+
+# categories that are numbers, and numbers that are categories
+
+
+@pytest.mark.parametrize("kind", ["int64", "Int64", "float64", "object", "Int8"])
+def test_numbers_are_the_categories_that_they_spell(kind):
+    values = [1, 2, 3, 10, 1, 2, 3, 10]  # in the order of words, 10 comes second
+    model = trained({"n": NUMBERS, "g": table(g=pandas.Categorical(values))})
+    assert model.modalities["g"].transform[0].words == ("1", "10", "2", "3")
+    full = {"n": NUMBERS, "g": table(g=values).astype(kind)}
+    same = {"n": NUMBERS, "g": table(g=pandas.Categorical(values))}
+    assert torch.equal(model.encode(full), model.encode(same))
+    filled = mvkit.impute(model, full, rows="all")["g"]
+    assert filled["g"].tolist() == values
+    assert filled["g"].dtype == full["g"]["g"].dtype
+    if kind != "int64":
+        holes = {"n": NUMBERS, "g": table(g=gappy(values)).astype(kind)}
+        gaps = {"n": NUMBERS, "g": table(g=pandas.Categorical(gappy(values)))}
+        answers = [answer(model, rows)["g"]["g"] for rows in (holes, gaps)]
+        assert answers[0].tolist() == answers[1].tolist()
+        assert answers[0].dtype == holes["g"]["g"].dtype
+    with pytest.raises(
+        DataError, match=r"7(\.0)? is none of them; expected one of the categories"
+    ):
+        model.encode({"n": NUMBERS, "g": table(g=[1, 2, 3, 7, 1, 2, 3, 10]).astype(kind)})
+
+
+def test_bits_are_the_categories_that_they_spell():
+    values = [True, False] * 4
+    model = trained({"n": NUMBERS, "g": table(g=pandas.Categorical(values))})
+    for kind in ("bool", "boolean", "object"):
+        rows = {"n": NUMBERS, "g": table(g=values).astype(kind)}
+        same = {"n": NUMBERS, "g": table(g=pandas.Categorical(values))}
+        assert torch.equal(model.encode(rows), model.encode(same))
+        filled = mvkit.impute(model, rows, all=True)["g"]["g"]
+        assert filled.dtype == rows["g"]["g"].dtype
+        assert {bool(value) for value in filled} <= {True, False}
+
+
+def test_models_of_old_called_gappy_categories_by_their_floats():
+    kind = {"name": "one_hot", "categories": ("10.0", "8.0", "9.0")}
+    old = mvkit.Modality((1, 3), "categorical", transform=(kind,), features=("g",))
+    model = mvkit.Model(
+        {"n": mvkit.Modality((1,), features=("x",)), "g": old}, latent_dim=1, seed=0
+    )
+    column = pandas.Categorical([8, 9, 8, 10, 9, 8, None, 10])
+    seen = model.conform({"n": NUMBERS, "g": table(g=column)}).data["g"]
+    assert seen.sum(-1)[:, 0].tolist() == [1, 1, 1, 1, 1, 1, 0, 1]
+    assert seen.argmax(-1)[:4, 0].tolist() == [1, 2, 1, 0]
+    filled = mvkit.impute(model, {"n": NUMBERS, "g": table(g=column)})["g"]["g"]
+    assert filled.dtype == column.dtype
+    assert filled["g"] in {8, 9, 10}
+
+
+def test_words_that_only_look_like_numbers_stay_words():
+    words = pandas.Categorical(["007", "7", "7.0", "a"] * 2)
+    model = trained({"n": NUMBERS, "g": table(g=words)})
+    codes = model.conform({"n": NUMBERS, "g": table(g=words)}).data["g"].argmax(-1)[:4, 0]
+    assert codes.tolist() == [0, 1, 2, 3]
+    with pytest.raises(DataError, match="'07' is text; expected one of the categories"):
+        model.encode({"n": NUMBERS, "g": table(g=pandas.Categorical(["07"] * 8))})
+
+
+# other columns that people have
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        list(pandas.to_datetime(["2020-01-01", "2021-01-01"] * 4)),
+        list(pandas.to_datetime(["2020-01-01", "2021-01-01"] * 4, utc=True)),
+        [datetime.date(2020, 1, 1), datetime.date(2021, 1, 1)] * 4,
+        [b"u", b"v"] * 4,
+        ["u", 1] * 4,
+    ],
+    ids=["days", "days of a zone", "dates", "bytes", "mixed"],
+)
+def test_words_become_the_values_that_they_stand_for(values):
+    full = table(g=values)
+    gaps = full.copy()
+    gaps.loc["d", "g"] = None
+    model = trained({"n": NUMBERS, "g": gaps}, modalities={"g": "categorical"})
+    for rows, options in ((gaps, {}), (full, {"all": True})):
+        filled = mvkit.impute(model, {"n": NUMBERS, "g": rows}, **options)["g"]["g"]
+        assert filled.dtype == full["g"].dtype
+        assert set(filled) <= set(values)
+
+
+def test_what_polars_alone_knows_comes_back():
+    numbers = polars.DataFrame({"id": IDS, "x": np.arange(8.0)})
+    day = datetime.date(2020, 1, 1)
+    for column in (
+        polars.Series(gappy(["u", "v"] * 4), dtype=polars.Enum(["u", "v"])),
+        polars.Series(gappy(["u", "v"] * 4), dtype=polars.Categorical),
+        polars.Series(gappy([day, day + datetime.timedelta(days=1)] * 4)),
+    ):
+        rows = {"n": numbers, "g": polars.DataFrame({"id": IDS, "g": column})}
+        model = trained(rows, id="id", modalities={"g": "categorical"})
+        filled = mvkit.impute(model, rows, id="id")["g"]
+        assert filled.schema == rows["g"].schema
+        assert filled["g"].null_count() == 0
+
+
+def test_sparse_columns_of_whole_numbers():
+    column = pandas.arrays.SparseArray([0, 0, 1, 2, 0, 0, 5, 0])
+    tables = {"n": NUMBERS, "t": table(c=column)}
+    filled = mvkit.impute(trained(tables), tables, all=True)["t"]
+    assert filled["c"].dtype == column.dtype
+
+
+def test_kinds_of_data_frames_and_things_that_are_none():
+    class Frame(pandas.DataFrame):
+        pass
+
+    assert from_tables({"a": Frame(NUMBERS)}).ids.tolist() == IDS
+    with pytest.raises(DataError, match="got LazyFrame; .*; give .collect()"):
+        from_tables({"a": polars.LazyFrame({"id": IDS})}, id="id")
+    with pytest.raises(DataError, match="got Index; expected a pandas or polars DataFrame"):
+        from_tables({"a": pandas.Index(IDS)})
+    with pytest.raises(DataError, match="two columns are called '1'; expected names that differ"):
+        from_tables({"a": pandas.DataFrame({1: [1.0], "1": [2.0]}, index=["p"])})
+    with pytest.raises(DataError, match="more than 308 digits; expected what float64 holds"):
+        from_tables({"a": table(x=[10**400, *range(7)])})
+    kind = getattr(polars, "Int128", None) or pytest.skip("polars without Int128")
+    wide = polars.Series("g", [1, None, 3], dtype=kind)
+    with pytest.raises(DataError, match=r"tables\['a'\]: pandas cannot hold it.*cast the column"):
+        from_tables({"a": polars.DataFrame({"id": list("pqr")}).with_columns(wide)}, id="id")

@@ -137,28 +137,66 @@ class Columns:
     ) -> Tensor:
         """Words, in columns called `names`, numbered as in training; NaN where not `seen`.
 
+        Where all words of training are numbers, as of a category dtype of whole numbers, so may
+        be the values: 8 is the word 8, not word number 8.
+
         Raises:
             DataError: text where numbers are expected, or a word that training did not have.
         """
-        if not self.words:  # numbers, or text of which nothing is observed
-            return x
         known = steps[0].words if steps else ()
-        number = {word: i for i, word in enumerate(known)}
-        x = torch.where(seen, x, 0.0)
-        codes = torch.tensor([number.get(word, -1) for word in self.words], device=x.device)
-        codes = codes[x.long()]
+        words: Sequence[str | float] = self.words or ()
+        if not words:
+            if not seen.any() or not known or None in map(_value, known):
+                return x
+            values, x = torch.unique(x, return_inverse=True)
+            words = values.tolist()
+        x = torch.where(seen, x, 0)
+        codes = torch.tensor(_places(words, known), device=x.device)[x.long()]
         unknown = seen & (codes < 0)
         if unknown.any():
             row, column, *_ = unknown.nonzero()[0].tolist()
-            word = self.words[int(x[row, column])]
+            word = words[int(x[row, column])]
             expected = "numbers; convert it"
             if known:
                 expected = f"one of the categories of training, {_few(known)}; relabel it"
             raise DataError(
                 f"{source.where}: {source.row(unknown)}, column {names[column]!r}: {word!r} is "
-                f"text; expected {expected}"
+                f"{'text' if self.words else 'none of them'}; expected {expected}"
             )
-        return torch.where(seen, codes.to(x.dtype), torch.nan)
+        return torch.where(seen, codes.double(), torch.nan)
+
+
+def _value(word: str | float) -> float | None:
+    """The number that a word spells as Python does, so not 007; None if it spells none."""
+    if word in ("True", "False"):
+        return float(word == "True")
+    try:
+        number = float(word)
+        spelt = word in (number, str(number), str(int(number)))
+    except (ValueError, OverflowError):
+        return None
+    return number if spelt else None
+
+
+def _places(words: Sequence[str | float], known: Names) -> list[int]:
+    """The number of each word among the known ones, -1 if it is none.
+
+    Words that spell the same number are the same: models of old called the category 8 "8.0".
+    """
+    places: dict[str | float, int] = {}
+    for i, word in enumerate(known):
+        value = _value(word)
+        if value is not None:
+            places[value] = i
+    places.update({word: i for i, word in enumerate(known)})
+    numbers = []
+    for own in words:
+        place = places.get(own)
+        value = _value(own)
+        if place is None and value is not None:
+            place = places.get(value)
+        numbers.append(-1 if place is None else place)
+    return numbers
 
 
 def _few(names: Sequence[str]) -> str:

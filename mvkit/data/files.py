@@ -80,6 +80,8 @@ def readable(where: str, remedy: str) -> Iterator[None]:
         if absent or (isinstance(error, OSError) and error.errno is not None):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
+        if "pickle" in reason:  # numpy's advice would run code that is in the file
+            reason = "it is no archive, or holds pickled objects, which are never loaded"
         raise DataError(f"{where}: cannot be read: {reason}; {remedy}") from None
 
 

@@ -29,8 +29,12 @@ _IDS = re.compile(r"(?i:(\b|_)(id|ids|key|index)$|patient|subject|sample|barcode
 
 
 def is_table(value: object) -> bool:
-    """Whether a value is a DataFrame or a Series of pandas or polars."""
-    return library(value) in ("pandas", "polars")
+    """Whether a value is a DataFrame or a Series of pandas or polars, or of a kind of them."""
+    for kind in type(value).__mro__:
+        package = kind.__module__.partition(".")[0]
+        if kind.__name__ in ("DataFrame", "Series") and package in ("pandas", "polars"):
+            return True
+    return False
 
 
 def _as_pandas(table: Any) -> DataFrame:
@@ -72,20 +76,23 @@ def frame_of(name: str, table: object, id: str | None, *, where: str | None = No
             f"{annotated(table)}"
         )
     if not is_table(table):
+        lazy = type(table).__name__ == "LazyFrame"
         raise DataError(
-            f"{where}: got {type(table).__name__}; expected a pandas or polars DataFrame; use "
-            "from_arrays for arrays"
+            f"{where}: got {type(table).__name__}; expected a pandas or polars DataFrame; "
+            f"{'give .collect()' if lazy else 'use from_arrays for arrays'}"
         )
     if library(table) == "polars" and id is None:
         raise DataError(
             f"{where}: a polars table has no index; expected ids in a column; give id='column'"
         )
-    frame = _as_pandas(table)
-    twice = frame.columns[frame.columns.duplicated()]
-    if len(twice):
+    try:
+        frame = _as_pandas(table)
+    except (ValueError, TypeError, NotImplementedError) as error:
         raise DataError(
-            f"{where}: two columns are called {twice[0]!r}; expected names that differ; rename one"
-        )
+            f"{where}: pandas cannot hold it: {error}; expected numbers, text or days; cast the "
+            "column, such as to Float64"
+        ) from None
+    _check_columns(frame, where)
     if id is not None and frame.index.name != id:
         if id not in frame.columns:
             raise DataError(
@@ -94,6 +101,18 @@ def frame_of(name: str, table: object, id: str | None, *, where: str | None = No
         frame = frame.set_index(id)
     check_ids(where, frame.index)
     return frame
+
+
+def _check_columns(frame: DataFrame, where: str) -> None:
+    """Raises DataError for two columns of one name, where 1 and "1" are one."""
+    seen = set()
+    for column in frame.columns:
+        if str(column) in seen:
+            raise DataError(
+                f"{where}: two columns are called {column!r}; expected names that differ; rename "
+                "one"
+            )
+        seen.add(str(column))
 
 
 def read_table(name: str, frame: DataFrame, *, text: bool) -> Table:
@@ -127,7 +146,13 @@ def read_table(name: str, frame: DataFrame, *, text: bool) -> Table:
         _check_numbers(name, frame[column])
     single = all(kind == np.float32 for kind in frame.dtypes)
     kind = np.float32 if single else np.float64
-    values = numbers_of(frame, kind)
+    try:
+        values = numbers_of(frame, kind)
+    except OverflowError:
+        raise DataError(
+            f"tables[{name!r}]: a column holds a whole number of more than 308 digits; expected "
+            "what float64 holds; drop it, or give its logarithm"
+        ) from None
     return Table(torch.from_numpy(np.ascontiguousarray(values)), ids, Columns(names))
 
 

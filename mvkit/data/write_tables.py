@@ -5,6 +5,7 @@ Axes: b rows of all modalities together, k columns, d latent.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +26,7 @@ Array = np.ndarray
 Bools = NDArray[np.bool_]
 Ids = Sequence[Hashable]
 Words = Sequence[str]
+BITS: dict[str, object] = {"True": True, "False": False}
 Frame = Any  # a DataFrame or a Series of pandas or polars
 
 
@@ -69,7 +71,7 @@ def written(
     from pandas import DataFrame
 
     frame = frame_of("", like, id) if columns is None else _blank(ids, like, id, columns)
-    kinds = dict(frame.dtypes)
+    kinds = frame.dtypes.to_dict()
     if whole:
         frame = _with_rows(frame, ids)
     places = {id: i for i, id in enumerate(ids)}
@@ -78,7 +80,7 @@ def written(
     if changed is None:
         frame = DataFrame(values, index=frame.index, columns=frame.columns)
     elif words:
-        frame = _with_words(frame, values, changed[rows], words)
+        frame = _with_words(frame, values, changed[rows], words, kinds)
     elif changed[rows].any():
         frame = _with_numbers(frame, values, changed[rows], kinds if own_type else {})
     return _as_before(frame, like, id)
@@ -152,38 +154,63 @@ def _with_numbers(
 
 def _rounded(old: Any, values: Array, changed: Bools, kind: Any) -> object:
     """Whole numbers or bits, an array of pandas, with new values (b,) of its dtype before."""
+    from pandas import array
+
     new = values[changed]
     if kind.kind == "b":
         new = new > 0.5
     else:
-        limits = np.iinfo(getattr(kind, "numpy_dtype", kind))
+        limits = np.iinfo(getattr(kind, "numpy_dtype", getattr(kind, "subtype", kind)))
         new = np.array([min(max(round(x), limits.min), limits.max) for x in new.tolist()])
-    column = old.copy()
+    sparse = type(old).__name__ == "SparseArray"  # which takes no new values
+    column = np.array(old) if sparse else old.copy()
     column[changed] = new
-    return column if column.dtype == kind else column.astype(kind)
+    return column if column.dtype == kind else array(column, dtype=kind)
 
 
-def _with_words(frame: DataFrame, values: Array, changed: Bools, words: Words) -> DataFrame:
+def _with_words(
+    frame: DataFrame, values: Array, changed: Bools, words: Words, kinds: Mapping[Hashable, Any]
+) -> DataFrame:
     """The table with words in the cells that changed; None where a value is NaN."""
-    from pandas import CategoricalDtype, DataFrame, Series
-    from pandas.api.types import is_numeric_dtype
+    from pandas import CategoricalDtype, DataFrame
 
     codes = np.where(np.isnan(values), len(words), values).astype(int)
     new = np.array([*words, None], dtype=object)[codes]
     columns = {}
     for i, name in enumerate(frame.columns):
         old = frame[name]
-        if isinstance(old.dtype, CategoricalDtype):
-            columns[name] = _with_categories(old, new[:, i], changed[:, i])
-        else:
-            texts = np.where(changed[:, i], new[:, i], old.astype(object))
-            # a column without a word may be one of NaN
-            kind = None if is_numeric_dtype(old.dtype) else old.dtype
-            columns[name] = Series(texts, frame.index, dtype=kind)
+        fill = _with_categories if isinstance(old.dtype, CategoricalDtype) else _with_texts
+        columns[name] = fill(old, new[:, i], changed[:, i], kinds[name])
     return DataFrame(columns, frame.index, frame.columns)
 
 
-def _with_categories(old: Series, texts: Array, changed: Bools) -> Series:
+def _with_texts(old: Series, texts: Array, changed: Bools, kind: Any) -> Series:
+    """A column of text, days or other objects with new ones where it changed.
+
+    A word becomes the value that it stands for elsewhere in the column, whose dtype before, or
+    else its own, it keeps if that holds all values.
+    """
+    from pandas import Series
+    from pandas.api.types import is_numeric_dtype
+
+    gaps = old.isna()
+    places = {str(value): value for value, gap in zip(old, gaps, strict=True) if not gap}
+    values = old.astype(object).tolist()
+    for row in changed.nonzero()[0].tolist():
+        text = texts[row]
+        if text is not None and text not in places:
+            places[text] = _category(text, list(places.values()))
+        values[row] = None if text is None else places[text]
+    column = Series(values, old.index, name=old.name)
+    worded = any(isinstance(value, str) for value in values)
+    for own in dict.fromkeys([old.dtype, kind]):
+        if not (worded and is_numeric_dtype(own)):
+            with contextlib.suppress(ValueError, TypeError):
+                column = Series(values, old.index, dtype=own, name=old.name)
+    return column
+
+
+def _with_categories(old: Series, texts: Array, changed: Bools, _: Any) -> Series:
     """A column of categories with new ones where it changed, which are called by their text.
 
     Its dtype stays, unless a word is none of its categories: that is added at their end.
@@ -192,6 +219,9 @@ def _with_categories(old: Series, texts: Array, changed: Bools) -> Series:
 
     categories = old.cat.categories.tolist()
     places = {str(category): i for i, category in enumerate(categories)}
+    for i, category in enumerate(categories):
+        if type(category) is int:  # which models of old knew as floats
+            places.setdefault(str(float(category)), i)
     codes = old.cat.codes.to_numpy(dtype=np.int64, copy=True)
     kind = old.dtype
     for text in texts[changed]:
@@ -203,16 +233,23 @@ def _with_categories(old: Series, texts: Array, changed: Bools) -> Series:
     return Series(Categorical.from_codes(codes, dtype=kind), old.index, name=old.name)
 
 
-def _category(text: str, others: Sequence[Any]) -> object:
-    """A category from its text, of the type of the others if they have one in common."""
+def _category(text: str, others: Sequence[Any]) -> Any:
+    """A value from its text, of the type of the others if they have one in common."""
     types = {type(category) for category in others}
-    kind = types.pop() if len(types) == 1 else str
-    if kind is bool:
-        return {"True": True, "False": False}.get(text, text)
-    try:
-        return kind(text)
-    except (ValueError, TypeError, ArithmeticError):
-        return text
+    with contextlib.suppress(ValueError, TypeError, ArithmeticError):
+        if types and types <= {int, float, bool}:
+            return _spelt(text)
+        if len(types) == 1:
+            return types.pop()(text)
+    return text
+
+
+def _spelt(word: str) -> object:
+    """The number or the bit that a word spells."""
+    if word in BITS:
+        return BITS[word]
+    number = float(word)
+    return int(number) if number.is_integer() else number
 
 
 def _as_before(frame: DataFrame, like: Frame, id: str | None) -> Frame:
@@ -221,6 +258,10 @@ def _as_before(frame: DataFrame, like: Frame, id: str | None) -> Frame:
         import polars
 
         table = polars.from_pandas(frame.reset_index(names=id))
+        for name, kind in like.schema.items():
+            if kind in (polars.Enum, polars.Date, polars.Decimal):  # which pandas does not know
+                with contextlib.suppress(polars.exceptions.PolarsError):
+                    table = table.cast({name: kind})
         return table.select(_in_order(table.columns, like.columns))
     if type(like).__name__ == "Series" and frame.shape[1] == 1:
         return frame.iloc[:, 0]
@@ -285,6 +326,8 @@ def as_tables(
         frame = DataFrame(flat, index, modality.features or range(flat.shape[1]))
         words = words_of(modality)
         if words:
-            frame = _with_words(frame, flat, np.ones(flat.shape, bool), words)
+            blank = DataFrame(np.nan, frame.index, frame.columns)
+            everywhere = np.ones(flat.shape, bool)
+            frame = _with_words(blank, flat, everywhere, words, blank.dtypes.to_dict())
         tables[name] = frame
     return tables

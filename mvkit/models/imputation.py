@@ -291,9 +291,9 @@ class _Original:
         data = dict(self.raw.data)
         columns = dict(self.raw.columns)
         for name, own in self.raw.columns.items():
-            if own.words is not None:
+            steps = self.model.modalities[name].transform
+            if own.words is not None or (steps and steps[0].words):
                 x = data[name]
-                steps = self.model.modalities[name].transform
                 present = self._as_given(name, ~self.gaps[name])
                 source = Source(name, x, None, None, own)
                 data[name] = own.re_encoded(x, steps, present, own.names, source)
