@@ -435,3 +435,71 @@ def test_a_listener_stops_before_the_first_step(tmp_path):
     assert not history.rows
     assert all(map(torch.equal, tiny.parameters(), model().parameters()))
     assert not (tmp_path / "model.safetensors").exists()
+
+
+# what schedules, optimizers and averages hold
+
+SCHEDULES = [
+    {"name": "CyclicLR", "base_lr": 1e-3, "max_lr": 1e-2, "step_size_up": 3, "every": "step"},
+    {"name": "CyclicLR", "base_lr": 1e-3, "max_lr": 1e-2, "step_size_up": 2, "mode": "exp_range",
+     "gamma": 0.9},
+    {"name": "CosineAnnealingWarmRestarts", "T_0": 2, "T_mult": 2, "every": "step"},
+    {"name": "CosineAnnealingLR", "T_max": 3},
+    {"name": "ReduceLROnPlateau", "patience": 0, "threshold": 10.0},
+    {"name": "PolynomialLR", "total_iters": 7, "power": 1.5, "every": "step"},
+    {"name": "MultiStepLR", "milestones": [1, 3, 4], "every": "step"},
+    {"name": "LinearLR", "total_iters": 4},
+    {"name": "ConstantLR", "factor": 0.3, "total_iters": 3, "every": "step"},
+]  # fmt: skip
+OPTIMIZERS = {
+    "Adam": {"amsgrad": True},
+    "SGD": {"momentum": 0.9, "nesterov": True},
+    "RMSprop": {"centered": True, "momentum": 0.5},
+    "Adagrad": {},
+    "Adadelta": {},
+    "NAdam": {},
+    "RAdam": {},
+    "ASGD": {"t0": 2},
+    "Rprop": {},
+    "Adafactor": {},
+}
+
+
+@mvkit.spec
+class AnyOptimizer:
+    """An optimizer of torch by its name."""
+
+    kind: str = "SGD"
+
+    def optimizer(self, parameters, lr):
+        return getattr(torch.optim, self.kind)(parameters, lr=lr, **OPTIMIZERS[self.kind])
+
+
+def resumed_and_not(make_stage, tmp_path):
+    options = {"batch_size": 3, "save_every": 0, "validation": rows(4, seed=1)}
+    whole = model()
+    history = mvkit.fit(whole, rows(8), stages=make_stage(), **options)
+    options["checkpoint"] = tmp_path
+    for saves in (2, 3, 5):
+
+        def listen(event):
+            if isinstance(event, CheckpointSaved) and event.step >= saves:
+                raise Stopped
+
+        with pytest.raises(Stopped):
+            mvkit.fit(model(), rows(8), stages=make_stage(), listeners=[listen], **options)
+    again = model()
+    assert mvkit.fit(again, rows(8), stages=make_stage(), **options).rows == history.rows
+    assert all(map(torch.equal, again.parameters(), whole.parameters()))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule["name"])
+def test_schedules_resume_with_the_same_bits(schedule, tmp_path):
+    resumed_and_not(lambda: mvkit.Stage("elbo", 4, lr_schedule=schedule, ema=0.7), tmp_path)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_resume_with_the_same_bits(name, tmp_path):
+    plugins.declare(component.Component("optimizer", "any", "test_resume_faults:AnyOptimizer"))
+    optimizer = {"name": "any", "kind": name}
+    resumed_and_not(lambda: mvkit.Stage("elbo", 4, accumulate=2, optimizer=optimizer), tmp_path)

@@ -296,13 +296,24 @@ def restore_optimizer(
         for key, value in saved.items():
             group[key] = tuple(value) if isinstance(value, list) else value
     optimizer.load_state_dict(data)
+    # which casts numbers of its own, such as NAdam's product of momenta, to the parameter's type
+    states = [optimizer.state[p] for group in optimizer.param_groups for p in group["params"]]
+    for path, value in tensors.items():
+        name, _, key = path.rpartition("/")
+        loaded = states[names.index(name)]
+        if loaded[key].dtype != value.dtype:
+            loaded[key] = value.to(loaded[key].device, copy=True)
 
 
 def plain_state(scheduler: LRScheduler) -> Json:
-    """The part of a scheduler's state that is plain data; its constructor sets the rest."""
+    """The part of a scheduler's state that a file returns as it is; its constructor sets the rest.
+
+    A file does not return keys that are numbers, such as the milestones of `MultiStepLR`.
+    """
     state = {}
     for key, value in scheduler.state_dict().items():
+        plain = encoded(value)
         with contextlib.suppress(TypeError):
-            json.dumps(value)
-            state[key] = value
+            if json.loads(json.dumps(plain)) == plain:
+                state[key] = value
     return state
