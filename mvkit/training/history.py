@@ -28,12 +28,17 @@ Row = dict[str, float]
 class History:
     """Metrics by epoch: each row has stage, epoch, step, lr, metrics and `valid/…` metrics.
 
+    Args:
+        rows: one per epoch.
+        notes: what was otherwise when the run resumed: more epochs, another device, and so on.
+
     Example:
         >>> History([{"stage": 0, "epoch": 1, "loss": 2.0}])["loss"]
         [2.0]
     """
 
     rows: list[Row] = attrs.field(factory=list)
+    notes: list[str] = attrs.field(factory=list)
 
     def __getitem__(self, key: str) -> list[float]:
         return [row.get(key, math.nan) for row in self.rows]
@@ -46,6 +51,7 @@ class History:
         for row in self.rows[-5:]:
             cells = [f"{key} {value:.4g}" for key, value in row.items() if "/" not in key]
             lines.append(", ".join(cells))
+        lines.extend(self.notes)
         return "\n".join(lines)
 
     @property

@@ -44,6 +44,8 @@ class State:
         place: where the stage is, with its optimizer and schedule; empty after the last one.
         begun_with: what must be the same for a run to resume.
         tensors: by name.
+        setting: what may differ when a run resumes, and is then noted.
+        notes: those of the history.
     """
 
     stage: int
@@ -52,6 +54,8 @@ class State:
     place: Json
     begun_with: Json
     tensors: dict[str, Tensor]
+    setting: Json = attrs.field(factory=dict)
+    notes: Sequence[str] = ()
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names start with a prefix, named without it."""
