@@ -3,9 +3,13 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 
 import pytest
+import safetensors.torch
 import torch
 from helpers import model, rows
 
@@ -503,3 +507,41 @@ def test_optimizers_resume_with_the_same_bits(name, tmp_path):
     plugins.declare(component.Component("optimizer", "any", "test_resume_faults:AnyOptimizer"))
     optimizer = {"name": "any", "kind": name}
     resumed_and_not(lambda: mvkit.Stage("elbo", 4, accumulate=2, optimizer=optimizer), tmp_path)
+
+
+def test_files_are_what_safetensors_would_write(tmp_path):
+    tensors = {f"é/{dtype}": torch.ones(3, 2).to(dtype) for dtype in safe_file._DTYPES}
+    tensors |= {"b": torch.arange(6.0).reshape(2, 3).t(), "a": torch.tensor(1.5)}
+    tensors |= {"none": torch.zeros(0, 4), "twice": tensors["b"]}
+    safe_file.write(tmp_path / "file", {"x": 'quote " and é'}, tensors)
+    with safetensors.safe_open(tmp_path / "file", "pt") as file:
+        metadata = file.metadata()
+    copies = {name: value.contiguous().clone() for name, value in tensors.items()}
+    expected = safetensors.torch.save(copies, metadata=metadata)
+    assert (tmp_path / "file").read_bytes() == expected
+    header, again = safe_file.read(tmp_path / "file")
+    assert header["x"] == 'quote " and é'
+    for name, value in tensors.items():
+        assert again[name].dtype == value.dtype
+        assert str(again[name]) == str(value)
+
+
+def test_a_type_that_no_file_holds_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="'x' is torch.complex128; expected one of U64"):
+        safe_file.write(tmp_path / "file", {}, {"x": torch.zeros(2, dtype=torch.complex128)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_needs_little_memory(tmp_path):
+    code = """
+        import resource, sys, torch
+        from pathlib import Path
+        from mvkit.core import safe_file
+        tensors = {str(k): torch.ones(25_000_000) for k in range(3)}
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        safe_file.write(Path(sys.argv[1]), {}, tensors)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
+    """
+    program = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "file")]
+    shown = subprocess.run(program, check=True, capture_output=True, text=True)
+    assert float(shown.stdout) < 60  # of 300 MB
