@@ -31,6 +31,7 @@ Part = bytes | bytearray | memoryview
 
 FORMAT = 1
 KEY = "mvkit"
+ATTEMPTS = 100  # to read a file that others replace meanwhile
 
 # names of files that are being written
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp", re.DOTALL)
@@ -178,9 +179,29 @@ def read_header(path: FilePath) -> Header:
 
 def read(path: FilePath) -> tuple[Header, dict[str, Tensor]]:
     """Header and tensors of a file whose checksum fits; errors as in `read_header`."""
-    header = read_header(path)
+    for _ in range(ATTEMPTS):
+        before = _identity(path)
+        header = read_header(path)
+        tensors = _tensors(path)
+        # both were of one file, if nobody replaced it in between
+        if _identity(path) == before:
+            return header, tensors
+    raise CheckpointError(
+        f"{path}: replaced {ATTEMPTS} times while it was read; expected one file; "
+        "read it when nobody writes it"
+    )
+
+
+def _identity(path: FilePath) -> tuple[int, int, int]:
+    """What tells a file from another of the same name, and from itself before it was moved."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_ctime_ns
+
+
+def _tensors(path: FilePath) -> dict[str, Tensor]:
+    """The tensors of a file."""
     try:
-        return header, safetensors.torch.load_file(path)
+        return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
         raise CheckpointError(
             f"{path}: its tensors cannot be read: {error}; take another copy"

@@ -125,11 +125,6 @@ class Listeners:
         self.stopped = False
         self.hooks = dict(event_hooks() if hooks is None else hooks)
 
-    @property
-    def names(self) -> list[str]:
-        """What the user's callables are called."""
-        return [getattr(own, "__qualname__", type(own).__qualname__) for own in self.own]
-
     def tell(self, event: Event) -> None:
         """Delivers an event, to the packages first, then to the user's callables."""
         for package, hook in tuple(self.hooks.items()):

@@ -224,7 +224,6 @@ class Run:
             "workers": self.loader.workers,
             "save_every": self.options.save_every,
             "keep": None if self.folder is None else self.folder.keep,
-            "listeners": self.listeners.names,
         }
 
     def _note_changes(self, state: State) -> None:
