@@ -5,6 +5,8 @@ best.safetensors                   the model with the lowest validation loss of 
 model.safetensors                  the model at the end
 history.jsonl, history.csv         one line per epoch
 nonfinite.safetensors              the state before a non-finite loss or gradient
+
+A folder whose checkpoints cannot be read, or that holds the model of other work, is refused.
 """
 
 from __future__ import annotations
