@@ -3,9 +3,13 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 
 import pytest
+import safetensors.torch
 import torch
 from helpers import model, rows
 
@@ -435,3 +439,134 @@ def test_a_listener_stops_before_the_first_step(tmp_path):
     assert not history.rows
     assert all(map(torch.equal, tiny.parameters(), model().parameters()))
     assert not (tmp_path / "model.safetensors").exists()
+
+
+# what schedules, optimizers and averages hold
+
+SCHEDULES = [
+    {"name": "CyclicLR", "base_lr": 1e-3, "max_lr": 1e-2, "step_size_up": 3, "every": "step"},
+    {"name": "CyclicLR", "base_lr": 1e-3, "max_lr": 1e-2, "step_size_up": 2, "mode": "exp_range",
+     "gamma": 0.9},
+    {"name": "CosineAnnealingWarmRestarts", "T_0": 2, "T_mult": 2, "every": "step"},
+    {"name": "CosineAnnealingLR", "T_max": 3},
+    {"name": "ReduceLROnPlateau", "patience": 0, "threshold": 10.0},
+    {"name": "PolynomialLR", "total_iters": 7, "power": 1.5, "every": "step"},
+    {"name": "MultiStepLR", "milestones": [1, 3, 4], "every": "step"},
+    {"name": "LinearLR", "total_iters": 4},
+    {"name": "ConstantLR", "factor": 0.3, "total_iters": 3, "every": "step"},
+]  # fmt: skip
+OPTIMIZERS = {
+    "Adam": {"amsgrad": True},
+    "SGD": {"momentum": 0.9, "nesterov": True},
+    "RMSprop": {"centered": True, "momentum": 0.5},
+    "Adagrad": {},
+    "Adadelta": {},
+    "NAdam": {},
+    "RAdam": {},
+    "ASGD": {"t0": 2},
+    "Rprop": {},
+    "Adafactor": {},
+}
+
+
+@mvkit.spec
+class AnyOptimizer:
+    """An optimizer of torch by its name."""
+
+    kind: str = "SGD"
+
+    def optimizer(self, parameters, lr):
+        return getattr(torch.optim, self.kind)(parameters, lr=lr, **OPTIMIZERS[self.kind])
+
+
+def resumed_and_not(make_stage, tmp_path):
+    options = {"batch_size": 3, "save_every": 0, "validation": rows(4, seed=1)}
+    whole = model()
+    history = mvkit.fit(whole, rows(8), stages=make_stage(), **options)
+    options["checkpoint"] = tmp_path
+    for saves in (2, 3, 5):
+
+        def listen(event):
+            if isinstance(event, CheckpointSaved) and event.step >= saves:
+                raise Stopped
+
+        with pytest.raises(Stopped):
+            mvkit.fit(model(), rows(8), stages=make_stage(), listeners=[listen], **options)
+    again = model()
+    assert mvkit.fit(again, rows(8), stages=make_stage(), **options).rows == history.rows
+    assert all(map(torch.equal, again.parameters(), whole.parameters()))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule["name"])
+def test_schedules_resume_with_the_same_bits(schedule, tmp_path):
+    resumed_and_not(lambda: mvkit.Stage("elbo", 4, lr_schedule=schedule, ema=0.7), tmp_path)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_resume_with_the_same_bits(name, tmp_path):
+    plugins.declare(component.Component("optimizer", "any", "test_resume_faults:AnyOptimizer"))
+    optimizer = {"name": "any", "kind": name}
+    resumed_and_not(lambda: mvkit.Stage("elbo", 4, accumulate=2, optimizer=optimizer), tmp_path)
+
+
+def test_files_are_what_safetensors_would_write(tmp_path):
+    tensors = {f"é/{dtype}": torch.ones(3, 2).to(dtype) for dtype in safe_file._DTYPES}
+    tensors |= {"b": torch.arange(6.0).reshape(2, 3).t(), "a": torch.tensor(1.5)}
+    tensors |= {"none": torch.zeros(0, 4), "twice": tensors["b"]}
+    safe_file.write(tmp_path / "file", {"x": 'quote " and é'}, tensors)
+    with safetensors.safe_open(tmp_path / "file", "pt") as file:
+        metadata = file.metadata()
+    copies = {name: value.contiguous().clone() for name, value in tensors.items()}
+    expected = safetensors.torch.save(copies, metadata=metadata)
+    assert (tmp_path / "file").read_bytes() == expected
+    header, again = safe_file.read(tmp_path / "file")
+    assert header["x"] == 'quote " and é'
+    for name, value in tensors.items():
+        assert again[name].dtype == value.dtype
+        assert str(again[name]) == str(value)
+
+
+def test_a_type_that_no_file_holds_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="'x' is torch.complex128; expected one of U64"):
+        safe_file.write(tmp_path / "file", {}, {"x": torch.zeros(2, dtype=torch.complex128)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_needs_little_memory(tmp_path):
+    code = """
+        import resource, sys, torch
+        from pathlib import Path
+        from mvkit.core import safe_file
+        tensors = {str(k): torch.ones(25_000_000) for k in range(3)}
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        safe_file.write(Path(sys.argv[1]), {}, tensors)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
+    """
+    program = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "file")]
+    shown = subprocess.run(program, check=True, capture_output=True, text=True)
+    assert float(shown.stdout) < 60  # of 300 MB
+
+
+def test_header_and_tensors_are_of_one_file(tmp_path, monkeypatch):
+    for number in (0, 1):
+        safe_file.write(tmp_path / f"{number}", {"k": number}, {"x": torch.tensor(float(number))})
+    path = tmp_path / "file"
+    os.link(tmp_path / "0", path)
+    checked = safe_file.read_header
+    turns = 0
+
+    def replaced_after(path):
+        nonlocal turns
+        header = checked(path)
+        if turns < 3:
+            turns += 1
+            os.link(tmp_path / f"{turns % 2}", tmp_path / "next")
+            os.replace(tmp_path / "next", path)
+        return header
+
+    monkeypatch.setattr(safe_file, "read_header", replaced_after)
+    header, tensors = safe_file.read(path)
+    assert (header["k"], float(tensors["x"])) == (1, 1.0)
+    turns = -999
+    with pytest.raises(CheckpointError, match="replaced 100 times while it was read"):
+        safe_file.read(path)

@@ -565,3 +565,26 @@ def test_patience_of_a_run():
         mvkit.fit(model(), rows(8), patience=2)
     with pytest.raises(RequestError, match="patience=0; expected a whole number of at least 1"):
         mvkit.fit(model(), rows(8), patience=0, validation=rows(4))
+
+
+def test_what_may_differ_is_noted_in_the_history(tmp_path):
+    options = begin(tmp_path, Items(8))
+    changes = {"epochs": 4, "workers": 2, "save_every": 0, "keep": 1}
+    history = mvkit.fit(model(), Items(8), **{**options, **changes})
+    noted = {
+        "epochs of the last stage": "3, then 4",
+        "workers": "0, then 2",
+        "save_every": "300.0, then 0.0",
+        "keep": "3, then 1",
+    }
+    expected = [f"resumed after batch 4: {key}: {change}" for key, change in noted.items()]
+    assert history.notes == expected
+    assert repr(history).splitlines()[-4:] == expected
+    again = mvkit.fit(model(), Items(8), **{**options, **changes})
+    assert again.notes == expected
+
+
+def test_nothing_is_noted_where_nothing_differs(tmp_path):
+    options = begin(tmp_path, rows(8))
+    history = mvkit.fit(model(), rows(8), listeners=[stop_after(9)], **options)
+    assert history.notes == []

@@ -80,6 +80,10 @@ def fit(
         device: `auto` (an accelerator if there is one) or a torch device.
         progress: show a bar; None: on a terminal only.
         checkpoint: folder of the run (see `mvkit.training.run_folder`); None: nothing is written.
+            A run resumes with the same model, stages, batch size, learning rate, seed, precision
+            and data only; `mvkit.training.fingerprint` says what it sees of data, and what not.
+            Its last stage may have more epochs; device, workers, processes and `save_every` may
+            differ, which `History.notes` says.
         resume: `auto`: resume from the newest good checkpoint in the folder, if there is one;
             `must`: refuse to begin anew; `never`: refuse a folder that has one.
         keep: newest checkpoints kept.

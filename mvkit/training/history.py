@@ -28,12 +28,17 @@ Row = dict[str, float]
 class History:
     """Metrics by epoch: each row has stage, epoch, step, lr, metrics and `valid/…` metrics.
 
+    Args:
+        rows: one per epoch.
+        notes: what was otherwise when the run resumed: more epochs, another device, and so on.
+
     Example:
         >>> History([{"stage": 0, "epoch": 1, "loss": 2.0}])["loss"]
         [2.0]
     """
 
     rows: list[Row] = attrs.field(factory=list)
+    notes: list[str] = attrs.field(factory=list)
     verdict: list[str] = attrs.field(factory=list)
 
     def __getitem__(self, key: str) -> list[float]:
@@ -47,7 +52,7 @@ class History:
         for row in self.rows[-5:]:
             shown = [key for key in row if "/" not in key.removeprefix("valid/")]
             lines.append(", ".join(f"{key} {row[key]:.4g}" for key in shown))
-        return "\n".join([*lines, *self.verdict])
+        return "\n".join([*lines, *self.notes, *self.verdict])
 
     @property
     def columns(self) -> list[str]:

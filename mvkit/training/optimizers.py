@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -87,7 +88,10 @@ def lr_schedule(value: object) -> str | None:
 def step_schedule(scheduler: lr_scheduler.LRScheduler, where: str) -> None:
     """Steps a learning-rate schedule; raises SpecError, which says where, after its end."""
     try:
-        scheduler.step()
+        with warnings.catch_warnings():
+            # said of a schedule that resumes at the end of an epoch, and of skipped steps
+            warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step", UserWarning)
+            scheduler.step()
     except ValueError as error:
         name = type(scheduler).__name__
         raise SpecError(

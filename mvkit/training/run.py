@@ -120,6 +120,7 @@ class Run:
         self.step = state.step
         self.history.rows.extend(map(dict, state.history))
         self.model.load_state_dict(state.part("model/"))
+        self._note_changes(state)
         self.rows_before = len(self.history)
         self.bar.update(self.rows_before)
         return state
@@ -203,7 +204,37 @@ class Run:
         """The state of the run, with what a stage adds."""
         for row in self.history.rows[len(self.encoded_rows) :]:
             self.encoded_rows.append(encoded(list(row.items())))
-        return State(stage, self.step, self.encoded_rows, place, self.begun_with(), tensors)
+        return State(
+            stage,
+            self.step,
+            self.encoded_rows,
+            place,
+            self.begun_with(),
+            tensors,
+            self.setting(),
+            self.history.notes,
+        )
+
+    def setting(self) -> Json:
+        """What may differ when a run resumes, as plain JSON data."""
+        return {
+            "epochs of the last stage": self.plan[-1].epochs,
+            "device": str(self.model.like.device),
+            "processes": self.group.count,
+            "workers": self.loader.workers,
+            "save_every": self.options.save_every,
+            "keep": None if self.folder is None else self.folder.keep,
+        }
+
+    def _note_changes(self, state: State) -> None:
+        """Notes in the history what was otherwise when the run was saved."""
+        self.history.notes.extend(state.notes)
+        done = state.step + state.place.get("batch", 0)
+        for key, now in self.group.agreed(self.setting()).items():
+            then = state.setting.get(key, now)
+            if then != now:
+                note = f"resumed after batch {done}: {key}: {then!r}, then {now!r}"
+                self.history.notes.append(note)
 
     def batches(self, loader: Pipeline, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch (counted over all stages) from number `start` on."""

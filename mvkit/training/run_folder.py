@@ -5,6 +5,8 @@ best.safetensors                   the model with the lowest validation loss of 
 model.safetensors                  the model at the end
 history.jsonl, history.csv         one line per epoch
 nonfinite.safetensors              the state before a non-finite loss or gradient
+
+A folder whose checkpoints cannot be read, or that holds the model of other work, is refused.
 """
 
 from __future__ import annotations
@@ -44,6 +46,8 @@ class State:
         place: where the stage is, with its optimizer and schedule; empty after the last one.
         begun_with: what must be the same for a run to resume.
         tensors: by name.
+        setting: what may differ when a run resumes, and is then noted.
+        notes: those of the history.
     """
 
     stage: int
@@ -52,6 +56,8 @@ class State:
     place: Json
     begun_with: Json
     tensors: dict[str, Tensor]
+    setting: Json = attrs.field(factory=dict)
+    notes: Sequence[str] = ()
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names start with a prefix, named without it."""
@@ -296,13 +302,24 @@ def restore_optimizer(
         for key, value in saved.items():
             group[key] = tuple(value) if isinstance(value, list) else value
     optimizer.load_state_dict(data)
+    # which casts numbers of its own, such as NAdam's product of momenta, to the parameter's type
+    states = [optimizer.state[p] for group in optimizer.param_groups for p in group["params"]]
+    for path, value in tensors.items():
+        name, _, key = path.rpartition("/")
+        loaded = states[names.index(name)]
+        if loaded[key].dtype != value.dtype:
+            loaded[key] = value.to(loaded[key].device, copy=True)
 
 
 def plain_state(scheduler: LRScheduler) -> Json:
-    """The part of a scheduler's state that is plain data; its constructor sets the rest."""
+    """The part of a scheduler's state that a file returns as it is; its constructor sets the rest.
+
+    A file does not return keys that are numbers, such as the milestones of `MultiStepLR`.
+    """
     state = {}
     for key, value in scheduler.state_dict().items():
+        plain = encoded(value)
         with contextlib.suppress(TypeError):
-            json.dumps(value)
-            state[key] = value
+            if json.loads(json.dumps(plain)) == plain:
+                state[key] = value
     return state
