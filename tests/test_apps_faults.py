@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from installs import install
 from test_explore import served
 from test_page import run  # noqa: F401, a fixture
 
@@ -380,3 +381,99 @@ def test_names_of_modalities_that_are_no_formulas(tmp_path):
     )
     drawn = [title for title, figure in figures.items() if isinstance(figure, bytes)]
     assert len(drawn) >= 8
+
+
+DECLARES = """
+from mvkit.registry import Component, hookimpl
+@hookimpl
+def mvkit_components():
+    return [Component("prior", "odd", "odd_parts:Odd", "odd")]
+"""
+CANCELLED = """
+from asyncio import CancelledError
+from mvkit import spec
+{top}
+@spec
+class Odd:
+    power: float = 2.0
+    def __attrs_post_init__(self):
+        {made}
+    def build(self, sizes):
+        raise CancelledError("while it was built")
+"""
+
+
+@pytest.mark.parametrize(
+    ("top", "made", "message"),
+    [
+        ("raise CancelledError('at import')", "pass", "could not be imported"),
+        ("class Own(BaseException): pass\nraise Own('at import')", "pass", "Own: at import"),
+        ("", "raise CancelledError('when made')", "failed when it was made: CancelledError"),
+        ("", "pass", "failed when it was built: CancelledError"),
+    ],
+)
+def test_whatever_a_part_raises_its_package_is_named(packages, top, made, message):
+    install(packages, "mvkit-odd", "odd", DECLARES, CANCELLED.format(top=top, made=made))
+    with pytest.raises(mvkit.SpecError, match=message) as told:
+        Model({"a": (3,)}, prior="odd")
+    assert "mvkit-odd 1.0" in str(told.value)
+
+
+def test_ctrl_c_in_a_part_stays_what_it_is(packages):
+    install(
+        packages,
+        "mvkit-odd",
+        "odd",
+        DECLARES,
+        CANCELLED.format(top="raise KeyboardInterrupt", made="pass"),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        Model({"a": (3,)}, prior="odd")
+
+
+@pytest.mark.parametrize("package", ["mvkit", "MVKit", "Mvkit", "Local"])
+def test_names_that_pip_takes_for_those_of_mvkit(packages, package):
+    install(packages, package, "odd", DECLARES)
+    assert [problem.package for problem in mvkit.plugins.problems()] == [package]
+    assert "is taken; rename the package" in str(mvkit.plugins.problems()[0])
+
+
+@pytest.mark.parametrize("package", ["mvkit-odd", "mvkit_odd", "MVKit.odd", "mvkitx"])
+def test_names_that_only_begin_like_it(packages, package):
+    install(packages, package, "odd", DECLARES)
+    assert not mvkit.plugins.problems()
+
+
+TRAINS_AGAIN = """
+import mvkit, torch
+from mvkit.registry import hookimpl
+heard = []
+@hookimpl
+def mvkit_event(event):
+    heard.append(type(event).__name__)
+    again = mvkit.Model({"a": (2,)}, latent_dim=1, seed=0)
+    mvkit.fit(again, {"a": torch.zeros(4, 2)}, epochs=1)
+"""
+
+
+def test_an_event_that_trains_again(packages, monkeypatch):
+    install(packages, "mvkit-odd", "odd", TRAINS_AGAIN)
+    vae = Model({"a": (2,)}, latent_dim=1, seed=0)
+    alone = Model({"a": (2,)}, latent_dim=1, seed=0)
+    rows = {"a": torch.ones(6, 2)}
+    history = mvkit.fit(vae, rows, epochs=2)
+    heard = sys.modules["odd"].heard
+    assert heard.count("RunStarted") == heard.count("RunFinished") == 1
+    assert heard.count("EpochFinished") == 2
+    monkeypatch.setenv("MVKIT_PLUGINS", "")
+    mvkit.plugins.registry.cache_clear()
+    assert mvkit.fit(alone, rows, epochs=2).rows == history.rows
+    assert torch.equal(vae.encode(rows), alone.encode(rows))
+
+
+def test_an_event_that_is_cancelled(packages):
+    code = "from asyncio import CancelledError\nfrom mvkit.registry import hookimpl\n@hookimpl\ndef mvkit_event(event):\n    raise CancelledError('now')\n"
+    install(packages, "mvkit-odd", "odd", code)
+    vae = Model({"a": (2,)}, latent_dim=1, seed=0)
+    with pytest.warns(UserWarning, match="mvkit-odd.* raised CancelledError: now; it is disabled"):
+        assert len(mvkit.fit(vae, {"a": torch.ones(6, 2)}, epochs=2).rows) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 
 import attrs
@@ -79,14 +80,15 @@ class RunFinished(Event):
 
 
 Listener = Callable[[Event], object]
+_busy: ContextVar[frozenset[str]] = ContextVar("mvkit_busy", default=frozenset())  # packages
 
 
 class Listeners:
     """Delivers events to plugins and callables.
 
     A package whose hook raises is reported once and disabled for the rest of the run: a logger
-    must not end a training. What the user's own callables raise ends it, so that they can stop or
-    prune.
+    must not end a training. Of a run that a hook itself starts, its package is not told. What the
+    user's own callables raise ends it, so that they can stop or prune.
 
     Args:
         own: the user's callables.
@@ -101,10 +103,16 @@ class Listeners:
 
     def tell(self, event: Event) -> None:
         """Delivers an event, to the packages first, then to the user's callables."""
+        busy = _busy.get()
         for package, hook in tuple(self.hooks.items()):
+            if package in busy:  # it trains in its hook, and would hear of that, and train again
+                continue
+            token = _busy.set(busy | {package})
             try:
                 hook(event=event)
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # SystemExit and CancelledError too
                 del self.hooks[package]
                 reason = f"{type(error).__name__}: {error}"
                 warnings.warn(
@@ -112,6 +120,8 @@ class Listeners:
                     "it is disabled for the rest of this run",
                     stacklevel=2,
                 )
+            finally:
+                _busy.reset(token)
         for listener in self.own:
             listener(event)
 
