@@ -126,6 +126,13 @@ def test_options_of_recipes_are_refused_with_a_reason(file, tmp_path, capsys, re
     refused(capsys, "train", file, "--folder", tmp_path / "run", *changes)
 
 
+@pytest.mark.parametrize("option", ["gammas", "bottom_dim"])
+def test_nexus_names_modalities_that_are_there(option):
+    given = {"a": 2, "bb": 2, "c": 2}
+    with pytest.raises(mvkit.SpecError, match=f"{option}: no modality 'c'; "):
+        recipes.nexus({"a": (3,), "bb": (2,)}, 2, **{option: given})
+
+
 def test_every_recipe_is_offered_and_nothing_else(file, capsys, tmp_path):
     told = refused(capsys, "train", file, "--set", "model.recipe=7")
     public = [
