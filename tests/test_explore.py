@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import re
 import socket
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def test_moving_a_latent_changes_all_modalities(made):
 
 @contextlib.contextmanager
 def served(folder):
-    """The command in a process of its own; gives its port."""
+    """The command in a process of its own; gives its port and the path of its page."""
     pytest.importorskip("panel", reason="needs panel: pip install 'mvkit[explore]'")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -97,14 +98,15 @@ def served(folder):
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     try:
-        assert (
-            process.stdout.readline() == f"explorer: http://127.0.0.1:{port} (stop with Ctrl-C)\n"
+        told = re.fullmatch(
+            rf"explorer: http://127\.0\.0\.1:{port}(/[\w-]{{20,}}) \(stop with Ctrl-C\)\n",
+            process.stdout.readline(),
         )
         for _ in range(200):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 break
             time.sleep(0.1)
-        yield port
+        yield port, told[1]
     finally:
         process.terminate()
         process.wait()
@@ -127,11 +129,11 @@ def until(value, tries=600):
 
 
 def test_the_explorer_in_a_browser(run):  # noqa: F811
-    with served(run) as port:
+    with served(run) as (port, path):
         driver = browser()
         try:
             driver.set_window_size(1100, 900)
-            driver.get(f"http://127.0.0.1:{port}")
+            driver.get(f"http://127.0.0.1:{port}{path}")
 
             def sources():
                 return [one.get_attribute("src") for one in driver.execute_script(FIND, "img")]
@@ -163,15 +165,16 @@ def test_the_explorer_in_a_browser(run):  # noqa: F811
 
 
 def test_the_explorer_serves_the_page_alone(run):  # noqa: F811
-    with served(run) as port:
+    with served(run) as (port, path):
         with socket.socket() as elsewhere:  # what listens on every address answers here too
             assert elsewhere.connect_ex(("127.0.0.2", port)) != 0
         up = "/../../../../../etc/passwd"
-        for path in (up, f"/static{up}", "/model.safetensors", "/run.toml"):
+        files = (up, f"/static{up}", "/model.safetensors", "/run.toml")
+        for file in (*files, *(f"{path}{file}" for file in files)):
             connection = http.client.HTTPConnection("127.0.0.1", port)
-            connection.request("GET", path)
+            connection.request("GET", file)
             answer = connection.getresponse()
-            assert answer.status in (403, 404), path
+            assert answer.status in (403, 404), file
             assert b"root:" not in answer.read()
             connection.close()
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from mvkit import available
-from mvkit.errors import MvkitError
+from mvkit.errors import MvkitError, RequestError
 from mvkit.models.checkpoint import describe
 from mvkit.registry import component, plugins
 
@@ -20,15 +22,47 @@ AddCommand = Callable[[str, Run, str], argparse.ArgumentParser]
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns its exit status."""
     options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # such as R² where there is ASCII only
+            stream.reconfigure(errors="backslashreplace")
     try:
         options.run_command(options)
     except (MvkitError, OSError) as error:
         print(f"mvkit: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt as error:
-        print(f"mvkit: {str(error) or 'interrupted'}", file=sys.stderr)
-        return 130  # as shells count Ctrl-C
+    except KeyboardInterrupt:
+        print(f"mvkit: stopped{_how_to_resume(options)}", file=sys.stderr)
+        return 130
     return 0
+
+
+def _how_to_resume(options: argparse.Namespace) -> str:
+    """What goes on with a run that was stopped; nothing for other commands."""
+    if options.command == "train":
+        return f"; to resume: mvkit resume {_folder_of(options)}"
+    return f"; to resume: mvkit resume {options.run}" if options.command == "resume" else ""
+
+
+def _folder_of(options: argparse.Namespace) -> Path:
+    """Where `mvkit train` keeps the run."""
+    folder: Path = options.folder or Path("runs") / options.file.stem
+    return folder
+
+
+def _say(text: object) -> None:
+    """Prints a result; that nobody reads it is no failure of what was done."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # for what Python still flushes at its end
+
+
+def _port(text: str) -> int:
+    """A number of a port."""
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number from 1 to 65535")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,7 +122,7 @@ def _commands_of_results(command: AddCommand) -> None:
     )
     explore.add_argument("run", type=Path, help="a folder with model.safetensors")
     explore.add_argument("--data", help="a dataset by name, instead of what run.toml says")
-    explore.add_argument("--port", type=int, default=5006)
+    explore.add_argument("--port", type=_port, default=5006)
     explore.add_argument("--no-browser", action="store_true", help="only serve")
 
 
@@ -116,19 +150,25 @@ def _demo(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from mvkit.apps.run_file import Plan, read
 
-    folder = options.folder or Path("runs") / options.file.stem
-    print(Plan.of(read(options.file, options.set)).run(folder, "auto"))
-    print(f"run: {folder}")
+    folder = _folder_of(options)
+    _say(Plan.of(read(options.file, options.set)).run(folder, "auto"))
+    _say(f"run: {folder}")
 
 
 def _resume(options: argparse.Namespace) -> None:
     from mvkit.apps.run_file import Plan, read
 
-    print(Plan.of(read(options.run / "run.toml")).run(options.run, "must"))
+    plan = Plan.of(read(options.run / "run.toml"))
+    if not any((options.run / "checkpoints").glob("*.safetensors")):
+        raise RequestError(
+            f"{options.run}: no checkpoint to resume from; begin the run with mvkit train FILE "
+            f"--folder {options.run}"
+        )
+    _say(plan.run(options.run, "must"))
 
 
 def _show(options: argparse.Namespace) -> None:
-    print(json.dumps(describe(options.file), indent=2))
+    _say(json.dumps(describe(options.file), indent=2))
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -140,8 +180,8 @@ def _report(options: argparse.Namespace) -> None:
     from mvkit.apps.html_report import write_page
 
     output = options.output or options.run / "report.html"
-    print(write_page(options.run, output, data=options.data, seed=options.seed))
-    print(f"\npage: {output}")
+    _say(write_page(options.run, output, data=options.data, seed=options.seed))
+    _say(f"\npage: {output}")
 
 
 def _explore(options: argparse.Namespace) -> None:

@@ -6,6 +6,8 @@ Needs the extra `mvkit[explore]` (panel). What is drawn is plain matplotlib; pan
 from __future__ import annotations
 
 import functools
+import html
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mvkit import plots
-from mvkit.apps.html_report import run_data
+from mvkit.apps.html_report import run_data, weights_of
 from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.data.dataset import MultimodalDataset
@@ -26,12 +28,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HOST = "127.0.0.1"  # never another: the page shows whatever data the run has
+NAMES = (HOST, "localhost")
+UNUSED = 5000  # milliseconds that what a closed page showed is kept
 LEVEL = 0.8  # of the intervals
 DRAWS = 99
 
 
 def explore(run: Path, *, data: str | None = None, port: int = 5006, show: bool = True) -> None:
     """Serves the explorer of a run on the loopback address until it is stopped.
+
+    The address of the page has a secret in it, so that nobody else on this machine can read it.
 
     Args:
         run: a folder with `model.safetensors`, and `run.toml` or `data`.
@@ -48,25 +54,54 @@ def explore(run: Path, *, data: str | None = None, port: int = 5006, show: bool 
     except ModuleNotFoundError:
         reason = "explore: panel is not installed: pip install 'mvkit[explore]'"
         raise RequestError(reason) from None
-    weights = run / "model.safetensors"
-    if not weights.is_file() or not weights.resolve().is_relative_to(run.resolve()):
-        raise DataError(
-            f"{run}: no model.safetensors in this folder, or a link that leads out of it; check "
-            "the path"
-        )
-    model = load(weights)
+    model = load(weights_of(run))
     rows = run_data(run, data).test
+    model.conform(rows.batch)  # refuses data of another model before a page shows that
     panel.extension()
-    print(f"explorer: http://{HOST}:{port} (stop with Ctrl-C)", flush=True)
-    panel.serve(
+    secret = secrets.token_urlsafe(16)
+    hosts = [f"{name}:{port}" for name in NAMES]
+    server = panel.serve(
         {"/": lambda: layout(model, rows)},
         address=HOST,
         port=port,
-        websocket_origin=[f"{HOST}:{port}", f"localhost:{port}"],
-        show=show,
+        prefix=secret,
+        auth_provider=host_check(hosts),
+        websocket_origin=hosts,
+        unused_session_lifetime_milliseconds=UNUSED,
+        check_unused_sessions_milliseconds=UNUSED,
         title=f"{run.resolve().name} · mvkit",
+        show=False,
+        start=False,
         verbose=False,
     )
+    print(f"explorer: http://{HOST}:{port}/{secret} (stop with Ctrl-C)", flush=True)
+    if show:
+        server.io_loop.add_callback(server.show, "/")
+    server.start()
+    server.io_loop.start()
+
+
+def host_check(hosts: Sequence[str]) -> Any:
+    """What asks every request of the page for its Host, as an object of bokeh.
+
+    A page elsewhere whose name was made to lead to this machine sends its own name as Host.
+    """
+    from bokeh.server.auth_provider import AuthProvider
+    from tornado.web import HTTPError, RequestHandler
+
+    def reader(handler: RequestHandler) -> str:
+        if handler.request.host.lower() not in hosts:
+            raise HTTPError(403, "asked for by another name than that of this machine")
+        return "reader"
+
+    attributes: dict[str, Any] = {
+        "get_user": staticmethod(reader),
+        "login_url": "/",  # never asked for: who is refused gets an error
+    }
+    others = ("get_user_async", "get_login_url", "login_handler", "logout_url", "logout_handler")
+    attributes |= dict.fromkeys(others)
+    provider: Any = type("HostCheck", (AuthProvider,), attributes)
+    return provider()
 
 
 def layout(model: MultimodalModel, data: MultimodalDataset) -> Any:
@@ -92,7 +127,8 @@ def layout(model: MultimodalModel, data: MultimodalDataset) -> Any:
                 picked = model.conform(data.batch.take([number]))
                 figure = plots.figure_of(draw(model, picked, *values))
             except (RequestError, DataError) as error:
-                return pn.pane.Alert(str(error), alert_type="warning")
+                text = html.escape(str(error))  # it quotes names, which may look like HTML
+                return pn.pane.HTML(text, css_classes=["alert"], styles={"color": "#8a4b00"})
             size = {"sizing_mode": "scale_width", "max_width": width}
             return pn.pane.Matplotlib(figure, format="png", dpi=110, **size)
 

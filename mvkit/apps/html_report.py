@@ -17,13 +17,15 @@ from pathlib import Path
 
 import mvkit
 from mvkit import plots
+from mvkit.core.safe_file import write_whole
 from mvkit.data.datasets.catalogue import Splits, load_dataset
-from mvkit.errors import DataError, RequestError
+from mvkit.errors import DataError, MvkitError, RequestError
 from mvkit.evaluation.evaluate import MetricLike, evaluate
 from mvkit.evaluation.report import TITLES, Report, cells_of
 from mvkit.models.checkpoint import load
 from mvkit.models.multimodal import MultimodalModel
 
+DOCTYPE = b"<!doctype html>"
 CLUSTERS = 12  # shown; more would be too small to see
 Row = dict[str, float]
 
@@ -50,21 +52,48 @@ def write_page(
     Raises:
         DataError: a folder without a model, or that does not name its data.
     """
-    weights = run / "model.safetensors"
-    if not weights.is_file():
-        raise DataError(
-            f"{run}: no model.safetensors in this folder; expected what a run writes; check the "
-            "path"
-        )
-    model = load(weights)
+    _check_output(output)
+    model = load(weights_of(run))
     splits = run_data(run, data)
     history = read_history(run / "history.jsonl")
     report = evaluate(
         model, splits.test, metrics, train=splits.train, seed=seed, progress=progress
     )
     figures = pictures(model, splits, history, report, seed)
-    output.write_text(render(run.resolve().name, report, figures), "utf-8")
+    page = render(run.resolve().name, report, figures)
+    write_whole(output, page.encode())
     return report
+
+
+def _check_output(output: Path) -> None:
+    """Raises DataError for a file that is no page, which would be lost."""
+    if output.is_file() and output.stat().st_size:
+        with output.open("rb") as file:
+            beginning = file.read(100).strip().lower()
+        if not beginning.startswith(DOCTYPE):
+            raise DataError(
+                f"{output}: another file, no page, is there already; choose another name with -o"
+            )
+
+
+def weights_of(run: Path) -> Path:
+    """The file of a run's model.
+
+    Raises:
+        DataError: it is not in the folder, be it by a link.
+    """
+    weights = run / "model.safetensors"
+    if not weights.is_file() or not _inside(weights, run):
+        raise DataError(
+            f"{run}: no model.safetensors in this folder, or a link that leads out of it; check "
+            "the path"
+        )
+    return weights
+
+
+def _inside(file: Path, run: Path) -> bool:
+    """Whether a file is in a folder, links followed."""
+    return file.resolve().is_relative_to(run.resolve())
 
 
 def run_data(run: Path, name: str | None) -> Splits:
@@ -75,10 +104,18 @@ def run_data(run: Path, name: str | None) -> Splits:
     """
     if name is not None:
         return load_dataset(name)
+    file = run / "run.toml"
+    if not _inside(file, run):
+        raise DataError(
+            f"{file}: a link that leads out of the folder; copy the file into it, or give --data "
+            "NAME"
+        )
     try:
-        options = tomllib.loads((run / "run.toml").read_text("utf-8"))["data"]
+        options = tomllib.loads(file.read_text("utf-8"))["data"]
         return load_dataset(**options)
-    except (FileNotFoundError, KeyError, TypeError, tomllib.TOMLDecodeError) as error:
+    except MvkitError:
+        raise
+    except (OSError, LookupError, TypeError, ValueError, RecursionError, OverflowError) as error:
         raise DataError(
             f"{run}: run.toml does not say which data the model was trained on "
             f"({type(error).__name__}: {error}); expected a table [data] with a name; give "
@@ -91,14 +128,27 @@ def read_history(path: Path) -> list[Row]:
     if not path.is_file():
         return []
     rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise DataError(
-                f"{path}: line {number}: {error}; expected a row of the history, in JSON"
-            ) from None
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: {error}; expected rows of the history, in JSON") from None
+    for number, line in enumerate(lines, 1):
+        rows.append(_row(line, f"{path}: line {number}"))
     return rows
+
+
+def _row(line: str, where: str) -> Row:
+    """A row of the history from its JSON."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: {error}; expected a row of the history, in JSON") from None
+    plain = int | float | None  # null is written for numbers that are not finite
+    if not isinstance(row, dict) or not all(isinstance(n, plain) for n in row.values()):
+        raise DataError(
+            f"{where}: {line[:60]}; expected a row of the history: an object of numbers, in JSON"
+        )
+    return row
 
 
 def pictures(

@@ -16,18 +16,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from mvkit import recipes
+from mvkit.core.devices import available_device
+from mvkit.core.modality import Modality
 from mvkit.core.safe_file import write_whole
 from mvkit.data.datasets.catalogue import Splits, load_dataset
-from mvkit.errors import SpecError, suggest
+from mvkit.errors import MvkitError, SpecError, suggest
 from mvkit.models.checkpoint import rebuilt
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
@@ -38,6 +41,9 @@ from mvkit.training.history import History
 from mvkit.training.stages import as_stages
 
 TABLES = ("data", "model", "train")
+LIMIT = 2**63  # of whole numbers
+DEPTH = 100  # of tables in tables
+FOLDER = "the folder of the run is given on the command line: --folder FOLDER"
 
 Table = dict[str, Any]  # a table of TOML
 Config = dict[str, Table]
@@ -55,16 +61,37 @@ def read(path: Path, changes: Sequence[str] = ()) -> Config:
             change cannot be read.
         OSError: when the file cannot be read.
     """
-    try:
-        config = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: no TOML: {error}") from None
+    config = _parsed(path)
     for change in changes:
+        if change.count(".") > DEPTH:
+            raise SpecError(f"--set {change[:60]}…: nested too deeply")
         _apply(config, change)
     for table, options in config.items():
-        if table not in TABLES or not isinstance(options, dict):
+        if table not in TABLES:
             raise SpecError(f"{path}: no table [{table}] is known; {suggest(table, TABLES)}")
+        if not isinstance(options, dict):
+            raise SpecError(f"{path}: {table} = {options!r}; expected a table [{table}]")
+    _check_numbers(config, "")
     return {table: config.get(table, {}) for table in TABLES}
+
+
+def _parsed(path: Path) -> Table:
+    """A TOML file as plain data."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: no TOML: {error}") from None
+    except RecursionError:
+        raise SpecError(f"{path}: no TOML: nested too deeply") from None
+
+
+def _check_numbers(value: object, path: str) -> None:
+    """Raises SpecError at a whole number that TOML and torch have no room for."""
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_numbers(item, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, int) and not -LIMIT <= value < LIMIT:
+        raise SpecError(f"got {value}; expected a whole number of at most 64 bits", path)
 
 
 def _apply(config: Table, change: str) -> None:
@@ -88,6 +115,8 @@ def _apply(config: Table, change: str) -> None:
         table[option] = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         table[option] = text
+    except RecursionError:
+        raise SpecError(f"--set {change[:60]}…: nested too deeply") from None
 
 
 @attrs.frozen(eq=False)
@@ -109,7 +138,8 @@ class Plan:
         if "name" not in config["data"]:
             raise SpecError("expected the name of a dataset, such as name = 'polydigits'", "data")
         source = as_part("dataset", config["data"])
-        data = load_dataset(**config["data"])
+        with _named("data"):
+            data = load_dataset(**config["data"])
         model, seed = _model(dict(config["model"]), data)
         options = _train_options(config["train"])
         stages = as_stages(options.get("stages"), model, options["epochs"])
@@ -143,19 +173,59 @@ class Plan:
 def _model(options: Table, data: Splits) -> tuple[MultimodalModel, int]:
     """The model of a table [model], its weights drawn from its seed, and the seed."""
     seed = options.pop("seed", 0)
+    if type(seed) is not int:
+        raise SpecError(f"got {seed!r}; expected a whole number", "model.seed")
     if "name" in options:  # as a file with every default says it
-        return rebuilt(options, seed), seed
-    modalities = dict(data.modalities)
-    for name, changed in options.pop("modalities", {}).items():
-        if name not in modalities:
-            raise SpecError(
-                f"no modality {name!r}; {suggest(name, modalities)}", "model.modalities"
-            )
-        modalities[name] = attrs.evolve(modalities[name], **changed)  # type: ignore[misc]
+        return _complete_model(options, seed), seed
+    modalities = _modalities(options.pop("modalities", {}), data)
     make = _maker(options.pop("recipe", None))
     known = {*inspect.signature(make).parameters, *inspect.signature(Model).parameters}
     _check_options("model", options, known - {"options", "modalities"})
-    return make(modalities, seed=seed, **options), seed
+    with _named("model"):
+        return make(modalities, seed=seed, **options), seed
+
+
+def _modalities(changes: object, data: Splits) -> dict[str, Modality]:
+    """The modalities of the data with other options."""
+    where = "model.modalities"
+    if not isinstance(changes, dict):
+        raise SpecError(f"got {changes!r}; expected a table [{where}.NAME]", where)
+    modalities = dict(data.modalities)
+    for name, changed in changes.items():
+        if name not in modalities:
+            raise SpecError(f"no modality {name!r}; {suggest(name, modalities)}", where)
+        path = f"{where}.{name}"
+        if not isinstance(changed, dict):
+            raise SpecError(f"got {changed!r}; expected a table [{path}]", path)
+        with _named(path):
+            modalities[name] = attrs.evolve(modalities[name], **changed)  # type: ignore[misc]
+    return modalities
+
+
+def _complete_model(options: Table, seed: int) -> MultimodalModel:
+    """The model of a table [model] with every default."""
+    name = options["name"]
+    if name not in ("model", "stack"):
+        raise SpecError(
+            f"got {name!r}; expected 'model' or 'stack', as a run's own run.toml says it; leave "
+            "it out where there is a recipe",
+            "model.name",
+        )
+    with _named("model"):
+        return rebuilt(options, seed)
+
+
+@contextlib.contextmanager
+def _named(table: str) -> Iterator[None]:
+    """Inside, what Python says of options that cannot be taken becomes a SpecError."""
+    try:
+        yield
+    except MvkitError:
+        raise
+    except KeyError as error:
+        raise SpecError(f"expected the option {error.args[0]!r} too", table) from error
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        raise SpecError(f"its options cannot be taken: {error}", table) from error
 
 
 def _maker(recipe: object) -> Callable[..., MultimodalModel]:
@@ -164,9 +234,10 @@ def _maker(recipe: object) -> Callable[..., MultimodalModel]:
         return Model
     published: dict[object, Callable[..., MultimodalModel]] = {}
     for name, value in vars(recipes).items():
-        if getattr(value, "__module__", "") == recipes.__name__:
+        own = getattr(value, "__module__", "") == recipes.__name__
+        if own and not name.startswith("_"):
             published[name] = value
-    if recipe not in published:
+    if not isinstance(recipe, str) or recipe not in published:
         raise SpecError(
             f"no recipe {recipe!r}; {suggest(str(recipe), map(str, published))}", "model.recipe"
         )
@@ -180,7 +251,11 @@ def _train_options(given: Table) -> Table:
     for name, parameter in inspect.signature(fit).parameters.items():
         if name not in own:
             defaults[name] = parameter.default
-    _check_options("train", given, defaults)
+    _check_options("train", given, defaults.keys() - {"checkpoint"})
+    if "device" in given and given["device"] != "auto":
+        available_device(given["device"], "train")
+    if type(given.get("compile", False)) is not bool:
+        raise SpecError(f"got {given['compile']!r}; expected true or false", "train.compile")
     return defaults | given
 
 
@@ -188,7 +263,8 @@ def _check_options(table: str, options: Iterable[str], known: Collection[str]) -
     """Raises SpecError, which names table and option, at an option that is not known."""
     for name in options:
         if name not in known:
-            raise SpecError(f"unknown option; {suggest(name, known)}", f"{table}.{name}")
+            reason = FOLDER if name == "checkpoint" else suggest(name, known)
+            raise SpecError(f"unknown option; {reason}", f"{table}.{name}")
 
 
 def _without_none(value: Any) -> Any:

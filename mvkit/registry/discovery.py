@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, distributions
 
@@ -65,6 +66,11 @@ def packages() -> Iterator[tuple[str, str, EntryPoint] | Problem]:
             continue
         for entry_point in entry_points:
             yield package, version, entry_point
+
+
+def is_own(package: str) -> bool:
+    """Whether a package has a name of mvkit's own, which pip takes for the same as `MVKit`."""
+    return re.sub(r"[-_.]+", "-", package).lower() in OWN
 
 
 def raise_if_strict(problems: list[Problem]) -> None:

@@ -135,7 +135,7 @@ class Registry:
         problem = functools.partial(Problem, package, version=version, entry_point=line)
         start = time.perf_counter()
         try:
-            if package in discovery.OWN:
+            if discovery.is_own(package):
                 raise MvkitError(f"the name {package!r} is taken; rename the package")
             self.register(entry_point.load(), package, version, line)
         except KeyboardInterrupt:
@@ -174,7 +174,9 @@ class Registry:
         module, _, name = target.partition(":")
         try:
             cls = getattr(importlib.import_module(module), name)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit and CancelledError too
             raise SpecError(
                 f"{entry} could not be imported from {target!r}: {type(error).__name__}: {error}; "
                 "install what it lacks, or reinstall or update that package"
@@ -268,14 +270,14 @@ def error_context(cls: type, what: str) -> Iterator[None]:
     """Inside, an error of a part `cls` that a package brought names that part and its package.
 
     Raises:
-        SpecError: for any exception, `SystemExit` included, that is none of mvkit's own, of a part
-            that is not built in.
+        SpecError: for any exception but those of mvkit, and Ctrl-C, of a part that is not built
+            in.
     """
     try:
         yield
-    except MvkitError:
+    except (MvkitError, KeyboardInterrupt, GeneratorExit):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # SystemExit and CancelledError too
         entry = find_entry(cls)
         if entry is None or entry.package == "mvkit":
             raise

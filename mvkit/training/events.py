@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 
 import attrs
@@ -101,14 +102,16 @@ class StopTraining(Exception):
 
 
 Listener = Callable[[Event], object]
+_busy: ContextVar[frozenset[str]] = ContextVar("mvkit_busy", default=frozenset())  # packages
 
 
 class Listeners:
     """Delivers events to plugins and callables.
 
     A package whose hook raises is reported once and disabled for the rest of the run: a logger
-    must not end a training. What the user's own callables raise ends it, so that they can stop or
-    prune; `StopTraining` ends it in good order.
+    must not end a training. Of a run that a hook itself starts, its package is not told. What the
+    user's own callables raise ends it, so that they can stop or prune; `StopTraining` ends it in
+    good order.
 
     Args:
         own: the user's callables.
@@ -127,10 +130,16 @@ class Listeners:
 
     def tell(self, event: Event) -> None:
         """Delivers an event, to the packages first, then to the user's callables."""
+        busy = _busy.get()
         for package, hook in tuple(self.hooks.items()):
+            if package in busy:  # it trains in its hook, and would hear of that, and train again
+                continue
+            token = _busy.set(busy | {package})
             try:
                 hook(event=event.copied())
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # SystemExit and CancelledError too
                 del self.hooks[package]
                 reason = f"{type(error).__name__}: {error}"
                 warnings.warn(
@@ -138,6 +147,8 @@ class Listeners:
                     "it is disabled for the rest of this run",
                     stacklevel=2,
                 )
+            finally:
+                _busy.reset(token)
         for listener in self.own:
             try:
                 listener(event.copied())
