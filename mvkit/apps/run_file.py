@@ -26,7 +26,7 @@ from typing import Any
 import attrs
 
 from mvkit import recipes
-from mvkit.core.devices import available_device
+from mvkit.core.devices import device_of
 from mvkit.core.modality import Modality
 from mvkit.core.safe_file import write_whole
 from mvkit.data.datasets.catalogue import Splits, load_dataset
@@ -252,8 +252,8 @@ def _train_options(given: Table) -> Table:
         if name not in own:
             defaults[name] = parameter.default
     _check_options("train", given, defaults.keys() - {"checkpoint"})
-    if "device" in given and given["device"] != "auto":
-        available_device(given["device"], "train")
+    if "device" in given:
+        device_of(given["device"])
     if type(given.get("compile", False)) is not bool:
         raise SpecError(f"got {given['compile']!r}; expected true or false", "train.compile")
     return defaults | given
