@@ -14,9 +14,10 @@ import attrs
 
 from mvkit import parts
 from mvkit.core.modality import Modality, ModalityLike, PartLike, as_modalities
-from mvkit.errors import SpecError, suggest
+from mvkit.errors import SpecError
 from mvkit.models.model import Model
 from mvkit.models.stack import Stack
+from mvkit.parts.objectives.objective import check_names
 from mvkit.training.annealing import Linear
 from mvkit.training.stages import JointThenUnimodal, Single
 
@@ -42,13 +43,6 @@ def _model(options: Mapping[str, Any], modalities: Modalities, **own: Any) -> Mo
         if name in options:
             raise SpecError("the recipe sets it; take the recipe's own options, or Model", name)
     return Model(modalities, **own, **options)
-
-
-def _check_names(option: str, given: object, modalities: Mapping[str, Modality]) -> None:
-    """Raises SpecError for an option by modality that names one which is not there."""
-    for name in given if isinstance(given, Mapping) else ():
-        if name not in modalities:
-            raise SpecError(f"no modality {name!r}; {suggest(str(name), modalities)}", option)
 
 
 def _warmup(epochs: int) -> Single:
@@ -226,8 +220,8 @@ def nexus(modalities: Modalities, latent_dim: int = 10, *,
     Reference: Vasco, Yin, Melo and Paiva, https://doi.org/10.1016/j.neunet.2021.11.019.
     """
     low, high = as_modalities(modalities), {}
-    _check_names("gammas", gammas, low)
-    _check_names("bottom_dim", bottom_dim, low)
+    check_names(gammas or (), low, "gammas")
+    check_names(() if isinstance(bottom_dim, int) else bottom_dim, low, "bottom_dim")
     for name, modality in low.items():
         width = bottom_dim if isinstance(bottom_dim, int) else bottom_dim[name]
         beta = bottom_beta * modality.private_beta

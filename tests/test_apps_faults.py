@@ -87,9 +87,9 @@ HUGE = 10**20
         ("model.name=mopoe", "model.name: got 'mopoe'; expected 'model' or 'stack'"),
         ("model.objective=elbo", "objective: the recipe sets it"),
         ("model.aggregator=moe", "aggregator: the recipe sets it"),
-        ("train.device=nonsense", "train: device='nonsense'; expected 'cpu'"),
-        ("train.device=5", "train: device=5; expected 'cpu'"),
-        ("train.device=cuda:77", "train: device='cuda:77'; expected 'cpu'"),
+        ("train.device=nonsense", "device='nonsense'; expected one of 'auto', 'cpu'"),
+        ("train.device=5", "device='5'; expected one of 'auto', 'cpu'"),
+        ("train.device=cuda:77", "device='cuda:77'; expected one of 'auto', 'cpu'"),
         ("train.compile=maybe", "train.compile: got 'maybe'; expected true or false"),
         ("train.compile=1", "train.compile: got 1; expected true or false"),
         (

@@ -192,5 +192,5 @@ def _likelihood_weights(spec: ModelSpec, sizes: Sizes) -> dict[str, float]:
     if isinstance(rescale, str):
         most = max(m.numbers for m in spec.modalities.values())
         rescale = {name: most / m.numbers for name, m in spec.modalities.items()}
-    check_names(rescale, sizes, "rescale")
+    check_names(rescale, sizes.names, "rescale")
     return {name: m.weight * rescale.get(name, 1.0) for name, m in spec.modalities.items()}

@@ -74,7 +74,7 @@ class ELBO(Objective):
         return self.density == "mixture"
 
     def build(self, sizes: Sizes) -> ELBO:
-        check_names(self.weights, sizes, "weights")
+        check_names(self.weights, sizes.names, "weights")
         return self
 
     def forward(self, model: LatentModel, batch: Batch, experts: Experts) -> Loss:

@@ -45,7 +45,7 @@ class ImportanceWeighted(Objective):
         """The value to be maximised, (b,), of log importance weights (s, j, b)."""
 
     def build(self, sizes: Sizes) -> Objective:
-        check_names(self.weights, sizes, "weights")
+        check_names(self.weights, sizes.names, "weights")
         return self
 
     def forward(self, model: LatentModel, batch: Batch, experts: Experts) -> Loss:

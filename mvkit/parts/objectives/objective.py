@@ -6,7 +6,7 @@ Losses are averaged over all rows of the batch, whatever modalities they lack. A
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
@@ -45,11 +45,11 @@ class Objective(ABC):
         return self
 
 
-def check_names(names: Iterable[str], sizes: Sizes, path: str) -> None:
+def check_names(names: Iterable[object], known: Collection[str], path: str) -> None:
     """Raises SpecError if one of `names` is no modality of the model."""
     for name in names:
-        if name not in sizes.names:
-            raise SpecError(f"no modality {name!r}; {suggest(name, sizes.names)}", path)
+        if name not in known:
+            raise SpecError(f"no modality {name!r}; {suggest(str(name), known)}", path)
 
 
 def active_rows(posterior: Posterior, batch: Batch) -> Tensor:

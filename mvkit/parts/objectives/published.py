@@ -75,8 +75,8 @@ class TELBO(Objective):
     trains_unimodal = True
 
     def build(self, sizes: Sizes) -> TELBO:
-        check_names(self.lambdas, sizes, "lambdas")
-        check_names(self.gammas, sizes, "gammas")
+        check_names(self.lambdas, sizes.names, "lambdas")
+        check_names(self.gammas, sizes.names, "gammas")
         return self
 
     def forward(self, model: LatentModel, batch: Batch, experts: Experts) -> Loss:
