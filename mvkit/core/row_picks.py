@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -12,11 +11,11 @@ from torch import Tensor
 
 from mvkit.errors import RequestError, ShapeError
 
-RowPick = Tensor | slice | Sequence[Any] | np.ndarray[Any, Any]
+RowPick = Tensor | slice | Sequence[Hashable] | np.ndarray
 EXPECTED = "expected positions, flags, a slice or ids"
 
 
-def row_index(pick: RowPick, b: int, ids: Any = None) -> Tensor | slice:
+def row_index(pick: RowPick, b: int, ids: Iterable[Hashable] | None = None) -> Tensor | slice:
     """What picks the rows of tensors: a slice, or positions (n,) from 0 to b - 1.
 
     Args:
@@ -50,7 +49,7 @@ def row_index(pick: RowPick, b: int, ids: Any = None) -> Tensor | slice:
     return _within(positions.long(), b)
 
 
-def _whole_numbers(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _whole_numbers(array: np.ndarray) -> np.ndarray:
     """Positions or flags in a dtype that torch indexes with; of an empty list, too."""
     if array.size == 0 and array.ndim == 1:
         return array.astype(np.int64)
@@ -69,11 +68,11 @@ def _within(positions: Tensor, b: int) -> Tensor:
     return torch.where(positions < 0, positions + b, positions)
 
 
-def _positions_of_ids(picked: list[Any], ids: Any) -> Tensor:
+def _positions_of_ids(picked: list[Hashable], ids: Iterable[Hashable] | None) -> Tensor:
     """Positions of the rows that have these ids, in the order of the ids."""
     if ids is None:
         raise RequestError(f"rows: got {picked[0]!r}, and these rows have no ids; {EXPECTED}")
-    places: dict[Any, list[int]] = {}
+    places: dict[Hashable, list[int]] = {}
     for place, own in enumerate(ids.tolist() if hasattr(ids, "tolist") else ids):
         places.setdefault(own, []).append(place)
     positions: list[int] = []

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Entries = dict[str, Any]  # by name of the tensor: "dtype", "shape", "data_offsets"
+Entry = dict[str, Any]
+Entries = dict[str, Entry]  # by name of the tensor: "dtype", "shape", "data_offsets"
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -58,7 +59,7 @@ def tensors_of(blob: mmap.mmap, start: int, entries: Entries) -> dict[str, Tenso
     return tensors
 
 
-def _offset(item: tuple[str, Any]) -> tuple[int, int]:
+def _offset(item: tuple[str, Entry]) -> tuple[int, int]:
     """Where a tensor begins and ends, to sort by."""
     name, entry = item
     match entry:

@@ -80,7 +80,7 @@ def to_json(values: Sequence[object], name: str) -> list[object]:
     return encoded
 
 
-def _encoded(value: Any) -> object:
+def _encoded(value: object) -> object:
     if isinstance(value, np.generic) and not isinstance(value, np.datetime64 | np.timedelta64):
         value = value.item()
     if value is None or isinstance(value, str | bool | int | float):
@@ -95,7 +95,7 @@ def _encoded(value: Any) -> object:
     return _encoded_pandas(value) if library(value) == "pandas" else _tagged(value)
 
 
-def _tagged(value: Any) -> object:
+def _tagged(value: object) -> object:
     for name, (kind, write) in WRITERS.items():
         if isinstance(value, kind):
             return {f"{TAG}{name}": write(value)}

@@ -21,6 +21,7 @@ from mvkit.core.modality import Modality, as_modalities
 from mvkit.data.row_values import from_json
 from mvkit.errors import CheckpointError, DataError, MvkitError
 
+Json = dict[str, Any]  # a JSON object
 Kind = tuple[torch.dtype, list[int]]  # of the rows of a tensor: their type and shape
 FAULTS = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 FIELDS = {"file": str, "rows": int, "bytes": int, "digest": str}
@@ -40,9 +41,9 @@ class ShardIndex:
 
     modalities: dict[str, Modality]
     kinds: dict[str, Kind]
-    shards: list[dict[str, Any]]
+    shards: list[Json]
     mask: Tensor
-    extra: dict[str, Any]
+    extra: Json
 
 
 def read_index(path: Path) -> ShardIndex:
@@ -81,7 +82,7 @@ def _reason(error: Exception) -> str:
     return f"{error} is lacking" if isinstance(error, KeyError) else str(error)
 
 
-def _kinds(given: Mapping[str, Any], modalities: Mapping[str, Modality]) -> dict[str, Kind]:
+def _kinds(given: Json, modalities: Mapping[str, Modality]) -> dict[str, Kind]:
     kinds = {}
     for key, (name, shape) in given.items():
         role, _, modality = key.partition("/")
@@ -94,7 +95,7 @@ def _kinds(given: Mapping[str, Any], modalities: Mapping[str, Modality]) -> dict
     return kinds
 
 
-def _shards(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _shards(given: list[Json]) -> list[Json]:
     _need(isinstance(given, list) and len(given) > 0, "a list of shards")
     for shard in given:
         for field, kind in FIELDS.items():
@@ -108,8 +109,8 @@ def _shards(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return given
 
 
-def _extra(tensors: Mapping[str, Tensor], rows: int) -> dict[str, Any]:
-    extra: dict[str, Any] = {}
+def _extra(tensors: Mapping[str, Tensor], rows: int) -> Json:
+    extra: Json = {}
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
         _need(kind in ("extra", "json"), f"tensors of extra, not {key!r}")

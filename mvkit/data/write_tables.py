@@ -27,6 +27,7 @@ Bools = NDArray[np.bool_]
 Ids = Sequence[Hashable]
 Words = Sequence[str]
 BITS: dict[str, object] = {"True": True, "False": False}
+Kind = Any  # a dtype of pandas or numpy
 Frame = Any  # a DataFrame or a Series of pandas or polars
 
 
@@ -119,7 +120,7 @@ def _with_rows(frame: DataFrame, ids: Ids) -> DataFrame:
 
 
 def _with_numbers(
-    frame: DataFrame, values: Array, changed: Bools, kinds: Mapping[Hashable, Any]
+    frame: DataFrame, values: Array, changed: Bools, kinds: Mapping[Hashable, Kind]
 ) -> DataFrame:
     """The table with numbers in the cells that changed; columns without any keep their type.
 
@@ -131,7 +132,7 @@ def _with_numbers(
     dtypes = frame.dtypes.tolist()
     touched = np.logical_or.reduce(changed)
     pieces = [frame.loc[:, ~touched]]
-    blocks: dict[Any, list[int]] = {}
+    blocks: dict[object, list[int]] = {}
     rounded: dict[int, object] = {}
     for i in touched.nonzero()[0].tolist():
         kind = dtypes[i]
@@ -152,7 +153,7 @@ def _with_numbers(
     return concat(pieces, axis=1)[names]
 
 
-def _rounded(old: Any, values: Array, changed: Bools, kind: Any) -> object:
+def _rounded(old: Series, values: Array, changed: Bools, kind: Kind) -> object:
     """Whole numbers or bits, an array of pandas, with new values (b,) of its dtype before."""
     from pandas import array
 
@@ -169,7 +170,7 @@ def _rounded(old: Any, values: Array, changed: Bools, kind: Any) -> object:
 
 
 def _with_words(
-    frame: DataFrame, values: Array, changed: Bools, words: Words, kinds: Mapping[Hashable, Any]
+    frame: DataFrame, values: Array, changed: Bools, words: Words, kinds: Mapping[Hashable, Kind]
 ) -> DataFrame:
     """The table with words in the cells that changed; None where a value is NaN."""
     from pandas import CategoricalDtype, DataFrame
@@ -184,7 +185,7 @@ def _with_words(
     return DataFrame(columns, frame.index, frame.columns)
 
 
-def _with_texts(old: Series, texts: Array, changed: Bools, kind: Any) -> Series:
+def _with_texts(old: Series, texts: Array, changed: Bools, kind: Kind) -> Series:
     """A column of text, days or other objects with new ones where it changed.
 
     A word becomes the value that it stands for elsewhere in the column, whose dtype before, or
@@ -210,7 +211,7 @@ def _with_texts(old: Series, texts: Array, changed: Bools, kind: Any) -> Series:
     return column
 
 
-def _with_categories(old: Series, texts: Array, changed: Bools, _: Any) -> Series:
+def _with_categories(old: Series, texts: Array, changed: Bools, _: Kind) -> Series:
     """A column of categories with new ones where it changed, which are called by their text.
 
     Its dtype stays, unless a word is none of its categories: that is added at their end.
@@ -233,7 +234,7 @@ def _with_categories(old: Series, texts: Array, changed: Bools, _: Any) -> Serie
     return Series(Categorical.from_codes(codes, dtype=kind), old.index, name=old.name)
 
 
-def _category(text: str, others: Sequence[Any]) -> Any:
+def _category(text: str, others: Sequence[Any]) -> object:
     """A value from its text, of the type of the others if they have one in common."""
     types = {type(category) for category in others}
     with contextlib.suppress(ValueError, TypeError, ArithmeticError):

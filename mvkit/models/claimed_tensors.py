@@ -16,18 +16,19 @@ from torch.overrides import TorchFunctionMode
 
 from mvkit.errors import CheckpointError
 
+Sizes = Any  # whole numbers, or a sequence of them
 REALS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SPARE_NUMBERS = 2**24  # that parts may make, however small the file; 64 MiB
 SPARE_TENSORS = 2**10  # likewise
 TIMES = 16  # as much as the file holds: initial values, and tables that are not stored
 
 
-def _of_size(*size: Any, **options: Any) -> int:
+def _of_size(*size: Sizes, **options: Sizes) -> int:
     """How many numbers `torch.zeros` and its like make."""
     given = options.get("size", size)
     if len(given) == 1 and isinstance(given[0], tuple | list):
         given = given[0]
-    return math.prod(given)
+    return int(math.prod(given))
 
 
 def _of_full(size: Iterable[int], *args: object, **options: object) -> int:
@@ -44,11 +45,11 @@ def _of_arange(
     return int(start if end is None else end - start)
 
 
-def _of_repeat(x: Tensor, *repeats: Any, **options: Any) -> int:
+def _of_repeat(x: Tensor, *repeats: Sizes, **options: Sizes) -> int:
     return x.numel() * _of_size(*options.get("repeats", repeats))
 
 
-NUMBERS: dict[Any, Callable[..., int]] = {
+NUMBERS: dict[object, Callable[..., int]] = {
     **dict.fromkeys((torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn), _of_size),
     torch.full: _of_full,
     torch.eye: _of_eye,
@@ -74,11 +75,11 @@ class Allowance(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Any,
+        func: Callable[..., object],
         types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         options = kwargs or {}
         if func in NUMBERS:
             self.tensors -= 1

@@ -27,9 +27,10 @@ ROWS = 64  # rows of a source that are read
 BLOCK = 2**24  # bytes of a tensor that are hashed at a time
 VARIES = "differs at each reading"
 Digest = dict[str, str]
+Json = dict[str, Any]  # what JSON can hold
 
 
-def fingerprint(pipeline: Pipeline) -> dict[str, Any]:
+def fingerprint(pipeline: Pipeline) -> Json:
     """What tells data from other data, as plain JSON data; reading draws on no global generator.
 
     In memory: all values, masks, ids and labels. Shards: the checksums in their index, with masks
@@ -47,9 +48,9 @@ def fingerprint(pipeline: Pipeline) -> dict[str, Any]:
         `kind`, `rows` and `batches` where they are known, the `order`, and `values` by name.
     """
     rows = pipeline.rows
-    order: dict[str, Any] = {"batch_size": pipeline.batch_size, "seed": pipeline.seed}
+    order: Json = {"batch_size": pipeline.batch_size, "seed": pipeline.seed}
     order |= {"shuffle": pipeline.shuffle, "group": pipeline.group}
-    known: dict[str, Any] = {"kind": type(rows).__name__, "rows": None}
+    known: Json = {"kind": type(rows).__name__, "rows": None}
     if isinstance(rows, Batch | Source):
         known["rows"] = len(rows)
     known["batches"] = known_length(pipeline)
