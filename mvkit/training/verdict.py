@@ -42,15 +42,14 @@ def _about_rows(model: MultimodalModel, rows: Batch) -> list[str]:
     if len(observing) < 2:
         return []
     with torch.no_grad():
-        sentences = _about_latents(model, observing)
-        sentences += _about_reconstructions(model, observing)
+        z = _latents(model, observing)
+        sentences = _about_latents(z) if model.latent_dim else []
+        sentences += _about_reconstructions(model, observing, z)
         return sentences + _about_clusters(model, observing)
 
 
-def _about_latents(model: MultimodalModel, rows: Batch) -> list[str]:
-    if not model.latent_dim:
-        return []
-    deviations = model.encode(rows).double().std(0)
+def _about_latents(z: Tensor) -> list[str]:
+    deviations = z.double().std(0)
     alive = int((deviations >= ALIVE).sum())
     largest = float(deviations.max())
     if alive:
@@ -61,9 +60,9 @@ def _about_latents(model: MultimodalModel, rows: Batch) -> list[str]:
     ]
 
 
-def _about_reconstructions(model: MultimodalModel, rows: Batch) -> list[str]:
+def _about_reconstructions(model: MultimodalModel, rows: Batch, z: Tensor) -> list[str]:
     """How much less each modality's squared error is than that of its mean."""
-    decoded = model.decode(_latents(model, rows), units="model")
+    decoded = model.decode(z, units="model")
     shares = {}
     for i, name in enumerate(model.names):
         observed = rows.observed[:, i]
