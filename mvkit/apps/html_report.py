@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+import attrs
+
 import mvkit
 from mvkit import plots
 from mvkit.core.safe_file import write_whole
@@ -24,6 +26,8 @@ from mvkit.evaluation.evaluate import MetricLike, evaluate
 from mvkit.evaluation.report import TITLES, Report, cells_of
 from mvkit.models.checkpoint import load
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.training.history import History
+from mvkit.training.starts import judge
 
 DOCTYPE = b"<!doctype html>"
 CLUSTERS = 12  # shown; more would be too small to see
@@ -59,6 +63,9 @@ def write_page(
     report = evaluate(
         model, splits.test, metrics, train=splits.train, seed=seed, progress=progress
     )
+    run_history = History(history)
+    judge(model, splits.test, run_history)
+    report = attrs.evolve(report, notes=(*report.notes, *run_history.verdict))
     figures = pictures(model, splits, history, report, seed)
     page = render(run.resolve().name, report, figures)
     write_whole(output, page.encode())

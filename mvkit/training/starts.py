@@ -41,8 +41,8 @@ def start_likelihoods(model: MultimodalModel, data: object) -> None:
 
 def judge(model: MultimodalModel, data: object, history: History) -> None:
     """Writes into the history what the run came to, going by the first rows of some data."""
-    last = max((row["stage"] for row in history.rows), default=0)
-    rows = [row for row in history.rows if row["stage"] == last]
+    last = max((row.get("stage", 0) for row in history.rows), default=0)
+    rows = [row for row in history.rows if row.get("stage", 0) == last]
     key = "valid/loss" if any("valid/loss" in row for row in rows) else "loss"
     losses = [row[key] for row in rows if key in row]
     history.verdict[:] = verdict_of(model, _first_rows(model, data), losses)
