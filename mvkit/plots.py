@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from mvkit.core import noise
 from mvkit.core.batch import Batch
+from mvkit.core.raw_values import full_precision
 from mvkit.data.dataset import Rows, as_batch
 from mvkit.errors import RequestError, check_option, suggest
 from mvkit.evaluation.drivers import driver_shares
-from mvkit.evaluation.metric import Score, widened
+from mvkit.evaluation.metric import Score
 from mvkit.evaluation.point_colours import SIZE, colour_of, draw_points, plain_text
 from mvkit.evaluation.report import Report, runs_of
 from mvkit.models.multimodal import MultimodalModel
@@ -347,7 +348,7 @@ def imputation(
 def central_interval(draws: Tensor, level: float) -> NDArray[np.floating]:
     """Ends (2, …) of the central interval that holds a share `level` of draws (n, …)."""
     ends = [(1 - level) / 2, (1 + level) / 2]
-    return np.asarray(np.quantile(widened(draws).cpu().numpy(), ends, axis=0))
+    return np.asarray(np.quantile(full_precision(draws).cpu().numpy(), ends, axis=0))
 
 
 def cluster_sizes(model: MultimodalModel, data: Rows, *, ax: AxesLike = None) -> Axes:
@@ -388,7 +389,7 @@ def drivers(model: MultimodalModel, data: Rows, *, ax: AxesLike = None) -> Axes:
 
     See `mvkit.evaluation.drivers.driver_shares`.
     """
-    weight, precision = map(widened, driver_shares(model, data))
+    weight, precision = map(full_precision, driver_shares(model, data))
     ax = axes_of(ax)
     where = np.arange(len(model.names))
     ax.bar(where - 0.2, weight.numpy(), 0.4, label="weight")

@@ -296,3 +296,20 @@ def test_every_combination_of_names_trains_or_is_refused(aggregator, objective):
             loss = model.loss(x).loss
             loss.backward()
             assert torch.isfinite(loss.detach())
+
+
+# a model in half precision
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_answers_of_half_precision_are_arrays_and_tables(dtype):
+    arrays = {"a": np.zeros((4, 3), "float32"), "b": np.full((4, 2), np.nan, "float32")}
+    frames = {name: pd.DataFrame(x).add_prefix(name) for name, x in arrays.items()}
+    model = Model({"a": (3,), "b": (2,)}, latent_dim=2, seed=0).to(dtype)
+    assert mvkit.embed(model, arrays).dtype == np.float32
+    assert np.isfinite(mvkit.embed(model, frames).to_numpy()).all()
+    drawn = mvkit.impute(model, arrays, quantiles=(0.1, 0.9), draws=True, n=5)
+    for filled in (drawn.filled, drawn.sd, *drawn.quantiles.values(), *drawn.draws):
+        assert filled["b"].dtype == np.float32
+        assert np.isfinite(filled["b"]).all()
+    assert np.isfinite(mvkit.impute(model, frames)["b"].to_numpy()).all()

@@ -19,6 +19,11 @@ Shape = tuple[int, ...]
 Names = tuple[str, ...]
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """Values in float32 where they are in half precision, which numpy lacks and sums lose."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def as_tensor(value: object, where: str) -> Tensor:
     """A tensor from a tensor or an array; `where` begins the messages.
 

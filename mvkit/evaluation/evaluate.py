@@ -24,11 +24,12 @@ from mvkit._version import __version__
 from mvkit.core import noise
 from mvkit.core.batch import Batch, conform
 from mvkit.core.blocks import block_slices
+from mvkit.core.raw_values import full_precision
 from mvkit.data.dataset import Rows, as_batch
 from mvkit.data.pipeline import Pipeline
 from mvkit.errors import DataError, RequestError, suggest
 from mvkit.evaluation.labels import Words, as_numbers, words_of
-from mvkit.evaluation.metric import ROW, EvaluationContext, Function, Metric, Score, widened
+from mvkit.evaluation.metric import ROW, EvaluationContext, Function, Metric, Score
 from mvkit.evaluation.report import Report
 from mvkit.models.multimodal import MultimodalModel, check_model
 from mvkit.registry import plugins
@@ -264,7 +265,7 @@ def fingerprint(rows: Batch, seed: int) -> NDArray[np.uint64]:
     extra = [value for name, value in sorted(rows.extra.items()) if name != ROW]
     elements = (rows.elements or {}).values()
     for value in (rows.observed, *rows.data.values(), *elements, *extra):
-        flat = np.ascontiguousarray(widened(value).reshape(len(rows), -1).numpy())
+        flat = np.ascontiguousarray(full_precision(value).reshape(len(rows), -1).numpy())
         words = flat.view(f"u{flat.dtype.itemsize}")
         factors = torch.randint(-(2**63), 2**63 - 1, words.shape[1:], generator=generator)
         odd = factors.numpy().view(np.uint64) | np.uint64(1)

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from mvkit.core.batch import Batch
+from mvkit.core.raw_values import full_precision
 from mvkit.errors import ShapeError
 from mvkit.evaluation.metric import (
     EvaluationContext,
@@ -21,7 +22,6 @@ from mvkit.evaluation.metric import (
     observes_all,
     observes_any,
     scatter,
-    widened,
     without_nan,
 )
 from mvkit.registry.spec import field, spec
@@ -102,14 +102,14 @@ class Frechet(Metric):
 
 def _features(context: EvaluationContext, name: str, x: Tensor, rows: Batch) -> Tensor:
     """Features (n, f) of values x (n, *shape) of a modality in some rows."""
-    restored = widened(context.model.modalities[name].restore(x))
+    restored = full_precision(context.model.modalities[name].restore(x))
     features = torch.as_tensor(context.features[name](restored)).detach()
     if features.ndim != 2 or len(features) != len(rows):
         raise ShapeError(
             f"evaluate: the features of {name!r} have shape {tuple(features.shape)} for "
             f"{tuple(x.shape)}; expected ({len(rows)}, features)"
         )
-    return widened(finite(features, rows, f"a feature of {name!r}")).to(x.device)
+    return full_precision(finite(features, rows, f"a feature of {name!r}")).to(x.device)
 
 
 def _complete(scores: Scores, name: str, kind: str) -> Tensor:

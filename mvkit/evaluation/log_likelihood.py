@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from mvkit.core.batch import Batch
+from mvkit.core.raw_values import full_precision
 from mvkit.errors import SpecError, suggest
 from mvkit.evaluation.metric import (
     EvaluationContext,
@@ -23,7 +24,6 @@ from mvkit.evaluation.metric import (
     finite,
     mean,
     observes_any,
-    widened,
 )
 from mvkit.models.importance_sampling import Sampling
 from mvkit.models.inference import evaluation, names_of
@@ -107,7 +107,7 @@ class Likelihood(Metric):
         sampling = Sampling(self.n, generator=generator)
         with evaluation(context.model):
             for log_w in context.model.weight_blocks(rows, sampling):
-                log_w = widened(finite(log_w, rows, "an importance weight", 1))
+                log_w = full_precision(finite(log_w, rows, "an importance weight", 1))
                 sums.append(torch.logsumexp(log_w, 0))
                 squares.append(torch.logsumexp(2 * log_w, 0))
         total = torch.logsumexp(torch.stack(sums), 0)

@@ -21,6 +21,7 @@ from torch import Generator, Tensor
 
 from mvkit.core import noise
 from mvkit.core.batch import Batch
+from mvkit.core.raw_values import full_precision
 from mvkit.errors import DataError, RequestError, ShapeError
 from mvkit.evaluation.labels import NONE, Classes
 from mvkit.models.multimodal import MultimodalModel
@@ -104,11 +105,6 @@ def scatter(values: Tensor, rows: Tensor) -> Tensor:
 def without_nan(values: Tensor) -> Tensor:
     """Which rows of values (b, f) hold no NaN, (b,) bool."""
     return ~values.isnan().any(1)
-
-
-def widened(x: Tensor) -> Tensor:
-    """Values in float32 where they are in half precision, which numpy lacks and sums lose."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def finite(value: Tensor, block: Batch, what: str, dim: int = 0) -> Tensor:
@@ -288,7 +284,7 @@ class EvaluationContext:
         """
         classifier = self.classifiers.get(name)
         if classifier is not None:
-            x = widened(self.model.modalities[name].restore(x))
+            x = full_precision(self.model.modalities[name].restore(x))
         else:
             if name not in self._fitted:
                 self._fitted[name] = fit_classifier(self, name)
@@ -351,4 +347,4 @@ def fit_perceptron(
 
 
 def _flat(x: Tensor) -> NDArray[np.float32]:
-    return rearrange(widened(x), "b ... -> b (...)").cpu().numpy()
+    return rearrange(full_precision(x), "b ... -> b (...)").cpu().numpy()

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from mvkit.core import blocks
 from mvkit.core.batch import Batch
+from mvkit.core.raw_values import full_precision
 from mvkit.evaluation.metric import (
     EvaluationContext,
     Metric,
@@ -24,7 +25,6 @@ from mvkit.evaluation.metric import (
     observes_all,
     observes_any,
     scatter,
-    widened,
 )
 from mvkit.registry.fields import count, optional_count
 from mvkit.registry.spec import spec
@@ -137,8 +137,8 @@ def _compare(
 ) -> dict[str, Tensor]:
     """Measures (b,) of generated values."""
     measures = _measures(context, name)
-    values = widened(values)
-    x = widened(rows.data[name])
+    values = full_precision(values)
+    x = full_precision(rows.data[name])
     counted = present(rows, name)
     if "right" in measures:
         if counted.ndim == x.ndim:
@@ -250,7 +250,7 @@ class Calibration(Metric):
             least = round((self.n + 1) * (1 - level) / 2)
             columns.append((below >= least) & (above >= least) & counted)
         flags = torch.stack([*columns, counted], 1)
-        return reduce(flags.to(widened(x).dtype), "b l ... -> b l", "sum")
+        return reduce(flags.to(full_precision(x).dtype), "b l ... -> b l", "sum")
 
     def summary(self, context: EvaluationContext, scores: Scores) -> Iterator[Score]:
         given = len(context.model.names) - 1

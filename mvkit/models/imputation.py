@@ -17,7 +17,7 @@ from torch import Tensor
 from mvkit.core import blocks
 from mvkit.core.batch import Batch, conform
 from mvkit.core.noise import Generator
-from mvkit.core.raw_values import Columns, Source
+from mvkit.core.raw_values import Columns, Source, full_precision
 from mvkit.data import write_tables
 from mvkit.data.align import widened
 from mvkit.data.dataset import MultimodalDataset, Rows, as_batch
@@ -163,7 +163,7 @@ def _spread(
         sd = x.std(0, keepdim=True)
         # torch.quantile takes 16 million numbers at most
         # by (n + 1) p, intervals hold their share whatever n is
-        quantiles = np.quantile(x.cpu().numpy(), shares, axis=0, method="weibull")
+        quantiles = np.quantile(full_precision(x).cpu().numpy(), shares, axis=0, method="weibull")
         quantile = torch.from_numpy(quantiles.reshape(len(shares), *x.shape[1:])).to(x)
         # categories have neither
         if any(step.classes for step in model.modalities[name].transform):
@@ -205,10 +205,11 @@ def embed(
     check_model(model, "embed")
     raw = _rows_of(data, id)
     z = model.encode(raw, given, empty=empty)
+    values = full_precision(z).cpu().numpy()
     if _framed(data):
         like = next(iter(data.values()))
-        return write_tables.embedding(z.cpu().numpy(), raw.extra["id"].tolist(), like, id)
-    return z.cpu().numpy() if _of_arrays(data) else z
+        return write_tables.embedding(values, raw.extra["id"].tolist(), like, id)
+    return values if _of_arrays(data) else z
 
 
 def _whole(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -313,7 +314,7 @@ class _Original:
         device = next(iter(self.raw.data.values())).device
         new: dict[str, Any] = {name: x.to(device) for name, (x, _) in merged.items()}
         if _of_arrays(data):
-            new = {name: x.numpy() for name, x in new.items()}
+            new = {name: full_precision(x).numpy() for name, x in new.items()}
         if isinstance(data, Mapping):
             return {**data, **new}
         batch = self._batch(new)
@@ -381,7 +382,7 @@ class _Original:
             modality = self.model.modalities[name]
             columns = None if name in data else modality.features or range(x.shape[1])
             frames[name] = write_tables.written(
-                x.numpy(),
+                full_precision(x).numpy(),
                 None if kind == "sd" else gap.numpy(),
                 ids,
                 data.get(name, first),
