@@ -212,7 +212,9 @@ def test_a_late_look_stops_everything_after_a_bad_step():
     assert guard.poll() == [0]  # of the second call
 
 
-def test_bf16_keeps_densities_in_the_models_type():
+def test_bf16_keeps_densities_in_the_models_type(monkeypatch):
+    # what is said of a run at its end is computed in the model's own type
+    monkeypatch.setattr("mvkit.training.fit.judge", lambda *_: None)
     seen = []
 
     class Network(nn.Module):

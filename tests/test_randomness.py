@@ -34,6 +34,8 @@ ALLOWED = {
     "parts/families.py": "standard noise of a family, which noise.draw calls",
     "parts/likelihoods.py": "samplers that noise.draw calls",
     "parts/samplers.py": "a sampler that noise.draw calls",
+    "training/fingerprint.py": "puts the states of global generators back",
+    "models/claimed_tensors.py": "names functions that make tensors, and calls none",
     "training/loop.py": "seeds torch's global generators, for dropout of users' networks",
     "models/part_checks.py": "values that parts are tried on; a generator of their own",
     "data/datasets/catalogue.py": "the truth of linear_gaussian; a generator of its own",

@@ -580,7 +580,8 @@ def test_what_may_differ_is_noted_in_the_history(tmp_path):
     }
     expected = [f"resumed after batch 4: {key}: {change}" for key, change in noted.items()]
     assert history.notes == expected
-    assert repr(history).splitlines()[-4:] == expected
+    lines = repr(history).splitlines()
+    assert lines[len(lines) - len(history.verdict) - 4 :] == [*expected, *history.verdict]
     again = mvkit.fit(model(), Items(8), **{**options, **changes})
     assert again.notes == expected
 

@@ -30,8 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (MvkitError, OSError) as error:
         print(f"mvkit: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"mvkit: stopped{_how_to_resume(options)}", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        # of a run that was saved, the message says so
+        reason = str(error) or f"stopped{_how_to_resume(options)}"
+        print(f"mvkit: {reason}", file=sys.stderr)
         return 130
     return 0
 
