@@ -51,6 +51,9 @@ def main(folder):
         except mvkit.MvkitError as error:
             lines.append(f"{name}: {type(error).__name__}: {error}")
     (folder / f"{RANK}.txt").write_text("\n".join(lines))
+    # a process that ends while the other still talks to it may abort
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
