@@ -19,11 +19,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mvkit._version import __version__
-from mvkit.core.stored_tensors import Entries, tensors_of
+from mvkit.core.stored_tensors import Entries, bytes_of, outer_header, place, tensors_of
 from mvkit.errors import CheckpointError
 
 Header = dict[str, Any]
@@ -37,25 +36,6 @@ LONGEST = 200  # bytes of a file's name that the name of its temporary file repe
 # names of files that are being written
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
-# as safetensors names and orders them
-_DTYPES = {
-    torch.uint64: "U64",
-    torch.int64: "I64",
-    torch.float64: "F64",
-    torch.complex64: "C64",
-    torch.float32: "F32",
-    torch.uint32: "U32",
-    torch.int32: "I32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.uint16: "U16",
-    torch.int16: "I16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 _ZEROS = "0" * 64
 _DIGEST = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')
 
@@ -68,46 +48,16 @@ def write(path: FilePath, header: Mapping[str, object], tensors: Mapping[str, Te
     """
     sealed = {**header, "format": FORMAT, "sha256": _ZEROS}
     text = json.dumps(sealed, sort_keys=True, allow_nan=False)
-    values = sorted(tensors.items(), key=_place)
-    blob = _outer_header(values, text)
+    values = sorted(tensors.items(), key=place)
+    blob = outer_header(values, KEY, text)
     start, stop = _digest_at(blob, "save")
     # tensors are written from where they are: a copy of all would cost as much memory again
-    parts = [_bytes_of(value) for _, value in values]
+    parts = [bytes_of(value) for _, value in values]
     digest = hashlib.sha256(blob)
     for part in parts:
         digest.update(part)
     blob[start:stop] = digest.hexdigest().encode()
     write_whole(Path(path), blob, parts)
-
-
-def _place(item: tuple[str, Tensor]) -> tuple[int, str]:
-    """Where a tensor is stored: wide types first, so that all are aligned, then by name."""
-    name, value = item
-    if value.dtype not in _DTYPES:
-        raise CheckpointError(
-            f"save: {name!r} is {value.dtype}; expected one of {', '.join(_DTYPES.values())}; "
-            "convert it"
-        )
-    return list(_DTYPES).index(value.dtype), name
-
-
-def _outer_header(values: Sequence[tuple[str, Tensor]], text: str) -> bytearray:
-    """The header of safetensors: its length, then JSON with our header and where tensors are."""
-    outer: dict[str, object] = {"__metadata__": {KEY: text}}
-    end = 0
-    for name, value in values:
-        start, end = end, end + value.nbytes
-        place = {"dtype": _DTYPES[value.dtype], "shape": list(value.shape)}
-        outer[name] = {**place, "data_offsets": [start, end]}
-    blob = json.dumps(outer, ensure_ascii=False, separators=(",", ":")).encode()
-    blob += b" " * (-len(blob) % 8)
-    return bytearray(struct.pack("<Q", len(blob)) + blob)
-
-
-def _bytes_of(value: Tensor) -> memoryview:
-    """The bytes of a tensor; a view where it is contiguous and on the CPU."""
-    flat = value.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
 
 
 def write_whole(path: Path, blob: bytes | bytearray, more: Sequence[memoryview] = ()) -> None:

@@ -1,35 +1,74 @@
-"""The tensors of a safetensors file, as views of its bytes: nothing is copied or allocated."""
+"""How a safetensors file holds tensors. They are written from where they are and read as views of
+the file's bytes: nothing is copied or allocated.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import mmap
+import struct
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mvkit.errors import CheckpointError
+
 Entry = dict[str, Any]
 Entries = dict[str, Entry]  # by name of the tensor: "dtype", "shape", "data_offsets"
 
+# in the order in which safetensors stores them: wide types first
 DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "U16": torch.uint16,
-    "I32": torch.int32,
-    "U32": torch.uint32,
-    "I64": torch.int64,
     "U64": torch.uint64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
+    "I64": torch.int64,
     "F64": torch.float64,
     "C64": torch.complex64,
+    "F32": torch.float32,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def place(item: tuple[str, Tensor]) -> tuple[int, str]:
+    """Where a tensor is stored: wide types first, so that all are aligned, then by name."""
+    name, value = item
+    if value.dtype not in NAMES:
+        raise CheckpointError(
+            f"save: {name!r} is {value.dtype}; expected one of {', '.join(NAMES.values())}; "
+            "convert it"
+        )
+    return list(NAMES).index(value.dtype), name
+
+
+def outer_header(values: Sequence[tuple[str, Tensor]], key: str, text: str) -> bytearray:
+    """The header of safetensors: its length, then JSON with a text and where tensors are."""
+    outer: dict[str, object] = {"__metadata__": {key: text}}
+    end = 0
+    for name, value in values:
+        start, end = end, end + value.nbytes
+        entry = {"dtype": NAMES[value.dtype], "shape": list(value.shape)}
+        outer[name] = {**entry, "data_offsets": [start, end]}
+    blob = json.dumps(outer, ensure_ascii=False, separators=(",", ":")).encode()
+    blob += b" " * (-len(blob) % 8)
+    return bytearray(struct.pack("<Q", len(blob)) + blob)
+
+
+def bytes_of(value: Tensor) -> memoryview:
+    """The bytes of a tensor; a view where it is contiguous and on the CPU."""
+    flat = value.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
 
 
 def tensors_of(blob: mmap.mmap, start: int, entries: Entries) -> dict[str, Tensor]:
