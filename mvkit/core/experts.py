@@ -199,17 +199,15 @@ def on_rows(module: nn.Module, rows: Tensor) -> Tensor:
     Without rows it sees a row of zeros, which is cut off and contributes no gradient. Batch norm,
     which needs two rows at least to train on, takes its running statistics for fewer.
     """
-    if len(rows) > 1 or not module.training:
-        return _output(module, rows)
     shown = rows if len(rows) else rows.new_zeros(1, *rows.shape[1:])
-    with _running_statistics(module):
-        return _output(module, shown)[: len(rows)]
+    few = module.training and len(rows) < 2
+    with _running_statistics(module) if few else contextlib.nullcontext():
+        output = _output(module, shown)
+    return output if len(rows) else output[:0]
 
 
 def _output(module: nn.Module, rows: Tensor) -> Tensor:
-    """What a module emits for rows (n, *shape), in their dtype."""
-    if not len(rows):
-        return _output(module, rows.new_zeros(1, *rows.shape[1:]))[:0]
+    """What a module emits for one row or more, (n, *shape), in their dtype."""
     dtype = _network_dtype.get()
     if dtype is None:
         output: Tensor = module(rows)
