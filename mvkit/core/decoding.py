@@ -163,7 +163,8 @@ class Decoding:
         outputs = self._outputs(computed, z, w)
         counted = {}
         for i, name in enumerate(self.modalities):
-            counted[name] = _counted(weight, used[..., i], z)
+            if name in computed:
+                counted[name] = _counted(weight, used[..., i], z)
         densities = self._densities(batch, computed, outputs, counted)
         columns = []
         for i, name in enumerate(self.modalities):
