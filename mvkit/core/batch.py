@@ -18,7 +18,7 @@ from attrs.converters import optional
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from mvkit.core.raw_values import SIGNED, Columns, Source, as_tensor, signed
+from mvkit.core.raw_values import SIGNED, Columns, Source, as_tensor, signed, widened
 from mvkit.core.row_picks import RowPick, row_index
 from mvkit.core.validation import Schema, conform_values
 from mvkit.errors import DataError, NothingObserved, ShapeError, suggest
@@ -148,8 +148,15 @@ class Batch:
         if elements is None:
             return torch.cat([x, torch.ones_like(x)], 1)
         # classes are observed together
-        elements = elements.reshape(*elements.shape, *[1] * (x.ndim - elements.ndim))
-        return torch.cat([x, elements.expand_as(x).to(x.dtype)], 1)
+        return torch.cat([x, widened(elements, x.shape).to(x.dtype)], 1)
+
+    def present(self, name: str) -> Tensor:
+        """Which values of a modality a conformed batch observes, (b, *shape) bool."""
+        shape = self.data[name].shape
+        rows = widened(self.observed[:, list(self.data).index(name)], shape)
+        if self.elements is None or name not in self.elements:
+            return rows
+        return rows & widened(self.elements[name], shape)
 
     def take(self, index: RowPick) -> Batch:
         """The rows at `index`, as numpy picks them: positions (n,), negative ones from the end;

@@ -24,6 +24,11 @@ def full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+def widened(seen: Tensor, shape: Sequence[int]) -> Tensor:
+    """Flags (b, ...) as `shape`, repeated over the axes that they lack at the end."""
+    return seen.reshape(*seen.shape, *[1] * (len(shape) - seen.ndim)).expand(shape)
+
+
 def as_tensor(value: object, where: str) -> Tensor:
     """A tensor from a tensor or an array; `where` begins the messages.
 

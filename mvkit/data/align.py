@@ -192,11 +192,6 @@ def _spread(x: Tensor, index: Tensor | None, b: int, filler: float) -> Tensor:
     return x.new_full((b, *x.shape[1:]), filler).index_copy(0, index, x)
 
 
-def widened(seen: Tensor, shape: Sequence[int]) -> Tensor:
-    """Flags (b, ...) as `shape`, repeated over the axes that they lack at the end."""
-    return seen.reshape(*seen.shape, *[1] * (len(shape) - seen.ndim)).expand(shape)
-
-
 def presence(x: Tensor) -> Tensor:
     """Where values are not NaN, shaped like x."""
     return ~torch.isnan(x)

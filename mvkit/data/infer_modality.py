@@ -14,8 +14,8 @@ from einops import rearrange
 from torch import Tensor
 
 from mvkit.core.modality import Modality, PartLike
-from mvkit.core.raw_values import Columns, as_tensor, signed
-from mvkit.data.align import Table, check_values, presence, widened
+from mvkit.core.raw_values import Columns, as_tensor, signed, widened
+from mvkit.data.align import Table, check_values, presence
 from mvkit.data.transforms import OneHot
 from mvkit.errors import DataError, ShapeError
 from mvkit.parts.likelihoods import Bernoulli, Categorical, Normal

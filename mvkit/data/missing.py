@@ -18,7 +18,8 @@ from torch import Tensor
 from mvkit.core.batch import Batch
 from mvkit.core.modality import Modality
 from mvkit.core.noise import row_uniforms
-from mvkit.data.align import presence, widened
+from mvkit.core.raw_values import widened
+from mvkit.data.align import presence
 from mvkit.errors import DataError, check_option, check_whole_number, suggest
 
 Array = NDArray[np.float64]

@@ -17,9 +17,8 @@ from torch import Tensor
 from mvkit.core import blocks
 from mvkit.core.batch import Batch, conform
 from mvkit.core.noise import Generator
-from mvkit.core.raw_values import Columns, Source, full_precision
+from mvkit.core.raw_values import Columns, Source, full_precision, widened
 from mvkit.data import write_tables
-from mvkit.data.align import widened
 from mvkit.data.dataset import MultimodalDataset, Rows, as_batch
 from mvkit.data.tables import from_frames, is_table
 from mvkit.data.transforms import keep_units
