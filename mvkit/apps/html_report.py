@@ -21,13 +21,14 @@ import mvkit
 from mvkit import plots
 from mvkit.core.safe_file import write_whole
 from mvkit.data.datasets.catalogue import Splits, load_dataset
+from mvkit.data.pipeline import as_pipeline
 from mvkit.errors import DataError, MvkitError, RequestError
 from mvkit.evaluation.evaluate import MetricLike, evaluate
 from mvkit.evaluation.report import TITLES, Report, cells_of
 from mvkit.models.checkpoint import load
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.training.history import History
-from mvkit.training.starts import judge
+from mvkit.training.verdict import judge
 
 DOCTYPE = b"<!doctype html>"
 CLUSTERS = 12  # shown; more would be too small to see
@@ -64,7 +65,7 @@ def write_page(
         model, splits.test, metrics, train=splits.train, seed=seed, progress=progress
     )
     run_history = History(history)
-    judge(model, splits.test, run_history)
+    judge(model, as_pipeline(splits.test, model.schema), run_history)
     report = attrs.evolve(report, notes=(*report.notes, *run_history.verdict))
     figures = pictures(model, splits, history, report, seed)
     page = render(run.resolve().name, report, figures)

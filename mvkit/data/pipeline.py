@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 import attrs
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
 from mvkit.core import noise
 from mvkit.core.batch import Batch, check_not_empty, conform
@@ -35,6 +35,7 @@ from mvkit.data.sources import (
     Stream,
     collate,
     gather,
+    kind_of_items,
     observed,
     split,
 )
@@ -171,6 +172,14 @@ class Pipeline:
         pipeline._use(rows)
         return pipeline
 
+    def first_rows(self, n: int) -> Batch | None:
+        """The first n rows, conformed; None of streams and batches, which may not come again."""
+        if isinstance(self.rows, Stream | Loaded):
+            return None
+        index = torch.arange(min(n, len(self.rows)))
+        prepared = self._gathered if self._in_blocks else self._prepared
+        return prepared(index, index)
+
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of the next pass.
 
@@ -306,15 +315,19 @@ class Pipeline:
         # there must be something to conform: one row, dropped in the end
         index = share if len(share) else every[:1]
         try:
-            batch = self._gathered(job, index)
-            if self.transform is not None:
-                batch = self.transform(batch)
-            batch = self._conformed(batch)
+            batch = self._prepared(job, index)
         except Exception as error:
             if isinstance(job, Tensor):
                 error.add_note(f"the batch has these rows of the data, in order: {index.tolist()}")
             raise
         return batch if len(share) else batch.take(slice(0, 0))
+
+    def _prepared(self, job: Any, index: Tensor) -> Batch:
+        """The rows of a job at `index` (n,), transformed and conformed."""
+        batch = self._gathered(job, index)
+        if self.transform is not None:
+            batch = self.transform(batch)
+        return self._conformed(batch)
 
     def _gathered(self, job: Any, index: Tensor) -> Batch:
         """The rows of a job at `index`, (n,)."""
@@ -369,7 +382,7 @@ def _as_rows(rows: object, schema: Schema | None) -> Batch | Source | Stream | L
         return as_batch(rows).to("cpu")
     if isinstance(rows, Source | Stream | Loaded):
         return rows
-    kind = _kind_of_items(rows)
+    kind = kind_of_items(rows)
     if kind is None:
         return as_batch(rows)  # type: ignore[arg-type]  # refuses it
     if schema is None:
@@ -378,14 +391,6 @@ def _as_rows(rows: object, schema: Schema | None) -> Batch | Source | Stream | L
             f"schema=model.schema, or {kind.__name__}(rows, names) of mvkit.data.sources"
         )
     return kind(rows, schema.names)
-
-
-def _kind_of_items(rows: object) -> Callable[..., Items | Stream] | None:
-    """What holds items: by index, one after another, or None for what has none."""
-    if isinstance(rows, Dataset | list | tuple):
-        by_index = isinstance(rows, Sized) and not isinstance(rows, IterableDataset)
-        return Items if by_index else Stream
-    return Stream if isinstance(rows, Iterable) and not isinstance(rows, Sized) else None
 
 
 def _pinned(batches: Iterable[Batch] | Exception) -> list[Batch] | Exception:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import copy
 import itertools
 import numbers
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 
 from mvkit.core.batch import Batch
 from mvkit.core.raw_values import as_tensor
@@ -285,3 +286,11 @@ def _indices(mask: Tensor, sizes: list[int]) -> Iterator[dict[str, Any]]:
         indices = {"observed_rows": tuple(observed_rows), "complete_rows": every}
         yield {**indices, "first_empty_row": empty}
         start += size
+
+
+def kind_of_items(rows: object) -> Callable[..., Items | Stream] | None:
+    """What holds items: by index, one after another, or None for what has none."""
+    if isinstance(rows, Dataset | list | tuple):
+        by_index = isinstance(rows, Sized) and not isinstance(rows, IterableDataset)
+        return Items if by_index else Stream
+    return Stream if isinstance(rows, Iterable) and not isinstance(rows, Sized) else None

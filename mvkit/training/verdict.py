@@ -12,12 +12,24 @@ import torch
 from torch import Tensor
 
 from mvkit.core.batch import Batch
+from mvkit.data.pipeline import Pipeline
 from mvkit.errors import MvkitError
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.training.history import History
 
+ROWS = 1024  # looked at
 ALIVE = 0.1  # deviation over rows of a latent's posterior mean; the prior's is 1
 RISING = 0.02  # of all that the loss fell: how much the last tenth of the epochs still adds
 FEW = 10  # epochs below which nothing is said of a trend
+
+
+def judge(model: MultimodalModel, data: Pipeline, history: History) -> None:
+    """Writes into the history what the run came to, going by the first rows of some data."""
+    last = max((row.get("stage", 0) for row in history.rows), default=0)
+    rows = [row for row in history.rows if row.get("stage", 0) == last]
+    key = "valid/loss" if any("valid/loss" in row for row in rows) else "loss"
+    losses = [row[key] for row in rows if key in row]
+    history.verdict[:] = verdict_of(model, data.first_rows(ROWS), losses)
 
 
 def verdict_of(model: MultimodalModel, rows: Batch | None, losses: Sequence[float]) -> list[str]:
@@ -64,13 +76,11 @@ def _about_reconstructions(model: MultimodalModel, rows: Batch, z: Tensor) -> li
     """How much less each modality's squared error is than that of its mean."""
     decoded = model.decode(z, units="model")
     shares = {}
-    for i, name in enumerate(model.names):
-        observed = rows.observed[:, i]
-        if not observed.any():
-            continue
-        x, mean = rows.data[name][observed].double(), decoded[name][observed].double()
-        error = _squares(x - mean, rows, name, observed)
-        spread = _squares(x - _means(x, rows, name, observed), rows, name, observed)
+    for name in model.names:
+        x, present = rows.data[name].double(), rows.present(name)
+        mean = torch.where(present, x, 0.0).sum(0) / present.sum(0).clamp(min=1)
+        error = float(torch.where(present, x - decoded[name], 0.0).square().sum())
+        spread = float(torch.where(present, x - mean, 0.0).square().sum())
         if spread > 0:
             shares[name] = 1 - error / spread
     parts = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
@@ -84,30 +94,6 @@ def _latents(model: MultimodalModel, rows: Batch) -> Tensor:
     if model.latent_dim:
         return model.encode(rows)
     return model.like.new_zeros(len(rows), 0)
-
-
-def _elements(rows: Batch, name: str, observed: Tensor) -> Tensor | None:
-    if rows.elements is None or name not in rows.elements:
-        return None
-    elements = rows.elements[name][observed]
-    x = rows.data[name]
-    return elements.reshape(*elements.shape, *[1] * (x.ndim - elements.ndim))
-
-
-def _squares(residual: Tensor, rows: Batch, name: str, observed: Tensor) -> float:
-    elements = _elements(rows, name, observed)
-    if elements is not None:
-        residual = torch.where(elements, residual, 0.0)
-    return float(residual.square().sum())
-
-
-def _means(x: Tensor, rows: Batch, name: str, observed: Tensor) -> Tensor:
-    """Means of each feature over the rows that observe it, (*shape)."""
-    elements = _elements(rows, name, observed)
-    if elements is None:
-        return x.mean(0)
-    total = torch.where(elements, x, 0.0).sum(0)
-    return total / elements.expand(x.shape).sum(0).clamp(min=1)
 
 
 def _about_clusters(model: MultimodalModel, rows: Batch) -> list[str]:
