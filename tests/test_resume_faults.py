@@ -16,7 +16,7 @@ from helpers import model, rows
 import mvkit
 from mvkit import CheckpointError, RequestError
 from mvkit.apps.cli import main
-from mvkit.core import safe_file
+from mvkit.core import safe_file, stored_tensors
 from mvkit.registry import component, plugins
 from mvkit.training.events import CheckpointSaved, EpochFinished, RunFinished, StopTraining
 from mvkit.training.history import History
@@ -518,7 +518,7 @@ def test_optimizers_resume_with_the_same_bits(name, tmp_path):
 
 
 def test_files_are_what_safetensors_would_write(tmp_path):
-    tensors = {f"é/{dtype}": torch.ones(3, 2).to(dtype) for dtype in safe_file._DTYPES}
+    tensors = {f"é/{dtype}": torch.ones(3, 2).to(dtype) for dtype in stored_tensors.DTYPES.values()}
     tensors |= {"b": torch.arange(6.0).reshape(2, 3).t(), "a": torch.tensor(1.5)}
     tensors |= {"none": torch.zeros(0, 4), "twice": tensors["b"]}
     safe_file.write(tmp_path / "file", {"x": 'quote " and é'}, tensors)
