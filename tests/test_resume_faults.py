@@ -518,7 +518,9 @@ def test_optimizers_resume_with_the_same_bits(name, tmp_path):
 
 
 def test_files_are_what_safetensors_would_write(tmp_path):
-    tensors = {f"é/{dtype}": torch.ones(3, 2).to(dtype) for dtype in stored_tensors.DTYPES.values()}
+    tensors = {
+        f"é/{dtype}": torch.ones(3, 2).to(dtype) for dtype in stored_tensors.DTYPES.values()
+    }
     tensors |= {"b": torch.arange(6.0).reshape(2, 3).t(), "a": torch.tensor(1.5)}
     tensors |= {"none": torch.zeros(0, 4), "twice": tensors["b"]}
     safe_file.write(tmp_path / "file", {"x": 'quote " and é'}, tensors)

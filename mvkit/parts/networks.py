@@ -62,6 +62,29 @@ def _linear(before: int, after: int) -> nn.Linear:
     return layer
 
 
+class Dense(nn.Sequential):
+    """Linear layers with activations between them, which training data may place."""
+
+    def start_inputs(self, mean: Tensor, spread: Tensor) -> None:
+        """Makes the first layer see rows (n, *shape) as if they were standardised.
+
+        Args:
+            mean: of each feature, (*shape).
+            spread: standard deviation of each feature, (*shape), above 0.
+        """
+        first = next(layer for layer in self if isinstance(layer, nn.Linear))
+        values = mean.numel()  # what follows them says which are observed
+        with torch.no_grad():
+            first.weight[:, :values].div_(spread.flatten())
+            first.bias.sub_(first.weight[:, :values] @ mean.flatten())
+
+    def start_outputs(self, mean: Tensor) -> None:
+        """Makes the outputs (n, *shape) start around `mean`, (*shape)."""
+        last = [layer for layer in self if isinstance(layer, nn.Linear)][-1]
+        with torch.no_grad():
+            last.bias.add_(mean.flatten())
+
+
 def _dense(widths: Sequence[int], activation: str) -> list[nn.Module]:
     """Linear layers through these widths, with activations between them."""
     layers: list[nn.Module] = []
@@ -95,13 +118,13 @@ class MLP(Network):
         layers = _dense([math.prod(shape), *self.hidden, width], self.activation)
         if len(shape) != 1:
             layers = [nn.Flatten(), *layers]
-        return nn.Sequential(*layers)
+        return Dense(*layers)
 
     def decoder(self, width: int, shape: Shape) -> nn.Module:
         layers = _dense([width, *reversed(self.hidden), math.prod(shape)], self.activation)
         if len(shape) != 1:
             layers.append(nn.Unflatten(1, shape))
-        return nn.Sequential(*layers)
+        return Dense(*layers)
 
 
 @spec

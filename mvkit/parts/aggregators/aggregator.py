@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import attrs
+from torch import nn
 
 from mvkit.core.batch import Batch
 from mvkit.core.bounds import Form
@@ -62,6 +63,10 @@ class Aggregator(ABC):
     def width(self, latent_dim: int) -> int:
         """Numbers that each encoder emits: by default locations and raw scales, 2 d."""
         return 2 * latent_dim
+
+    def readers(self, name: str) -> list[nn.Module]:
+        """Networks of its own that see a modality's values, such as joint encoders have."""
+        return []
 
     @abstractmethod
     def forward(self, experts: Experts, batch: Batch) -> Posterior:

@@ -89,6 +89,9 @@ class JointAggregator(nn.Module, Aggregator):
         self.latent = sizes.latent
         self.head = encoder_of(spec.network, (features,), 2 * sizes.latent)
 
+    def readers(self, name: str) -> list[nn.Module]:
+        return [self.trunks[name]]
+
     def forward(self, experts: Experts, batch: Batch) -> Mixture:
         return self._joined(experts, batch, skip=self.spec.incomplete == "skip")
 
