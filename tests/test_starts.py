@@ -1,7 +1,6 @@
 """Where networks and scales start, by the training data."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from mvkit import Modality, Model
 from mvkit.parts.networks import MLP
 from mvkit.training.starts import start_from_data
 
-ROSMAP = Path(__file__).parents[2] / "shared" / "data" / "rosmap"
 OBJECTIVES = {"poe": "elbo", "moe": "elbo", "mopoe": "elbo", "joint": "jmvae"}
 
 
@@ -108,13 +106,3 @@ def test_tables_far_from_zero_are_learnt_at_the_defaults(aggregator):
     model = Model(modalities, aggregator=aggregator, objective=OBJECTIVES[aggregator], seed=0)
     mvkit.fit(model, data, epochs=20, progress=False)
     assert model.encode(data).std(0).max() > 0.5
-
-
-@pytest.mark.skipif(not ROSMAP.exists(), reason="needs shared/data/rosmap")
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
-def test_rosmap_is_learnt_at_the_defaults(seed):
-    data = mvkit.load_dataset("rosmap", path=ROSMAP)
-    model = Model(data.modalities, seed=seed)
-    mvkit.fit(model, data.train, progress=False)
-    assert model.encode(data.test.batch).std(0).max() > 0.5

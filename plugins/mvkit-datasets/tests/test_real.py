@@ -238,6 +238,14 @@ def test_rosmap_is_the_published_split():
     assert data.notes["features"]["mirna"][0] == "hsa-let-7b"
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_rosmap_is_learnt_at_the_defaults(seed):
+    data = load("rosmap")
+    model = mvkit.Model(data.modalities, seed=seed)
+    mvkit.fit(model, data.train, epochs=50, progress=False)
+    assert model.encode(data.test.batch).std(0).max() > 0.5
+
+
 @pytest.mark.parametrize("translated", [False, True])
 def test_polymnist_pictures_are_digits_over_their_photograph(translated):
     data = load("polymnist", translated=translated)
