@@ -33,7 +33,7 @@ def test_densities_are_torchs(name, scale):
         made.log_prob(out, x, Context()).double(), oracle.log_prob(x), rtol=1e-6, atol=1e-6
     )
     assert torch.equal(made.mean(out), out)
-    drawn = made.sample(torch.zeros(20_000), torch.Generator().manual_seed(0))
+    drawn = made.sample(torch.zeros(20_000), Context(generator=torch.Generator().manual_seed(0)))
     median = drawn.abs().median().item()
     torchs = SCALED[name](torch.tensor(0.0), 1.0 if scale == "trained" else scale)
     expected = torchs.sample((200_000,)).abs().median()
@@ -68,7 +68,9 @@ def test_bernoulli_takes_grey_values():
 def test_bernoulli_samples_are_those_of_torch():
     """One uniform per element, below p: the bits that torch.bernoulli draws on a CPU."""
     out = 3 * torch.randn(500, 7)
-    samples = likelihood("bernoulli").sample(out, torch.Generator().manual_seed(3))
+    samples = likelihood("bernoulli").sample(
+        out, Context(generator=torch.Generator().manual_seed(3))
+    )
     expected = torch.bernoulli(torch.sigmoid(out), generator=torch.Generator().manual_seed(3))
     assert torch.equal(samples, expected)
 

@@ -18,7 +18,7 @@ from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.core.experts import Experts, on_rows
 from mvkit.core.family import Family
-from mvkit.core.likelihood import Context, Likelihood
+from mvkit.core.likelihood import Context, Likelihood, mean_of, sample_of
 from mvkit.core.modality import Modality, Sizes
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Draws, Posterior
@@ -35,7 +35,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.name = name
         with plugins.error_context(type(modality.likelihood), "when it was built"):
-            self.likelihood = modality.likelihood.build(sizes)
+            self.likelihood = modality.likelihood.build(attrs.evolve(sizes, name=name))
             params = self.likelihood.params
         self.shape = (*modality.shape, params) if params > 1 else modality.shape
         network = modality.decoder
@@ -246,9 +246,9 @@ class Decoding:
             z = torch.cat([z, w], -1)
         decoder = self.decoders[name]
         output = decoder(z)
-        if sample:
-            return decoder.likelihood.sample(output, generator)
-        return decoder.likelihood.mean(output)
+        context = Context(generator=generator)
+        answer = sample_of if sample else mean_of
+        return answer(decoder.likelihood, output, context)
 
     def draw_private(
         self, experts: Experts, draws: Draws, used: Tensor, rule: str, *, stop_density: bool

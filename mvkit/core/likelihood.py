@@ -5,7 +5,10 @@ Axes: r draws, n rows.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import ClassVar
 
 import attrs
@@ -23,10 +26,19 @@ class Context:
     Args:
         elements: which elements are observed, (n, *shape) bool; None: all.
         weight: how much each draw of a row counts, (r, n); None: all alike.
+        exposure: how much each row was exposed to what is counted, (n,), above 0; None: unknown.
+        covariates: of each row, {name: (n,)}: indices of levels, or standardised numbers.
+        generator: source of randomness of draws.
     """
 
     elements: Tensor | None = None
     weight: Tensor | None = None
+    exposure: Tensor | None = None
+    covariates: Mapping[str, Tensor] = attrs.field(factory=dict)
+    generator: Generator = None
+
+
+ALONE = Context()  # nothing is known beside the values
 
 
 class Likelihood(RenamedMethods, ABC):
@@ -38,7 +50,8 @@ class Likelihood(RenamedMethods, ABC):
     elementwise and keeps all constants: the model sums under the masks. Set `support` and
     `out_of_support` to refuse impossible values; `integers` if integers are accepted; `class_axis`
     if the last axis is one of classes, which `log_prob` sums over; `starts` if `start` does
-    something.
+    something; `takes_exposure` if `Context.exposure` changes what it computes. What concerns the
+    modality is in `sizes`: `sizes.name`, `sizes.shape`.
     """
 
     renamed: ClassVar = {"outside": "out_of_support", "suspicion": "sanity_warning"}
@@ -47,18 +60,19 @@ class Likelihood(RenamedMethods, ABC):
     class_axis: bool = False
     support: str = "finite numbers"
     starts: bool = False
+    takes_exposure: bool = False
 
     @abstractmethod
     def log_prob(self, out: Tensor, x: Tensor, context: Context) -> Tensor:
         """Log-probabilities in nats, (r, n, *shape); without the last axis if `class_axis`."""
 
     @abstractmethod
-    def mean(self, out: Tensor) -> Tensor:
-        """Means of x, shaped like x."""
+    def mean(self, out: Tensor, context: Context = ALONE) -> Tensor:
+        """Means of x, (..., n, *shape), of outputs with any axes before the rows."""
 
     @abstractmethod
-    def sample(self, out: Tensor, generator: Generator = None) -> Tensor:
-        """Draws of x, shaped like x."""
+    def sample(self, out: Tensor, context: Context = ALONE) -> Tensor:
+        """Draws of x by `context.generator`, shaped like the means."""
 
     def out_of_support(self, x: Tensor) -> Tensor:
         """Elements outside the support, shaped like x, bool."""
@@ -77,3 +91,24 @@ class Likelihood(RenamedMethods, ABC):
     def sanity_warning(self, x: Tensor) -> str | None:
         """What is odd about values that are allowed, and what to do; None if nothing."""
         return None
+
+
+def mean_of(likelihood: Likelihood, out: Tensor, context: Context) -> Tensor:
+    """Means of x; likelihoods written for an earlier version are told no context."""
+    if takes_context(type(likelihood).mean):
+        return likelihood.mean(out, context)
+    return likelihood.mean(out)
+
+
+def sample_of(likelihood: Likelihood, out: Tensor, context: Context) -> Tensor:
+    """Draws of x; likelihoods written for an earlier version are told the generator alone."""
+    if takes_context(type(likelihood).sample):
+        return likelihood.sample(out, context)
+    return likelihood.sample(out, context.generator)  # type: ignore[arg-type]
+
+
+@cache
+def takes_context(method: Callable[..., Tensor]) -> bool:
+    """Whether the argument after `self` and `out` is one called `context`."""
+    names = list(inspect.signature(method).parameters)
+    return names[2:3] == ["context"]

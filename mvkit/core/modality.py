@@ -128,6 +128,7 @@ class Sizes:
         modalities: the modalities in the model's order.
         prior: the spec of the prior.
         live_prior: the prior itself, for the parts that are built after it.
+        name: the modality that a likelihood or its decoder is built for; empty for other parts.
     """
 
     latent: int
@@ -135,6 +136,18 @@ class Sizes:
     modalities: dict[str, Modality]
     prior: object
     live_prior: Any = None
+    name: str = ""
+
+    @classmethod
+    def alone(cls, modality: Modality) -> Sizes:
+        """What a likelihood is told that is looked at outside a model."""
+        nothing: Any = None
+        return cls(0, nothing, {"x": modality}, nothing, name="x")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a row of the modality that a likelihood is built for."""
+        return self.modalities[self.name].shape
 
     @property
     def names(self) -> tuple[str, ...]:

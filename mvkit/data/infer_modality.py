@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mvkit.core.modality import Modality, PartLike
+from mvkit.core.modality import Modality, PartLike, Sizes
 from mvkit.core.raw_values import Columns, as_tensor, signed, widened
 from mvkit.data.align import Table, check_values, presence
 from mvkit.data.transforms import OneHot
@@ -104,7 +104,7 @@ def inferred(name: str, table: Table, given: Given) -> tuple[Modality, Tensor]:
         return _categories(x, columns, options)
     modality = Modality(**options)
     # only some likelihoods take integers, tables are full of them
-    if not x.is_floating_point() and not modality.likelihood.build(None).integers:
+    if not x.is_floating_point() and not modality.likelihood.build(Sizes.alone(modality)).integers:
         # large ones, such as dates, need float64
         x = x.float() if x.element_size() <= 2 else x.double()
     return modality, signed(x)

@@ -18,7 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mvkit.core.modality import Modality, PartLike
+from mvkit.core.modality import Modality, PartLike, Sizes
 from mvkit.data.align import check_values
 from mvkit.errors import DataError, SpecError, within
 from mvkit.registry.fields import choice, switch
@@ -340,7 +340,7 @@ def fitted(name: str, modality: Modality, x: Tensor, wanted: Steps) -> Modality:
     if needed:
         likelihood = needed[-1]
     else:
-        live = modality.likelihood.build(None)
+        live = modality.likelihood.build(Sizes.alone(modality))
         taken = not live.class_axis and not (live.out_of_support(x) & seen).any()
         likelihood = modality.likelihood if taken else "normal"
     changes = {"shape": tuple(x.shape[1:]), "likelihood": likelihood, "transform": tuple(steps)}

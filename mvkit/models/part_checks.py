@@ -22,7 +22,7 @@ from mvkit.core.batch import Batch, indices_of
 from mvkit.core.decoding import Decoder
 from mvkit.core.experts import Experts, on_rows
 from mvkit.core.family import Family
-from mvkit.core.likelihood import Context, Likelihood
+from mvkit.core.likelihood import Context, Likelihood, mean_of, sample_of
 from mvkit.core.mixture import Mixture
 from mvkit.core.modality import Modality, Sizes
 from mvkit.core.noise import global_seed, seeded
@@ -301,8 +301,9 @@ def likelihood(part: Likelihood, shape: tuple[int, ...]) -> None:
     with _trial(part, "log_prob, mean or sample", {"out": out, "x": x}):
         log_prob = part.log_prob(out, x, Context())
         _check_tensor(log_prob, (2, ROWS, *elements), "log_prob", finite=finite)
-        _check_tensor(part.mean(out), (2, ROWS, *shape), "mean")
-        _check_tensor(part.sample(out, seeded(0)), (2, ROWS, *shape), "sample")
+        _check_tensor(mean_of(part, out, Context()), (2, ROWS, *shape), "mean")
+        draws = sample_of(part, out, Context(generator=seeded(0)))
+        _check_tensor(draws, (2, ROWS, *shape), "sample")
 
 
 def supported_values(

@@ -118,7 +118,8 @@ def shapes(kind: str, part: Any) -> None:
         case "network":
             part_checks.network(part, modalities["a"])
         case "likelihood":
-            part_checks.likelihood(part.build(sizes), modalities["a"].shape)
+            live = part.build(attrs.evolve(sizes, name="a"))
+            part_checks.likelihood(live, modalities["a"].shape)
         case "aggregator":
             part_checks.aggregator(part.build(sizes), sizes)
         case "prior":

@@ -1,4 +1,4 @@
-"""Likelihoods p(x|z): from decoder outputs to elementwise log-probabilities, means and samples.
+"""Likelihoods of real values around the decoder's output: normal, Laplace, Student's t.
 
 Axes: r repeats of a row (samples and drawn components), n rows, then the shape of the modality.
 """
@@ -9,12 +9,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mvkit.core import noise
-from mvkit.core.likelihood import Context, Likelihood
+from mvkit.core.likelihood import ALONE, Context, Likelihood
 from mvkit.core.modality import Sizes
-from mvkit.core.noise import Generator
 from mvkit.parts import families
 from mvkit.registry.spec import field, number, one_of, spec
 
@@ -140,12 +138,12 @@ class LocationScale(nn.Module, Likelihood):
             "choose another scale"
         )
 
-    def mean(self, out: Tensor) -> Tensor:
+    def mean(self, out: Tensor, context: Context = ALONE) -> Tensor:
         return out
 
-    def sample(self, out: Tensor, generator: Generator = None) -> Tensor:
+    def sample(self, out: Tensor, context: Context = ALONE) -> Tensor:
         family = families.LaplaceSoftmax() if self.density == "laplace" else families.Normal()
-        eps = noise.draw("x", out.shape, out, generator=generator, sampler=family.noise)
+        eps = noise.draw("x", out.shape, out, generator=context.generator, sampler=family.noise)
         x: Tensor = out + self.scale() * eps
         return x
 
@@ -208,18 +206,18 @@ class StudentTLikelihood(nn.Module, Likelihood):
         squares = ((x - out) / scale).square()
         return normaliser - self.scale.log_value() - (nu + 1) / 2 * torch.log1p(squares / nu)
 
-    def mean(self, out: Tensor) -> Tensor:
+    def mean(self, out: Tensor, context: Context = ALONE) -> Tensor:
         """The centre, also where df ≤ 1 leaves no mean."""
         return out
 
-    def sample(self, out: Tensor, generator: Generator = None) -> Tensor:
+    def sample(self, out: Tensor, context: Context = ALONE) -> Tensor:
         df = torch.as_tensor(self.df(), dtype=out.dtype, device=out.device).expand(out.shape)
 
         def gammas(size: tuple[int, ...], **options: object) -> Tensor:
-            return torch._standard_gamma(df / 2, generator=generator)
+            return torch._standard_gamma(df / 2, generator=context.generator)
 
-        normal = noise.draw("x", out.shape, out, generator=generator, sampler=torch.randn)
-        gamma = noise.draw("x/gamma", out.shape, out, generator=generator, sampler=gammas)
+        normal = noise.draw("x", out.shape, out, generator=context.generator, sampler=torch.randn)
+        gamma = noise.draw("x/gamma", out.shape, out, generator=context.generator, sampler=gammas)
         # chi-square of df degrees: twice a gamma of df / 2, which torch keeps above 0
         chi = 2 * gamma.clamp(min=torch.finfo(out.dtype).tiny)
         x: Tensor = out + self.scale() * normal * torch.rsqrt(chi / df)
@@ -244,65 +242,3 @@ class StudentT:
     def build(self, sizes: Sizes) -> StudentTLikelihood:
         """The likelihood with its numbers."""
         return StudentTLikelihood(self.df, self.scale)
-
-
-@spec
-class Bernoulli(Likelihood):
-    """Bernoulli likelihood on logits; grey values in [0, 1] are taken as probabilities of a bit.
-
-    Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014,
-    https://arxiv.org/abs/1312.6114.
-    """
-
-    integers = True
-    support = "values in [0, 1]; scale the data, for instance divide pictures of 0…255 by 255"
-
-    def build(self, sizes: Sizes) -> Bernoulli:
-        """The likelihood itself: it has no parameters."""
-        return self
-
-    def log_prob(self, out: Tensor, x: Tensor, context: Context) -> Tensor:
-        return x * out - functional.softplus(out)
-
-    def mean(self, out: Tensor) -> Tensor:
-        return torch.sigmoid(out)
-
-    def sample(self, out: Tensor, generator: Generator = None) -> Tensor:
-        uniform = noise.draw("x", out.shape, out, generator=generator)
-        return (uniform < self.mean(out)).to(out.dtype)
-
-    def out_of_support(self, x: Tensor) -> Tensor:
-        return ~((x >= 0) & (x <= 1))
-
-
-@spec
-class Categorical(Likelihood):
-    """Categorical likelihood on logits, classes last; one-hot, probabilities or class indices.
-
-    Reference: Kingma et al., Semi-supervised Learning with Deep Generative Models, 2014,
-    https://arxiv.org/abs/1406.5298.
-    """
-
-    integers = True
-    class_axis = True
-    support = "classes on the last axis, at least 0 and summing to 1"
-
-    def build(self, sizes: Sizes) -> Categorical:
-        """The likelihood itself: it has no parameters."""
-        return self
-
-    def log_prob(self, out: Tensor, x: Tensor, context: Context) -> Tensor:
-        return (x * functional.log_softmax(out, dim=-1)).sum(-1)
-
-    def mean(self, out: Tensor) -> Tensor:
-        return functional.softmax(out, dim=-1)
-
-    def sample(self, out: Tensor, generator: Generator = None) -> Tensor:
-        uniform = noise.draw("x", out.shape, out, generator=generator)
-        # Gumbel-max; a uniform of exactly 0 would give log 0
-        gumbel = -torch.log(-torch.log(uniform.clamp(min=torch.finfo(out.dtype).tiny)))
-        return functional.one_hot((out + gumbel).argmax(-1), out.shape[-1]).to(out.dtype)
-
-    def out_of_support(self, x: Tensor) -> Tensor:
-        off = (x.sum(-1, keepdim=True) - 1).abs() > 1e-3
-        return (x < 0) | ~torch.isfinite(x) | off

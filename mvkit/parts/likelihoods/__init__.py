@@ -1,0 +1,11 @@
+"""Likelihoods p(x|z): from decoder outputs to elementwise log-probabilities, means and draws."""
+
+from mvkit.parts.likelihoods.discrete import Bernoulli as Bernoulli
+from mvkit.parts.likelihoods.discrete import Categorical as Categorical
+from mvkit.parts.likelihoods.location_scale import Laplace as Laplace
+from mvkit.parts.likelihoods.location_scale import LocationScale as LocationScale
+from mvkit.parts.likelihoods.location_scale import Normal as Normal
+from mvkit.parts.likelihoods.location_scale import OptimalScale as OptimalScale
+from mvkit.parts.likelihoods.location_scale import Positive as Positive
+from mvkit.parts.likelihoods.location_scale import StudentT as StudentT
+from mvkit.parts.likelihoods.location_scale import StudentTLikelihood as StudentTLikelihood
