@@ -26,7 +26,10 @@ class Context:
     Args:
         elements: which elements are observed, (n, *shape) bool; None: all.
         weight: how much each draw of a row counts, (r, n); None: all alike.
-        exposure: how much each row was exposed to what is counted, (n,), above 0; None: unknown.
+        exposure: how much each row was exposed to what is counted, (n,), at least 0; None: the
+            modality has none.
+        counted: the elements whose sum the exposure is, (n, *shape) bool, for the exposure
+            `total`; None: all.
         covariates: of each row, {name: (n,)}: indices of levels, or standardised numbers.
         generator: source of randomness of draws.
     """
@@ -34,6 +37,7 @@ class Context:
     elements: Tensor | None = None
     weight: Tensor | None = None
     exposure: Tensor | None = None
+    counted: Tensor | None = None
     covariates: Mapping[str, Tensor] = attrs.field(factory=dict)
     generator: Generator = None
 

@@ -31,6 +31,10 @@ def _shape(value: object) -> str | None:
     return "a tuple of positive integers, such as (1, 28, 28), or (1,) for single numbers"
 
 
+def _name_or_none(value: object) -> str | None:
+    return None if value is None or (isinstance(value, str) and value) else "a name, or None"
+
+
 def _features(value: object) -> str | None:
     expected = names(value)
     if expected is None and isinstance(value, tuple) and len(set(value)) < len(value):
@@ -61,6 +65,10 @@ class Modality:
             are densities in the model's units.
         indicator: let the encoder also see, along the first axis, which elements are observed, as
             ones and zeros.
+        input: what the encoder sees of values that are at least 0: the `values`, or their `log1p`.
+        exposure: how much a row was exposed to what is counted: the name of one of its covariates,
+            whose values are at least 0 (a rate times it is then expected), or `total`, the sum of
+            its observed counts (shares of it are then expected). None: nothing.
 
     Example:
         >>> import mvkit
@@ -79,6 +87,8 @@ class Modality:
     features: tuple[str, ...] = field(default=(), check=_features, kw_only=True)
     transform: tuple[Any, ...] = parts("transform", default=(), kw_only=True)
     indicator: bool = field(default=False, check=flag, kw_only=True)
+    input: str = field(default="values", check=one_of("values", "log1p"), kw_only=True)
+    exposure: str | None = field(default=None, check=_name_or_none, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         if self.features and self.raw_shape != (len(self.features),):
