@@ -230,6 +230,7 @@ def nexus(modalities: Modalities, latent_dim: int = 10, *,
         high[name] = Modality((width,), parts.Normal(scale=scale), weight=gamma)
     fusion = parts.MeanMessage(message_dim=message_dim, dropout_rate=dropout_rate)
     bottom = _model(options, low, latent_dim=0, rescale=rescale)
-    top = _model(options, high, latent_dim=latent_dim, aggregator=fusion,
+    above = {name: value for name, value in options.items() if name != "covariates"}
+    top = _model(above, high, latent_dim=latent_dim, aggregator=fusion,
                  objective=parts.ELBO(kl_weight=top_beta))
     return Stack([bottom, top], schedule=_warmup(warmup))

@@ -9,16 +9,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sized
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any
 
 import attrs
-import numpy as np
 import torch
 from attrs.converters import optional
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from mvkit.core.raw_values import SIGNED, Columns, Source, as_tensor, signed, widened
+from mvkit.core.given import ROW_WEIGHT, conform_given
+from mvkit.core.likelihood import TOTAL
+from mvkit.core.raw_values import Columns, Source, as_tensor, widened
+from mvkit.core.row_indices import RowIndices, indices_of, pick
 from mvkit.core.row_picks import RowPick, row_index
 from mvkit.core.validation import Schema, conform_values
 from mvkit.errors import DataError, NothingObserved, ShapeError, suggest
@@ -49,14 +50,6 @@ def _mask(value: object) -> Tensor:
     return value if type(value) is Tensor else as_tensor(value, "batch.mask")
 
 
-class RowIndices(TypedDict, total=False):
-    """The fields of a batch that depend on its mask alone."""
-
-    observed_rows: tuple[Tensor | None, ...]
-    complete_rows: Tensor | None
-    first_empty_row: int | None
-
-
 @attrs.frozen(eq=False)
 class Batch:
     """Rows of data with gaps.
@@ -68,8 +61,13 @@ class Batch:
             all NaN is unobserved, single NaNs become `elements`.
         elements: which single values are observed, {name: (b, *shape) bool}; for `categorical`
             without the class axis.
-        extra: anything else about the rows (labels, ids): length b each, never modelled.
+        extra: anything else about the rows (labels, ids, covariates): length b each.
         order: names of the columns of `mask`; None: the model's.
+        covariates: what models may be conditioned on, {name: one value for each row}: words or
+            numbers, None or NaN where missing. It is kept among `extra`, where models look for
+            their covariates by name; of a conformed batch, the checked values (b,).
+        row_weight: how much each row counts in objectives, (b,), at least 0; kept in
+            `extra["row_weight"]`.
         columns: names of the columns of modalities that came from tables: the model puts them in
             the order of its training.
         schema: set by `conform`: what the batch was conformed to.
@@ -77,6 +75,8 @@ class Batch:
             None: every row.
         complete_rows: set by `conform`: indices of the rows that observe every modality; likewise.
         first_empty_row: set by `conform`: the first row that observes nothing, if there is one.
+        exposure: set by `conform`: of the modalities that have one, {name: (b,)}, NaN where
+            unknown.
         hidden: set by `hide`: the modalities that it hid, for which nothing is decoded.
 
     Example:
@@ -92,12 +92,31 @@ class Batch:
     elements: dict[str, Tensor] | None = attrs.field(default=None, converter=optional(_elements))
     extra: dict[str, Any] = attrs.field(factory=dict)
     order: tuple[str, ...] | None = attrs.field(default=None, kw_only=True, repr=False)
+    covariates: dict[str, Any] = attrs.field(factory=dict, kw_only=True)
+    row_weight: Any = attrs.field(default=None, kw_only=True)
     columns: dict[str, Columns] = attrs.field(factory=dict, kw_only=True, repr=False)
     schema: Schema | None = attrs.field(default=None, kw_only=True, repr=False)
     observed_rows: tuple[Tensor | None, ...] = attrs.field(default=(), kw_only=True, repr=False)
     complete_rows: Tensor | None = attrs.field(default=None, kw_only=True, repr=False)
     first_empty_row: int | None = attrs.field(default=None, kw_only=True, repr=False)
+    exposure: dict[str, Tensor] = attrs.field(factory=dict, kw_only=True, repr=False)
     hidden: frozenset[str] = attrs.field(default=frozenset(), kw_only=True, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.schema is not None or (not self.covariates and self.row_weight is None):
+            return
+        given = dict(self.covariates)
+        if self.row_weight is not None:
+            given[ROW_WEIGHT] = self.row_weight
+        for name in given:
+            if name in self.extra:
+                raise DataError(
+                    f"batch.covariates[{name!r}]: extra has {name!r} too; expected one of them; "
+                    "rename one"
+                )
+        object.__setattr__(self, "extra", self.extra | given)
+        object.__setattr__(self, "covariates", {})
+        object.__setattr__(self, "row_weight", None)
 
     def __len__(self) -> int:
         if self.mask is not None:
@@ -133,16 +152,26 @@ class Batch:
         """An index of no rows, on the batch's device."""
         return torch.empty(0, dtype=torch.long, device=self.observed.device)
 
-    def inputs(self, name: str, index: Tensor | None = None, *, indicator: bool = False) -> Tensor:
+    def inputs(
+        self,
+        name: str,
+        index: Tensor | None = None,
+        *,
+        indicator: bool = False,
+        log1p: bool = False,
+    ) -> Tensor:
         """What an encoder sees of a modality at rows `index`, (n, *shape), zeros where unobserved.
 
-        With `indicator`, (n, 2 C, ...): first the values, then ones where they are observed.
+        With `indicator`, (n, 2 C, ...): first the values, then ones where they are observed. With
+        `log1p`, the values are log(1 + x).
         """
         x = self.data[name]
         elements = (self.elements or {}).get(name)
         if index is not None:
             x = x.index_select(0, index)
             elements = None if elements is None else elements.index_select(0, index)
+        if log1p:
+            x = x.log1p()
         if not indicator:
             return x
         if elements is None:
@@ -174,16 +203,23 @@ class Batch:
             return self._rows(row_index(index, _length(self)))
 
     def _rows(self, index: Tensor | slice) -> Batch:
-        mask = None if self.mask is None else _pick(self.mask, index)
+        mask = None if self.mask is None else pick(self.mask, index)
         indices: RowIndices = {}
         if self.schema is not None and mask is not None:
             indices = indices_of(mask)
-        data = {name: _pick(value, index) for name, value in self.data.items()}
-        extra = {name: _pick(value, index) for name, value in self.extra.items()}
+        data = {name: pick(value, index) for name, value in self.data.items()}
+        extra = {name: pick(value, index) for name, value in self.extra.items()}
         elements = self.elements
         if elements is not None:
-            elements = {name: _pick(value, index) for name, value in elements.items()}
-        return attrs.evolve(self, data=data, mask=mask, elements=elements, extra=extra, **indices)
+            elements = {name: pick(value, index) for name, value in elements.items()}
+        given: dict[str, Any] = {}
+        for field in ("covariates", "exposure"):
+            values = getattr(self, field)
+            given[field] = {name: pick(value, index) for name, value in values.items()}
+        if self.row_weight is not None:
+            given["row_weight"] = pick(self.row_weight, index)
+        changed = {"data": data, "mask": mask, "elements": elements, "extra": extra, **given}
+        return attrs.evolve(self, **changed, **indices)
 
     def hide(self, keep: Iterable[str]) -> Batch:
         """A conformed batch with only the modalities in `keep` left observed."""
@@ -200,9 +236,14 @@ class Batch:
             if name in hidden:
                 mask[:, i] = False
                 rows[i] = nothing
+        exposure = {}
+        for name, value in self.exposure.items():
+            if name not in hidden or self.schema.exposures[name] != TOTAL:
+                exposure[name] = value
         return attrs.evolve(
             self,
             mask=mask,
+            exposure=exposure,
             observed_rows=tuple(rows),
             complete_rows=nothing,
             first_empty_row=None,
@@ -225,20 +266,9 @@ class Batch:
                 return tuple(apply(item) for item in value)
             return function(value) if isinstance(value, Tensor) else value
 
-        changed = ("data", "mask", "elements", "extra", "observed_rows", "complete_rows")
+        changed = ["data", "mask", "elements", "extra", "observed_rows", "complete_rows"]
+        changed += ["covariates", "exposure", "row_weight"]
         return attrs.evolve(self, **{name: apply(getattr(self, name)) for name in changed})
-
-
-def _pick(value: Any, index: Tensor | slice) -> Any:
-    """The rows of a tensor, an array or a list."""
-    if isinstance(index, slice):
-        return value[index]
-    if isinstance(value, Tensor):
-        value = signed(value) if value.dtype in SIGNED else value
-        return value.index_select(0, index)
-    if isinstance(value, np.ndarray):
-        return value[index.numpy()]
-    return [value[i] for i in index.tolist()]
 
 
 def conform(batch: Batch, schema: Schema) -> Batch:
@@ -274,7 +304,9 @@ def conform(batch: Batch, schema: Schema) -> Batch:
         if warning:
             warnings.warn(f"batch.data[{name!r}]: {warning}", stacklevel=2)
     mask = torch.stack(observed, dim=1)
-    return Batch(data, mask, elements or None, batch.extra, schema=schema, **indices_of(mask))
+    given = conform_given(schema, data, mask, batch.extra)
+    fixed = {"schema": schema, **given, **indices_of(mask)}
+    return Batch(data, mask, elements or None, batch.extra, **fixed)
 
 
 def _source(batch: Batch, name: str, observed: Tensor | None) -> Source:
@@ -288,21 +320,6 @@ def _source(batch: Batch, name: str, observed: Tensor | None) -> Source:
     columns = Columns(features) if features else None
     done = batch.schema.transforms.get(name, ())
     return Source(name, x, observed, elements, columns, ids, done)
-
-
-def indices_of(mask: Tensor) -> RowIndices:
-    """Which rows observe each modality and which all, and the first that observes nothing."""
-    array = mask.cpu().numpy()  # a handful of tiny steps, which numpy takes faster
-
-    def where(flags: ArrayLike) -> Tensor | None:
-        return None if np.all(flags) else torch.from_numpy(np.flatnonzero(flags)).to(mask.device)
-
-    some = array.any(1)
-    return {
-        "observed_rows": tuple(where(column) for column in array.T),
-        "complete_rows": where(array.all(1)),
-        "first_empty_row": None if some.all() else int(some.argmin()),
-    }
 
 
 def _check_names(batch: Batch, schema: Schema) -> None:

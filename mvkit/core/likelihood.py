@@ -42,6 +42,7 @@ class Context:
     generator: Generator = None
 
 
+TOTAL = "total"  # the exposure that is the sum of a row's observed counts
 ALONE = Context()  # nothing is known beside the values
 
 

@@ -14,6 +14,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mvkit.core.covariates import Covariate
 from mvkit.core.likelihood import Likelihood
 from mvkit.core.modality import Modality
 from mvkit.core.raw_values import SIGNED, Names, Shape, Source, Step, signed
@@ -40,6 +41,8 @@ class Schema:
         dtype: the floating-point type of the model.
         features: names of the features of each modality, where they are known.
         transforms: the fitted transforms of each modality, first to last, where it has any.
+        covariates: what the model is conditioned on.
+        exposures: of the modalities that have one: a covariate's name, or `total`.
     """
 
     shapes: dict[str, Shape] = attrs.field(eq=_in_order)
@@ -47,18 +50,26 @@ class Schema:
     dtype: torch.dtype
     features: dict[str, Names] = attrs.field(factory=dict)
     transforms: dict[str, tuple[Step, ...]] = attrs.field(factory=dict)
+    covariates: dict[str, Covariate] = attrs.field(factory=dict)
+    exposures: dict[str, str] = attrs.field(factory=dict)
 
     @classmethod
     def of(
-        cls, modalities: Mapping[str, Modality], decoders: nn.ModuleDict, dtype: torch.dtype
+        cls,
+        modalities: Mapping[str, Modality],
+        decoders: nn.ModuleDict,
+        dtype: torch.dtype,
+        covariates: Mapping[str, Covariate] | None = None,
     ) -> Schema:
         """The schema of a model's modalities, whose likelihoods its decoders hold."""
-        schema = cls({}, {}, dtype)
+        schema = cls({}, {}, dtype, covariates=dict(covariates or {}))
         for name, modality in modalities.items():
             schema.shapes[name] = modality.shape
             schema.likelihoods[name] = decoders[name].likelihood  # type: ignore[assignment]
             schema.features[name] = modality.features
             schema.transforms[name] = modality.transform
+            if modality.exposure is not None:
+                schema.exposures[name] = modality.exposure
         return schema
 
     @cached_property

@@ -260,7 +260,11 @@ def split(rows: Batch, indices: Sequence[Tensor]) -> Iterator[Batch]:
         if others:
             extra |= rest.take(index).extra
         elements = rows.elements and pick(rows.elements, index)
-        fixed = {"schema": rows.schema, "hidden": rows.hidden, **known}
+        given: dict[str, Any] = {"exposure": pick(rows.exposure, index)}
+        given["covariates"] = pick(rows.covariates, index)
+        if rows.row_weight is not None:
+            given["row_weight"] = rows.row_weight.index_select(0, index)
+        fixed = {"schema": rows.schema, "hidden": rows.hidden, **given, **known}
         yield Batch(pick(rows.data, index), part, elements, extra, **fixed)
 
 

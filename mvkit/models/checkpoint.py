@@ -168,6 +168,7 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
     """The model of `model.header()`, with fresh weights, drawn from a seed if one is given."""
     options = dict(header)
     samplers = options.pop("samplers", [])
+    covariate_rows = options.pop("covariate_rows", 0)
     model: Model | Stack
     if options.pop("name") == "stack":
         levels = [cast(Model, rebuilt(level, seed)) for level in options.pop("levels")]
@@ -178,6 +179,8 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the user saw them when the model was made
             model = Model(**options, seed=seed)
+        if model.conditions is not None:
+            model.conditions.keep(covariate_rows)
     for sampler in samplers:
         spec = as_part("sampler", sampler)
         install(model, spec, spec.build(model.latent_dim))

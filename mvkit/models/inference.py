@@ -17,12 +17,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mvkit.core.batch import Batch, indices_of
+from mvkit.core.batch import Batch
 from mvkit.core.blocks import block_slices
 from mvkit.core.experts import Experts
 from mvkit.core.mixture import Mixture
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
+from mvkit.core.row_indices import indices_of
 from mvkit.core.validation import Schema
 from mvkit.errors import NothingObserved, RequestError, bad_option, suggest
 from mvkit.parts.latent_model import LatentModel

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mvkit.core.batch import Batch
-from mvkit.core.decoding import Decoder, Decoding
+from mvkit.core.covariates import CovariateLike, Side
+from mvkit.core.decoding import Decoding
 from mvkit.core.experts import Experts
 from mvkit.core.mixture import Mixture
 from mvkit.core.modality import ModalityLike, PartLike, ScheduleLike, Sizes
@@ -47,6 +48,7 @@ class Model(MultimodalModel):
         rescale: factors of the log-likelihoods: None, `dims` (max_j d_j / d_m), or a mapping.
         private_from: rule of private latents, `evidence` or `observed`; None: the aggregator's.
         schedule: the stages that `fit` goes through.
+        covariates: what all is conditioned on, p(x, z | covariates): {name: `Covariate`}.
         seed: makes the initial weights reproducible; None: torch's global state.
 
     Raises:
@@ -77,6 +79,7 @@ class Model(MultimodalModel):
         rescale: Literal["dims"] | Mapping[str, float] | None = None,
         private_from: Literal["evidence", "observed"] | None = None,
         schedule: ScheduleLike | None = None,
+        covariates: Mapping[str, CovariateLike] | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -91,6 +94,7 @@ class Model(MultimodalModel):
             rescale=rescale,
             private_from=private_from,
             schedule=schedule or "single",
+            covariates={} if covariates is None else covariates,
         )
         self.spec = parts.spec
         self.modalities = parts.spec.modalities
@@ -104,13 +108,8 @@ class Model(MultimodalModel):
         self.decoders = parts.decoders
         self.prior = cast(nn.Module, parts.prior)
         self.cross = parts.cross
-        self.decoding = Decoding(
-            self.modalities,
-            cast(Mapping[str, Decoder], self.decoders),
-            cast(Mapping[str, Tensor], self.cross),
-            self.family,
-            str(parts.spec.private_from),
-        )
+        self.conditions = parts.conditions
+        self.decoding = parts.decoding
         self.prior_name = str(plugins.name_of("prior", type(self.spec.prior)))
         self.bound_name = parts.bound_name
         self.n_clusters = as_prior(self.prior).clusters
@@ -123,7 +122,9 @@ class Model(MultimodalModel):
     def schema(self) -> Schema:
         dtype = self.like.dtype
         if dtype not in self._schemas:
-            self._schemas[dtype] = Schema.of(self.modalities, self.decoders, dtype)
+            self._schemas[dtype] = Schema.of(
+                self.modalities, self.decoders, dtype, self.spec.covariates
+            )
         return self._schemas[dtype]
 
     def experts(
@@ -136,8 +137,15 @@ class Model(MultimodalModel):
             family=self.family,
             width=self.width,
             training=training,
+            context=self._context(batch, "encoders"),
             generator=generator,
         )
+
+    def _context(self, batch: Batch, side: Side) -> Tensor | None:
+        """What a side sees of the covariates of a conformed batch, (b, c); None: nothing."""
+        if self.conditions is None:
+            return None
+        return self.conditions.context(batch.covariates, side)
 
     def joint_posterior(self, batch: Batch, experts: Experts) -> Posterior:
         """The aggregator's posterior q(z|x_O); that of the experts' own batch is computed once."""
@@ -244,7 +252,10 @@ class Model(MultimodalModel):
     def header(self) -> dict[str, Any]:
         # the file's keys are sorted, and columns of masks follow the order
         order = list(self.names)
-        return {"name": "model", "order": order, **to_dict(self.spec), **self.sampler_header()}
+        header = {"name": "model", "order": order, **to_dict(self.spec), **self.sampler_header()}
+        if self.conditions is not None:
+            header["covariate_rows"] = len(self.conditions.rows)
+        return header
 
 
 def _weight(draws: Draws) -> Tensor | None:

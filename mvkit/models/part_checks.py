@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mvkit.core.batch import Batch, indices_of
-from mvkit.core.decoding import Decoder
+from mvkit.core.batch import Batch
+from mvkit.core.covariates import Side
+from mvkit.core.decoder import Decoder
 from mvkit.core.experts import Experts, on_rows
 from mvkit.core.family import Family
 from mvkit.core.likelihood import Context, Likelihood, mean_of, sample_of
@@ -27,6 +28,7 @@ from mvkit.core.mixture import Mixture
 from mvkit.core.modality import Modality, Sizes
 from mvkit.core.noise import global_seed, seeded
 from mvkit.core.posterior import Posterior
+from mvkit.core.row_indices import indices_of
 from mvkit.core.validation import Schema
 from mvkit.errors import MvkitError, SpecError, within
 from mvkit.models.build import ModelSpec, Parts, assemble
@@ -108,11 +110,19 @@ def _check_modules(parts: Parts, name: str, modality: Modality) -> None:
         meaning = f": {width} numbers for the aggregator and {private} for the private latent"
         emitted = (width + private,)
         path = f"encoders.{name}"
-        check_module(path, modality.encoder, modality.input_shape, emitted, meaning)
+        context = _context(parts, "encoders")
+        check_module(path, modality.encoder, modality.input_shape, emitted, meaning, context)
     if isinstance(modality.decoder, nn.Module):
         decoder = cast(Decoder, parts.decoders[name])
         latents = (latent + modality.private_dim,)
-        check_module(f"decoders.{name}", modality.decoder, latents, decoder.shape)
+        context = _context(parts, "decoders")
+        path = f"decoders.{name}"
+        check_module(path, modality.decoder, latents, decoder.shape, context=context)
+
+
+def _context(parts: Parts, side: Side) -> int:
+    """Numbers of the covariates that a side sees."""
+    return 0 if parts.conditions is None else parts.conditions.width(side)
 
 
 def _check(

@@ -14,12 +14,14 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from mvkit.core import bounds
-from mvkit.core.batch import Batch, indices_of
-from mvkit.core.decoding import Decoding
+from mvkit.core.batch import Batch
+from mvkit.core.covariates import Conditions
+from mvkit.core.decoding import NOTHING_GIVEN, Decoding, RowContext
 from mvkit.core.experts import Experts
 from mvkit.core.modality import PartLike, ScheduleLike
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
+from mvkit.core.row_indices import indices_of
 from mvkit.core.validation import Schema
 from mvkit.errors import RequestError, SpecError
 from mvkit.models.build import ModelSpec
@@ -51,6 +53,11 @@ class StackDecoding:
     bottom: Decoding
     top: Decoding
 
+    @property
+    def conditions(self) -> Conditions | None:
+        """The covariates, which the bottom sees."""
+        return self.bottom.conditions
+
     def decode(
         self,
         name: str,
@@ -58,6 +65,7 @@ class StackDecoding:
         w: Tensor | None,
         *,
         sample: bool = False,
+        rows: RowContext = NOTHING_GIVEN,
         generator: Generator = None,
     ) -> Tensor:
         """Down from the top's z, or from the modality's own latent w if it is given, (...,
@@ -66,16 +74,16 @@ class StackDecoding:
         if w is None:
             w = self.top.decode(name, z, None)
         nothing = z.new_zeros(*w.shape[:-1], 0)
-        return self.bottom.decode(name, nothing, w, sample=sample, generator=generator)
+        return self.bottom.decode(name, nothing, w, sample=sample, rows=rows, generator=generator)
 
     def from_latents(
-        self, z: Tensor, *, sample: bool, generator: Generator
+        self, z: Tensor, *, sample: bool, rows: RowContext = NOTHING_GIVEN, generator: Generator
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Rows {name: (n, *shape)} at z (n, d), and the z_m in between."""
         private, _ = self.top.from_latents(z, sample=False, generator=generator)
         data = {}
         for name, w in private.items():
-            data[name] = self.decode(name, z, w, sample=sample, generator=generator)
+            data[name] = self.decode(name, z, w, sample=sample, rows=rows, generator=generator)
         return data, private
 
 
@@ -188,6 +196,7 @@ class Stack(MultimodalModel):
         `through_top`.
         """
         z = options.latents(condition)
+        rows = options.row_context(condition.batch)
         generator = options.generator
         data = {}
         for name in options.to:
@@ -199,7 +208,7 @@ class Stack(MultimodalModel):
                 observed = condition.batch.observed[:, self.names.index(name)]
                 w = torch.where(rearrange(observed, "b -> b 1"), own, w)
             data[name] = self.decoding.decode(
-                name, z, w, sample=options.sample, generator=generator
+                name, z, w, sample=options.sample, rows=rows, generator=generator
             )
         return data
 
@@ -300,6 +309,11 @@ def _check_levels(bottom: Model, top: Model) -> None:
     if shapes != wanted or tuple(shapes) != tuple(wanted):
         raise SpecError(
             f"its modalities are {shapes}; expected the bottom's latents, {wanted}, in order",
+            "stack.levels.1",
+        )
+    if top.spec.covariates:
+        raise SpecError(
+            "its covariates: the data of the top are latents; give the bottom the covariates",
             "stack.levels.1",
         )
     if any(modality.private_dim for modality in top.modalities.values()):

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from mvkit.core.batch import Batch
-from mvkit.core.decoding import Decoder
+from mvkit.core.decoder import Decoder
 from mvkit.core.likelihood import Likelihood
 from mvkit.data.pipeline import Pipeline
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
-from mvkit.parts.networks import Dense
+from mvkit.parts.networks import Dense, WithContext
 
-ROWS = 1024  # looked at
+ROWS = 1024  # looked at for likelihoods
+ROWS_GIVEN = 10_000  # likewise, for covariates and exposures
 SMALLEST = 1e-3  # spread of a feature, as a share of that of its modality
 
 
@@ -28,6 +30,7 @@ def start_from_data(model: MultimodalModel, data: Pipeline) -> None:
     left alone. A stack starts at its bottom.
     """
     bottom = cast(Model, getattr(model, "bottom", model))
+    _place_given(bottom, data)
     starting = _starting(bottom)
     first = data.first_rows(ROWS) if starting else None
     if first is None:
@@ -36,6 +39,33 @@ def start_from_data(model: MultimodalModel, data: Pipeline) -> None:
         present = first.present(name)
         if present.any() and _moves(decoder.likelihood, first.data[name], present):
             _start_networks(bottom, name, decoder, first)
+
+
+def _place_given(model: Model, data: Pipeline) -> None:
+    """Learns what training tells of covariates and exposures, if the model has any, once."""
+    exposed = []
+    for name, decoder in model.decoders.items():
+        if isinstance(decoder, Decoder) and decoder.waits_for_exposure:
+            exposed.append(name)
+    conditions = model.conditions
+    waiting = conditions is not None and not bool(conditions.placed)
+    if not exposed and not waiting:
+        return
+    first = data.first_rows(ROWS_GIVEN)
+    if first is None:
+        warnings.warn(
+            "fit: these data come as a stream, so that covariates are not standardised, and "
+            "exposures have no typical value; give fit data in memory, or shards, to learn both",
+            stacklevel=4,
+        )
+        return
+    if conditions is not None:
+        conditions.place(first.covariates)
+    for name in exposed:
+        known = first.exposure[name]
+        known = known[~known.isnan()]
+        if len(known):
+            cast(Decoder, model.decoders[name]).typical_exposure.fill_(known.median())
 
 
 def _starting(model: Model) -> dict[str, Decoder]:
@@ -58,10 +88,17 @@ def _moves(likelihood: Likelihood, x: Tensor, present: Tensor) -> bool:
 def _start_networks(model: Model, name: str, decoder: Decoder, first: Batch) -> None:
     mean, spread = _moments(first.data[name], first.present(name))
     for network in (model.encoders[name], *model.aggregator.readers(name)):
-        if isinstance(network, Dense):
-            network.start_inputs(mean, spread)
-    if isinstance(decoder.network, Dense) and decoder.shape == mean.shape:
-        decoder.network.start_outputs(mean)
+        dense = _without_context(network)
+        if isinstance(dense, Dense):
+            dense.start_inputs(mean, spread)
+    dense = _without_context(decoder.network)
+    if isinstance(dense, Dense) and decoder.shape == mean.shape:
+        dense.start_outputs(mean)
+
+
+def _without_context(network: nn.Module) -> nn.Module:
+    """A network itself, of one that is given a context too."""
+    return network.network if isinstance(network, WithContext) else network
 
 
 def _moments(x: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
