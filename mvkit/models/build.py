@@ -98,14 +98,7 @@ def assemble(spec: ModelSpec) -> Parts:
         )
     family = _built(spec, "family", None)
     conditions = _conditions(spec)
-    sizes = Sizes(
-        spec.latent_dim,
-        family,
-        spec.modalities,
-        spec.prior,
-        contexts={side: conditions.width(side) for side in SIDES} if conditions else {},
-        levels={name: len(covariate.levels) for name, covariate in spec.covariates.items()},
-    )
+    sizes = _sizes(spec, family, conditions)
     prior = _built(spec, "prior", sizes)
     sizes = attrs.evolve(sizes, live_prior=prior)
     aggregator = _built(spec, "aggregator", sizes)
@@ -132,6 +125,18 @@ def assemble(spec: ModelSpec) -> Parts:
         _likelihood_weights(spec, sizes),
         sizes.canonical,
         conditions,
+    )
+
+
+def _sizes(spec: ModelSpec, family: Family, conditions: Conditions | None) -> Sizes:
+    """What parts are told of a model."""
+    contexts = {}
+    levels = {}
+    if conditions is not None:
+        contexts = {side: conditions.width(side) for side in SIDES}
+        levels = {name: len(covariate.levels) for name, covariate in spec.covariates.items()}
+    return Sizes(
+        spec.latent_dim, family, spec.modalities, spec.prior, contexts=contexts, levels=levels
     )
 
 
