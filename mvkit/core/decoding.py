@@ -20,7 +20,7 @@ from mvkit.core.covariates import Conditions
 from mvkit.core.decoder import Decoder
 from mvkit.core.experts import Experts, on_rows
 from mvkit.core.family import Family
-from mvkit.core.likelihood import Context, mean_of, sample_of
+from mvkit.core.likelihood import Context, sample_of
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Draws, Posterior
@@ -227,7 +227,7 @@ class Decoding:
             decoder = self.decoders[name]
             likelihood = decoder.likelihood
             exposure = batch.exposure.get(name)
-            told = covariates
+            values = covariates
             x = batch.data[name]
             elements = None if batch.elements is None else batch.elements.get(name)
             weight = counted[name]
@@ -236,9 +236,10 @@ class Decoding:
                 elements = None if elements is None else elements.index_select(0, rows)
                 weight = None if weight is None else weight.index_select(1, rows)
                 exposure = None if exposure is None else exposure.index_select(0, rows)
-                told = {key: value.index_select(0, rows) for key, value in covariates.items()}
-            context = Context(elements, weight, covariates=told)
-            context = decoder.likelihood_context(exposure, elements, context)
+                values = {key: value.index_select(0, rows) for key, value in covariates.items()}
+            context = Context(elements, weight, covariates=values)
+            if decoder.has_exposure:
+                context = decoder.likelihood_context(exposure, elements, context)
             log_px = likelihood.log_prob(output, x, context)
             shape = x.shape[:-1] if likelihood.class_axis else x.shape
             if tuple(log_px.shape) != (len(output), *shape):
@@ -272,10 +273,13 @@ class Decoding:
         decoder = self.decoders[name]
         output = decoder(z, self.context(rows.covariates))
         context = Context(covariates=self.standardised(rows.covariates), generator=generator)
-        exposure = rows.exposure.get(name)
-        context = decoder.likelihood_context(exposure, rows.elements.get(name), context)
-        answer = sample_of if sample else mean_of
-        return answer(decoder.likelihood, output, context)
+        if decoder.has_exposure:
+            exposure = rows.exposure.get(name)
+            context = decoder.likelihood_context(exposure, rows.elements.get(name), context)
+        likelihood = decoder.likelihood
+        if sample:
+            return sample_of(likelihood, output, context)
+        return likelihood.mean(output, context) if decoder.tells_mean else likelihood.mean(output)
 
     def draw_private(
         self, experts: Experts, draws: Draws, used: Tensor, rule: str, *, stop_density: bool

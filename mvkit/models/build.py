@@ -130,10 +130,10 @@ def assemble(spec: ModelSpec) -> Parts:
 
 def _sizes(spec: ModelSpec, family: Family, conditions: Conditions | None) -> Sizes:
     """What parts are told of a model."""
-    contexts = {}
+    contexts: dict[str, int] = {}
     levels = {}
     if conditions is not None:
-        contexts = {side: conditions.width(side) for side in SIDES}
+        contexts.update((side, conditions.width(side)) for side in SIDES)
         levels = {name: len(covariate.levels) for name, covariate in spec.covariates.items()}
     return Sizes(
         spec.latent_dim, family, spec.modalities, spec.prior, contexts=contexts, levels=levels

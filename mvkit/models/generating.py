@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mvkit.core.batch import Batch
-from mvkit.core.decoding import Decodes, RowContext
+from mvkit.core.decoding import NOTHING_GIVEN, Decodes, RowContext
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.raw_values import as_tensor
@@ -85,6 +85,8 @@ class GeneratingModel(nn.Module, ABC):
         partly: bool = False,
     ) -> RowContext:
         """What a caller states of rows that are generated; see `asked_row_context`."""
+        if not covariates and not exposure and (shape is None or self.decoding.conditions is None):
+            return NOTHING_GIVEN
         schema = self.schema
         return asked_row_context(
             schema, self.like, where, covariates, exposure, shape, partly=partly
