@@ -24,30 +24,8 @@ from mvkit.core.likelihood import Context, sample_of
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Draws, Posterior
+from mvkit.core.row_context import NOTHING_GIVEN, RowContext
 from mvkit.errors import ShapeError
-
-
-@attrs.frozen(eq=False)
-class RowContext:
-    """What is given of rows that are generated.
-
-    Args:
-        covariates: {name: (b,)}, or any shape that can be expanded to that of the latents.
-        exposure: by modality, likewise; NaN where unknown.
-        elements: observed elements, whose sum the exposure `total` is, {name: (b, *shape) bool}.
-    """
-
-    covariates: Mapping[str, Tensor] = attrs.field(factory=dict)
-    exposure: Mapping[str, Tensor] = attrs.field(factory=dict)
-    elements: Mapping[str, Tensor] = attrs.field(factory=dict)
-
-    @classmethod
-    def of(cls, batch: Batch) -> RowContext:
-        """What is given of the rows of a conformed batch."""
-        return cls(batch.covariates, batch.exposure, batch.elements or {})
-
-
-NOTHING_GIVEN = RowContext()
 
 
 class Decodes(Protocol):
@@ -159,7 +137,7 @@ class Decoding:
         counted = {}
         for i, name in enumerate(self.modalities):
             if name in computed:
-                counted[name] = _counted(weight, used[..., i], z)
+                counted[name] = _counted(weight, used[..., i], z, batch.row_weight)
         densities = self._densities(batch, computed, outputs, counted)
         columns = []
         for i, name in enumerate(self.modalities):
@@ -388,14 +366,19 @@ def _share(posterior: Posterior, experts: Experts, *, by_component: bool) -> Ten
     return einsum(log_weight.exp(), counted, "k b, k b m -> b m")
 
 
-def _counted(weight: Tensor | None, used: Tensor, z: Tensor) -> Tensor | None:
+def _counted(
+    weight: Tensor | None, used: Tensor, z: Tensor, row_weight: Tensor | None
+) -> Tensor | None:
     """How much each draw of each row counts for a modality, ((s j), b); None: all alike.
 
     Args:
         weight: of the drawn components, (j, b); None: all alike.
         used: whether it is reconstructed, (b,), or (s or 1, j, b) where that depends on the draw.
         z: the draws, (s, j, b, d).
+        row_weight: of each row, (b,); None: all alike.
     """
+    if row_weight is not None:
+        weight = row_weight.expand(z.shape[1:3]) if weight is None else weight * row_weight
     if used.ndim == 1:
         return None if weight is None else repeat(weight, "j b -> (s j) b", s=len(z))
     counts = used.expand(z.shape[:-1]).to(z.dtype)

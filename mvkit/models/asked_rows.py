@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mvkit.core.covariate_values import conform_covariate, numbers_of
 from mvkit.core.covariates import Covariate
-from mvkit.core.decoding import RowContext
+from mvkit.core.row_context import RowContext
 from mvkit.core.validation import Schema
 from mvkit.errors import MvkitError, RequestError, suggest
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mvkit.core.batch import Batch
-from mvkit.core.decoding import NOTHING_GIVEN, Decodes, RowContext
+from mvkit.core.decoding import Decodes
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.raw_values import as_tensor
+from mvkit.core.row_context import NOTHING_GIVEN, RowContext
 from mvkit.core.validation import Schema
 from mvkit.data.dataset import Rows
 from mvkit.errors import RequestError, ShapeError, bad_option, suggest

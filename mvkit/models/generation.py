@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from mvkit.core import noise
 from mvkit.core.batch import Batch
-from mvkit.core.decoding import Decodes, RowContext
+from mvkit.core.decoding import Decodes
 from mvkit.core.noise import Generator
+from mvkit.core.row_context import RowContext
 from mvkit.errors import RequestError, bad_option
 from mvkit.models.asked_rows import Stated
 from mvkit.models.clusters import check_clusters

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from mvkit.core import blocks, bounds
 from mvkit.core.batch import Batch
-from mvkit.core.decoding import RowContext
 from mvkit.core.likelihood import TOTAL
 from mvkit.core.mixture import product_of_observed
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
+from mvkit.core.row_context import RowContext
 from mvkit.data.dataset import Rows
 from mvkit.errors import NothingObserved, RequestError, check_option
 from mvkit.models.asked_rows import Stated

@@ -206,7 +206,8 @@ class MultimodalModel(GeneratingModel):
         experts = self.experts(rows, training=self.training, generator=generator)
         # an objective takes the kind of model that it was built for
         loss = chosen.forward(self, rows, experts)  # type: ignore[arg-type]
-        return loss.checked(len(rows.observed), type(chosen))
+        weighted = rows.row_weight is not None
+        return loss.checked(len(rows.observed), type(chosen), weighted=weighted)
 
     forward = loss  # so that wrappers such as DistributedDataParallel see it
 

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from mvkit.core import bounds
 from mvkit.core.batch import Batch
 from mvkit.core.covariates import Conditions
-from mvkit.core.decoding import NOTHING_GIVEN, Decoding, RowContext
+from mvkit.core.decoding import Decoding
 from mvkit.core.experts import Experts
 from mvkit.core.modality import PartLike, ScheduleLike
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
+from mvkit.core.row_context import NOTHING_GIVEN, RowContext
 from mvkit.core.row_indices import indices_of
 from mvkit.core.validation import Schema
 from mvkit.errors import RequestError, SpecError

@@ -27,7 +27,7 @@ from mvkit.training.nonfinite import OnNonFinite
 from mvkit.training.run import Options, Precision, Resume, Run
 from mvkit.training.run_folder import Folder
 from mvkit.training.stages import Stage, StagesLike, as_stages, with_patience
-from mvkit.training.starts import start_from_data
+from mvkit.training.starts import start_from_data, weighed_rows
 from mvkit.training.verdict import judge
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ def fit(
     bar = _bar(plan, progress if group.first else False)
     run = Run(model, plan, loader, valid, options, group, folder, events, bar)
     run.look_at_data()
+    run.weigh_rows()
     run.compare_processes()
     group.synchronise(model)
     as_prior(model.prior).initialise(lambda: _codes(model, data), seed)
@@ -230,7 +231,7 @@ def _compiled(model: MultimodalModel, wanted: bool) -> Iterator[None]:
 def _codes(model: MultimodalModel, data: object) -> Tensor:
     """Encoded rows (b, d) of whatever `fit` takes."""
     batches = as_pipeline(data, model.schema, shuffle=False)
-    return torch.cat([model.encode(batch) for batch in batches])
+    return torch.cat([model.encode(weighed_rows(batch)) for batch in batches])
 
 
 def _bar(plan: list[Stage], progress: bool | None) -> tqdm[None]:

@@ -10,6 +10,8 @@ import attrs
 from torch import Tensor
 
 from mvkit.core.batch import Batch
+from mvkit.core.covariate_values import numbers_of
+from mvkit.core.given import ROW_WEIGHT
 from mvkit.data.lengths import known_length
 from mvkit.data.pipeline import Pipeline
 from mvkit.errors import DataError, RequestError
@@ -68,6 +70,7 @@ class Run:
         fingerprints: of the data, and of those to validate on.
         encoded_rows: the rows of the history as checkpoints hold them, each encoded once.
         saved: when the last checkpoint was written, in seconds of the monotonic clock.
+        mean_weight: of the rows to train on, by which their weights are divided.
     """
 
     model: MultimodalModel
@@ -88,6 +91,27 @@ class Run:
     fingerprints: Json = attrs.field(factory=lambda: {"data": None, "validation": None})
     encoded_rows: list[list[tuple[str, Any]]] = attrs.field(factory=list)
     saved: float = attrs.field(factory=time.monotonic)
+    mean_weight: float = 1.0
+
+    def _weighed(self, batch: Batch) -> Batch:
+        """A batch whose weights, if it has any, are 1 in the mean over the rows to train on."""
+        if batch.row_weight is None:
+            return batch
+        weight = batch.row_weight / self.mean_weight
+        return attrs.evolve(batch, row_weight=weight)
+
+    def weigh_rows(self) -> None:
+        """Finds the mean of the rows' weights, where all are known beforehand."""
+        extra = getattr(self.loader.rows, "extra", {})
+        if ROW_WEIGHT not in extra:
+            return
+        weights = numbers_of(ROW_WEIGHT, extra[ROW_WEIGHT], len(extra[ROW_WEIGHT]))
+        if not float(weights.sum()) > 0:
+            raise DataError(
+                "fit: row_weight is 0 in all rows; expected a number above 0 in some; leave it "
+                "out to count all rows alike"
+            )
+        self.mean_weight = float(weights.mean())
 
     @property
     def writable(self) -> Folder | None:
@@ -239,9 +263,10 @@ class Run:
     def batches(self, loader: Pipeline, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch (counted over all stages) from number `start` on."""
         loader.load_state_dict({"epoch": epoch, "batch": start})
-        if self.group.count == 1 or known_length(loader) is not None:
-            return iter(loader)
-        return self._in_step(iter(loader))
+        batches = iter(loader)
+        if self.group.count > 1 and known_length(loader) is None:
+            batches = self._in_step(batches)
+        return map(self._weighed, batches)
 
     def _in_step(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Batches of a stream; raises DataError where it ends earlier in some processes."""

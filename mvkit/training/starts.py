@@ -35,6 +35,7 @@ def start_from_data(model: MultimodalModel, data: Pipeline) -> None:
     first = data.first_rows(ROWS) if starting else None
     if first is None:
         return
+    first = weighed_rows(first)
     for name, decoder in starting.items():
         present = first.present(name)
         if present.any() and _moves(decoder.likelihood, first.data[name], present):
@@ -114,3 +115,15 @@ def _moments(x: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     spread = (squares / count.clamp(min=1)).sqrt()
     overall = (squares.sum() / count.sum()).sqrt()
     return mean.to(x.dtype), spread.clamp(min=SMALLEST * float(overall)).to(x.dtype)
+
+
+def weighed_rows(rows: Batch) -> Batch:
+    """Rows of a conformed batch, each as often as its weight says, as many as there are in all;
+    the rows as they are, if they have no weights.
+    """
+    if rows.row_weight is None:
+        return rows
+    shares = rows.row_weight.double().cumsum(0)
+    steps = torch.arange(len(rows), dtype=torch.float64, device=shares.device) + 0.5
+    places = steps / len(rows) * shares[-1]
+    return rows.take(torch.searchsorted(shares, places).clamp(max=len(rows) - 1))

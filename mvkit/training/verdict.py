@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mvkit.core.batch import Batch
-from mvkit.core.decoding import RowContext
+from mvkit.core.row_context import RowContext
 from mvkit.data.pipeline import Pipeline
 from mvkit.errors import MvkitError
 from mvkit.models.inference import evaluation
