@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import numbers
-import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -20,9 +19,8 @@ from torch import Tensor
 
 from mvkit.core.batch import Batch
 from mvkit.core.raw_values import Columns
+from mvkit.data.id_matches import Ids, check_matches, transposed_shape
 from mvkit.errors import DataError, ShapeError
-
-Ids = Sequence[Hashable]
 
 
 @attrs.frozen(eq=False)
@@ -61,15 +59,16 @@ def align(tables: Mapping[str, Table], *, disjoint: bool = False) -> Batch:
         raise DataError("data: it is empty; expected one row of one modality at least")
     if all(table.ids is None for table in tables.values()):
         if len(set(lengths.values())) > 1:
+            shapes = {name: tuple(table.values.shape) for name, table in tables.items()}
             raise ShapeError(
                 f"data: {lengths} rows, and no ids; expected as many in each; give "
-                "ids={name: ids}"
+                f"ids={{name: ids}}{transposed_shape(shapes)}"
             )
         return _joined(tables, {}, max(lengths.values()))
     named = {name: _ids(name, table) for name, table in tables.items()}
-    if not disjoint:
-        _check_overlap(named)
-        _check_lookalikes(named)
+    columns = {name: table.columns.names for name, table in tables.items() if table.columns}
+    # of whoever called from_arrays or from_tables
+    check_matches(named, columns, disjoint=disjoint, stacklevel=4)
     ids = list(dict.fromkeys(itertools.chain.from_iterable(named.values())))
     places = {id: place for place, id in enumerate(ids)}
     rows = {}
@@ -88,8 +87,12 @@ def _ids(name: str, table: Table) -> Ids:
             f"data[{name!r}]: it has no ids, others have; give ids for each modality, or for none"
         )
     if len(table.ids) != len(table.values):
+        hint = ""
+        if table.values.ndim > 1 and table.values.shape[1] == len(table.ids):
+            hint = "; it has as many columns, so it looks transposed: give its transpose"
         raise ShapeError(
             f"ids[{name!r}]: {len(table.ids)} for {len(table.values)} rows; expected one for each"
+            f"{hint}"
         )
     check_ids(f"data[{name!r}]", table.ids)
     places: dict[Hashable, int] = {}
@@ -128,40 +131,6 @@ def is_missing(value: object) -> bool:
     if value is None or type(value).__name__ == "NAType":
         return True
     return bool(value != value)  # noqa: PLR0124 - of all values, only NaN and NaT
-
-
-def _check_overlap(ids: Mapping[str, Ids]) -> None:
-    sets = {name: set(own) for name, own in ids.items()}
-    for name, own in sets.items():
-        others = [other for other in sets if other != name]
-        if others and own and all(own.isdisjoint(sets[other]) for other in others):
-            mine = ids[name][0]
-            theirs = next(iter(ids[others[0]]), None)
-            raise DataError(
-                f"data[{name!r}]: none of its ids, such as {mine!r} ({type(mine).__name__}), is "
-                f"in another modality, such as {theirs!r} ({type(theirs).__name__}) of "
-                f"{others[0]!r}; make them alike, or say disjoint=True"
-            )
-
-
-def _check_lookalikes(ids: Mapping[str, Ids]) -> None:
-    """Raises DataError for ids that differ by nothing that one sees, so would be two rows."""
-    seen: dict[str, tuple[str, str]] = {}
-    for name, own in ids.items():
-        for id in own:
-            if not isinstance(id, str):
-                continue
-            plain = id.strip()
-            if not plain.isascii():
-                plain = unicodedata.normalize("NFC", plain)
-            other, place = seen.setdefault(plain, (id, name))
-            if other != id:
-                raise DataError(
-                    f"data[{name!r}]: id {id!r} ({id!a}) looks like {other!r} "
-                    f"({other!a}) of {place!r}, and differs by spaces or the encoding of "
-                    "accents; make them alike (str.strip, unicodedata.normalize), or say "
-                    "disjoint=True"
-                )
 
 
 def _joined(tables: Mapping[str, Table], rows: Mapping[str, Tensor], b: int) -> Batch:

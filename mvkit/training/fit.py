@@ -27,7 +27,7 @@ from mvkit.training.nonfinite import OnNonFinite
 from mvkit.training.run import Options, Precision, Resume, Run
 from mvkit.training.run_folder import Folder
 from mvkit.training.stages import Stage, StagesLike, as_stages, with_patience
-from mvkit.training.starts import start_likelihoods
+from mvkit.training.starts import look_at_first_rows
 from mvkit.training.verdict import judge
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def fit(
     run.compare_processes()
     group.synchronise(model)
     as_prior(model.prior).initialise(lambda: _codes(model, data), seed)
-    start_likelihoods(model, loader)
+    run.warn(look_at_first_rows(model, loader))
     _train(run, resume, compile)
     model.eval()
     judge(model, loader if valid is None else valid, run.history)

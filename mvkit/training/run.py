@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
@@ -200,6 +201,13 @@ class Run:
         if self.valid is not None:
             self.fingerprints["validation"] = fingerprint(self.valid)
 
+    def warn(self, sentences: Iterable[str]) -> None:
+        """Warns of what is odd about the data, and notes it in the history."""
+        for sentence in sentences:
+            self.history.notes.append(sentence)
+            if self.group.first:
+                warnings.warn(f"fit: {sentence}", stacklevel=5)
+
     def state(self, stage: int, place: Json, tensors: dict[str, Tensor]) -> State:
         """The state of the run, with what a stage adds."""
         for row in self.history.rows[len(self.encoded_rows) :]:
@@ -228,7 +236,8 @@ class Run:
 
     def _note_changes(self, state: State) -> None:
         """Notes in the history what was otherwise when the run was saved."""
-        self.history.notes.extend(state.notes)
+        # what is said of the data was said when the run began, too
+        self.history.notes[:] = dict.fromkeys([*state.notes, *self.history.notes])
         done = state.step + state.place.get("batch", 0)
         for key, now in self.group.agreed(self.setting()).items():
             then = state.setting.get(key, now)

@@ -1,4 +1,6 @@
-"""Where parameters start that training data place: before the first step of a run."""
+"""What a run learns of its training data before the first step: where parameters start, and what
+is odd about the data.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +8,36 @@ from typing import cast
 
 from torch import nn
 
+from mvkit.core.batch import Batch
 from mvkit.core.decoding import Decoder
 from mvkit.core.likelihood import Likelihood
 from mvkit.data.pipeline import Pipeline
+from mvkit.data.shards import Shards
+from mvkit.data.suspicions import suspicions
 from mvkit.models.multimodal import MultimodalModel
 
 ROWS = 1024  # looked at
 
 
-def start_likelihoods(model: MultimodalModel, data: Pipeline) -> None:
+def look_at_first_rows(model: MultimodalModel, data: Pipeline) -> list[str]:
     """Lets likelihoods place their parameters by the first rows of the training data.
 
-    Streams and loaders, whose first rows may not come again, are left alone.
+    Streams and loaders, whose first rows may not come again, are left alone; so is what a source
+    of the user's returns, unless parameters are to be placed.
+
+    Returns:
+        Sentences about what is odd in these rows.
     """
     likelihoods = _likelihoods(model)
-    first = data.first_rows(ROWS) if likelihoods else None
+    free = isinstance(data.rows, Batch | Shards) and data.transform is None
+    first = data.first_rows(ROWS) if likelihoods or free else None
     if first is None:
-        return
+        return []
     for name, likelihood in likelihoods.items():
         present = first.present(name)
         if present.any():
             likelihood.start(first.data[name], present)
+    return suspicions(first, model.schema, model.modalities)
 
 
 def _likelihoods(model: MultimodalModel) -> dict[str, Likelihood]:
