@@ -11,6 +11,8 @@ import pytest
 
 import mvkit
 from mvkit import DataError, Model, MultimodalDataset, ShapeError
+from mvkit.apps import cli
+from mvkit.apps.html_report import write_page
 from mvkit.data.pipeline import as_pipeline
 from mvkit.training.starts import look_at_first_rows
 
@@ -339,3 +341,90 @@ def test_ids_that_differ_otherwise_stay_other_rows():
     a.index = [f"{i}-11" for i in range(20)]
     b.index = [*a.index[:15], *(f"{i}1-1" for i in range(15, 20))]
     MultimodalDataset.from_tables({"a": a, "b": b})
+
+
+# how rows were aligned
+
+
+def mosaic():
+    a, b = tables(20)
+    c = pd.DataFrame({"u": np.arange(12.0)}, index=a.index[:12])
+    return {"a": a, "b": b.iloc[5:], "c": c}
+
+
+ALIGNED = "7 of 20 rows in all three: a 20, b 15, c 12"
+
+
+def test_alignment_of_tables_is_told():
+    data = MultimodalDataset.from_tables(mosaic())
+    complete = set.intersection(*(set(frame.index) for frame in mosaic().values()))
+    assert len(complete) == 7
+    assert data.alignment == ALIGNED
+    assert repr(data) == f"MultimodalDataset(a (2,), b (3,), c (1,); {ALIGNED})"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_alignment_of_files_is_told(tmp_path, suffix):
+    files = {}
+    for name, frame in mosaic().items():
+        files[name] = tmp_path / f"{name}.{suffix}"
+        table = frame.rename_axis("id").reset_index()
+        if suffix == "csv":
+            table.to_csv(files[name], index=False)
+        else:
+            table.to_parquet(files[name])
+    assert MultimodalDataset.from_files(files, id="id").alignment == ALIGNED
+
+
+def test_alignment_of_masked_arrays_is_told():
+    arrays = {"a": normal_rows(3), "b": normal_rows(3, 2)}
+    mask = np.array([[1, 1], [1, 0], [0, 1]], dtype=bool)
+    data = MultimodalDataset.from_arrays(arrays, missing=mask)
+    assert data.alignment == "1 of 3 rows in both: a 2, b 2"
+    assert data.take([1]).alignment == "0 of 1 rows in both: a 1, b 0"
+    alone = MultimodalDataset.from_arrays({"a": [[1.0, 2.0], [np.nan, np.nan]]})
+    assert alone.alignment == "1 of 2 rows have a"
+
+
+def test_alignment_follows_rows_that_a_model_conformed():
+    data = MultimodalDataset.from_tables(mosaic())
+    model = Model({name: data.modalities[name] for name in ("c", "a", "b")}, latent_dim=2)
+    conformed = MultimodalDataset(model.conform(data), data.modalities)
+    assert conformed.alignment == "7 of 20 rows in all three: c 12, a 20, b 15"
+
+
+def test_alignment_of_shards_is_told(tmp_path):
+    data = MultimodalDataset.from_tables(mosaic())
+    data.save(tmp_path / "shards")
+    shards = MultimodalDataset.open(tmp_path / "shards")
+    assert shards.alignment == data.alignment
+    assert ALIGNED in repr(shards)
+
+
+def test_alignment_of_many_modalities_is_short():
+    arrays = {f"m{i}": normal_rows(4, 1) for i in range(30)}
+    data = MultimodalDataset.from_arrays(arrays)
+    assert data.alignment.startswith("4 of 4 rows in all 30: m0 4, ")
+    assert data.alignment.endswith("m11 4, 18 more")
+    assert len(repr(data)) < 500
+
+
+def test_the_page_of_a_run_tells_notes_and_alignment(tmp_path, capsys):
+    file = tmp_path / "run.toml"
+    file.write_text(
+        '[data]\nname = "linear_gaussian"\nrows = 60\nmissing = 0.3\nsigma = 0.0001\n'
+        "[model]\nlatent_dim = 2\n[train]\nepochs = 1\n"
+    )
+    folder = tmp_path / "run"
+    with pytest.warns(UserWarning, match="far from what a likelihood with the fixed scale"):
+        assert cli.main(["train", str(file), "--folder", str(folder)]) == 0
+    assert "fixed scale 0.0001" in capsys.readouterr().out
+    report = write_page(folder, folder / "report.html", metrics=["reconstruction"])
+    splits = mvkit.load_dataset("linear_gaussian", rows=60, missing=0.3, sigma=0.0001)
+    complete = int(splits.train.batch.mask.all(1).sum())
+    assert f"training rows: {complete} of 60 rows in all three: m0 " in str(report)
+    assert f"test rows: {splits.test.alignment}" in report.notes
+    assert any("training: data['m0']" in note for note in report.notes)
+    page = (folder / "report.html").read_text("utf-8")
+    assert f"{complete} of 60 rows in all three" in page
+    assert "fixed scale 0.0001" in page

@@ -28,6 +28,7 @@ from mvkit.evaluation.report import TITLES, Report, cells_of
 from mvkit.models.checkpoint import load
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.training.history import History
+from mvkit.training.run_folder import notes_of
 from mvkit.training.verdict import judge
 
 DOCTYPE = b"<!doctype html>"
@@ -66,7 +67,12 @@ def write_page(
     )
     run_history = History(history)
     judge(model, as_pipeline(splits.test, model.schema), run_history)
-    report = attrs.evolve(report, notes=(*report.notes, *run_history.verdict))
+    notes = [
+        *(f"training: {note}" for note in notes_of(run)),
+        f"training rows: {splits.train.alignment}",
+        f"test rows: {splits.test.alignment}",
+    ]
+    report = attrs.evolve(report, notes=(*report.notes, *run_history.verdict, *notes))
     figures = pictures(model, splits, history, report, seed)
     page = render(run.resolve().name, report, figures)
     write_whole(output, page.encode())

@@ -22,6 +22,9 @@ from mvkit.core.raw_values import Columns
 from mvkit.data.id_matches import Ids, check_matches, transposed_shape
 from mvkit.errors import DataError, ShapeError
 
+NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+SHOWN = 12  # modalities that are counted one by one
+
 
 @attrs.frozen(eq=False)
 class Table:
@@ -159,6 +162,29 @@ def _spread(x: Tensor, index: Tensor | None, b: int, filler: float) -> Tensor:
     if index is None:
         return x
     return x.new_full((b, *x.shape[1:]), filler).index_copy(0, index, x)
+
+
+def alignment(mask: Tensor, names: Sequence[str]) -> str:
+    """How many rows have all modalities, and how many each, in words.
+
+    Args:
+        mask: what each row observes, (b, m) bool.
+        names: of the modalities.
+
+    Example:
+        >>> alignment(torch.tensor([[True, True], [True, False]]), ["a", "b"])
+        '1 of 2 rows in both: a 2, b 1'
+    """
+    counts = mask.sum(0).tolist()
+    if len(names) == 1:
+        return f"{counts[0]:,} of {len(mask):,} rows have {names[0]}"
+    count = NUMBERS[len(names)] if len(names) < len(NUMBERS) else f"{len(names):,}"
+    every = "both" if len(names) == 2 else f"all {count}"
+    listed = [f"{name} {n:,}" for name, n in zip(names[:SHOWN], counts, strict=False)]
+    if len(names) > SHOWN:
+        listed.append(f"{len(names) - SHOWN:,} more")
+    complete = int(mask.all(1).sum())
+    return f"{complete:,} of {len(mask):,} rows in {every}: {', '.join(listed)}"
 
 
 def presence(x: Tensor) -> Tensor:
