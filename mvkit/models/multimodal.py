@@ -25,7 +25,7 @@ from mvkit.core.raw_values import as_tensor
 from mvkit.core.validation import Schema
 from mvkit.data.dataset import Rows, as_batch
 from mvkit.errors import RequestError, ShapeError, bad_option, suggest
-from mvkit.models import clusters, generation, importance_sampling
+from mvkit.models import clusters, generation, importance_sampling, swapped_modules
 from mvkit.models.generation import GenerationOptions, Units
 from mvkit.models.importance_sampling import Sampling
 from mvkit.models.inference import (
@@ -63,6 +63,9 @@ class MultimodalModel(nn.Module, ABC):
     prior: nn.Module
     aggregator: Aggregator
     decoding: Decodes
+    built_as: swapped_modules.Architecture | None = (
+        None  # None: nobody noted it when the model was made
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -381,6 +384,8 @@ class MultimodalModel(nn.Module, ABC):
     log_weights = importance_sampling.log_weights
     log_likelihood = importance_sampling.log_likelihood
     clusters = clusters.clusters
+    changes = swapped_modules.changes
+    check_savable = swapped_modules.check_savable
 
 
 def check_model(model: object, where: str) -> None:

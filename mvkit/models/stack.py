@@ -29,6 +29,7 @@ from mvkit.models.inference import ConditionalPosterior, ConditioningSets
 from mvkit.models.levels import Levels
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.models.swapped_modules import architecture
 from mvkit.parts.objectives.objective import Objective
 from mvkit.registry.fields import switch
 from mvkit.registry.spec import as_part, field, part, spec, to_dict
@@ -124,6 +125,12 @@ class Stack(MultimodalModel):
             schedule="single" if schedule is None else schedule,
             through_top=through_top,
         )
+        self.built_as = architecture(self, self.spec)
+
+    def check_savable(self) -> None:
+        super().check_savable()
+        self.bottom.check_savable()
+        self.top.check_savable()
 
     @property
     def bottom(self) -> Model:

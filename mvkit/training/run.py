@@ -111,6 +111,7 @@ class Run:
         """Takes over the newest checkpoint, checked against this run; None: it begins anew."""
         if self.folder is None:
             return None
+        self.model.check_savable()
         state = self.group.agreed(self._newest(self.folder, resume) if self.group.first else None)
         if isinstance(state, RequestError):  # raised in every process, since none may wait
             raise state

@@ -1,0 +1,203 @@
+"""Modules swapped after a model was made, initial weights and listeners of resumed runs, SIGTERM,
+and what the command line says of mistakes.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import mvkit
+from mvkit import CheckpointError, Modality, Model
+from mvkit.testing.tiny_models import model as tiny_model
+
+ROWS = {
+    "a": torch.randn(12, 3, generator=torch.Generator().manual_seed(1)),
+    "b": torch.ones(12, 2),
+}
+
+
+def small(**options):
+    network = {"name": "mlp", "hidden": [4]}
+    modalities = {
+        "a": Modality((3,), encoder=network, decoder=network),
+        "b": Modality((2,), encoder=network, decoder=network),
+    }
+    return Model(modalities, latent_dim=2, seed=0, **options)
+
+
+def like(module):
+    """A module of the same shapes with other weights."""
+    twin = copy.deepcopy(module)
+    for parameter in twin.parameters():
+        nn.init.zeros_(parameter)
+    return twin
+
+
+# swapped modules
+
+
+def swap_encoder(model):
+    model.encoders["a"] = nn.Sequential(nn.Linear(3, 7), nn.Tanh(), nn.Linear(7, 4))
+
+
+def swap_layers(model):
+    model.encoders["a"][0] = nn.Linear(3, 9)
+    model.encoders["a"][2] = nn.Linear(9, 4)
+
+
+def swap_activation(model):
+    model.encoders["a"][1] = nn.Tanh()
+
+
+def add_to_encoder(model):
+    model.encoders["a"].extra = nn.Parameter(torch.ones(3))
+
+
+@pytest.mark.parametrize("swap", [swap_encoder, swap_layers, swap_activation, add_to_encoder])
+def test_a_swapped_encoder_is_saved_as_the_users(tmp_path, swap):
+    model = small()
+    swap(model)
+    path = tmp_path / "m.safetensors"
+    mvkit.save(model, path)
+    header = mvkit.describe(path)["model"]["modalities"]
+    assert header["a"]["encoder"] == {"external": "Sequential"}
+    assert header["b"]["encoder"]["name"] == "mlp"
+    with pytest.raises(CheckpointError, match=r"modalities\.a\.encoder \(Sequential\).*load\("):
+        mvkit.load(path)
+    again = mvkit.load(path, encoders={"a": like(model.encoders["a"])})
+    assert torch.equal(again.encode(ROWS), model.encode(ROWS))
+    mvkit.save(again, tmp_path / "twice")
+    assert mvkit.describe(tmp_path / "twice")["model"] == mvkit.describe(path)["model"]
+
+
+def test_a_swapped_decoder_is_saved_as_the_users(tmp_path):
+    model = small()
+    model.decoders["b"].network = nn.Linear(2, 2)
+    path = tmp_path / "m.safetensors"
+    mvkit.save(model, path)
+    with pytest.raises(CheckpointError, match=r"modalities\.b\.decoder \(Linear\)"):
+        mvkit.load(path)
+    again = mvkit.load(path, decoders={"b": nn.Linear(2, 2)})
+    z = torch.ones(3, 2)
+    assert torch.equal(again.decode(z)["b"], model.decode(z)["b"])
+
+
+def test_a_given_module_that_was_swapped_is_the_new_one(tmp_path):
+    given = Modality((3,), encoder=nn.Linear(3, 4))
+    model = Model({"a": given}, latent_dim=2, seed=0)
+    model.encoders["a"] = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4))
+    path = tmp_path / "m.safetensors"
+    mvkit.save(model, path)
+    assert mvkit.describe(path)["model"]["modalities"]["a"]["encoder"] == {
+        "external": "Sequential"
+    }
+    again = mvkit.load(path, encoders={"a": like(model.encoders["a"])})
+    rows = {"a": ROWS["a"]}
+    assert torch.equal(again.encode(rows), model.encode(rows))
+
+
+def swap_whole_decoder(model):
+    model.decoders["a"] = nn.Linear(2, 3)
+
+
+def swap_prior(model):
+    model.prior = small(prior="learnable").prior
+
+
+def swap_components(model):
+    model.prior = small(prior={"name": "mog", "components": 7}).prior
+
+
+def add_parameter(model):
+    model.temperature = nn.Parameter(torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("swap", "path"),
+    [
+        (swap_whole_decoder, r"decoders\.a was.*model\.decoders\['a'\]\.network"),
+        (swap_prior, r"prior.* was.*Model\(…, prior=…\)"),
+        (swap_components, r"prior.* was.*Model\(…, prior=…\)"),
+        (add_parameter, "temperature was.*nothing when the model was made"),
+    ],
+)
+def test_what_no_file_can_hold_is_refused_by_name(tmp_path, swap, path):
+    model = small(prior={"name": "mog", "components": 3})
+    swap(model)
+    with pytest.raises(CheckpointError, match=f"save: {path}"):
+        mvkit.save(model, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_run_with_a_folder_refuses_before_it_trains(tmp_path):
+    model = small()
+    add_parameter(model)
+    seen = []
+    with pytest.raises(CheckpointError, match="save: temperature was changed"):
+        mvkit.fit(model, ROWS, epochs=2, checkpoint=tmp_path, listeners=[seen.append])
+    assert seen == []
+
+
+def test_a_run_with_a_swapped_encoder_resumes(tmp_path):
+    def fresh():
+        model = small()
+        torch.manual_seed(3)
+        swap_encoder(model)
+        return model
+
+    whole = fresh()
+    mvkit.fit(whole, ROWS, epochs=3, progress=False)
+    first, second = fresh(), fresh()
+    mvkit.fit(first, ROWS, epochs=1, progress=False, checkpoint=tmp_path)
+    mvkit.fit(second, ROWS, epochs=3, progress=False, checkpoint=tmp_path)
+    assert torch.equal(second.encode(ROWS), whole.encode(ROWS))
+    other = small()
+    with pytest.raises(mvkit.RequestError, match="another model: .*encoder"):
+        mvkit.fit(other, ROWS, epochs=4, progress=False, checkpoint=tmp_path)
+
+
+def test_swaps_in_a_stack(tmp_path):
+    def stack():
+        return mvkit.recipes.nexus({"a": (3,), "b": (2,)}, seed=0)
+
+    model = stack()
+    bottom = model.bottom
+    width = bottom.encoders["a"](torch.zeros(1, 3)).shape[1]
+    bottom.encoders["a"] = nn.Linear(3, width)
+    mvkit.save(model, tmp_path / "m")
+    given = {"levels.0.modalities.a.encoder": nn.Linear(3, width)}
+    again = mvkit.load(tmp_path / "m", modules=given)
+    assert torch.equal(again.encode(ROWS), model.encode(ROWS))
+    model = stack()
+    model.prior = copy.deepcopy(model.prior)
+    model.top.temperature = nn.Parameter(torch.ones(1))
+    with pytest.raises(CheckpointError, match="save: (prior|temperature)"):
+        mvkit.save(model, tmp_path / "other")
+
+
+def test_what_changes_lawfully_is_saved(tmp_path):
+    data = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    model = Model({"a": (3,)}, latent_dim=2, prior={"name": "mog", "components": 4}, seed=0)
+    pruned = mvkit.prune_clusters(model, {"a": data}).model
+    mvkit.fit_sampler(pruned, {"a": data}, {"name": "gmm", "components": 2})
+    pruned.double()
+    pruned.requires_grad_(False)
+    copied = copy.deepcopy(pruned)
+    for number, kept in enumerate((pruned, copied)):
+        mvkit.save(kept, tmp_path / str(number))
+        again = mvkit.load(tmp_path / str(number))
+        assert torch.equal(again.prior.logits, pruned.prior.logits)
+        assert not kept.changes()
+
+
+@pytest.mark.parametrize("aggregator", ["poe", "mopoe", "joint", "set", "mean_message", "gpoe"])
+@pytest.mark.parametrize("prior", ["standard", "learnable", "mog", "vamp"])
+def test_training_changes_nothing_that_a_file_lacks(tmp_path, aggregator, prior):
+    from helpers import rows
+
+    model = tiny_model(aggregator, prior, private=1)
+    mvkit.fit(model, rows(), epochs=1, progress=False)
+    assert model.changes() == {}
+    mvkit.save(model, tmp_path / "m")
