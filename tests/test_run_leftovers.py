@@ -201,3 +201,110 @@ def test_training_changes_nothing_that_a_file_lacks(tmp_path, aggregator, prior)
     mvkit.fit(model, rows(), epochs=1, progress=False)
     assert model.changes() == {}
     mvkit.save(model, tmp_path / "m")
+
+
+# initial weights and listeners of a run that resumes
+
+
+def pretrained(seed=7, **options):
+    """A model made with a seed, into which other weights were loaded."""
+    model = small(**options)
+    other = Model(model.modalities, latent_dim=2, seed=seed, **options)
+    model.load_state_dict(other.state_dict())
+    return model
+
+
+def trained(model, folder, epochs=2, **options):
+    return mvkit.fit(model, ROWS, epochs=epochs, progress=False, checkpoint=folder, **options)
+
+
+def test_a_run_that_began_with_other_weights_than_its_seeds(tmp_path):
+    whole = pretrained()
+    trained(whole, tmp_path / "whole", epochs=4)
+    trained(pretrained(), tmp_path / "run")
+    for stranger in (small(), pretrained(seed=8)):
+        with pytest.raises(mvkit.RequestError, match="begun with other initial weights.*sha256"):
+            trained(stranger, tmp_path / "run", epochs=4)
+    resumed = pretrained()
+    trained(resumed, tmp_path / "run", epochs=3)
+    trained(pretrained(), tmp_path / "run", epochs=4)  # what is compared is kept
+    with pytest.raises(mvkit.RequestError, match="begun with other initial weights"):
+        trained(small(), tmp_path / "run", epochs=4)
+
+
+def test_one_changed_number_is_another_beginning(tmp_path):
+    model = pretrained()
+    trained(model, tmp_path)
+    changed = pretrained()
+    with torch.no_grad():
+        changed.decoders["b"].network[0].bias[1] += 1e-6
+    with pytest.raises(mvkit.RequestError, match="begun with other initial weights"):
+        trained(changed, tmp_path, epochs=3)
+
+
+def test_the_same_model_goes_on_in_the_same_process(tmp_path):
+    model, whole = pretrained(), pretrained()
+    trained(model, tmp_path / "run")
+    trained(model, tmp_path / "run", epochs=4)
+    trained(whole, tmp_path / "whole", epochs=4)
+    assert torch.equal(model.encode(ROWS), whole.encode(ROWS))
+
+
+def test_weights_of_a_seed_or_of_none_are_not_compared(tmp_path):
+    trained(small(), tmp_path / "seeded")
+    trained(small(), tmp_path / "seeded", epochs=3)
+    folder = tmp_path / "pretrained"
+    trained(pretrained(), folder)
+    trained(mvkit.load(folder / "model.safetensors"), folder, epochs=3)
+
+
+def test_a_scale_that_data_place_is_no_change(tmp_path):
+    def model():
+        modality = Modality((3,), {"name": "normal", "scale": "trained"})
+        return Model({"a": modality}, latent_dim=2, seed=0)
+
+    rows = {"a": 5 * ROWS["a"]}
+    folder = tmp_path / "run"
+    mvkit.fit(model(), rows, epochs=1, checkpoint=folder, progress=False)
+    checkpoint = next((folder / "checkpoints").iterdir())
+    assert "initial_weights" not in mvkit.describe(checkpoint)["training"]["begun_with"]
+    mvkit.fit(model(), rows, epochs=2, checkpoint=folder, progress=False)
+
+
+def test_weights_of_a_stack_are_compared(tmp_path):
+    def stack():
+        return mvkit.recipes.nexus({"a": (3,), "b": (2,)}, seed=0)
+
+    changed = stack()
+    with torch.no_grad():
+        next(changed.top.parameters()).add_(1)
+    trained(changed, tmp_path / "run", epochs=2)
+    with pytest.raises(mvkit.RequestError, match="begun with other initial weights"):
+        trained(stack(), tmp_path / "run", epochs=3)
+    trained(stack(), tmp_path / "other", epochs=2)
+    trained(stack(), tmp_path / "other", epochs=3)
+
+
+class Counter:
+    def __call__(self, event):
+        pass
+
+
+class Pruner(Counter):
+    pass
+
+
+def test_listeners_that_differ_are_noted(tmp_path):
+    trained(small(), tmp_path, epochs=1, listeners=[Counter()])
+    again = trained(small(), tmp_path, epochs=2, listeners=[Counter(), print_nothing])
+    assert not any("listeners" in note for note in again.notes)
+    third = trained(small(), tmp_path, epochs=3, listeners=[Counter(), Pruner()])
+    changed = "resumed after batch 2: listeners: ['Counter'], then ['Counter', 'Pruner']"
+    assert changed in third.notes
+    last = trained(small(), tmp_path, epochs=4)
+    dropped = "resumed after batch 3: listeners: ['Counter', 'Pruner'], then []"
+    assert [note for note in last.notes if "listeners" in note] == [changed, dropped]
+
+
+def print_nothing(event):
+    """A function, which has no class of its own."""

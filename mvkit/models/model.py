@@ -26,7 +26,12 @@ from mvkit.models import clusters, description, generation, importance_sampling,
 from mvkit.models.build import ModelSpec
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.part_checks import assembled
-from mvkit.models.swapped_modules import architecture, check_changes, with_swapped_networks
+from mvkit.models.swapped_modules import (
+    architecture,
+    check_changes,
+    digest_of_weights,
+    with_swapped_networks,
+)
 from mvkit.parts.objectives.objective import Objective
 from mvkit.parts.priors import as_prior
 from mvkit.registry import plugins
@@ -120,6 +125,7 @@ class Model(MultimodalModel):
         self._vectors: dict[object, Tensor] = {}
         self._schemas: dict[torch.dtype, Schema] = {}
         self.built_as = architecture(self, self.spec)
+        self.seeded_weights = None if seed is None else digest_of_weights(self)
 
     @property
     def schema(self) -> Schema:

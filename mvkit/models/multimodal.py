@@ -63,6 +63,8 @@ class MultimodalModel(nn.Module, ABC):
     prior: nn.Module
     aggregator: Aggregator
     decoding: Decodes
+    seeded_weights: str | None = None  # a digest of those that the seed gave; None: no seed
+    left_weights: str | None = None  # likewise of those that a run left, where it is compared
     built_as: swapped_modules.Architecture | None = (
         None  # None: nobody noted it when the model was made
     )

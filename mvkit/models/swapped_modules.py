@@ -13,6 +13,7 @@ import attrs
 from torch import Tensor, nn
 
 from mvkit.core.decoding import Decoder
+from mvkit.core.digests import digest
 from mvkit.core.modality import Modality
 from mvkit.errors import CheckpointError
 from mvkit.registry.spec import is_spec
@@ -109,6 +110,17 @@ def changes(self: Any) -> dict[str, str]:
             before, after = then.get(path, "nothing"), now.get(path, "nothing")
             differences[path] = f"{before} when the model was made, {after} now"
     return differences
+
+
+def digest_of_weights(model: nn.Module) -> str | None:
+    """A digest of the weights of a model, without its samplers; None on the meta device."""
+    tensors = {}
+    for path, value in model.state_dict().items():
+        if not path.startswith("samplers."):
+            tensors[path] = value
+    if any(isinstance(value, Tensor) and value.is_meta for value in tensors.values()):
+        return None
+    return digest(tensors)
 
 
 def check_savable(self: Any) -> None:

@@ -83,8 +83,9 @@ def fit(
         checkpoint: folder of the run (see `mvkit.training.run_folder`); None: nothing is written.
             A run resumes with the same model, stages, batch size, learning rate, seed, precision
             and data only; `mvkit.training.fingerprint` says what it sees of data, and what not.
-            Its last stage may have more epochs; device, workers, processes and `save_every` may
-            differ, which `History.notes` says.
+            Its last stage may have more epochs; device, workers, processes, listeners and
+            `save_every` may differ, which `History.notes` says. Weights come from the folder;
+            those that a model was given after its seed had drawn some are compared.
         resume: `auto`: resume from the newest good checkpoint in the folder, if there is one;
             `must`: refuse to begin anew; `never`: refuse a folder that has one.
         keep: newest checkpoints kept.
@@ -142,6 +143,7 @@ def fit(
     run.look_at_data()
     run.compare_processes()
     group.synchronise(model)
+    run.look_at_weights()
     as_prior(model.prior).initialise(lambda: _codes(model, data), seed)
     run.warn(look_at_first_rows(model, loader))
     _train(run, resume, compile)
@@ -209,6 +211,8 @@ def _train(run: Run, resume: Resume, compile: bool) -> None:
         except BaseException as error:
             run.listeners.tell(RunFinished(run.history, f"{type(error).__name__}: {error}"))
             raise
+        finally:
+            run.remember_weights()
         run.listeners.tell(RunFinished(run.history))
 
 

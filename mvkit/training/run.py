@@ -15,6 +15,7 @@ from mvkit.data.lengths import known_length
 from mvkit.data.pipeline import Pipeline
 from mvkit.errors import DataError, RequestError
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.models.swapped_modules import digest_of_weights
 from mvkit.registry.spec import to_dict
 from mvkit.training.distributed import ProcessGroup
 from mvkit.training.events import Listeners, RunStarted
@@ -67,6 +68,8 @@ class Run:
         interruption: of this process, by Ctrl-C.
         stopped, interrupted: whether a listener or Ctrl-C ended the run, in any process.
         fingerprints: of the data, and of those to validate on.
+        weights: a digest of those that the model came with, if it was made with a seed.
+        initial_weights: likewise of those that the run began with, if its seed did not give them.
         encoded_rows: the rows of the history as checkpoints hold them, each encoded once.
         saved: when the last checkpoint was written, in seconds of the monotonic clock.
     """
@@ -87,6 +90,8 @@ class Run:
     stopped: bool = False
     interrupted: bool = False
     fingerprints: Json = attrs.field(factory=lambda: {"data": None, "validation": None})
+    weights: str | None = None
+    initial_weights: str | None = None
     encoded_rows: list[list[tuple[str, Any]]] = attrs.field(factory=list)
     saved: float = attrs.field(factory=time.monotonic)
 
@@ -117,8 +122,11 @@ class Run:
             raise state
         if state is None:
             return None
+        then = dict(state.begun_with)
+        weights = then.pop("initial_weights", None)
         # runs that an earlier mvkit finished have no optimizer, and so cannot be lengthened
-        self._check_same(state.begun_with, longer=state.stage < len(self.plan))
+        self._check_same(then, longer=state.stage < len(self.plan))
+        self._check_weights(weights)
         self.step = state.step
         self.history.rows.extend(map(dict, state.history))
         self.model.load_state_dict(state.part("model/"))
@@ -209,16 +217,51 @@ class Run:
             if self.group.first:
                 warnings.warn(f"fit: {sentence}", stacklevel=5)
 
+    def look_at_weights(self) -> None:
+        """Takes a digest of the initial weights, before data place some of them."""
+        if self.folder is None or self.model.seeded_weights is None:
+            return
+        self.weights = digest_of_weights(self.model)
+        if self.weights != self.model.seeded_weights:
+            self.initial_weights = self.weights
+
+    def _check_weights(self, then: str | None) -> None:
+        """Raises RequestError for a model that was made with a seed and begins with other weights.
+
+        What a run left in the model, from which it is resumed in the same process, is no such.
+
+        Args:
+            then: a digest of those that the run was begun with; None: its seed gave them.
+        """
+        now = self.weights
+        self.initial_weights = then
+        if then is None or now is None or now in (then, self.model.left_weights):
+            return
+        where = "" if self.folder is None else self.folder.path
+        raise RequestError(
+            f"fit: the run in {where} was begun with other initial weights, which were given to "
+            f"the model after its seed had drawn some: {difference(then, now)}; give it the same "
+            "ones again (those that were loaded into it), or take another folder"
+        )
+
+    def remember_weights(self) -> None:
+        """Notes in the model what the run left in it, if initial weights are compared."""
+        if self.initial_weights is not None:
+            self.model.left_weights = digest_of_weights(self.model)
+
     def state(self, stage: int, place: Json, tensors: dict[str, Tensor]) -> State:
         """The state of the run, with what a stage adds."""
         for row in self.history.rows[len(self.encoded_rows) :]:
             self.encoded_rows.append(encoded(list(row.items())))
+        begun_with = self.begun_with()
+        if self.initial_weights is not None:
+            begun_with["initial_weights"] = self.initial_weights
         return State(
             stage,
             self.step,
             self.encoded_rows,
             place,
-            self.begun_with(),
+            begun_with,
             tensors,
             self.setting(),
             self.history.notes,
@@ -233,6 +276,7 @@ class Run:
             "workers": self.loader.workers,
             "save_every": self.options.save_every,
             "keep": None if self.folder is None else self.folder.keep,
+            "listeners": self.listeners.classes,
         }
 
     def _note_changes(self, state: State) -> None:
