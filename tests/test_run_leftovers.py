@@ -3,6 +3,11 @@ and what the command line says of mistakes.
 """
 
 import copy
+import shlex
+import signal
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
@@ -10,6 +15,7 @@ from torch import nn
 
 import mvkit
 from mvkit import CheckpointError, Modality, Model
+from mvkit.apps import cli
 from mvkit.testing.tiny_models import model as tiny_model
 
 ROWS = {
@@ -308,3 +314,191 @@ def test_listeners_that_differ_are_noted(tmp_path):
 
 def print_nothing(event):
     """A function, which has no class of its own."""
+
+
+# SIGTERM, and how to go on
+
+ENDED = """
+import signal
+import mvkit, torch
+from mvkit.training.events import CheckpointSaved, RunFinished
+
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+PREPARE
+model = mvkit.Model({"a": (3,)}, latent_dim=2, seed=0)
+rows = {"a": torch.randn(40, 3, generator=torch.Generator().manual_seed(0))}
+seen = []
+
+def listen(event):
+    seen.append(event)
+    if isinstance(event, CheckpointSaved) and event.step == 4:
+        SEND
+    if isinstance(event, RunFinished):
+        print("finished:", event.error, flush=True)
+
+mvkit.fit(model, rows, epochs=3, batch_size=10, checkpoint=FOLDER, progress=False,
+          save_every=1e9, listeners=[listen], OPTIONS)
+print("went on", signal.getsignal(signal.SIGTERM), flush=True)
+"""
+TEXT = {"capture_output": True, "text": True}
+RAISE = "signal.raise_signal(signal.SIGTERM)"
+
+
+def ended(folder, send=RAISE, prepare="", options=""):
+    """The process of a run to which signals are sent after its first epoch."""
+    code = ENDED.replace("SEND", send).replace("PREPARE", prepare).replace("OPTIONS", options)
+    code = code.replace("FOLDER", repr(None if folder is None else str(folder)))
+    return subprocess.run([sys.executable, "-c", code], check=False, **TEXT)
+
+
+def test_sigterm_saves_and_ends_the_process_as_usual(tmp_path):
+    done = ended(tmp_path / "run")
+    assert done.returncode == -signal.SIGTERM
+    assert "went on" not in done.stdout
+    assert "finished: KeyboardInterrupt" in done.stdout
+    (line,) = done.stderr.strip().splitlines()
+    assert line == (
+        "fit: interrupted and saved after batch 4; to resume, call fit again with "
+        f"checkpoint={str(tmp_path / 'run')!r}"
+    )
+    assert (tmp_path / "run/checkpoints/00000004.safetensors").is_file()
+    resumed = ended(tmp_path / "run", send="pass")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"went on {signal.SIG_DFL}" in resumed.stdout
+    whole = ended(tmp_path / "whole", send="pass")
+    assert whole.returncode == 0
+    first, second = (
+        mvkit.load(tmp_path / name / "model.safetensors") for name in ("run", "whole")
+    )
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name])
+
+
+def test_a_second_sigterm_ends_the_process_at_once(tmp_path):
+    done = ended(tmp_path / "run", send=f"{RAISE}; {RAISE}")
+    assert done.returncode == -signal.SIGTERM
+    assert "finished" not in done.stdout
+    assert not (tmp_path / "run/checkpoints/00000005.safetensors").exists()
+
+
+def test_sigterm_without_a_folder_is_as_ever():
+    code = "isinstance(event, mvkit.training.events.EpochFinished) and (" + RAISE + ")"
+    prepare = "import mvkit.training.events"
+    script = ENDED.replace(
+        "if isinstance(event, CheckpointSaved) and event.step == 4:", "if True:"
+    )
+    script = script.replace("SEND", code).replace("PREPARE", prepare)
+    script = script.replace("FOLDER", "None").replace("OPTIONS", "")
+    done = subprocess.run([sys.executable, "-c", script], check=False, **TEXT)
+    assert done.returncode == -signal.SIGTERM
+    assert "finished" not in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_users_handler_of_sigterm_stays(tmp_path):
+    prepare = "signal.signal(signal.SIGTERM, lambda number, frame: print('mine', flush=True))"
+    done = ended(tmp_path / "run", prepare=prepare)
+    assert done.returncode == 0, done.stderr
+    assert "mine" in done.stdout
+    assert "finished: None" in done.stdout
+
+
+def test_a_process_that_a_run_forked_dies_of_sigterm(tmp_path):
+    send = (
+        "import os, time; child = os.fork()\n"
+        "        if child == 0: time.sleep(30); os._exit(7)\n"
+        "        time.sleep(0.5); os.kill(child, signal.SIGTERM); "
+        "print('child', os.WTERMSIG(os.waitpid(child, 0)[1]), flush=True)"
+    )
+    done = ended(tmp_path / "run", send=send)
+    assert done.returncode == 0, done.stderr
+    assert f"child {int(signal.SIGTERM)}" in done.stdout
+
+
+def test_sigterm_in_another_thread_is_as_ever(tmp_path):
+    handlers = []
+
+    def run():
+        trained(small(), tmp_path, listeners=[lambda event: handlers.append(handler())])
+
+    def handler():
+        return signal.getsignal(signal.SIGTERM)
+
+    before = handler()
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert set(handlers) == {before}
+
+
+def test_how_to_resume_a_run_that_may_not_resume(tmp_path):
+    send = "signal.raise_signal(signal.SIGTERM)"
+    done = ended(tmp_path / "run", send=send, options="resume='never'")
+    assert done.stderr.strip().endswith(
+        f"call fit again with checkpoint={str(tmp_path / 'run')!r} and resume='auto'"
+    )
+
+
+def run_file(folder, text=None):
+    file = folder / "plan.toml"
+    file.write_text(
+        text
+        or '[data]\nname = "linear_gaussian"\nrows = 40\n[model]\nlatent_dim = 2\n'
+        "[train]\nepochs = 2\nbatch_size = 10\n"
+    )
+    return file
+
+
+def test_sigterm_on_the_command_line_says_how_to_resume(tmp_path):
+    file = run_file(tmp_path)
+    folder = tmp_path / "a run"
+    code = f"""
+import signal, sys
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from mvkit.training.run_folder import Folder
+save = Folder.save
+def saved(self, *arguments, **options):
+    path = save(self, *arguments, **options)
+    signal.raise_signal(signal.SIGTERM)
+    return path
+if "stop" in sys.argv:
+    Folder.save = saved
+from mvkit.apps import cli
+sys.exit(cli.main(["train", {str(file)!r}, "--folder", {str(folder)!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, "stop"], check=False, **TEXT)
+    assert done.returncode == -signal.SIGTERM
+    (line,) = done.stderr.strip().splitlines()
+    assert line.endswith(f"; to resume, mvkit resume '{folder}'")
+    words = shlex.split(line.partition("; to resume, mvkit ")[2])
+    assert cli.main(words) == 0
+
+
+def test_a_stop_before_anything_was_saved_promises_nothing(tmp_path, monkeypatch, capsys):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mvkit.apps.run_file.Plan.run", stop)
+    folder = tmp_path / "run"
+    assert cli.main(["train", str(run_file(tmp_path)), "--folder", str(folder)]) == 130
+    assert capsys.readouterr().err.strip() == "mvkit: stopped; nothing was saved yet"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints/00000001.safetensors").touch()
+    assert cli.main(["train", str(run_file(tmp_path)), "--folder", str(folder)]) == 130
+    assert capsys.readouterr().err.strip() == f"mvkit: stopped; to resume: mvkit resume {folder}"
+
+
+def test_a_run_without_a_good_checkpoint_is_begun_by_what_there_is(tmp_path, capsys):
+    with pytest.raises(mvkit.RequestError, match="no good checkpoint.*take resume='auto'"):
+        trained(small(), tmp_path / "own", resume="must")
+    folder = tmp_path / "run"
+    assert cli.main(["train", str(run_file(tmp_path)), "--folder", str(folder)]) == 0
+    for path in (folder / "checkpoints").iterdir():
+        path.rename(path.with_name("mine.safetensors"))
+    capsys.readouterr()
+    assert cli.main(["resume", str(folder)]) == 1
+    said = capsys.readouterr().err
+    assert "mvkit train" in said
+    assert "resume='" not in said

@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,9 +41,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _how_to_resume(options: argparse.Namespace) -> str:
     """What goes on with a run that was stopped; nothing for other commands."""
-    if options.command == "train":
-        return f"; to resume: mvkit resume {_folder_of(options)}"
-    return f"; to resume: mvkit resume {options.run}" if options.command == "resume" else ""
+    if options.command not in ("train", "resume"):
+        return ""
+    folder = _folder_of(options) if options.command == "train" else options.run
+    if not _has_checkpoints(folder):
+        return "; nothing was saved yet"
+    return f"; to resume: mvkit resume {shlex.quote(str(folder))}"
+
+
+def _has_checkpoints(folder: Path) -> bool:
+    """Whether a run in the folder can be resumed."""
+    return any((folder / "checkpoints").glob("*.safetensors"))
 
 
 def _folder_of(options: argparse.Namespace) -> Path:
@@ -161,10 +170,10 @@ def _resume(options: argparse.Namespace) -> None:
     from mvkit.apps.run_file import Plan, read
 
     plan = Plan.of(read(options.run / "run.toml"))
-    if not any((options.run / "checkpoints").glob("*.safetensors")):
+    if not _has_checkpoints(options.run):
         raise RequestError(
             f"{options.run}: no checkpoint to resume from; begin the run with mvkit train FILE "
-            f"--folder {options.run}"
+            f"--folder {shlex.quote(str(options.run))}"
         )
     _say(plan.run(options.run, "must"))
 

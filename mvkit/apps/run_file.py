@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import shlex
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from mvkit.registry.spec import as_part, to_dict
 from mvkit.training.events import Event, RunStarted
 from mvkit.training.fit import fit
 from mvkit.training.history import History
+from mvkit.training.interruption import resumed_by
 from mvkit.training.stages import as_stages
 
 TABLES = ("data", "model", "train")
@@ -160,14 +162,16 @@ class Plan:
                 write_whole(folder / "run.toml", tomli_w.dumps(self.config).encode())
 
         options = {**self.options, "checkpoint": folder, "resume": resume, "listeners": [write]}
+        again = f"mvkit resume {shlex.quote(str(folder))}"
+        token = resumed_by.set(again)
         try:
             return fit(self.model, self.data.train, validation=self.data.valid, **options)
         except KeyboardInterrupt as error:
             if not str(error):  # nothing was saved since the last checkpoint
                 raise
-            raise KeyboardInterrupt(
-                f"interrupted and saved; resume by: mvkit resume {folder}"
-            ) from None
+            raise KeyboardInterrupt(f"interrupted and saved; resume by: {again}") from None
+        finally:
+            resumed_by.reset(token)
 
 
 def _model(options: Table, data: Splits) -> tuple[MultimodalModel, int]:

@@ -111,7 +111,8 @@ def fit(
             with.
         OSError: the folder cannot be written; no checkpoint is claimed then.
         KeyboardInterrupt: Ctrl-C; with a folder, after the step was finished and saved, and with
-            a message that says how to resume. A second one stops at once.
+            a message that says how to resume. A second one stops at once. So it is with SIGTERM,
+            which then ends the process as ever, unless the user handles it.
     """
     check_model(model, "fit")
     batch_size = check_whole_number("fit: batch_size", batch_size, 1)
@@ -146,7 +147,12 @@ def fit(
     run.look_at_weights()
     as_prior(model.prior).initialise(lambda: _codes(model, data), seed)
     run.warn(look_at_first_rows(model, loader))
-    _train(run, resume, compile)
+    try:
+        _train(run, resume, compile)
+    except KeyboardInterrupt as error:
+        run.interruption.end_process(str(error))
+        raise
+    run.interruption.end_process("fit: the run was finished and saved before SIGTERM ended it")
     model.eval()
     judge(model, loader if valid is None else valid, run.history)
     return run.history

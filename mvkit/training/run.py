@@ -21,7 +21,7 @@ from mvkit.training.distributed import ProcessGroup
 from mvkit.training.events import Listeners, RunStarted
 from mvkit.training.fingerprint import difference, fingerprint
 from mvkit.training.history import History
-from mvkit.training.interruption import Interruption
+from mvkit.training.interruption import Interruption, resumed_by
 from mvkit.training.nonfinite import OnNonFinite
 from mvkit.training.run_folder import Folder, Json, State, encoded
 from mvkit.training.stages import Stage
@@ -65,9 +65,10 @@ class Run:
         history: one row per epoch so far.
         step: batches done before the current epoch.
         rows_before: rows of the history when the run resumed.
-        interruption: of this process, by Ctrl-C.
+        interruption: of this process, by Ctrl-C or SIGTERM.
         stopped, interrupted: whether a listener or Ctrl-C ended the run, in any process.
         fingerprints: of the data, and of those to validate on.
+        mode: whether it may or must resume.
         weights: a digest of those that the model came with, if it was made with a seed.
         initial_weights: likewise of those that the run began with, if its seed did not give them.
         encoded_rows: the rows of the history as checkpoints hold them, each encoded once.
@@ -90,6 +91,7 @@ class Run:
     stopped: bool = False
     interrupted: bool = False
     fingerprints: Json = attrs.field(factory=lambda: {"data": None, "validation": None})
+    mode: Resume = "auto"
     weights: str | None = None
     initial_weights: str | None = None
     encoded_rows: list[list[tuple[str, Any]]] = attrs.field(factory=list)
@@ -116,6 +118,7 @@ class Run:
         """Takes over the newest checkpoint, checked against this run; None: it begins anew."""
         if self.folder is None:
             return None
+        self.mode = resume
         self.model.check_savable()
         state = self.group.agreed(self._newest(self.folder, resume) if self.group.first else None)
         if isinstance(state, RequestError):  # raised in every process, since none may wait
@@ -174,9 +177,10 @@ class Run:
         except RequestError as error:
             return error
         if state is None and resume == "must":
+            advice = "take resume='auto'"
             return RequestError(
                 f"fit: no good checkpoint in {where}; expected one to resume from; "
-                "take resume='auto'"
+                f"{'begin it by mvkit train' if resumed_by.get() else advice}"
             )
         if state is not None and resume == "never":
             return RequestError(
@@ -339,9 +343,12 @@ class Run:
             step: batches done.
         """
         if self.interrupted and self.folder is not None:
+            again = f"call fit again with checkpoint={str(self.folder.path)!r}"
+            if self.mode == "never":  # which refuses a folder that holds a run
+                again += " and resume='auto'"
             raise KeyboardInterrupt(
-                f"fit: interrupted and saved after batch {step}; to resume, call fit again with "
-                f"checkpoint={str(self.folder.path)!r}"
+                f"fit: interrupted and saved after batch {step}; to resume, "
+                f"{resumed_by.get() or again}"
             )
 
     def due(self) -> bool:
