@@ -502,3 +502,115 @@ def test_a_run_without_a_good_checkpoint_is_begun_by_what_there_is(tmp_path, cap
     said = capsys.readouterr().err
     assert "mvkit train" in said
     assert "resume='" not in said
+
+
+# what the command line says of mistakes
+
+PLAN = (
+    '[data]\nname = "linear_gaussian"\nrows = 40\n[model]\nlatent_dim = 2\n[train]\nepochs = 1\n'
+)
+
+
+def said(capsys, *arguments):
+    """What a command that fails says, in one line."""
+    assert cli.main(list(map(str, arguments))) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            "data.row=3",
+            "data.row: unknown option of dataset 'linear_gaussian'; did you mean 'rows'",
+        ),
+        ("data.rows=ten", "data.rows: got 'ten'; expected an integer of at least 10"),
+        ("data.name=linear", "data: unknown dataset 'linear'; did you mean 'linear_gaussian'?"),
+        ("data.dims=abc", "data.dims: got 'abc'; expected a list of positive whole numbers"),
+        ("data.dims=3", "data.dims: got 3; expected a list of positive whole numbers"),
+        ("data.dims=[0, 2]", "data.dims: got (0, 2); expected a list of positive whole numbers"),
+        ("model.modalities.m0.weigth=2", "model.modalities.m0.weigth: unknown option of Modality"),
+        ("model.modalities.m0.likelihood=gauss", "model.modalities.m0.likelihood: unknown"),
+        ("model.prior=mogg", "model.prior: unknown prior 'mogg'; did you mean 'mog'?"),
+        ("model.latent_dim=two", "model.latent_dim: got 'two'; expected an integer"),
+        ("train.epochs=ten", "train.epochs: got 'ten'; expected an integer of at least 1"),
+        ("train.epochs=true", "train.epochs: got True; expected an integer of at least 1"),
+        ("train.stages=joint", "train.stages: unknown schedule 'joint'"),
+        ("train.stages=[1]", "train.stages: got 1; expected a Stage, or a dict"),
+        ("train.stages=[{epoch=1}]", "train.stages.epoch: unknown option of Stage; did you mean"),
+        ("train.epoch=3", "train.epoch: unknown option; did you mean 'epochs'?"),
+    ],
+)
+def test_options_are_named_by_their_tables(tmp_path, capsys, change, expected):
+    file = run_file(tmp_path, PLAN)
+    line = said(capsys, "train", file, "--folder", tmp_path / "run", "--set", change)
+    assert line.startswith(f"mvkit: {expected}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "[data]\nname = polydigits\n",
+            "line 2, column 8): name = polydigits; expected [TABLE] or",
+        ),
+        (f"{PLAN}compile = True\n", "compile = True; expected [TABLE] or OPTION = VALUE"),
+        (f"{PLAN}epochs = 3\n", "epochs = 3; expected [TABLE] or OPTION = VALUE, each once"),
+        (f"{PLAN}[data]\n", "[data]; expected [TABLE] or OPTION = VALUE, each once"),
+        (f"epochs = 3\n{PLAN}", "epochs = 3 is in no table; expected tables [data], [model]"),
+        (f"latent_dim = 3\n{PLAN}", "put it below [model]"),
+        (f"nothing = 3\n{PLAN}", "put it below one of them"),
+        (f"{PLAN}[[train]]\n", "[[train]]; expected [TABLE] or OPTION = VALUE, each once"),
+        (PLAN.replace("[train]", "[training]"), "no table [training] is known; did you mean 'tr"),
+    ],
+)
+def test_run_files_that_are_no_run_files(tmp_path, capsys, text, expected):
+    file = run_file(tmp_path, text)
+    line = said(capsys, "train", file, "--folder", tmp_path / "run")
+    assert line.startswith(f"mvkit: {file}: ")
+    assert expected in line
+
+
+def test_paths_that_lead_nowhere(tmp_path, capsys):
+    nothing = tmp_path / "nothing"
+    file = run_file(tmp_path, PLAN)
+    missing = f"mvkit: {nothing}: No such file or directory; check the path"
+    assert said(capsys, "train", nothing) == missing
+    assert said(capsys, "show", nothing) == missing
+    assert said(capsys, "train", tmp_path) == f"mvkit: {tmp_path}: Is a directory; check the path"
+    assert "a folder; expected a file, such as" in said(capsys, "show", tmp_path)
+    for path in (nothing, file):
+        assert f"{path}: no such folder; expected the folder of a run" in said(
+            capsys, "report", path
+        )
+    for path in (nothing, file, tmp_path):
+        line = said(capsys, "resume", path)
+        assert line.startswith(f"mvkit: {path}: no folder with a run.toml")
+    line = said(capsys, "train", file, "--folder", file)
+    assert line == f"mvkit: {file}/checkpoints: Not a directory; check the path"
+
+
+def test_reports_of_runs_that_do_not_say_what_they_are(tmp_path, capsys):
+    file = run_file(tmp_path, PLAN)
+    folder = tmp_path / "run"
+    assert cli.main(["train", str(file), "--folder", str(folder)]) == 0
+    capsys.readouterr()
+    line = said(capsys, "report", folder, "-o", tmp_path)
+    assert f"{tmp_path}: a folder; expected the name of a file, such as" in line
+    plan = folder / "run.toml"
+    plan.write_text(plan.read_text().replace("rows = 40", "rows = 'many'"))
+    assert said(capsys, "report", folder) == (
+        f"mvkit: {plan}: data.rows: got 'many'; expected an integer of at least 10"
+    )
+    plan.write_text("[data]\nname = 3\n")
+    assert f"{plan}: data: got {{'name': 3}}; expected a 'name'" in said(capsys, "report", folder)
+
+
+def test_kinds_that_are_not_there(capsys):
+    assert "unknown kind 'priors'; did you mean 'prior'?" in said(capsys, "list", "priors")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["describe"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'describe'" in capsys.readouterr().err

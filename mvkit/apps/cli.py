@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options.run_command(options)
     except (MvkitError, OSError) as error:
-        print(f"mvkit: {error}", file=sys.stderr)
+        print(f"mvkit: {_reason(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         # of a run that was saved, the message says so
@@ -37,6 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mvkit: {reason}", file=sys.stderr)
         return 130
     return 0
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong; of files, in words, without the number of the error."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}; check the path"
+    return str(error)
 
 
 def _how_to_resume(options: argparse.Namespace) -> str:
@@ -169,7 +176,13 @@ def _train(options: argparse.Namespace) -> None:
 def _resume(options: argparse.Namespace) -> None:
     from mvkit.apps.run_file import Plan, read
 
-    plan = Plan.of(read(options.run / "run.toml"))
+    run_file = options.run / "run.toml"
+    if not run_file.is_file():
+        raise RequestError(
+            f"{options.run}: no folder with a run.toml, which mvkit train writes; expected the "
+            "folder of a run that it began; check the path, or begin one with mvkit train FILE"
+        )
+    plan = Plan.of(read(run_file))
     if not _has_checkpoints(options.run):
         raise RequestError(
             f"{options.run}: no checkpoint to resume from; begin the run with mvkit train FILE "
@@ -179,6 +192,11 @@ def _resume(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
+    if options.file.is_dir():
+        raise RequestError(
+            f"{options.file}: a folder; expected a file, such as "
+            f"{options.file / 'model.safetensors'}"
+        )
     _say(json.dumps(describe(options.file), indent=2))
 
 

@@ -22,7 +22,7 @@ from mvkit import plots
 from mvkit.core.safe_file import write_whole
 from mvkit.data.datasets.catalogue import Splits, load_dataset
 from mvkit.data.pipeline import as_pipeline
-from mvkit.errors import DataError, MvkitError, RequestError
+from mvkit.errors import DataError, MvkitError, RequestError, SpecError
 from mvkit.evaluation.evaluate import MetricLike, evaluate
 from mvkit.evaluation.report import TITLES, Report, cells_of
 from mvkit.models.checkpoint import load
@@ -80,7 +80,11 @@ def write_page(
 
 
 def _check_output(output: Path) -> None:
-    """Raises DataError for a file that is no page, which would be lost."""
+    """Raises DataError for a folder, or a file that is no page, which would be lost."""
+    if output.is_dir():
+        raise DataError(
+            f"{output}: a folder; expected the name of a file, such as {output / 'report.html'}"
+        )
     if output.is_file() and output.stat().st_size:
         with output.open("rb") as file:
             beginning = file.read(100).strip().lower()
@@ -96,6 +100,11 @@ def weights_of(run: Path) -> Path:
     Raises:
         DataError: it is not in the folder, be it by a link.
     """
+    if not run.is_dir():
+        raise DataError(
+            f"{run}: no such folder; expected the folder of a run, with model.safetensors; check "
+            "the path"
+        )
     weights = run / "model.safetensors"
     if not weights.is_file() or not _inside(weights, run):
         raise DataError(
@@ -127,6 +136,9 @@ def run_data(run: Path, name: str | None) -> Splits:
     try:
         options = tomllib.loads(file.read_text("utf-8"))["data"]
         return load_dataset(**options)
+    except SpecError as error:
+        path = ".".join(filter(None, ("data", error.path)))
+        raise SpecError(error.reason, f"{file}: {path}") from None
     except MvkitError:
         raise
     except (OSError, LookupError, TypeError, ValueError, RecursionError, OverflowError) as error:
