@@ -342,6 +342,7 @@ mvkit.fit(model, rows, epochs=3, batch_size=10, checkpoint=FOLDER, progress=Fals
 print("went on", signal.getsignal(signal.SIGTERM), flush=True)
 """
 TEXT = {"capture_output": True, "text": True}
+RAISE_NOTED = "run.interruption._note_end(signal.SIGTERM, None)"
 RAISE = "signal.raise_signal(signal.SIGTERM)"
 
 
@@ -373,6 +374,17 @@ def test_sigterm_saves_and_ends_the_process_as_usual(tmp_path):
     )
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name])
+
+
+def test_sigterm_after_the_last_step_ends_the_process_too(tmp_path):
+    prepare = (
+        "from mvkit.training.run import Run\nfinish = Run.finish\n"
+        f"Run.finish = lambda run: (finish(run), {RAISE_NOTED})"
+    )
+    done = ended(tmp_path / "run", send="pass", prepare=prepare)
+    assert done.returncode == -signal.SIGTERM
+    assert done.stderr == "fit: SIGTERM came late; the run was finished and saved\n"
+    assert (tmp_path / "run/model.safetensors").is_file()
 
 
 def test_a_second_sigterm_ends_the_process_at_once(tmp_path):

@@ -124,8 +124,7 @@ class Model(MultimodalModel):
         self._likelihood_weights = parts.likelihood_weights
         self._vectors: dict[object, Tensor] = {}
         self._schemas: dict[torch.dtype, Schema] = {}
-        self.built_as = architecture(self, self.spec)
-        self.seeded_weights = None if seed is None else digest_of_weights(self)
+        self._remember_how_it_was_built(seeded=seed is not None)
 
     @property
     def schema(self) -> Schema:
@@ -259,6 +258,10 @@ class Model(MultimodalModel):
         """The modalities, with the networks that replaced those that were built."""
         changes = self.changes()
         return with_swapped_networks(self.modalities, self.encoders, self.decoders, changes)
+
+    def _remember_how_it_was_built(self, *, seeded: bool) -> None:
+        self.built_as = architecture(self, self.spec)
+        self.seeded_weights = digest_of_weights(self) if seeded else None
 
     def note_new_prior(self) -> None:
         """Takes the prior as it is now for what the model was made with."""

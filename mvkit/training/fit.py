@@ -147,12 +147,8 @@ def fit(
     run.look_at_weights()
     as_prior(model.prior).initialise(lambda: _codes(model, data), seed)
     run.warn(look_at_first_rows(model, loader))
-    try:
+    with run.interruption.fatal_in_the_end():
         _train(run, resume, compile)
-    except KeyboardInterrupt as error:
-        run.interruption.end_process(str(error))
-        raise
-    run.interruption.end_process("fit: the run was finished and saved before SIGTERM ended it")
     model.eval()
     judge(model, loader if valid is None else valid, run.history)
     return run.history

@@ -67,8 +67,17 @@ class Interruption:
         self.noted = True
         self.terminated = True
 
-    def end_process(self, message: str) -> None:
-        """Ends the process as SIGTERM does, if there was one, after a line on standard error."""
+    @contextlib.contextmanager
+    def fatal_in_the_end(self) -> Iterator[None]:
+        """On exit, the process ends as of SIGTERM, if there was one, after a line that says so."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            self._end_process(str(error))
+            raise
+        self._end_process("fit: SIGTERM came late; the run was finished and saved")
+
+    def _end_process(self, message: str) -> None:
         if self.terminated:
             print(message, file=sys.stderr, flush=True)
             _die(signal.SIGTERM)
