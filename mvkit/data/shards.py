@@ -35,7 +35,7 @@ from mvkit.core import safe_file
 from mvkit.core.batch import Batch
 from mvkit.core.blocks import block_size, block_slices
 from mvkit.core.modality import Modality, ModalityLike, as_modalities
-from mvkit.data.align import as_list
+from mvkit.data.align import alignment, as_list
 from mvkit.data.batch_order import order, windowed
 from mvkit.data.row_values import to_json
 from mvkit.data.shard_index import Kind, inside, read_index, tensors_at
@@ -261,6 +261,16 @@ class Shards:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def __repr__(self) -> str:
+        return f"Shards({str(self.folder)!r}; {self.alignment})"
+
+    @property
+    def alignment(self) -> str:
+        """How many rows have all modalities, and how many each, by the masks in the index."""
+        if self.mask is None:
+            return f"{len(self):,} rows"
+        return alignment(self.mask, tuple(self.modalities))
 
     @property
     def labels(self) -> Any:

@@ -33,9 +33,11 @@ def save(model: MultimodalModel, path: str | os.PathLike[str]) -> None:
     """Writes a model: specs with all defaults, weights, buffers.
 
     The file appears complete or not at all: a temporary file beside it is written, synced and
-    renamed.
+    renamed. A network that replaced an encoder's or a decoder's after the model was made is saved
+    as a module of the user's, which `load` is given.
 
     Raises:
+        CheckpointError: another part was replaced or added after the model was made.
         OSError: when the folder cannot be written; nothing is left behind.
     """
     check_model(model, "save")
@@ -43,7 +45,12 @@ def save(model: MultimodalModel, path: str | os.PathLike[str]) -> None:
 
 
 def header_of(model: MultimodalModel) -> Header:
-    """What a file says of its model, beside the weights."""
+    """What a file says of its model, beside the weights.
+
+    Raises:
+        CheckpointError: parts were replaced that the header cannot name.
+    """
+    model.check_savable()
     specs = (model.spec, *(sampler.spec for sampler in model.samplers.values()))
     return {
         "model": model.header(),

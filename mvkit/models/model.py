@@ -17,7 +17,7 @@ from mvkit.core.covariates import CovariateLike, Side
 from mvkit.core.decoding import Decoding
 from mvkit.core.experts import Experts
 from mvkit.core.mixture import Mixture
-from mvkit.core.modality import ModalityLike, PartLike, ScheduleLike, Sizes
+from mvkit.core.modality import Modality, ModalityLike, PartLike, ScheduleLike, Sizes
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Draws, Posterior
 from mvkit.core.terms import Draw, Reconstruct, Terms, Want
@@ -27,6 +27,12 @@ from mvkit.models import clusters, description, generation, importance_sampling,
 from mvkit.models.build import ModelSpec
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.part_checks import assembled
+from mvkit.models.swapped_modules import (
+    architecture,
+    check_changes,
+    digest_of_weights,
+    with_swapped_networks,
+)
 from mvkit.parts.objectives.objective import Objective
 from mvkit.parts.priors import as_prior
 from mvkit.registry import plugins
@@ -117,6 +123,7 @@ class Model(MultimodalModel):
         self._likelihood_weights = parts.likelihood_weights
         self._vectors: dict[object, Tensor] = {}
         self._schemas: dict[torch.dtype, Schema] = {}
+        self._remember_how_it_was_built(seeded=seed is not None)
 
     @property
     def schema(self) -> Schema:
@@ -252,10 +259,31 @@ class Model(MultimodalModel):
     def header(self) -> dict[str, Any]:
         # the file's keys are sorted, and columns of masks follow the order
         order = list(self.names)
-        header = {"name": "model", "order": order, **to_dict(self.spec), **self.sampler_header()}
+        spec = {**to_dict(self.spec), "modalities": to_dict(self.current_modalities())}
+        header = {"name": "model", "order": order, **spec, **self.sampler_header()}
         if self.conditions is not None:
             header["covariate_rows"] = len(self.conditions.rows)
         return header
+
+    def current_modalities(self) -> dict[str, Modality]:
+        """The modalities, with the networks that replaced those that were built."""
+        changes = self.changes()
+        return with_swapped_networks(self.modalities, self.encoders, self.decoders, changes)
+
+    def _remember_how_it_was_built(self, *, seeded: bool) -> None:
+        self.built_as = architecture(self, self.spec)
+        self.seeded_weights = digest_of_weights(self) if seeded else None
+
+    def note_new_prior(self) -> None:
+        """Takes the prior as it is now for what the model was made with."""
+        if self.built_as is not None:
+            now = architecture(self, self.spec)
+            rest = {k: part for k, part in self.built_as.items() if not k.startswith("prior")}
+            priors = {k: part for k, part in now.items() if k.startswith("prior")}
+            self.built_as = {**rest, **priors}
+
+    def check_savable(self) -> None:
+        check_changes(self.changes(), self.current_modalities())
 
 
 def _weight(draws: Draws) -> Tensor | None:

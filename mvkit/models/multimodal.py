@@ -24,7 +24,7 @@ from mvkit.core.posterior import Posterior
 from mvkit.core.validation import Schema
 from mvkit.data.dataset import Rows, as_batch
 from mvkit.errors import RequestError
-from mvkit.models import clusters, generation, importance_sampling
+from mvkit.models import clusters, generation, importance_sampling, swapped_modules
 from mvkit.models.generating import GeneratingModel
 from mvkit.models.generation import GenerationOptions
 from mvkit.models.importance_sampling import Sampling
@@ -63,6 +63,11 @@ class MultimodalModel(GeneratingModel):
     prior: nn.Module
     aggregator: Aggregator
     decoding: Decodes
+    seeded_weights: str | None = None  # a digest of those that the seed gave; None: no seed
+    left_weights: str | None = None  # likewise of those that a run left, where it is compared
+    built_as: swapped_modules.Architecture | None = (
+        None  # None: nobody noted it when the model was made
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -291,6 +296,8 @@ class MultimodalModel(GeneratingModel):
     log_weights = importance_sampling.log_weights
     log_likelihood = importance_sampling.log_likelihood
     clusters = clusters.clusters
+    changes = swapped_modules.changes
+    check_savable = swapped_modules.check_savable
 
 
 def check_model(model: object, where: str) -> None:

@@ -32,6 +32,7 @@ from mvkit.models.inference import ConditionalPosterior, ConditioningSets
 from mvkit.models.levels import Levels
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.models.swapped_modules import architecture, digest_of_weights
 from mvkit.parts.objectives.objective import Objective
 from mvkit.registry.fields import switch
 from mvkit.registry.spec import as_part, field, part, spec, to_dict
@@ -133,6 +134,14 @@ class Stack(MultimodalModel):
             schedule="single" if schedule is None else schedule,
             through_top=through_top,
         )
+        self.built_as = architecture(self, self.spec)
+        if all(level.seeded_weights == digest_of_weights(level) for level in levels):
+            self.seeded_weights = digest_of_weights(self)
+
+    def check_savable(self) -> None:
+        super().check_savable()
+        self.bottom.check_savable()
+        self.top.check_savable()
 
     @property
     def bottom(self) -> Model:

@@ -27,7 +27,7 @@ from mvkit.training.nonfinite import OnNonFinite
 from mvkit.training.run import Options, Precision, Resume, Run
 from mvkit.training.run_folder import Folder
 from mvkit.training.stages import Stage, StagesLike, as_stages, with_patience
-from mvkit.training.starts import start_from_data, weighed_rows
+from mvkit.training.starts import look_at_first_rows, weighed_rows
 from mvkit.training.verdict import judge
 
 if TYPE_CHECKING:
@@ -83,8 +83,9 @@ def fit(
         checkpoint: folder of the run (see `mvkit.training.run_folder`); None: nothing is written.
             A run resumes with the same model, stages, batch size, learning rate, seed, precision
             and data only; `mvkit.training.fingerprint` says what it sees of data, and what not.
-            Its last stage may have more epochs; device, workers, processes and `save_every` may
-            differ, which `History.notes` says.
+            Its last stage may have more epochs; device, workers, processes, listeners and
+            `save_every` may differ, which `History.notes` says. Weights come from the folder;
+            those that a model was given after its seed had drawn some are compared.
         resume: `auto`: resume from the newest good checkpoint in the folder, if there is one;
             `must`: refuse to begin anew; `never`: refuse a folder that has one.
         keep: newest checkpoints kept.
@@ -110,7 +111,8 @@ def fit(
             with.
         OSError: the folder cannot be written; no checkpoint is claimed then.
         KeyboardInterrupt: Ctrl-C; with a folder, after the step was finished and saved, and with
-            a message that says how to resume. A second one stops at once.
+            a message that says how to resume. A second one stops at once. So it is with SIGTERM,
+            which then ends the process as ever, unless the user handles it.
     """
     check_model(model, "fit")
     batch_size = check_whole_number("fit: batch_size", batch_size, 1)
@@ -143,9 +145,11 @@ def fit(
     run.weigh_rows()
     run.compare_processes()
     group.synchronise(model)
+    run.look_at_weights()
     as_prior(model.prior).initialise(lambda: _codes(model, data), seed)
-    start_from_data(model, loader)
-    _train(run, resume, compile)
+    run.warn(look_at_first_rows(model, loader))
+    with run.interruption.fatal_in_the_end():
+        _train(run, resume, compile)
     model.eval()
     judge(model, loader if valid is None else valid, run.history)
     return run.history
@@ -210,6 +214,8 @@ def _train(run: Run, resume: Resume, compile: bool) -> None:
         except BaseException as error:
             run.listeners.tell(RunFinished(run.history, f"{type(error).__name__}: {error}"))
             raise
+        finally:
+            run.remember_weights()
         run.listeners.tell(RunFinished(run.history))
 
 

@@ -1,4 +1,6 @@
-"""Where parameters start that training data place: before the first step of a run."""
+"""What a run learns of its training data before the first step: where parameters start, and what
+is odd about the data.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,8 @@ from mvkit.core.batch import Batch
 from mvkit.core.decoder import Decoder
 from mvkit.core.likelihood import Likelihood
 from mvkit.data.pipeline import Pipeline
+from mvkit.data.shards import Shards
+from mvkit.data.suspicions import suspicions
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.parts.networks import Dense, WithContext
@@ -21,25 +25,31 @@ ROWS_GIVEN = 10_000  # likewise, for covariates and exposures
 SMALLEST = 1e-3  # spread of a feature, as a share of that of its modality
 
 
-def start_from_data(model: MultimodalModel, data: Pipeline) -> None:
+def look_at_first_rows(model: MultimodalModel, data: Pipeline) -> list[str]:
     """Lets likelihoods place their parameters by the first rows of the training data.
 
     Where that moves some (a trained scale, say), the fully connected networks of the modality
     start there too: encoders as if the values were standardised, decoders around their means.
     What was trained already stays. Streams and loaders, whose first rows may not come again, are
-    left alone. A stack starts at its bottom.
+    left alone; so is what a source of the user's returns, unless parameters are to be placed. A
+    stack starts at its bottom.
+
+    Returns:
+        Sentences about what is odd in these rows.
     """
     bottom = cast(Model, getattr(model, "bottom", model))
     _place_given(bottom, data)
     starting = _starting(bottom)
-    first = data.first_rows(ROWS) if starting else None
+    free = isinstance(data.rows, Batch | Shards) and data.transform is None
+    first = data.first_rows(ROWS) if starting or free else None
     if first is None:
-        return
-    first = weighed_rows(first)
+        return []
+    typical = weighed_rows(first)
     for name, decoder in starting.items():
-        present = first.present(name)
-        if present.any() and _moves(decoder.likelihood, first.data[name], present):
-            _start_networks(bottom, name, decoder, first)
+        present = typical.present(name)
+        if present.any() and _moves(decoder.likelihood, typical.data[name], present):
+            _start_networks(bottom, name, decoder, typical)
+    return suspicions(first, model.schema, model.modalities)
 
 
 def _place_given(model: Model, data: Pipeline) -> None:
