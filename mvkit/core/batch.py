@@ -7,7 +7,7 @@ one that a model can use without looking at values again: unobserved entries bec
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, TypedDict
 
@@ -18,7 +18,16 @@ from attrs.converters import optional
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from mvkit.core.raw_values import SIGNED, Columns, Source, as_tensor, signed, widened
+from mvkit.core.raw_values import (
+    SIGNED,
+    Columns,
+    Source,
+    as_tensor,
+    is_plain,
+    signed,
+    values_in,
+    widened,
+)
 from mvkit.core.row_picks import RowPick, row_index
 from mvkit.core.validation import Schema, conform_values
 from mvkit.errors import DataError, NothingObserved, ShapeError, suggest
@@ -31,7 +40,7 @@ def _tensors(values: Mapping[str, object], where: str) -> dict[str, Tensor]:
         )
     tensors = {}
     for name, value in values.items():
-        if type(value) is not Tensor or value.layout is not torch.strided:
+        if type(value) is not Tensor or not is_plain(value):
             value = as_tensor(value, f"{where}[{name!r}]")
         tensors[name] = value
     return tensors
@@ -46,7 +55,9 @@ def _elements(values: Mapping[str, object]) -> dict[str, Tensor]:
 
 
 def _mask(value: object) -> Tensor:
-    return value if type(value) is Tensor else as_tensor(value, "batch.mask")
+    if type(value) is Tensor and is_plain(value):
+        return value
+    return as_tensor(value, "batch.mask")
 
 
 class RowIndices(TypedDict, total=False):
@@ -100,9 +111,9 @@ class Batch:
     hidden: frozenset[str] = attrs.field(default=frozenset(), kw_only=True, repr=False)
 
     def __len__(self) -> int:
-        if self.mask is not None:
+        if self.mask is not None and self.mask.ndim:
             return len(self.mask)
-        return next((len(value) for value in self.data.values()), 0)
+        return next((len(value) for value in self.data.values() if value.ndim), 0)
 
     @cached_property
     def observed(self) -> Tensor:
@@ -331,9 +342,10 @@ def _length(batch: Batch) -> int:
                 "every modality; give NaN rows or a mask for rows that a modality lacks"
             )
     for name, value in batch.extra.items():
-        if isinstance(value, Sized) and len(value) != b:
+        length = values_in(value, f"batch.extra[{name!r}]")
+        if length != b:
             raise ShapeError(
-                f"batch.extra[{name!r}]: {len(value)} values for {b} rows; expected one for each"
+                f"batch.extra[{name!r}]: {length} values for {b} rows; expected one for each"
             )
     return b
 

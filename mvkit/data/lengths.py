@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sized
 
-from torch import Tensor
-
 from mvkit.core.batch import Batch
+from mvkit.core.raw_values import values_in
 from mvkit.core.validation import Schema
 from mvkit.errors import ShapeError
 
@@ -28,10 +27,7 @@ def check_lengths(batch: Batch, schema: Schema | None) -> None:
     if batch.mask is not None:
         lengths["mask"] = len(batch.mask) if batch.mask.ndim else 0
     for name, value in batch.extra.items():
-        if isinstance(value, Tensor):
-            lengths[f"extra[{name!r}]"] = len(value) if value.ndim else 0
-        elif isinstance(value, Sized):
-            lengths[f"extra[{name!r}]"] = len(value)
+        lengths[f"extra[{name!r}]"] = values_in(value, f"batch.extra[{name!r}]")
     if len(set(lengths.values())) < 2:
         return
     first, b = next(iter(lengths.items()))

@@ -20,7 +20,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,13 @@ from mvkit.core import safe_file
 from mvkit.core.batch import Batch
 from mvkit.core.blocks import block_size, block_slices
 from mvkit.core.modality import Modality, ModalityLike, as_modalities
+from mvkit.core.raw_values import values_in
 from mvkit.data.align import as_list
 from mvkit.data.batch_order import order, windowed
 from mvkit.data.row_values import to_json
 from mvkit.data.shard_index import Kind, inside, read_index, tensors_at
 from mvkit.data.sources import observed
-from mvkit.errors import DataError, ShapeError, check_whole_number
+from mvkit.errors import DataError, ShapeError, check_whole_number, suggest
 from mvkit.registry.spec import to_dict
 
 INDEX = "index.safetensors"
@@ -113,10 +114,13 @@ def _check_lengths(batch: object) -> None:
             "values in mvkit.Batch"
         )
     known = {f"extra {name!r}": value for name, value in batch.extra.items()}
+    if batch.mask is not None:
+        known["mask"] = batch.mask
     for name, value in {**batch.data, **known}.items():
-        if isinstance(value, Sized) and len(value) != len(batch):
+        length = values_in(value, f"save: {name}")
+        if length != len(batch):
             raise ShapeError(
-                f"save: {name}: {len(value)} values for {len(batch)} rows; expected one for each; "
+                f"save: {name}: {length} values for {len(batch)} rows; expected one for each; "
                 "give NaN rows or a mask for rows that it lacks"
             )
 
@@ -138,6 +142,7 @@ def _write(parts: Iterable[Batch], folder: Path, modalities: dict[str, Modality]
                     f"{shape}; expected one dtype and shape in all batches"
                 )
         masks.append(observed(batch, tuple(modalities)))
+        _check_modalities(batch, modalities)
         extra.append(batch.extra)
         if set(batch.extra) != set(extra[0]):
             raise ShapeError(
@@ -159,6 +164,14 @@ def _write(parts: Iterable[Batch], folder: Path, modalities: dict[str, Modality]
         "shards": shards,
     }
     safe_file.write(folder / INDEX, header, {"mask": torch.cat(masks), **_joined(extra)})
+
+
+def _check_modalities(batch: Batch, modalities: Mapping[str, Modality]) -> None:
+    """Raises ShapeError for values that are none of the modalities, which no mask tells of."""
+    for name in batch.data:
+        if name not in modalities:
+            remedy = suggest(name, modalities)
+            raise ShapeError(f"save: data[{name!r}] is none of the modalities; {remedy}")
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:

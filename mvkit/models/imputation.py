@@ -213,6 +213,8 @@ def embed(
 
 def _whole(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The nearest whole numbers that an integer type holds."""
+    if not x.is_floating_point():  # class indices
+        return x
     limits = torch.iinfo(dtype)
     return x.round().clamp(limits.min, limits.max)
 
