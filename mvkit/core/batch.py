@@ -9,13 +9,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any
 
 import attrs
 import numpy as np
 import torch
 from attrs.converters import optional
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mvkit.core.raw_values import (
@@ -28,8 +27,8 @@ from mvkit.core.raw_values import (
     values_in,
     widened,
 )
-from mvkit.core.row_picks import RowPick, row_index
-from mvkit.core.validation import Schema, conform_values
+from mvkit.core.row_picks import RowIndices, RowPick, indices_of, row_index
+from mvkit.core.validation import Schema, conform_indices, conform_values, one_hot
 from mvkit.errors import DataError, NothingObserved, ShapeError, suggest
 
 
@@ -60,14 +59,6 @@ def _mask(value: object) -> Tensor:
     return as_tensor(value, "batch.mask")
 
 
-class RowIndices(TypedDict, total=False):
-    """The fields of a batch that depend on its mask alone."""
-
-    observed_rows: tuple[Tensor | None, ...]
-    complete_rows: Tensor | None
-    first_empty_row: int | None
-
-
 @attrs.frozen(eq=False)
 class Batch:
     """Rows of data with gaps.
@@ -89,6 +80,8 @@ class Batch:
         complete_rows: set by `conform`: indices of the rows that observe every modality; likewise.
         first_empty_row: set by `conform`: the first row that observes nothing, if there is one.
         hidden: set by `hide`: the modalities that it hid, for which nothing is decoded.
+        classes: set by `conform(compact=True)`: how many classes there are, of modalities whose
+            values are class indices still.
 
     Example:
         >>> import torch
@@ -109,6 +102,7 @@ class Batch:
     complete_rows: Tensor | None = attrs.field(default=None, kw_only=True, repr=False)
     first_empty_row: int | None = attrs.field(default=None, kw_only=True, repr=False)
     hidden: frozenset[str] = attrs.field(default=frozenset(), kw_only=True, repr=False)
+    classes: dict[str, int] = attrs.field(factory=dict, kw_only=True, repr=False)
 
     def __len__(self) -> int:
         if self.mask is not None and self.mask.ndim:
@@ -220,6 +214,15 @@ class Batch:
             hidden=hidden,
         )
 
+    def expanded(self) -> Batch:
+        """The batch with its class indices one-hot, as models take it."""
+        if not self.classes or self.schema is None:
+            return self
+        data = dict(self.data)
+        for name, number in self.classes.items():
+            data[name] = one_hot(data[name], number, self.schema.dtype)
+        return attrs.evolve(self, data=data, classes={})
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch on another device."""
         if all(value.device == torch.device(device) for value in self.data.values()):
@@ -252,7 +255,7 @@ def _pick(value: Any, index: Tensor | slice) -> Any:
     return [value[i] for i in index.tolist()]
 
 
-def conform(batch: Batch, schema: Schema) -> Batch:
+def conform(batch: Batch, schema: Schema, *, compact: bool = False) -> Batch:
     """The batch as a model with this schema uses it; errors name modality, row and remedy.
 
     Casts to the model's dtype, derives mask and elements and checks them against the data, sets
@@ -261,12 +264,19 @@ def conform(batch: Batch, schema: Schema) -> Batch:
     values, so it waits for the device: call it where the data are, before they are moved
     (`mvkit.fit` does).
 
+    Args:
+        batch: rows from outside.
+        schema: the model's.
+        compact: leave class indices what they are, which takes as many times less memory as there
+            are classes; `expanded` makes the rows of it that a model is given one-hot.
+
     Raises:
         ShapeError: unknown modality, wrong shape or dtype, lengths that differ.
         DataError: no rows; a mask that contradicts the data; values that a likelihood cannot take.
     """
     if batch.schema is schema or batch.schema == schema:
-        return batch
+        return batch if compact else batch.expanded()
+    batch = batch.expanded()
     _check_names(batch, schema)
     b = _length(batch)
     columns = _mask_columns(batch, schema, b)
@@ -274,18 +284,28 @@ def conform(batch: Batch, schema: Schema) -> Batch:
     data = {}
     elements = {}
     observed = []
-    sources = [_source(batch, name, columns.get(name)) for name in schema.names]
-    for source in sources:
-        data[source.name], rows, present = conform_values(schema, source, b)
+    classes = {}
+    for name in schema.names:
+        source = _source(batch, name, columns.get(name))
+        indices = conform_indices(schema, source) if compact else None
+        if indices is not None:
+            data[name], rows = indices
+            classes[name] = schema.shapes[name][-1]
+        else:
+            data[name], rows, present = conform_values(schema, source, b)
+            _warn_if_odd(name, schema, data[name])
+            if present is not None:
+                elements[name] = present
         observed.append(rows.to(device))
-        if present is not None:
-            elements[source.name] = present
-    for name, likelihood in schema.likelihoods.items():
-        warning = likelihood.sanity_warning(data[name])
-        if warning:
-            warnings.warn(f"batch.data[{name!r}]: {warning}", stacklevel=2)
     mask = torch.stack(observed, dim=1)
-    return Batch(data, mask, elements or None, batch.extra, schema=schema, **indices_of(mask))
+    conformed = Batch(data, mask, elements or None, batch.extra, schema=schema, classes=classes)
+    return attrs.evolve(conformed, **indices_of(mask))
+
+
+def _warn_if_odd(name: str, schema: Schema, x: Tensor) -> None:
+    warning = schema.likelihoods[name].sanity_warning(x)
+    if warning:
+        warnings.warn(f"batch.data[{name!r}]: {warning}", stacklevel=3)
 
 
 def _source(batch: Batch, name: str, observed: Tensor | None) -> Source:
@@ -299,21 +319,6 @@ def _source(batch: Batch, name: str, observed: Tensor | None) -> Source:
     columns = Columns(features) if features else None
     done = batch.schema.transforms.get(name, ())
     return Source(name, x, observed, elements, columns, ids, done)
-
-
-def indices_of(mask: Tensor) -> RowIndices:
-    """Which rows observe each modality and which all, and the first that observes nothing."""
-    array = mask.cpu().numpy()  # a handful of tiny steps, which numpy takes faster
-
-    def where(flags: ArrayLike) -> Tensor | None:
-        return None if np.all(flags) else torch.from_numpy(np.flatnonzero(flags)).to(mask.device)
-
-    some = array.any(1)
-    return {
-        "observed_rows": tuple(where(column) for column in array.T),
-        "complete_rows": where(array.all(1)),
-        "first_empty_row": None if some.all() else int(some.argmin()),
-    }
 
 
 def _check_names(batch: Batch, schema: Schema) -> None:

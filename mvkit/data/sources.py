@@ -279,12 +279,12 @@ def split(rows: Batch, indices: Sequence[Tensor]) -> Iterator[Batch]:
         if others:
             extra |= rest.take(index).extra
         elements = rows.elements and pick(rows.elements, index)
-        fixed = {"schema": rows.schema, "hidden": rows.hidden, **known}
+        fixed = {"schema": rows.schema, "hidden": rows.hidden, "classes": rows.classes, **known}
         yield Batch(pick(rows.data, index), part, elements, extra, **fixed)
 
 
 def _indices(mask: Tensor, sizes: list[int]) -> Iterator[dict[str, Any]]:
-    """What `mvkit.core.batch.indices_of` says of each part of a mask (n, m), in few steps each."""
+    """What `mvkit.core.row_picks.indices_of` says of each part of a mask (n, m), in few steps."""
     columns = np.ascontiguousarray(mask.numpy().T)
     if columns.all():
         complete: dict[str, Any] = {"observed_rows": (None,) * len(columns)}

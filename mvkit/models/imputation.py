@@ -252,7 +252,7 @@ class _Original:
         self.replace = replace
         self.whole = whole
         self.raw = _rows_of(data, id)
-        self.seen = conform(self.raw, model.schema)
+        self.seen = conform(self.raw, model.schema, compact=True)
         self.gaps = {name: self._gap(name) for name in self.raw.data}
         self.raw = self._renumbered()
 

@@ -17,12 +17,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mvkit.core.batch import Batch, indices_of
+from mvkit.core.batch import Batch
 from mvkit.core.blocks import block_slices
 from mvkit.core.experts import Experts
 from mvkit.core.mixture import Mixture
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
+from mvkit.core.row_picks import indices_of
 from mvkit.core.validation import Schema
 from mvkit.errors import NothingObserved, RequestError, bad_option, suggest
 from mvkit.parts.latent_model import LatentModel
@@ -70,10 +71,10 @@ def by_rows(
     """
     size = ROWS if rows is None else rows
     if len(batch) <= size:
-        return function(batch.to(device))
+        return function(batch.to(device).expanded())
     pieces = []
     for rows_of_block in block_slices(len(batch), size):
-        block = batch.take(rows_of_block).to(device)
+        block = batch.take(rows_of_block).to(device).expanded()
         try:
             pieces.append(function(block))
         except NothingObserved as error:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mvkit.core.batch import Batch, indices_of
+from mvkit.core.batch import Batch
 from mvkit.core.decoding import Decoder
 from mvkit.core.experts import Experts, on_rows
 from mvkit.core.family import Family
@@ -27,6 +27,7 @@ from mvkit.core.mixture import Mixture
 from mvkit.core.modality import Modality, Sizes
 from mvkit.core.noise import global_seed, seeded
 from mvkit.core.posterior import Posterior
+from mvkit.core.row_picks import indices_of
 from mvkit.core.validation import Schema
 from mvkit.errors import MvkitError, SpecError, within
 from mvkit.models.build import ModelSpec, Parts, assemble

@@ -14,12 +14,13 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from mvkit.core import bounds
-from mvkit.core.batch import Batch, indices_of
+from mvkit.core.batch import Batch
 from mvkit.core.decoding import Decoding
 from mvkit.core.experts import Experts
 from mvkit.core.modality import PartLike, ScheduleLike
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
+from mvkit.core.row_picks import indices_of
 from mvkit.core.validation import Schema
 from mvkit.errors import RequestError, SpecError
 from mvkit.models.build import ModelSpec
