@@ -6,10 +6,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from installs import declares, install
 
 import mvkit
 from mvkit import Batch, DataError, Model, Pipeline
 from mvkit.core.batch import conform
+from mvkit.registry import plugins
 
 TINY = {"name": "mlp", "hidden": (4,)}
 
@@ -170,3 +172,38 @@ def test_rows_that_say_a_number_that_cannot_be_are_refused(kind, claim):
         mvkit.fit(model_of_classes(2), BATCH, validation=rows, epochs=1)
     with pytest.raises(mvkit.MvkitError):
         mvkit.evaluate(model_of_classes(2), rows, ["reconstruction"])
+
+
+ENDLESS = {
+    "a generator": "n = 0\n    while True:\n        n += 1\n        yield COMPONENT",
+    "of things that are none": "while True:\n        yield None",
+    "an iterator": "import itertools\n    return itertools.repeat(COMPONENT)",
+    "a range": "return range(10**15)",
+    "a long list": "return [COMPONENT] * 1001",
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_a_hook_that_never_ends_is_a_problem_of_its_package(kind, packages, monkeypatch):
+    text = ENDLESS[kind].replace("COMPONENT", "Component('prior', 'p1', 'endless:P')")
+    source = "from mvkit.registry.component import Component, hookimpl\n\n@hookimpl\n"
+    source += f"def mvkit_components():\n    {text}\n"
+    install(packages, "mvkit-endless", "endless", source, "")
+    install(packages, "mvkit-good", "good", declares(("prior", "good", "good_parts:Good")), "")
+    assert "good" in mvkit.available("prior")
+    problems = [problem for problem in plugins.problems() if problem.package == "mvkit-endless"]
+    (problem,) = problems
+    assert "declares more than 1,000 components; expected a list that ends" in str(problem)
+    assert str(problem).startswith("mvkit-endless 1")
+    with pytest.raises(mvkit.UnknownComponent, match="mvkit-endless .*more than 1,000"):
+        mvkit.Model({"a": (2,)}, prior="p1")
+
+
+def test_a_hook_that_raises_after_some_components_offers_none_of_them(packages):
+    source = "from mvkit.registry.component import Component, hookimpl\n\n@hookimpl\n"
+    source += "def mvkit_components():\n    yield Component('prior', 'half', 'half:Half')\n"
+    source += "    raise SystemExit('bye')\n"
+    install(packages, "mvkit-half", "half", source, "")
+    assert "half" not in mvkit.available("prior")
+    (problem,) = plugins.problems()
+    assert "SystemExit: bye" in str(problem)
