@@ -1,5 +1,6 @@
 """Attacks on memory, lengths, hooks and files that gave way when they were first tried."""
 
+import os
 import subprocess
 import sys
 
@@ -9,8 +10,9 @@ import torch
 from installs import declares, install
 
 import mvkit
-from mvkit import Batch, DataError, Model, Pipeline
+from mvkit import Batch, DataError, Model, MultimodalDataset, Pipeline
 from mvkit.core.batch import conform
+from mvkit.data.shards import save_shards
 from mvkit.registry import plugins
 
 TINY = {"name": "mlp", "hidden": (4,)}
@@ -207,3 +209,49 @@ def test_a_hook_that_raises_after_some_components_offers_none_of_them(packages):
     assert "half" not in mvkit.available("prior")
     (problem,) = plugins.problems()
     assert "SystemExit: bye" in str(problem)
+
+
+def shards_in(folder, **options):
+    rows = Batch({"a": torch.randn(4000, 50, dtype=torch.float64)})
+    save_shards(rows, folder, {"a": (50,)}, rows_per_shard=1000)
+    return rows, MultimodalDataset.open(folder, **options)
+
+
+@pytest.mark.parametrize("left", [0, 100, 4096, 200_000])
+@pytest.mark.parametrize("window", [None, 2])
+def test_a_shard_that_is_cut_while_it_is_mapped_is_an_error(left, window, tmp_path):
+    rows, opened = shards_in(tmp_path / "rows", window=window)
+    opened.__getitems__([0, 1001])
+    os.truncate(tmp_path / "rows" / "shard-00001.safetensors", left)
+    with pytest.raises(DataError, match=f"shard-00001.safetensors: it was cut to {left} bytes"):
+        opened.__getitems__([1999])
+    with pytest.raises(DataError, match="it was cut to"):
+        list(Pipeline(opened, batch_size=100))
+    assert torch.equal(opened.__getitems__([999]).data["a"], rows.data["a"][[999]])
+
+
+@pytest.mark.parametrize("left", [0, 100])
+def test_a_shard_that_is_cut_before_it_is_mapped_is_an_error(left, tmp_path):
+    _, opened = shards_in(tmp_path / "rows")
+    os.truncate(tmp_path / "rows" / "shard-00001.safetensors", left)
+    with pytest.raises(DataError, match=f"shard-00001.safetensors: has {left} bytes of"):
+        opened.__getitems__([1999])
+    (tmp_path / "rows" / "shard-00002.safetensors").unlink()
+    with pytest.raises(DataError, match="shard-00002.safetensors: is not there"):
+        opened.__getitems__([2999])
+
+
+def test_a_shard_that_is_replaced_by_another_file_stays_as_it_was_mapped(tmp_path):
+    rows, opened = shards_in(tmp_path / "rows")
+    opened.__getitems__([0])
+    (tmp_path / "other").write_bytes(b"")
+    os.replace(tmp_path / "other", tmp_path / "rows" / "shard-00000.safetensors")
+    assert torch.equal(opened.__getitems__([999]).data["a"], rows.data["a"][[999]])
+
+
+def test_a_shard_that_grew_while_it_is_mapped_is_read(tmp_path):
+    rows, opened = shards_in(tmp_path / "rows")
+    opened.__getitems__([0])
+    with (tmp_path / "rows" / "shard-00000.safetensors").open("ab") as file:
+        file.write(b"more")
+    assert torch.equal(opened.__getitems__([999]).data["a"], rows.data["a"][[999]])

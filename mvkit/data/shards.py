@@ -316,6 +316,7 @@ class Shards:
             mapped = self._maps.pop(i, None)
             if mapped is None:
                 shard = self.shards[i]
+                self._check(shard, verify=False)  # it may have changed since the folder was opened
                 whole = self.window is not None  # all rows of a window are wanted soon
                 self._give_back(shard["bytes"] if whole else 0)
                 if len(self._maps) >= MAPS:
@@ -361,16 +362,33 @@ class _Map:
         if not whole:
             self.memory.madvise(mmap.MADV_RANDOM)
         self.touched = len(self.memory) if whole else 0  # bytes that may have been read
+        self.path = path
+        self._check_whole()
         self.tensors = {}
         for key, (start, row) in tensors_at(self.memory, path, rows, kinds).items():
             flat = np.frombuffer(self.memory, np.uint8, rows * row, start)
             self.tensors[key] = flat.reshape(rows, row)
+
+    def _check_whole(self) -> None:
+        """Raises DataError if the file was cut since it was mapped.
+
+        To read what is gone would end the process (SIGBUS). One that is cut in the moment between
+        this and the reading still does.
+        """
+        size = self.memory.size()  # of the file, now
+        if size < len(self.memory):
+            raise DataError(
+                f"{self.path}: it was cut to {size} bytes of {len(self.memory)} while it was in "
+                "use; expected it as it was saved; take another copy, and replace files by "
+                "renaming instead of writing into them"
+            )
 
     def copy(self, rows: np.ndarray, into: Mapping[str, np.ndarray], places: np.ndarray) -> None:
         """Copies rows (n,) of each tensor, as bytes, to `places` (n,).
 
         Of a tensor that the shard lacks: zeros for data, ones for elements.
         """
+        self._check_whole()
         for key, out in into.items():
             if key in self.tensors:
                 out[places] = self.tensors[key].take(rows, axis=0)
