@@ -9,8 +9,10 @@ import contextlib
 import itertools
 import math
 import numbers
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import attrs
 import torch
@@ -46,17 +48,30 @@ class Evaluable(Protocol):
         ...
 
 
+_MODES = threading.Lock()  # held while a model changes its mode
+# of models in `evaluation`: how many threads and calls are inside, and which modules were training
+_asked: WeakKeyDictionary[Evaluable, tuple[int, list[nn.Module]]] = WeakKeyDictionary()
+
+
 @contextlib.contextmanager
 def evaluation(model: Evaluable) -> Iterator[None]:
-    """Evaluation mode inside; every module's own mode again after."""
-    in_training = [module for module in model.modules() if module.training]
-    if in_training:
-        model.eval()
+    """Evaluation mode inside; every module's own mode again after the last of those inside."""
+    with _MODES:
+        inside, in_training = _asked.get(model, (0, []))
+        modules = [module for module in model.modules() if module.training]
+        if modules:
+            model.eval()
+        _asked[model] = (inside + 1, in_training + modules)
     try:
         yield
     finally:
-        for module in in_training:
-            module.training = True
+        with _MODES:
+            inside, in_training = _asked.pop(model)
+            if inside > 1:
+                _asked[model] = (inside - 1, in_training)
+            else:
+                for module in in_training:
+                    module.training = True
 
 
 def by_rows(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mvkit.core.batch import Batch
+from mvkit.core.noise import kept_global
 from mvkit.data.dataset import as_batch
 from mvkit.data.lengths import known_length
 from mvkit.data.pipeline import Pipeline
@@ -158,7 +159,7 @@ def _generators_put_back() -> Iterator[None]:
     """Puts the global generators back on exit: whoever reads data may draw from them."""
     states = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng([]):
+        with kept_global():
             yield
     finally:
         random.setstate(states[0])
