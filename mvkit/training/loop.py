@@ -22,6 +22,7 @@ from mvkit.errors import NonFiniteError
 from mvkit.models.inference import evaluation
 from mvkit.parts.objectives.objective import ObjectiveLike
 from mvkit.training import run_folder
+from mvkit.training.checks import Gradients
 from mvkit.training.events import CheckpointSaved, EpochFinished, NonFinite, StageStarted
 from mvkit.training.history import Row, Totals
 from mvkit.training.nonfinite import Guard, locate, nonfinite_gradients
@@ -118,6 +119,7 @@ class StageRun:
         self.guard: Guard[list[MicroBatch]] = Guard(run.model, self.optimizer, mode)
         self.generator = torch.Generator(self.device)
         self.turns = noise.Turns(self.device)
+        self.gradients = Gradients()
         if self.stage.ema is not None:
             self.average = _copies(self.parameters, self.device)
 
@@ -156,6 +158,8 @@ class StageRun:
                 break
         if self.accumulated:
             self._step()
+        if first == 0 and not run.stopped:
+            self.gradients.check(objective, self.where)
         self._report(self.guard.poll())
         seconds = max(time.perf_counter() - start, 1e-9)
         rate = (self.batch - first) * run.options.batch_size / seconds
@@ -210,7 +214,8 @@ class StageRun:
         with self._seeded(self.epoch, self.batch):
             loss, metrics, counts = self.module(batch, objective, self.generator)
         rows, due = self.run.pooled(len(batch))
-        if loss.requires_grad:  # it does not if no row of the batch counts
+        self.gradients.note(loss, counts)
+        if loss.requires_grad:
             total = rows if self.stage.accumulate == 1 else 1.0
             weight: Tensor | float = len(batch) * group.count / total
             if group.count > 1:  # a non-finite loss reaches every process with the gradients
