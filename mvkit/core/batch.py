@@ -7,7 +7,7 @@ one that a model can use without looking at values again: unobserved entries bec
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
@@ -16,38 +16,13 @@ import torch
 from attrs.converters import optional
 from torch import Tensor
 
+from mvkit.core.batch_fields import as_data, as_elements, as_mask
 from mvkit.core.given import ROW_WEIGHT, conform_given
 from mvkit.core.likelihood import TOTAL
-from mvkit.core.raw_values import Columns, Source, as_tensor, widened
-from mvkit.core.row_indices import RowIndices, indices_of, pick
-from mvkit.core.row_picks import RowPick, row_index
-from mvkit.core.validation import Schema, conform_values
+from mvkit.core.raw_values import Columns, Source, values_in, widened
+from mvkit.core.row_picks import RowIndices, RowPick, indices_of, pick, row_index
+from mvkit.core.validation import Schema, conform_indices, conform_values, one_hot
 from mvkit.errors import DataError, NothingObserved, ShapeError, suggest
-
-
-def _tensors(values: Mapping[str, object], where: str) -> dict[str, Tensor]:
-    if not isinstance(values, Mapping):
-        raise ShapeError(
-            f"batch: got {type(values).__name__}; expected a mapping from modality to tensor"
-        )
-    tensors = {}
-    for name, value in values.items():
-        if type(value) is not Tensor or value.layout is not torch.strided:
-            value = as_tensor(value, f"{where}[{name!r}]")
-        tensors[name] = value
-    return tensors
-
-
-def _data(values: Mapping[str, object]) -> dict[str, Tensor]:
-    return _tensors(values, "batch.data")
-
-
-def _elements(values: Mapping[str, object]) -> dict[str, Tensor]:
-    return _tensors(values, "batch.elements")
-
-
-def _mask(value: object) -> Tensor:
-    return value if type(value) is Tensor else as_tensor(value, "batch.mask")
 
 
 @attrs.frozen(eq=False)
@@ -78,6 +53,8 @@ class Batch:
         exposure: set by `conform`: of the modalities that have one, {name: (b,)}, NaN where
             unknown.
         hidden: set by `hide`: the modalities that it hid, for which nothing is decoded.
+        classes: set by `conform(compact=True)`: how many classes there are, of modalities whose
+            values are class indices still.
 
     Example:
         >>> import torch
@@ -87,9 +64,9 @@ class Batch:
         2
     """
 
-    data: dict[str, Tensor] = attrs.field(converter=_data)
-    mask: Tensor | None = attrs.field(default=None, converter=optional(_mask))
-    elements: dict[str, Tensor] | None = attrs.field(default=None, converter=optional(_elements))
+    data: dict[str, Tensor] = attrs.field(converter=as_data)
+    mask: Tensor | None = attrs.field(default=None, converter=optional(as_mask))
+    elements: dict[str, Tensor] | None = attrs.field(default=None, converter=optional(as_elements))
     extra: dict[str, Any] = attrs.field(factory=dict)
     order: tuple[str, ...] | None = attrs.field(default=None, kw_only=True, repr=False)
     covariates: dict[str, Any] = attrs.field(factory=dict, kw_only=True)
@@ -101,27 +78,27 @@ class Batch:
     first_empty_row: int | None = attrs.field(default=None, kw_only=True, repr=False)
     exposure: dict[str, Tensor] = attrs.field(factory=dict, kw_only=True, repr=False)
     hidden: frozenset[str] = attrs.field(default=frozenset(), kw_only=True, repr=False)
+    classes: dict[str, int] = attrs.field(factory=dict, kw_only=True, repr=False)
 
     def __attrs_post_init__(self) -> None:
         if self.schema is not None or (not self.covariates and self.row_weight is None):
             return
-        given = dict(self.covariates)
-        if self.row_weight is not None:
-            given[ROW_WEIGHT] = self.row_weight
+        weight = {} if self.row_weight is None else {ROW_WEIGHT: self.row_weight}
+        given = self.covariates | weight
         for name in given:
             if name in self.extra:
                 raise DataError(
                     f"batch.covariates[{name!r}]: extra has {name!r} too; expected one of them; "
                     "rename one"
                 )
-        object.__setattr__(self, "extra", self.extra | given)
-        object.__setattr__(self, "covariates", {})
-        object.__setattr__(self, "row_weight", None)
+        fields = {"extra": self.extra | given, "covariates": {}, "row_weight": None}
+        for field, value in fields.items():
+            object.__setattr__(self, field, value)
 
     def __len__(self) -> int:
-        if self.mask is not None:
+        if self.mask is not None and self.mask.ndim:
             return len(self.mask)
-        return next((len(value) for value in self.data.values()), 0)
+        return next((len(value) for value in self.data.values() if value.ndim), 0)
 
     @cached_property
     def observed(self) -> Tensor:
@@ -236,10 +213,8 @@ class Batch:
             if name in hidden:
                 mask[:, i] = False
                 rows[i] = nothing
-        exposure = {}
-        for name, value in self.exposure.items():
-            if name not in hidden or self.schema.exposures[name] != TOTAL:
-                exposure[name] = value
+        totals = [name for name in hidden if self.schema.exposures.get(name) == TOTAL]
+        exposure = {name: x for name, x in self.exposure.items() if name not in totals}
         return attrs.evolve(
             self,
             mask=mask,
@@ -249,6 +224,15 @@ class Batch:
             first_empty_row=None,
             hidden=hidden,
         )
+
+    def expanded(self) -> Batch:
+        """The batch with its class indices one-hot, as models take it."""
+        if not self.classes or self.schema is None:
+            return self
+        data = dict(self.data)
+        for name, number in self.classes.items():
+            data[name] = one_hot(data[name], number, self.schema.dtype)
+        return attrs.evolve(self, data=data, classes={})
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch on another device."""
@@ -271,7 +255,7 @@ class Batch:
         return attrs.evolve(self, **{name: apply(getattr(self, name)) for name in changed})
 
 
-def conform(batch: Batch, schema: Schema) -> Batch:
+def conform(batch: Batch, schema: Schema, *, compact: bool = False) -> Batch:
     """The batch as a model with this schema uses it; errors name modality, row and remedy.
 
     Casts to the model's dtype, derives mask and elements and checks them against the data, sets
@@ -280,12 +264,19 @@ def conform(batch: Batch, schema: Schema) -> Batch:
     values, so it waits for the device: call it where the data are, before they are moved
     (`mvkit.fit` does).
 
+    Args:
+        batch: rows from outside.
+        schema: the model's.
+        compact: leave class indices what they are, which takes as many times less memory as there
+            are classes; `expanded` makes the rows of it that a model is given one-hot.
+
     Raises:
         ShapeError: unknown modality, wrong shape or dtype, lengths that differ.
         DataError: no rows; a mask that contradicts the data; values that a likelihood cannot take.
     """
     if batch.schema is schema or batch.schema == schema:
-        return batch
+        return batch if compact else batch.expanded()
+    batch = batch.expanded()
     _check_names(batch, schema)
     b = _length(batch)
     columns = _mask_columns(batch, schema, b)
@@ -293,20 +284,29 @@ def conform(batch: Batch, schema: Schema) -> Batch:
     data = {}
     elements = {}
     observed = []
-    sources = [_source(batch, name, columns.get(name)) for name in schema.names]
-    for source in sources:
-        data[source.name], rows, present = conform_values(schema, source, b)
+    classes = {}
+    for name in schema.names:
+        source = _source(batch, name, columns.get(name))
+        indices = conform_indices(schema, source) if compact else None
+        if indices is not None:
+            data[name], rows = indices
+            classes[name] = schema.shapes[name][-1]
+        else:
+            data[name], rows, present = conform_values(schema, source, b)
+            _warn_if_odd(name, schema, data[name])
+            if present is not None:
+                elements[name] = present
         observed.append(rows.to(device))
-        if present is not None:
-            elements[source.name] = present
-    for name, likelihood in schema.likelihoods.items():
-        warning = likelihood.sanity_warning(data[name])
-        if warning:
-            warnings.warn(f"batch.data[{name!r}]: {warning}", stacklevel=2)
     mask = torch.stack(observed, dim=1)
     given = conform_given(schema, data, mask, batch.extra)
-    fixed = {"schema": schema, **given, **indices_of(mask)}
+    fixed = {"schema": schema, "classes": classes, **given, **indices_of(mask)}
     return Batch(data, mask, elements or None, batch.extra, **fixed)
+
+
+def _warn_if_odd(name: str, schema: Schema, x: Tensor) -> None:
+    warning = schema.likelihoods[name].sanity_warning(x)
+    if warning:
+        warnings.warn(f"batch.data[{name!r}]: {warning}", stacklevel=3)
 
 
 def _source(batch: Batch, name: str, observed: Tensor | None) -> Source:
@@ -348,9 +348,10 @@ def _length(batch: Batch) -> int:
                 "every modality; give NaN rows or a mask for rows that a modality lacks"
             )
     for name, value in batch.extra.items():
-        if isinstance(value, Sized) and len(value) != b:
+        length = values_in(value, f"batch.extra[{name!r}]")
+        if length != b:
             raise ShapeError(
-                f"batch.extra[{name!r}]: {len(value)} values for {b} rows; expected one for each"
+                f"batch.extra[{name!r}]: {length} values for {b} rows; expected one for each"
             )
     return b
 

@@ -42,6 +42,8 @@ class Loss:
     def checked(self, b: int, objective: type, *, weighted: bool = False) -> Loss:
         """Itself, if loss and bound have the right shapes for b rows; looks at no value.
 
+        The loss is among its metrics then, also if the objective left it out.
+
         Args:
             b: rows of the batch.
             objective: whose loss it is.
@@ -62,6 +64,8 @@ class Loss:
             shapes = f"loss {tuple(self.loss.shape)} and bound {tuple(self.bound.shape)}"
             name = plugins.find_entry(objective) or objective.__name__
             raise ShapeError(f"{name}: returned {shapes}; expected () and {(b,)}")
+        if "loss" not in self.metrics:  # which every epoch reports
+            return attrs.evolve(self, metrics={"loss": self.loss.detach(), **self.metrics})
         return self
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import numbers
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mvkit.core.batch import Batch
-from mvkit.core.raw_values import Columns
+from mvkit.core.raw_values import Columns, values_in
 from mvkit.data.id_matches import Ids, check_matches, transposed_shape
 from mvkit.errors import DataError, ShapeError
 
@@ -222,6 +222,13 @@ def as_list(values: Any) -> list[Hashable]:
     return values.tolist() if isinstance(values, np.ndarray | Tensor) else list(values)
 
 
+def in_order(values: Any, where: str) -> list[Hashable]:
+    """Ids or labels as a list; raises ShapeError, beginning with `where`, if there is no order."""
+    if not isinstance(values, Iterator):
+        values_in(values, where)
+    return as_list(values)
+
+
 def library(value: object) -> str:
     """The package that the type of a value comes from."""
     return type(value).__module__.partition(".")[0]
@@ -246,7 +253,7 @@ def labels_of(label: Any, ids: Ids | None, b: int) -> Tensor | np.ndarray:
             )
         labels = [known.get(id) for id in ids]
     else:
-        labels = as_list(label)
+        labels = in_order(label, "label")
         if len(labels) != b:
             raise ShapeError(
                 f"label: {len(labels)} for {b} rows; expected one for each, or a mapping from id "

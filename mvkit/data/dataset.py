@@ -21,7 +21,7 @@ from mvkit.core.modality import Modality
 from mvkit.core.raw_values import annotated, as_tensor
 from mvkit.core.row_picks import RowPick
 from mvkit.data import tables
-from mvkit.data.align import SHOWN, Table, align, alignment, as_list, labels_of, library
+from mvkit.data.align import SHOWN, Table, align, alignment, in_order, labels_of, library
 from mvkit.data.files import Files, read_files, read_npz
 from mvkit.data.infer_modality import Given, inferred, is_categorical, masks_of, with_gaps
 from mvkit.data.missing import Rate, Simulation, raw_values
@@ -93,7 +93,8 @@ class MultimodalDataset:
         for name, x in arrays.items():
             values = as_tensor(x, f"data[{name!r}]")
             given = own.get(name)
-            rows[name] = Table(values, None if given is None else as_list(given))
+            own_ids = None if given is None else in_order(given, f"ids[{name!r}]")
+            rows[name] = Table(values, own_ids)
         return cls._aligned(rows, label, missing, modalities or {}, disjoint)
 
     @classmethod

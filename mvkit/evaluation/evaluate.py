@@ -218,8 +218,13 @@ def _batches(model: MultimodalModel, data: Data) -> list[Batch]:
     rows: Any = data.rows if isinstance(data, Pipeline) else data
     if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
         rows = [rows]
-    batches = [as_batch(part).to("cpu") for part in rows]
+    batches = [as_batch(part).to("cpu").map(_detached) for part in rows]
     return [conform(batch, model.schema) for batch in batches if len(batch)]
+
+
+def _detached(x: Tensor) -> Tensor:
+    """Values as numpy takes them, whatever computed them."""
+    return x.detach().resolve_neg()
 
 
 def _joined(batches: list[Batch]) -> Batch:

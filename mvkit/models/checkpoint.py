@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mvkit._version import __version__
 from mvkit.core import safe_file
 from mvkit.core.devices import device_of
+from mvkit.core.noise import kept_global
 from mvkit.errors import CheckpointError, MvkitError
 from mvkit.models.claimed_tensors import REALS, Allowance, check_tensors
 from mvkit.models.model import Model
@@ -136,7 +137,7 @@ def _loaded(
         container[key] = given[path]
     dtype = _dtype(header, where)
     # the weights drawn here are overwritten
-    with torch.random.fork_rng(devices=[]), Allowance(weights, where):
+    with kept_global(), Allowance(weights, where):
         model = rebuilt(header["model"])
     check_tensors(model, weights, given.values(), where)
     model.to(dtype).load_state_dict(weights)

@@ -9,8 +9,10 @@ import contextlib
 import itertools
 import math
 import numbers
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import attrs
 import torch
@@ -23,7 +25,7 @@ from mvkit.core.experts import Experts
 from mvkit.core.mixture import Mixture
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
-from mvkit.core.row_indices import indices_of
+from mvkit.core.row_picks import indices_of
 from mvkit.core.validation import Schema
 from mvkit.errors import NothingObserved, RequestError, bad_option, suggest
 from mvkit.parts.latent_model import LatentModel
@@ -46,17 +48,30 @@ class Evaluable(Protocol):
         ...
 
 
+_MODES = threading.Lock()  # held while a model changes its mode
+# of models in `evaluation`: how many threads and calls are inside, and which modules were training
+_asked: WeakKeyDictionary[Evaluable, tuple[int, list[nn.Module]]] = WeakKeyDictionary()
+
+
 @contextlib.contextmanager
 def evaluation(model: Evaluable) -> Iterator[None]:
-    """Evaluation mode inside; every module's own mode again after."""
-    in_training = [module for module in model.modules() if module.training]
-    if in_training:
-        model.eval()
+    """Evaluation mode inside; every module's own mode again after the last of those inside."""
+    with _MODES:
+        inside, in_training = _asked.get(model, (0, []))
+        modules = [module for module in model.modules() if module.training]
+        if modules:
+            model.eval()
+        _asked[model] = (inside + 1, in_training + modules)
     try:
         yield
     finally:
-        for module in in_training:
-            module.training = True
+        with _MODES:
+            inside, in_training = _asked.pop(model)
+            if inside > 1:
+                _asked[model] = (inside - 1, in_training)
+            else:
+                for module in in_training:
+                    module.training = True
 
 
 def by_rows(
@@ -71,10 +86,10 @@ def by_rows(
     """
     size = ROWS if rows is None else rows
     if len(batch) <= size:
-        return function(batch.to(device))
+        return function(batch.to(device).expanded())
     pieces = []
     for rows_of_block in block_slices(len(batch), size):
-        block = batch.take(rows_of_block).to(device)
+        block = batch.take(rows_of_block).to(device).expanded()
         try:
             pieces.append(function(block))
         except NothingObserved as error:

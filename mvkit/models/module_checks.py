@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from mvkit.core import noise
 from mvkit.errors import ShapeError
 from mvkit.models.inference import evaluation
 
@@ -43,7 +44,7 @@ def check_module(
         inputs.append(like.new_zeros(ROWS, context))
     expected = f"expected a tensor {_as_rows(emitted)} for rows {_as_rows(shape)}{meaning}"
     try:
-        with evaluation(module), torch.no_grad(), torch.random.fork_rng():
+        with evaluation(module), torch.no_grad(), noise.kept_global(devices=None):
             output: object = module(*inputs)
     except Exception as error:
         raise ShapeError(

@@ -171,7 +171,7 @@ class MultimodalModel(GeneratingModel):
         schema = self.schema
         device = self.like.device
         with evaluation(self), torch.no_grad():
-            return by_rows(function, conform(batch, schema), device, dim, rows)
+            return by_rows(function, conform(batch, schema, compact=True), device, dim, rows)
 
     def posterior_given(
         self,

@@ -26,9 +26,9 @@ from mvkit.core.family import Family
 from mvkit.core.likelihood import Context, Likelihood, mean_of, sample_of
 from mvkit.core.mixture import Mixture
 from mvkit.core.modality import Modality, Sizes
-from mvkit.core.noise import global_seed, seeded
+from mvkit.core.noise import global_seed, kept_global, seeded
 from mvkit.core.posterior import Posterior
-from mvkit.core.row_indices import indices_of
+from mvkit.core.row_picks import indices_of
 from mvkit.core.validation import Schema
 from mvkit.errors import MvkitError, SpecError, within
 from mvkit.models.build import ModelSpec, Parts, assemble
@@ -202,7 +202,7 @@ def _trial(part: object, calls: str, inputs: Mapping[str, Tensor]) -> Iterator[N
     """Evaluation mode without gradients inside; after it, inputs must be what they were."""
     before = {name: tensor.clone() for name, tensor in inputs.items()}
     module = part if isinstance(part, nn.Module) else nn.Module()
-    with evaluation(module), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with evaluation(module), torch.no_grad(), kept_global():
         yield
     for name, tensor in inputs.items():
         expect(
@@ -339,7 +339,7 @@ def made_up_values(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, 
 
 def network(part: Network, modality: Modality) -> None:
     """Raises Fault unless encoder and decoder of a modality emit the right shapes."""
-    with torch.random.fork_rng(devices=[]):
+    with kept_global():
         encoder = part.encoder(modality.input_shape, 5)
         decoder = part.decoder(5, modality.shape)
     for side, module, shape, emitted in (

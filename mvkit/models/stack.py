@@ -22,7 +22,7 @@ from mvkit.core.modality import PartLike, ScheduleLike
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
 from mvkit.core.row_context import NOTHING_GIVEN, RowContext
-from mvkit.core.row_indices import indices_of
+from mvkit.core.row_picks import indices_of
 from mvkit.core.validation import Schema
 from mvkit.errors import RequestError, SpecError
 from mvkit.models.build import ModelSpec

@@ -16,6 +16,7 @@ import torch
 
 from mvkit.core.batch import Batch
 from mvkit.core.digests import digest
+from mvkit.core.noise import kept_global
 from mvkit.data.dataset import as_batch
 from mvkit.data.lengths import known_length
 from mvkit.data.pipeline import Pipeline
@@ -116,7 +117,7 @@ def _generators_put_back() -> Iterator[None]:
     """Puts the global generators back on exit: whoever reads data may draw from them."""
     states = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng([]):
+        with kept_global():
             yield
     finally:
         random.setstate(states[0])

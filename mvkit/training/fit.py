@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mvkit.core.experts import low_precision
+from mvkit.core.noise import put_back_at_end
 from mvkit.data.holdout import hold_out
 from mvkit.data.pipeline import Pipeline, as_pipeline
 from mvkit.errors import RequestError, check_number, check_option, check_whole_number
@@ -190,11 +191,10 @@ def _check_precision(model: MultimodalModel, precision: str) -> None:
 def _train(run: Run, resume: Resume, compile: bool) -> None:
     """Trains all stages that are left."""
     device = run.model.like.device
-    devices = [device] if device.type == "cuda" else []
     dtype = torch.bfloat16 if run.options.precision == "bf16" else None
     lock = contextlib.nullcontext() if run.writable is None else run.writable.alone()
     compiled = _compiled(run.model, compile)
-    with lock, run.bar, torch.random.fork_rng(devices), low_precision(dtype), compiled:
+    with lock, run.bar, put_back_at_end(device), low_precision(dtype), compiled:
         state = run.resume(resume)
         first = 0 if state is None else state.stage
         run.model.zero_grad()
