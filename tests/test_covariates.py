@@ -408,3 +408,98 @@ def test_what_is_stated_wrongly_is_refused():
         model.translate(rows, exposure={"a": 1.0})
     with pytest.raises(DataError, match="extra has 'site' too"):
         Batch({"a": ROWS}, extra={"site": list("ABC")}, covariates={"site": list("ABC")})
+
+
+INTO_PRIOR = {"site": Covariate(SITES, into=("decoders", "encoders", "prior"))}
+
+
+def with_shifted_prior(prior, **options):
+    """A tiny model whose prior was moved by sites, and rows of theirs."""
+    model = tiny_models.model("poe", prior, "elbo", covariates=INTO_PRIOR, **options)
+    rows = tiny_models.rows(9)
+    rows.extra["site"] = [SITES[i % 3] for i in range(9)]
+    with torch.no_grad():
+        for name, value in model.prior.named_parameters():
+            if "shift" in name:
+                value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(0)))
+    return model.eval(), rows
+
+
+@pytest.mark.parametrize("prior", ["learnable", "mog"])
+def test_a_prior_of_covariates_is_that_of_each_site_alone(prior):
+    """Bound, likelihood and clusters of rows of one site are those of a model with its prior."""
+    model, rows = with_shifted_prior(prior)
+    for i, site in enumerate(SITES):
+        single, _ = with_shifted_prior(prior)
+        shift = torch.zeros(3, dtype=torch.float64)
+        shift[i] = 1.0
+        with torch.no_grad():
+            live = single.prior
+            live.loc += live.loc_shift.weight @ shift
+            live.loc_shift.weight.zero_()
+            if prior == "learnable":
+                live.raw += live.raw_shift.weight @ shift
+                live.raw_shift.weight.zero_()
+        part = rows.take([j for j in range(9) if rows.extra["site"][j] == site])
+        losses = []
+        for either in (model, single):
+            loss, _ = tiny_models.loss_and_gradients(either, part)
+            losses.append(loss.bound)
+        torch.testing.assert_close(*losses)
+        generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+        scores = [
+            either.log_likelihood(part, n=20, generator=g)
+            for either, g in zip((model, single), generators, strict=True)
+        ]
+        torch.testing.assert_close(*scores)
+        if prior == "mog":
+            torch.testing.assert_close(
+                model.clusters(part, soft=True), single.clusters(part, soft=True)
+            )
+        drawn = [
+            either.sample(5, covariates={"site": site}, generator=torch.Generator().manual_seed(1))
+            for either in (model, single)
+        ]
+        torch.testing.assert_close(drawn[0]["a"], drawn[1]["a"])
+        nothing = [
+            either.translate(part, to=["a"], given=(), covariates={"site": site}, latent="mean")[
+                "a"
+            ]
+            for either in (model, single)
+        ]
+        torch.testing.assert_close(*nothing)
+
+
+def test_the_density_of_a_prior_of_covariates_is_that_of_its_draws():
+    model, _ = with_shifted_prior("learnable")
+    context = torch.eye(3, dtype=torch.float64)
+    density = model.prior_at(context=context)
+    z = density.rsample(40_000, torch.Generator().manual_seed(0))
+    expected = density.loc[0]
+    error = density.scale[0] / 40_000**0.5
+    assert ((z.mean(0) - expected).abs() < 4 * error).all()
+
+
+def test_priors_that_depend_on_no_covariate_are_refused():
+    with pytest.raises(SpecError, match="'standard' does not depend.*'learnable' or 'mog'"):
+        Model({"a": (2,)}, covariates=INTO_PRIOR)
+    model = Model({"a": (2,)}, prior="mog", covariates=INTO_PRIOR, seed=0)
+    rows = Batch({"a": torch.randn(12, 2)}, covariates={"site": list(SITES) * 4})
+    mvkit.fit(model, rows, epochs=2, progress=False)
+    assert model.prior.loc_shift.weight.abs().max() > 0
+    pruned = mvkit.prune_clusters(model, rows).model
+    assert torch.isfinite(pruned.loss(rows).loss)
+
+
+@pytest.mark.parametrize("aggregator", ["poe", "mopoe", "joint"])
+def test_pseudo_inputs_have_covariates_of_their_own(aggregator):
+    objective = "jmvae" if aggregator == "joint" else "elbo"
+    model = tiny_models.model(aggregator, "vamp", objective, covariates=COVARIATES)
+    rows = tiny_models.rows(8)
+    rows.extra.update(site_and_age(8))
+    loss = model.loss(rows).loss
+    loss.backward()
+    assert model.prior.context.shape == (20, 4)
+    assert model.prior.context.grad.abs().max() > 0
+    model.conditions.place(model.conform(rows).covariates)
+    assert model.sample(3)["a"].shape == (3, 3)

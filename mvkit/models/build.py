@@ -187,7 +187,15 @@ def _check_combination(
             f"{_name(spec, 'aggregator')} has none of; take another of either",
             "objective",
         )
-    reason = as_prior(prior).incompatibility(aggregator, objective)
+    live = as_prior(prior)
+    into_prior = any("prior" in covariate.into for covariate in spec.covariates.values())
+    if into_prior and not live.takes_context:
+        raise SpecError(
+            f"{_name(spec, 'prior')} does not depend on covariates, and some go into the prior; "
+            "take 'learnable' or 'mog', or leave 'prior' out of their into=",
+            "prior",
+        )
+    reason = live.incompatibility(aggregator, objective)
     if reason:
         raise SpecError(reason, "prior")
 

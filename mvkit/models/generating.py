@@ -208,7 +208,7 @@ class GeneratingModel(nn.Module, ABC):
             asked_rows.covariates,
             asked_rows.exposure,
         )
-        asked = ConditioningSets([known], empty, True, generator)
+        asked = ConditioningSets([known], empty, True, generator, asked_rows.covariates)
 
         def generate(rows: Batch) -> dict[str, Tensor]:
             condition = next(self.conditional_posteriors(rows, asked))

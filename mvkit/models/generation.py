@@ -123,12 +123,19 @@ def _private_latent(
 
 
 def prior_draws(
-    model: LatentModel, n: int, cluster: int | None, generator: Generator
+    model: LatentModel,
+    n: int,
+    cluster: int | None,
+    generator: Generator,
+    covariates: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Draws z (n, d) of the prior, or of one of its clusters, and their clusters (n,) if it has
-    any.
+    any; of rows with these covariates, if it depends on them.
     """
-    z, component = model.prior_at().sample(n, cluster, generator)
+    context = model.prior_context(covariates or {})
+    if context is not None:
+        context = context.expand(n, -1)
+    z, component = model.prior_at(context=context).sample(n, cluster, generator)
     return z, component if model.n_clusters else None
 
 
@@ -146,7 +153,11 @@ class Samples(Evaluable, Protocol):
         ...
 
     def prior_draws(
-        self, n: int, cluster: int | None, generator: Generator
+        self,
+        n: int,
+        cluster: int | None,
+        generator: Generator,
+        covariates: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Draws z (n, d) of the prior, or of one of its clusters, and their clusters (n,) if it
         has any.
@@ -235,11 +246,11 @@ def sample(
         _check_cluster(self, cluster, sampler)
     with evaluation(self), torch.no_grad():
         picked = None
+        rows = _sampled_rows(self, n, covariates, exposure, generator)
         if sampler is None:
-            z, picked = self.prior_draws(n, cluster, generator)
+            z, picked = self.prior_draws(n, cluster, generator, rows.covariates)
         else:
             z = _fitted_sampler(self, sampler).sample(self, n, generator)
-        rows = _sampled_rows(self, n, covariates, exposure, generator)
         data, private = self.decoding.from_latents(
             z, sample=sample, rows=rows, generator=generator
         )

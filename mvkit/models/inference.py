@@ -29,6 +29,7 @@ from mvkit.core.row_picks import indices_of
 from mvkit.core.validation import Schema
 from mvkit.errors import NothingObserved, RequestError, bad_option, suggest
 from mvkit.parts.latent_model import LatentModel
+from mvkit.parts.priors import Prior
 
 ROWS = 1024  # rows that are encoded or decoded at a time
 Answer = TypeVar("Answer")
@@ -147,12 +148,14 @@ class ConditioningSets:
         empty: rows with none of a set: `error`, or the `prior`.
         inference: whether to return the posteriors that `encode` and `translate` use.
         generator: source of randomness.
+        covariates: what a prior that depends on covariates sees instead of the rows' own.
     """
 
     sets: Sequence[tuple[str, ...]]
     empty: str
     inference: bool = False
     generator: Generator = None
+    covariates: Mapping[str, Tensor] = attrs.field(factory=dict)
 
     def restrict(self, rows: Batch) -> Batch:
         """The batch restricted to modalities that occur in any of the sets."""
@@ -192,7 +195,7 @@ def conditional_posteriors(
     for names in asked.sets:
         batch = rows.hide(names)
         own = experts if batch is rows else experts.given(batch)
-        posterior = _posterior_given(model, own, names, asked.empty, fuse)
+        posterior = _posterior_given(model, own, names, asked, fuse)
         yield ConditionalPosterior(batch, own, posterior)
 
 
@@ -200,36 +203,45 @@ def _posterior_given(
     model: LatentModel,
     experts: Experts,
     names: tuple[str, ...],
-    empty: str,
+    asked: ConditioningSets,
     fuse: Callable[[Experts, Batch], Posterior],
 ) -> Posterior:
     """The posterior of a batch with nothing but `names`; the prior in rows without any, if that is
     asked for.
     """
     batch = experts.batch
-    b, m = batch.observed.shape
     if not names:
-        return model.prior_at().expand(b, m)
+        return _prior_of(model, batch, asked)
     known = batch.observed.any(1)
     posterior = fuse(experts, batch)
     if known.all():
         return posterior
-    if empty == "error":
+    if asked.empty == "error":
         raise NothingObserved(int((~known).nonzero()[0]), ", ".join(names))
-    return posterior.where(known, model.prior_at().expand(b, m))
+    return posterior.where(known, _prior_of(model, batch, asked))
 
 
-def aggregated_posterior(
-    model: LatentModel, inputs: Mapping[str, Tensor], schema: Schema
-) -> Mixture:
+def _prior_of(model: LatentModel, batch: Batch, asked: ConditioningSets) -> Posterior:
+    """The prior as the posterior of rows, which may depend on covariates: those asked for, else
+    the rows' own.
+    """
+    context = model.prior_context({**batch.covariates, **asked.covariates})
+    if context is not None:
+        context = context.expand(len(batch), -1)
+    return model.prior_at(context=context).expand(*batch.observed.shape)
+
+
+def aggregated_posterior(model: LatentModel, prior: Prior, schema: Schema) -> Mixture:
     """The posteriors of c pseudo-inputs as one mixture, each with the same weight.
 
     Reference: Tomczak and Welling, VAE with a VampPrior, 2018, https://arxiv.org/abs/1705.07120.
     """
+    inputs = prior.pseudo_inputs or {}
     c = len(next(iter(inputs.values())))
     mask = torch.ones(c, len(model.names), dtype=torch.bool, device=model.like.device)
     rows = Batch(inputs, mask, schema=schema, **indices_of(mask))
-    each = cast(Mixture, model.aggregator.forward(model.experts(rows), rows))
+    experts = model.experts(rows, context=prior.pseudo_context)
+    each = cast(Mixture, model.aggregator.forward(experts, rows))
     loc = rearrange(each.loc, "k c d -> (k c) 1 d")
     scale = rearrange(each.scale, "k c d -> (k c) 1 d")
     log_weight = rearrange(each.log_weight - math.log(c), "k c -> (k c) 1")

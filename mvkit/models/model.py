@@ -135,7 +135,12 @@ class Model(MultimodalModel):
         return self._schemas[dtype]
 
     def experts(
-        self, batch: Batch, *, training: bool = False, generator: Generator = None
+        self,
+        batch: Batch,
+        *,
+        training: bool = False,
+        context: Tensor | None = None,
+        generator: Generator = None,
     ) -> Experts:
         return Experts(
             cast(Mapping[str, nn.Module], self.encoders),
@@ -144,7 +149,7 @@ class Model(MultimodalModel):
             family=self.family,
             width=self.width,
             training=training,
-            context=self._context(batch, "encoders"),
+            context=self._context(batch, "encoders") if context is None else context,
             generator=generator,
         )
 
@@ -161,15 +166,28 @@ class Model(MultimodalModel):
         return experts.joint_posterior(self.aggregator.forward)
 
     def prior_at(
-        self, experts: Experts | None = None, posterior: Posterior | None = None
+        self,
+        experts: Experts | None = None,
+        posterior: Posterior | None = None,
+        context: Tensor | None = None,
     ) -> Posterior:
-        """p(z): of rows whose experts and posterior are given, if it depends on them."""
+        """p(z): of rows whose experts and posterior are given, or whose `prior_context`, if it
+        depends on them.
+        """
         prior = as_prior(self.prior)
         if prior.pseudo_inputs is not None:
-            posterior = inference.aggregated_posterior(self, prior.pseudo_inputs, self.schema)
-        elif prior.conditional and experts is not None:
-            posterior = self.joint_posterior(experts.batch, experts)
-        return prior.density(cast(Mixture | None, posterior))
+            posterior = inference.aggregated_posterior(self, prior, self.schema)
+        elif experts is not None:
+            if prior.conditional:
+                posterior = self.joint_posterior(experts.batch, experts)
+            context = self.prior_context(experts.batch.covariates)
+        return prior.density(cast(Mixture | None, posterior), context)
+
+    def prior_context(self, covariates: Mapping[str, Tensor]) -> Tensor | None:
+        """What the prior sees of rows with these covariates, (b, c); None: nothing."""
+        if self.conditions is None or not covariates:
+            return None
+        return self.conditions.context(covariates, "prior")
 
     def likelihood_weights(self, extra: Mapping[str, float] | None = None) -> Tensor | None:
         """Factors λ of the log-likelihoods, times `extra`, (m,); None if all are 1."""

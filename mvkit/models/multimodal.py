@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -100,7 +100,11 @@ class MultimodalModel(GeneratingModel):
 
     @abstractmethod
     def prior_draws(
-        self, n: int, cluster: int | None, generator: Generator
+        self,
+        n: int,
+        cluster: int | None,
+        generator: Generator,
+        covariates: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Draws z (n, d) of the prior, or of one cluster, and their clusters (n,) if it has
         any.

@@ -5,7 +5,7 @@ Axes: n samples, s samples, b rows, m modalities, d top latent, p bottom latent 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -223,7 +223,11 @@ class Stack(MultimodalModel):
         return data
 
     def prior_draws(
-        self, n: int, cluster: int | None, generator: Generator
+        self,
+        n: int,
+        cluster: int | None,
+        generator: Generator,
+        covariates: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         return self.top.prior_draws(n, cluster, generator)
 
