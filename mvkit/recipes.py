@@ -13,11 +13,13 @@ from typing import Any, Literal
 import attrs
 
 from mvkit import parts
+from mvkit.core.covariates import CovariateLike, as_covariates, into_all
 from mvkit.core.modality import Modality, ModalityLike, PartLike, as_modalities
 from mvkit.errors import SpecError, check_number, check_option, check_whole_number
 from mvkit.models.model import Model
 from mvkit.models.stack import Stack
 from mvkit.parts.objectives.objective import check_names
+from mvkit.registry.spec import as_part
 from mvkit.training.annealing import Linear
 from mvkit.training.stages import JointThenUnimodal, Single
 
@@ -74,6 +76,23 @@ def jmvae(modalities: Modalities, latent_dim: int = 10, *, alpha: float = 0.1, b
     """
     return _model(options, modalities, latent_dim=latent_dim, aggregator=aggregator,
                   objective=parts.JMVAE(alpha=alpha, beta=beta), schedule=_warmup(warmup))
+
+
+def cvae(modalities: Modalities, latent_dim: int = 10, *,
+         covariates: Mapping[str, CovariateLike], beta: float = 1.0, prior: PartLike = "learnable",
+         aggregator: PartLike = POE, **options: Any) -> Model:
+    """CVAE: p(x, z | covariates), with a prior that depends on them; all see them.
+
+    Covariates that say nothing else go into encoders, decoders and, where the prior may depend on
+    them, the prior: `prior="standard"` leaves it out.
+
+    Reference: Sohn, Lee and Yan, NeurIPS 2015 (conditional VAE).
+    """
+    given = as_covariates(covariates)
+    if as_part("prior", prior) != parts.Standard():
+        given = {name: into_all(covariate) for name, covariate in given.items()}
+    return _model(options, modalities, latent_dim=latent_dim, aggregator=aggregator, prior=prior,
+                  objective=parts.ELBO(kl_weight=beta), covariates=given)
 
 
 def mopoe(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -81,6 +82,13 @@ def as_covariates(value: object) -> dict[str, Covariate]:
         with within(f"covariates.{name}"):
             covariates[name] = _as_covariate(item)
     return dict(sorted(covariates.items()))  # files sort their keys, contexts follow the order
+
+
+def into_all(covariate: Covariate) -> Covariate:
+    """A covariate that goes where it did, or everywhere if it goes where it does by default."""
+    if covariate.into != Covariate().into:
+        return covariate
+    return attrs.evolve(covariate, into=SIDES)  # type: ignore[misc]
 
 
 def _as_covariate(value: object) -> Covariate:
