@@ -152,6 +152,31 @@ class Conditions(nn.Module):
             drawn[name] = column.long() if covariate.levels else column
         return drawn
 
+    def columns(self, name: str, side: Side | None = None) -> slice:
+        """Where a covariate stands in the context of a side; None: of all covariates."""
+        start = 0
+        for other, covariate in self.covariates.items():
+            if side is not None and side not in covariate.into:
+                continue
+            if other == name:
+                return slice(start, start + covariate.width)
+            start += covariate.width
+        raise KeyError(name)
+
+    def shares(self, name: str) -> Tensor:
+        """Shares of the levels of a covariate in training, (levels,)."""
+        return self.average[self.columns(name)]
+
+    def add_level(self, name: str, level: Level) -> None:
+        """Gives a covariate a new level, of which training saw no row."""
+        end = self.columns(name).stop
+        for buffer, value in (("centre", 0.0), ("spread", 1.0), ("average", 0.0)):
+            old = getattr(self, buffer)
+            setattr(self, buffer, torch.cat([old[:end], old.new_tensor([value]), old[end:]]))
+        covariate = self.covariates[name]
+        levels = (*covariate.levels, level)
+        self.covariates[name] = attrs.evolve(covariate, levels=levels)  # type: ignore[misc]
+
     def width(self, side: Side) -> int:
         """Numbers that a side sees of a row."""
         return sum(c.width for c in self.covariates.values() if side in c.into)

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, cast
 
+import attrs
 import torch
 from torch import Tensor, nn
 
 from mvkit.core.batch import Batch
-from mvkit.core.covariates import CovariateLike, Side
+from mvkit.core.covariates import Conditions, CovariateLike, Level, Side
+from mvkit.core.decoder import Decoder
 from mvkit.core.decoding import Decoding
 from mvkit.core.experts import Experts
 from mvkit.core.mixture import Mixture
@@ -24,6 +26,7 @@ from mvkit.core.terms import Draw, Reconstruct, Terms, Want
 from mvkit.core.validation import Schema
 from mvkit.errors import SpecError
 from mvkit.models import clusters, description, generation, importance_sampling, inference
+from mvkit.models.added_levels import check_addable, grow
 from mvkit.models.build import ModelSpec
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.part_checks import assembled
@@ -287,6 +290,29 @@ class Model(MultimodalModel):
         """The modalities, with the networks that replaced those that were built."""
         changes = self.changes()
         return with_swapped_networks(self.modalities, self.encoders, self.decoders, changes)
+
+    def add_level(self, covariate: str, level: Level, *, like: Level = "average") -> None:
+        """Gives a covariate a new level: every network that sees it then has weights for it.
+
+        `fit` with `Stage(trainable=["covariates.<covariate>.<level>"])` trains these alone.
+
+        Args:
+            covariate: its name.
+            level: the new level.
+            like: the level that it begins like, or the `average` by shares of training.
+
+        Raises:
+            RequestError: no such covariate, a level that is there, or modules of the user's.
+        """
+        check_addable(self.conditions, covariate, level, like)
+        grow(self, covariate, level, like)
+        conditions = cast(Conditions, self.conditions)
+        spec = attrs.evolve(self.spec, covariates=dict(conditions.covariates))  # type: ignore[misc]
+        self.spec = spec
+        for decoder in self.decoders.values():
+            cast(Decoder, decoder).context = conditions.width("decoders")
+        self._schemas.clear()
+        self._remember_how_it_was_built(seeded=False)
 
     def _remember_how_it_was_built(self, *, seeded: bool) -> None:
         self.built_as = architecture(self, self.spec)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mvkit.core import bounds
 from mvkit.core.batch import Batch
-from mvkit.core.covariates import Conditions
+from mvkit.core.covariates import Conditions, Level
 from mvkit.core.decoding import Decoding
 from mvkit.core.experts import Experts
 from mvkit.core.modality import PartLike, ScheduleLike
@@ -297,6 +297,13 @@ class Stack(MultimodalModel):
         """The top's, of the bottom's means."""
         upper = self.up(rows, self.bottom.experts(rows), drawn=False)
         return self.top.responsibilities(upper)
+
+    def add_level(self, covariate: str, level: Level, *, like: Level = "average") -> None:
+        """As of the bottom, whose covariates they are; see `Model.add_level`."""
+        self.bottom.add_level(covariate, level, like=like)
+        levels = (self.bottom.spec, self.top.spec)
+        self.spec = attrs.evolve(self.spec, levels=levels)
+        self.built_as = architecture(self, self.spec)
 
     def header(self) -> dict[str, Any]:
         keys = ("objective", "schedule", "through_top")

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from mvkit.data.lengths import known_length
 from mvkit.data.pipeline import Pipeline
 from mvkit.errors import RequestError, SpecError, within
+from mvkit.models.added_levels import PREFIX
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.registry import plugins
 from mvkit.training.optimizers import OptimizerSpec
@@ -48,9 +50,21 @@ def check_plan(
                 reason = f"stage {index} trains {stage.trainable}, which has no parameters"
                 raise SpecError(reason, "trainable")
             optimizer = cast(OptimizerSpec, stage.optimizer).optimizer(parameters, lr)
+            _check_decay(stage, optimizer)
             with within(f"stages.{index}"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # no optimizer steps here
                 _check_schedule(stage, stage.scheduler(optimizer), known_length(loader))
+
+
+def _check_decay(stage: Stage, optimizer: Optimizer) -> None:
+    """Raises SpecError for weight decay where a level is trained alone: it moves all levels."""
+    levels = [glob for glob in stage.trainable if glob.startswith(PREFIX)]
+    if levels and any(group.get("weight_decay") for group in optimizer.param_groups):
+        raise SpecError(
+            f"{levels[0]!r} trains a level alone, and the optimizer's weight_decay moves the "
+            "others too; expected none; take 'adam'",
+            "optimizer",
+        )
 
 
 def _check_objective(objective: object, index: int) -> None:

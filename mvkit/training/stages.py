@@ -8,15 +8,18 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, cast
 
 import attrs
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.hooks import RemovableHandle
 
 from mvkit.errors import SpecError, suggest
+from mvkit.models.added_levels import PREFIX, level_columns
+from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.parts.objectives.objective import ObjectiveLike
 from mvkit.registry import plugins
@@ -50,7 +53,8 @@ class Stage:
         objective: what is minimised; None: the model's own.
         epochs: how long.
         trainable: globs over parameter names (`encoders.<modality>.*`, `decoders.…`,
-            `aggregator.*`, `prior.*`, `cross.*`); the rest is frozen and in evaluation mode.
+            `aggregator.*`, `prior.*`, `cross.*`), or the weights of one level of a covariate,
+            `covariates.<covariate>.<level>`; the rest is frozen and in evaluation mode.
         optimizer: `adam`, `adamw`, or a spec.
         ramps: factors by epoch, by the path of the objective's field: `{"kl_weight": "linear"}`.
         start_from: the weights that the next stage starts from: the `best` of this one (validation
@@ -146,27 +150,59 @@ def trainable(model: nn.Module, globs: Iterable[str]) -> Iterator[list[nn.Parame
     Raises:
         SpecError: a glob that matches no parameter.
     """
-    globs = tuple(globs)
+    levels = [glob for glob in globs if glob.startswith(PREFIX)]
+    globs = tuple(glob for glob in globs if not glob.startswith(PREFIX))
     _check_globs(model, globs)
-    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    modes = {module: module.training for module in model.modules()}
-    chosen = {}
+    chosen: dict[nn.Parameter, str] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and any(fnmatch.fnmatchcase(name, glob) for glob in globs):
             chosen[parameter] = name
+    hooks = _train_levels(model, levels, chosen)
+    try:
+        with _frozen_rest(model, chosen):
+            yield list(chosen)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def _frozen_rest(model: nn.Module, chosen: Container[nn.Parameter]) -> Iterator[None]:
+    """Freezes all parameters but those chosen, inside; restores everything on exit."""
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    modes = {module: module.training for module in model.modules()}
     try:
         for parameter in flags:
             parameter.requires_grad_(parameter in chosen)
         for module in modes:
             own = set(module.parameters())
-            if own and own.isdisjoint(chosen):
+            if own and not any(parameter in chosen for parameter in own):
                 module.eval()
-        yield list(chosen)
+        yield
     finally:
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
         for module, mode in modes.items():
             module.training = mode
+
+
+def _train_levels(
+    model: nn.Module, globs: Iterable[str], chosen: dict[nn.Parameter, str]
+) -> list[RemovableHandle]:
+    """Adds the parameters of levels to those that are chosen; hooks let no other column move."""
+    bottom = cast(Model, getattr(model, "bottom", model))
+    flags: dict[nn.Parameter, Tensor] = {}
+    for glob in globs:
+        for parameter, columns in level_columns(bottom, glob).items():
+            flags[parameter] = flags.get(parameter, columns) | columns
+    hooks = []
+    for parameter, columns in flags.items():
+        if parameter in chosen or not parameter.requires_grad:
+            continue
+        chosen[parameter] = PREFIX
+        keep = columns.to(parameter)
+        hooks.append(parameter.register_hook(lambda gradient, keep=keep: gradient * keep))
+    return hooks
 
 
 def _check_globs(model: nn.Module, globs: Iterable[str]) -> None:
