@@ -68,8 +68,8 @@ class Prior(RenamedMethods, ABC):
         self, posterior: Mixture | None = None, context: Tensor | None = None
     ) -> Posterior:
         """What `forward` returns, also if that is a distribution of torch."""
-        told = {} if context is None else {"context": context}
-        value = self.forward(posterior, **told)
+        options = {} if context is None else {"context": context}
+        value = self.forward(posterior, **options)
         return value if isinstance(value, Posterior) else as_density(value)
 
     def assign(self, z: Tensor, context: Tensor | None = None) -> Tensor:
