@@ -48,6 +48,7 @@ from mvkit.parts.likelihoods import Bernoulli as Bernoulli
 from mvkit.parts.likelihoods import Categorical as Categorical
 from mvkit.parts.likelihoods import Laplace as Laplace
 from mvkit.parts.likelihoods import Normal as Normal
+from mvkit.parts.likelihoods import Poisson as Poisson
 from mvkit.parts.likelihoods import StudentT as StudentT
 from mvkit.parts.networks import MLP as MLP
 from mvkit.parts.networks import Conv as Conv

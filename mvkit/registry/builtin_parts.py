@@ -44,6 +44,7 @@ laplace     mvkit.parts.likelihoods.location_scale:Laplace  fixed or trained sca
 bernoulli   mvkit.parts.likelihoods.discrete:Bernoulli      bits and grey values
 categorical mvkit.parts.likelihoods.discrete:Categorical    classes
 student_t   mvkit.parts.likelihoods.location_scale:StudentT heavy tails
+poisson     mvkit.parts.likelihoods.counts:Poisson          counts, log-means
 [network]
 linear mvkit.parts.networks:Linear one affine map
 mlp    mvkit.parts.networks:MLP    fully connected

@@ -1,5 +1,7 @@
 """Likelihoods p(x|z): from decoder outputs to elementwise log-probabilities, means and draws."""
 
+from mvkit.parts.likelihoods.counts import CountLikelihood as CountLikelihood
+from mvkit.parts.likelihoods.counts import Poisson as Poisson
 from mvkit.parts.likelihoods.discrete import Bernoulli as Bernoulli
 from mvkit.parts.likelihoods.discrete import Categorical as Categorical
 from mvkit.parts.likelihoods.location_scale import Laplace as Laplace

@@ -1,0 +1,403 @@
+"""Likelihoods against scipy, sums and quadrature; their draws, gaps, extremes, files and fits.
+
+Axes: n rows; one element a row in the tables, so that decoders emit (1, n, 1[, params]).
+"""
+
+import attrs
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+
+import mvkit
+from mvkit import DataError, Modality, Model, SpecError
+from mvkit.core.likelihood import Context
+from mvkit.core.modality import Sizes
+from mvkit.core.noise import seeded
+from mvkit.testing import check_component
+
+DRAWS = 4000
+
+
+def live(name, shape=(1,), exposure=None, **options):
+    """The likelihood of a modality, in float64."""
+    modality = Modality(shape, {"name": name, **options}, exposure=exposure)
+    part = modality.likelihood.build(Sizes.alone(modality))
+    return part.double() if isinstance(part, torch.nn.Module) else part
+
+
+def f64(values):
+    return torch.as_tensor(np.asarray(values), dtype=torch.float64)
+
+
+def poisson(mean):
+    return stats.poisson(mean).logpmf
+
+
+def negative_binomial(mean, theta):
+    return stats.nbinom(theta, theta / (theta + mean)).logpmf
+
+
+def inflated(log_p, share):
+    def log_prob(x):
+        log_p_counted = np.log1p(-share) + log_p(x)
+        zero = np.logaddexp(np.log(share), log_p_counted)
+        return np.where(np.asarray(x) == 0, zero, log_p_counted)
+
+    return log_prob
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+@attrs.frozen
+class Case:
+    """A likelihood, what its decoder emits for one element, and the law that this must be.
+
+    Args:
+        name, options: of the likelihood.
+        numbers: what the decoder emits.
+        log_prob: the law, from scipy.
+        support: all values with a probability that shows, or the interval of a density.
+        tensors: parameters to set.
+    """
+
+    name: str
+    options: dict
+    numbers: tuple
+    log_prob: object
+    support: object
+    tensors: dict = {}
+
+    def live(self):
+        part = live(self.name, **self.options)
+        for path, value in self.tensors.items():
+            tensor = part.get_parameter(path)
+            tensor.data = f64(value).expand(tensor.shape).clone()
+        return part
+
+    def out(self, n):
+        numbers = f64(self.numbers).expand(1, n, 1, len(self.numbers))
+        return numbers if len(self.numbers) > 1 else numbers[..., 0]
+
+    def density(self, x):
+        x = f64(np.atleast_1d(x))
+        log_p = self.live().log_prob(self.out(len(x)), x[:, None], Context())
+        return log_p.exp()[0, :, 0].detach().numpy()
+
+    def expectation(self, function):
+        """Of a function of x under the likelihood's own density."""
+        if isinstance(self.support, tuple):
+            low, high, *points = self.support
+            ends = [low, *points, high]
+            total = 0.0
+            for left, right in zip(ends, ends[1:], strict=False):
+                integrand = lambda x: float(function(x) * self.density(x)[0])  # noqa: E731
+                total += integrate.quad(
+                    integrand, left, right, epsabs=1e-12, epsrel=1e-12, limit=400
+                )[0]
+            return total
+        return float(np.sum(function(self.support) * self.density(self.support)))
+
+
+COUNTS = np.arange(400)
+CASES = {
+    "poisson": Case("poisson", {}, (1.3,), poisson(np.exp(1.3)), COUNTS),
+    "poisson, zero-inflated": Case(
+        "poisson",
+        {"zero_inflated": True},
+        (1.3, -0.4),
+        inflated(poisson(np.exp(1.3)), sigmoid(-0.4)),
+        COUNTS,
+    ),
+}
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+@every_case
+def test_log_probabilities_are_those_of_scipy(case):
+    if isinstance(case.support, tuple):
+        x = np.linspace(case.support[0], case.support[-1], 42)[1:-1, None]
+    else:
+        x = case.support[:40, None]
+    log_p = case.live().log_prob(case.out(len(x)), f64(x), Context())
+    assert log_p.shape == (1, *x.shape)
+    np.testing.assert_allclose(log_p[0].detach(), case.log_prob(x), rtol=1e-9, atol=1e-9)
+
+
+@every_case
+def test_densities_are_normalised(case):
+    assert case.expectation(np.ones_like) == pytest.approx(1, abs=1e-9)
+
+
+@every_case
+def test_means_are_expectations(case):
+    mean = case.live().mean(case.out(1)).detach()
+    assert mean.shape == (1, 1, 1)
+    assert case.expectation(lambda x: x) == pytest.approx(mean.item(), rel=1e-8)
+
+
+@every_case
+def test_draws_follow_the_density(case):
+    part = case.live()
+    with torch.no_grad():
+        draws = part.sample(case.out(DRAWS), Context(generator=seeded(1)))
+        again = part.sample(case.out(DRAWS), Context(generator=seeded(1)))
+    assert draws.shape == (1, DRAWS, 1)
+    assert draws.dtype == torch.float64
+    assert torch.equal(draws, again)
+    assert not part.out_of_support(draws).any()
+    draws = draws.flatten().numpy()
+    if isinstance(case.support, tuple):
+        assert _kolmogorov(case, draws) > 1e-3
+        return
+    counted = np.array([(draws == value).sum() for value in case.support])
+    expected = case.density(case.support) * DRAWS
+    common = expected >= 5
+    counted = np.append(counted[common], DRAWS - counted[common].sum())
+    expected = np.append(expected[common], DRAWS - expected[common].sum())
+    statistic = ((counted - expected) ** 2 / np.maximum(expected, 1e-2)).sum()
+    assert stats.chi2(len(counted) - 1).sf(statistic) > 1e-3
+
+
+def _kolmogorov(case, draws):
+    """p of draws under the distribution function, the trapezoid sum of the density."""
+    edges = np.quantile(draws, np.linspace(0, 1, 41)[1:-1])
+    low = case.support[0]
+    below = []
+    for edge in edges:
+        part = attrs.evolve(case, support=(low, edge))
+        below.append(part.expectation(lambda x: 1.0))
+        low = edge
+    shares = np.append(below, 1 - np.sum(below))
+    counted = np.histogram(draws, np.concatenate([[-np.inf], edges, [np.inf]]))[0]
+    return stats.chisquare(counted, shares * len(draws)).pvalue
+
+
+# float32, far out: what the decoders emit, what is observed
+FAR = (-1e4, -100.0, 0.0, 100.0, 1e4)
+EXTREMES = {
+    "poisson": ({}, (0.0, 1.0, 1e6)),
+    "poisson, zero-inflated": ({"zero_inflated": True}, (0.0, 1.0, 1e6)),
+}
+
+
+@pytest.mark.parametrize("title", EXTREMES)
+def test_extreme_values_in_float32_are_finite(title):
+    options, values = EXTREMES[title]
+    part = live(title.partition(",")[0], shape=(2,), **options)
+    if isinstance(part, torch.nn.Module):
+        part = part.float()
+    grids = [torch.tensor(FAR)] * part.params + [torch.tensor(values)]
+    *numbers, x = torch.meshgrid(*grids, indexing="ij")
+    out = torch.stack([number.flatten() for number in numbers], -1)
+    out = out.reshape(1, -1, 1, part.params).repeat(1, 1, 2, 1)
+    out = (out if part.params > 1 else out[..., 0]).requires_grad_()
+    x = x.flatten()[:, None].repeat(1, 2)
+    log_p = part.log_prob(out, x, Context())
+    assert torch.isfinite(log_p).all()
+    log_p.sum().backward()
+    assert torch.isfinite(out.grad).all()
+    for parameter in part.parameters() if isinstance(part, torch.nn.Module) else ():
+        assert torch.isfinite(parameter.grad).all()
+    assert torch.isfinite(part.mean(out)).all()
+    assert not torch.isnan(part.sample(out.detach(), Context(generator=seeded(0)))).any()
+
+
+COUNTED = {"poisson": {}, "poisson, zero-inflated": {"zero_inflated": True}}
+counted = pytest.mark.parametrize("title", COUNTED)
+
+
+def count_likelihood(title, exposure=None, shape=(4,)):
+    return live(title.partition(",")[0], shape, exposure, **COUNTED[title])
+
+
+def outputs(part, n, shape=(4,), seed=0):
+    numbers = (part.params,) if part.params > 1 else ()
+    return torch.randn(2, n, *shape, *numbers, dtype=torch.float64, generator=seeded(seed))
+
+
+def with_log_means(part, out, log_mean):
+    """Outputs with other first numbers."""
+    if part.params == 1:
+        return log_mean
+    return torch.cat([log_mean[..., None], out[..., 1:]], -1)
+
+
+@counted
+def test_a_named_exposure_multiplies_the_means(title):
+    part = count_likelihood(title, "depth")
+    plain = count_likelihood(title)
+    out = outputs(part, 3)
+    first = out[..., 0] if part.params > 1 else out
+    s = f64([0.5, 1.0, 20.0])
+    x = f64(np.random.default_rng(0).integers(0, 9, (3, 4)))
+    shifted = with_log_means(part, out, first + s.log()[:, None])
+    expected = plain.log_prob(shifted, x, Context())
+    context = Context(exposure=s)
+    torch.testing.assert_close(part.log_prob(out, x, context), expected)
+    torch.testing.assert_close(part.mean(out, context), plain.mean(shifted))
+    draws = part.sample(out, Context(exposure=s, generator=seeded(3)))
+    assert torch.equal(draws, plain.sample(shifted, Context(generator=seeded(3))))
+
+
+@counted
+def test_a_total_is_shared_among_the_counted_elements(title):
+    part = count_likelihood(title, "total", (2, 2))
+    plain = count_likelihood(title, shape=(2, 2))
+    out = outputs(part, 3, (2, 2))
+    first = out[..., 0] if part.params > 1 else out
+    counted = torch.ones(3, 2, 2, dtype=torch.bool)
+    counted[0, 0, 1] = False
+    counted[1, :, 0] = False
+    s = f64([9.0, 3.0, 40.0])
+    rate = first.exp()
+    share = rate / (rate * counted).sum((-1, -2), keepdim=True)
+    shares = with_log_means(part, out, (share * s[:, None, None]).log())
+    x = f64(np.random.default_rng(0).integers(0, 9, (3, 2, 2)))
+    context = Context(exposure=s, counted=counted)
+    torch.testing.assert_close(
+        part.log_prob(out, x, context), plain.log_prob(shares, x, Context())
+    )
+    torch.testing.assert_close(part.mean(out, context), plain.mean(shares))
+    if part.params == 1:
+        torch.testing.assert_close((part.mean(out, context) * counted).sum((-1, -2))[0], s)
+
+
+@counted
+def test_a_total_that_nobody_states_is_the_rows_own(title):
+    part = count_likelihood(title, "total")
+    out = outputs(part, 3)
+    x = f64(np.random.default_rng(0).integers(0, 9, (3, 4)))
+    elements = torch.ones(3, 4, dtype=torch.bool)
+    elements[0, 2] = False
+    x[0, 2] = 0.0
+    own = part.log_prob(out, x, Context(elements=elements))
+    stated = Context(elements, exposure=x.sum(1), counted=elements)
+    torch.testing.assert_close(own, part.log_prob(out, x, stated))
+    assert torch.isfinite(own).all()
+    torch.testing.assert_close(part.mean(out), part.mean(out, Context(exposure=f64([1, 1, 1]))))
+
+
+@counted
+@pytest.mark.parametrize("exposure", ["depth", "total"])
+def test_rows_without_exposure_are_finite(title, exposure):
+    part = count_likelihood(title, exposure).float()
+    out = (outputs(part, 3).float() * 1e3).requires_grad_()
+    nothing = torch.zeros(3, 4, dtype=torch.bool)
+    for counted in (None, nothing):
+        context = Context(exposure=torch.zeros(3), counted=counted, generator=seeded(0))
+        zeros = part.log_prob(out, torch.zeros(3, 4), context)
+        ones = part.log_prob(out, torch.ones(3, 4), context)
+        assert torch.equal(zeros, torch.zeros_like(zeros))
+        assert torch.isfinite(ones).all()
+        assert (ones < -100).all()
+        assert torch.equal(part.mean(out, context), torch.zeros(2, 3, 4))
+        assert torch.equal(part.sample(out.detach(), context), torch.zeros(2, 3, 4))
+        (zeros.sum() + ones.sum()).backward()
+        assert torch.isfinite(out.grad).all()
+
+
+@counted
+def test_a_share_of_a_single_count_is_refused(title):
+    with pytest.raises(SpecError, match="share of a single count in its own total is always 1"):
+        count_likelihood(title, "total", (1, 1))
+    options = {"name": title.partition(",")[0], **COUNTED[title]}
+    with pytest.raises(SpecError, match=r"modalities\.a.*leave exposure out"):
+        Model({"a": Modality((1,), options, exposure="total")}, latent_dim=1, seed=0)
+
+
+# through models: each a likelihood, its shape, and values that follow it
+
+
+def count_rows(generator, z):
+    return generator.poisson(np.exp(1 + z @ [[1.0, -0.7, 0.4]]))
+
+
+LEARNT = {
+    "poisson": ({}, count_rows),
+    "poisson, zero-inflated": ({"zero_inflated": True}, count_rows),
+}
+learnt = pytest.mark.parametrize("title", LEARNT)
+
+
+def made_up_rows(title, n=300):
+    generator = np.random.default_rng(0)
+    rows = LEARNT[title][1](generator, generator.normal(size=(n, 1)))
+    return np.asarray(rows, np.float32)
+
+
+def small_model(title, **options):
+    x = made_up_rows(title)
+    likelihood = {"name": title.partition(",")[0], **LEARNT[title][0]}
+    network = {"name": "mlp", "hidden": [16]}
+    modality = Modality(x.shape[1:], likelihood, encoder=network, decoder=network, **options)
+    return Model({"a": modality, "b": (2,)}, latent_dim=2, seed=0), {
+        "a": x,
+        "b": np.zeros((len(x), 2), np.float32),
+    }
+
+
+@learnt
+def test_fit_learns(title):
+    model, data = small_model(title)
+    history = mvkit.fit(model, data, epochs=40, lr=1e-2, batch_size=50, progress=False)
+    loss = history["loss"]
+    assert np.isfinite(loss).all()
+    assert loss[-1] < loss[0] - 0.1
+    samples = model.sample(200)["a"]
+    assert torch.isfinite(samples).all()
+
+
+@learnt
+def test_files_bring_it_back(title, tmp_path):
+    model, data = small_model(title)
+    mvkit.fit(model, data, epochs=1, progress=False)
+    mvkit.save(model, tmp_path / "model.safetensors")
+    again = mvkit.load(tmp_path / "model.safetensors")
+    assert again.header() == model.header()
+    rows = {name: values[:5] for name, values in data.items()}
+    scores = [m.log_likelihood(rows, n=7, generator=seeded(0)) for m in (model, again)]
+    assert torch.equal(*scores)
+    draws = [m.translate(rows, sample=True, generator=seeded(0))["a"] for m in (model, again)]
+    assert torch.equal(*draws)
+
+
+@learnt
+def test_gaps_are_left_out_whatever_they_hold(title):
+    model, data = small_model(title)
+    rows = {name: values[:4].copy() for name, values in data.items()}
+    whole = title.partition(",")[0] == "hazard"
+    rows["a"][1, ... if whole else 0] = np.nan
+    rows["a"][2] = np.nan
+    loss = model.loss(mvkit.Batch({k: torch.tensor(v) for k, v in rows.items()})).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    for parameter in model.parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all()
+
+
+@learnt
+def test_conformance(title):
+    check_component("likelihood", title.partition(",")[0], **LEARNT[title][0])
+
+
+REFUSED = {
+    "poisson, negative": ("poisson", {}, -1.0, "counts: whole numbers of at least 0"),
+    "poisson, fraction": ("poisson", {}, 2.5, "counts: whole numbers of at least 0"),
+    "poisson, infinite": ("poisson", {}, np.inf, "counts: whole numbers of at least 0"),
+}
+
+
+@pytest.mark.parametrize("title", REFUSED)
+def test_values_outside_the_support_are_refused_with_their_place(title):
+    name, options, value, expected = REFUSED[title]
+    case = next(t for t in LEARNT if t.partition(",")[0] == name)
+    x = made_up_rows(case)[:6]
+    likelihood = {"name": name, **LEARNT[case][0], **options}
+    model = Model({"a": Modality(x.shape[1:], likelihood)}, latent_dim=1, seed=0)
+    model.encode({"a": x})
+    x[4, 1] = value
+    with pytest.raises(DataError, match=f"(?s)'a'.*row 4.*{expected}"):
+        model.encode({"a": x})
