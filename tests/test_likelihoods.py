@@ -7,6 +7,7 @@ import attrs
 import numpy as np
 import pytest
 import torch
+from mpmath import mp
 from scipy import integrate, stats
 
 import mvkit
@@ -111,6 +112,36 @@ CASES = {
         inflated(poisson(np.exp(1.3)), sigmoid(-0.4)),
         COUNTS,
     ),
+    "negative_binomial": Case(
+        "negative_binomial",
+        {},
+        (1.3,),
+        negative_binomial(np.exp(1.3), np.exp(-0.2)),
+        COUNTS,
+        {"log_theta": -0.2},
+    ),
+    "negative_binomial, modality": Case(
+        "negative_binomial",
+        {"by": "modality"},
+        (0.4,),
+        negative_binomial(np.exp(0.4), 40.0),
+        COUNTS,
+        {"log_theta": np.log(40.0)},
+    ),
+    "negative_binomial, decoded": Case(
+        "negative_binomial",
+        {"by": "decoded"},
+        (2.0, 1.0),
+        negative_binomial(np.exp(2.0), np.exp(1.0)),
+        COUNTS,
+    ),
+    "negative_binomial, decoded, zero-inflated": Case(
+        "negative_binomial",
+        {"by": "decoded", "zero_inflated": True},
+        (2.0, 1.0, -1.0),
+        inflated(negative_binomial(np.exp(2.0), np.exp(1.0)), sigmoid(-1.0)),
+        COUNTS,
+    ),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -180,6 +211,8 @@ FAR = (-1e4, -100.0, 0.0, 100.0, 1e4)
 EXTREMES = {
     "poisson": ({}, (0.0, 1.0, 1e6)),
     "poisson, zero-inflated": ({"zero_inflated": True}, (0.0, 1.0, 1e6)),
+    "negative_binomial": ({}, (0.0, 1.0, 1e6)),
+    "negative_binomial, decoded": ({"by": "decoded", "zero_inflated": True}, (0.0, 1.0, 1e6)),
 }
 
 
@@ -205,7 +238,12 @@ def test_extreme_values_in_float32_are_finite(title):
     assert not torch.isnan(part.sample(out.detach(), Context(generator=seeded(0)))).any()
 
 
-COUNTED = {"poisson": {}, "poisson, zero-inflated": {"zero_inflated": True}}
+COUNTED = {
+    "poisson": {},
+    "poisson, zero-inflated": {"zero_inflated": True},
+    "negative_binomial": {},
+    "negative_binomial, decoded": {"by": "decoded", "zero_inflated": True},
+}
 counted = pytest.mark.parametrize("title", COUNTED)
 
 
@@ -308,6 +346,72 @@ def test_a_share_of_a_single_count_is_refused(title):
         Model({"a": Modality((1,), options, exposure="total")}, latent_dim=1, seed=0)
 
 
+def test_negative_binomial_is_accurate_at_any_dispersion():
+    x = np.array([0.0, 1.0, 7.0, 300.0, 1e5])
+    log_theta = np.array([-12.0, -3.0, 2.5, 2.8, 6.0, 14.0, 29.0])
+    mean = np.array([1e-12, 0.3, 90.0, 1e5])
+    x, log_theta, mean = (axis.flatten() for axis in np.meshgrid(x, log_theta, mean))
+    with mp.workdps(60):
+        expected = []
+        for k, a, m in zip(x, log_theta, mean, strict=True):
+            theta, m = mp.exp(mp.mpf(a)), mp.mpf(m)
+            log_p = mp.loggamma(k + theta) - mp.loggamma(theta) - mp.loggamma(k + 1)
+            log_p += theta * mp.log(theta / (theta + m)) + k * mp.log(m / (theta + m))
+            expected.append(float(log_p))
+    part = live("negative_binomial", by="decoded")
+    out = torch.stack([f64(mean).log(), f64(log_theta)], -1)[None, :, None]
+    log_p = part.log_prob(out, f64(x)[:, None], Context()).flatten()
+    scale = np.maximum(np.abs(expected), x * np.log(x + 2) + 1)  # terms that cancel
+    np.testing.assert_allclose((log_p - f64(expected)) / f64(scale), 0, atol=1e-14)
+
+
+def test_negative_binomial_tends_to_poisson():
+    nb = live("negative_binomial", (6,))
+    x = f64([[0, 1, 2, 5, 40, 1000]])
+    log_mean = f64([[[-30.0, -2.0, 0.5, 1.0, 3.0, 7.0]]])
+    expected = live("poisson", (6,)).log_prob(log_mean, x, Context())
+    for log_theta in (25.0, 1e3, 1e30):
+        nb.log_theta.data.fill_(log_theta)
+        log_p = nb.log_prob(log_mean, x, Context())
+        torch.testing.assert_close(log_p, expected, rtol=1e-7, atol=1e-7)
+
+
+def test_dispersions_of_levels_are_looked_up():
+    options = {"by": "feature_and_level", "level": "batch", "levels": 3}
+    part = live("negative_binomial", (2,), **options)
+    part.log_theta.data.copy_(f64([[0.1, 0.2], [1.1, 1.2], [2.1, 2.2]]))
+    level = torch.tensor([2, 0, 1, 0])
+    out = outputs(part, 4, (2,))
+    x = f64(np.random.default_rng(0).integers(0, 9, (4, 2)))
+    context = Context(covariates={"batch": level}, generator=seeded(0))
+    log_p = part.log_prob(out, x, context).detach()
+    theta = part.log_theta.detach()[level].exp().numpy()
+    expected = negative_binomial(out.exp().numpy(), theta)(x.numpy())
+    np.testing.assert_allclose(log_p, expected, rtol=1e-9)
+    many = out[:1].expand(20000, 4, 2)
+    draws = part.sample(many, context).detach()
+    mean = out[0].exp().numpy()
+    error = np.sqrt((mean + mean**2 / theta) / len(draws))
+    assert (np.abs(draws.mean(0).numpy() - mean) < 4 * error).all()
+    with pytest.raises(mvkit.RequestError, match="by the level of 'batch', which the rows lack"):
+        part.log_prob(out, x, Context())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"by": "feature_and_level"},
+        {"by": "feature_and_level", "level": "batch"},
+        {"by": "feature_and_level", "levels": 3},
+        {"by": "feature", "level": "batch", "levels": 3},
+        {"levels": 3},
+    ],
+)
+def test_dispersions_of_levels_need_both(options):
+    with pytest.raises(SpecError, match="expected both with by='feature_and_level'"):
+        Modality((3,), {"name": "negative_binomial", **options})
+
+
 # through models: each a likelihood, its shape, and values that follow it
 
 
@@ -318,6 +422,8 @@ def count_rows(generator, z):
 LEARNT = {
     "poisson": ({}, count_rows),
     "poisson, zero-inflated": ({"zero_inflated": True}, count_rows),
+    "negative_binomial": ({}, count_rows),
+    "negative_binomial, decoded": ({"by": "decoded", "zero_inflated": True}, count_rows),
 }
 learnt = pytest.mark.parametrize("title", LEARNT)
 
@@ -386,6 +492,7 @@ def test_conformance(title):
 REFUSED = {
     "poisson, negative": ("poisson", {}, -1.0, "counts: whole numbers of at least 0"),
     "poisson, fraction": ("poisson", {}, 2.5, "counts: whole numbers of at least 0"),
+    "negative_binomial": ("negative_binomial", {}, 1.25, "counts: whole numbers of at least 0"),
     "poisson, infinite": ("poisson", {}, np.inf, "counts: whole numbers of at least 0"),
 }
 

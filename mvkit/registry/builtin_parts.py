@@ -45,6 +45,7 @@ bernoulli   mvkit.parts.likelihoods.discrete:Bernoulli      bits and grey values
 categorical mvkit.parts.likelihoods.discrete:Categorical    classes
 student_t   mvkit.parts.likelihoods.location_scale:StudentT heavy tails
 poisson     mvkit.parts.likelihoods.counts:Poisson          counts, log-means
+negative_binomial mvkit.parts.likelihoods.negative_binomial:NegativeBinomial counts, overdispersed
 [network]
 linear mvkit.parts.networks:Linear one affine map
 mlp    mvkit.parts.networks:MLP    fully connected

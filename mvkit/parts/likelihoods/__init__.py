@@ -11,3 +11,4 @@ from mvkit.parts.likelihoods.location_scale import OptimalScale as OptimalScale
 from mvkit.parts.likelihoods.location_scale import Positive as Positive
 from mvkit.parts.likelihoods.location_scale import StudentT as StudentT
 from mvkit.parts.likelihoods.location_scale import StudentTLikelihood as StudentTLikelihood
+from mvkit.parts.likelihoods.negative_binomial import NegativeBinomial as NegativeBinomial

@@ -10,14 +10,13 @@ from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mvkit.core import noise
 from mvkit.core.likelihood import ALONE, Context, Likelihood
 from mvkit.core.modality import Sizes
 from mvkit.core.noise import Generator
 from mvkit.errors import SpecError
-from mvkit.parts.likelihoods.numerics import limited
+from mvkit.parts.likelihoods.numerics import limited, softplus
 from mvkit.registry.spec import field, flag, spec
 
 LARGEST_LOG_MEAN = 30.0  # of counts that float32 can tell apart from their neighbours, and more
@@ -75,7 +74,7 @@ def exposure_of(sizes: Sizes) -> str | None:
             f"exposure='total' for rows of shape {sizes.shape}: the share of a single count in "
             "its own total is always 1, so that nothing is left to learn; leave exposure out, or "
             "name a covariate that says how much each row was exposed",
-            f"modalities.{sizes.name}.exposure",
+            "exposure",
         )
     return exposure
 
@@ -116,8 +115,8 @@ class CountLikelihood(nn.Module, Likelihood):
             return log_p
         logit = numbers[-1]
         # π + (1 - π) p = σ(logit) (1 + exp(log p - logit))
-        zero = functional.softplus(log_p - logit) - functional.softplus(-logit)
-        return torch.where(x == 0, zero, log_p - functional.softplus(logit))
+        zero = softplus(log_p - logit) - softplus(-logit)
+        return torch.where(x == 0, zero, log_p - softplus(logit))
 
     def mean(self, out: Tensor, context: Context = ALONE) -> Tensor:
         numbers = self.numbers(out)

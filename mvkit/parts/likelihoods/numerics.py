@@ -12,6 +12,11 @@ LARGE = 16.0  # from here on the series is exact to float64
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
+def softplus(x: Tensor) -> Tensor:
+    """Log(1 + e^x) to float64's precision; torch's own drops e^-x from 20 on."""
+    return functional.softplus(x, threshold=40.0)
+
+
 def limited(raw: Tensor, limit: float) -> Tensor:
     """Numbers as they are up to `limit`, above it growing as a logarithm, to twice the limit.
 
