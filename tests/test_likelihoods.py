@@ -3,6 +3,8 @@
 Axes: n rows; one element a row in the tables, so that decoders emit (1, n, 1[, params]).
 """
 
+import itertools
+
 import attrs
 import numpy as np
 import pytest
@@ -213,6 +215,7 @@ EXTREMES = {
     "poisson, zero-inflated": ({"zero_inflated": True}, (0.0, 1.0, 1e6)),
     "negative_binomial": ({}, (0.0, 1.0, 1e6)),
     "negative_binomial, decoded": ({"by": "decoded", "zero_inflated": True}, (0.0, 1.0, 1e6)),
+    "multinomial": ({}, (0.0, 1.0, 1e6)),
 }
 
 
@@ -412,6 +415,101 @@ def test_dispersions_of_levels_need_both(options):
         Modality((3,), {"name": "negative_binomial", **options})
 
 
+def compositions(total, parts):
+    """All counts of a total, (rows, parts)."""
+    every = itertools.product(range(total + 1), repeat=parts)
+    return np.array([row for row in every if sum(row) == total])
+
+
+def test_multinomial_is_that_of_scipy_over_all_axes_of_the_shape():
+    part = live("multinomial", (2, 3))
+    x = compositions(3, 6).reshape(-1, 2, 3)
+    out = outputs(part, 1, (2, 3))[:1]
+    shares = torch.softmax(out.flatten(), 0).numpy()
+    log_p = part.log_prob(out.expand(1, len(x), 2, 3), f64(x), Context())
+    assert log_p.shape == (1, *x.shape)
+    expected = stats.multinomial(3, shares).logpmf(x.reshape(-1, 6))
+    np.testing.assert_allclose(log_p.sum((0, 2, 3)), expected, rtol=1e-9, atol=1e-12)
+    p = np.exp(expected)
+    mean = part.mean(out, Context(exposure=f64([3.0])))
+    np.testing.assert_allclose(mean[0, 0], np.einsum("n,nij->ij", p, x), rtol=1e-9)
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_multinomial_of_observed_elements_is_that_of_these_alone(stated):
+    part = live("multinomial", (4,), "total" if stated else None)
+    x = f64([[3, 0, 2, 7], [1, 1, 1, 1]])
+    elements = torch.tensor([[True, False, True, True], [False, True, True, False]])
+    out = outputs(part, 2)
+    context = Context(elements)
+    if stated:
+        total = (x * elements).sum(1)
+        context = Context(elements, exposure=total, counted=elements)
+    log_p = part.log_prob(out, torch.where(elements, x, 0.0), context)
+    for row in range(2):
+        seen = elements[row]
+        for repeat in range(2):
+            shares = torch.softmax(out[repeat, row, seen], 0)
+            own = x[row, seen].numpy()
+            expected = stats.multinomial(own.sum(), shares.numpy()).logpmf(own)
+            actual = log_p[repeat, row, seen].sum().item()
+            assert actual == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (5,), (2, 3)])
+def test_multinomial_draws(shape):
+    part = live("multinomial", shape)
+    out = outputs(part, 1, shape)[:1].expand(1, DRAWS, *shape)
+    context = Context(exposure=f64([6.0]).expand(DRAWS), generator=seeded(0))
+    draws = part.sample(out, context)
+    assert torch.equal(draws.flatten(2).sum(-1), torch.full((1, DRAWS), 6.0).double())
+    shares = torch.softmax(out[0, 0].flatten(), 0).numpy()
+    draws = draws.reshape(DRAWS, -1).numpy()
+    for element, share in enumerate(shares):
+        expected = stats.binom(6, share).pmf(np.arange(7)) * DRAWS
+        counted = np.bincount(draws[:, element].astype(int), minlength=7)
+        common = expected > 5
+        statistic = ((counted - expected)[common] ** 2 / expected[common]).sum()
+        assert stats.chi2(max(common.sum() - 1, 1)).sf(statistic) > 1e-3
+    if len(shares) > 1:  # two elements together: their covariance is -N ρ ρ'
+        covariance = np.cov(draws[:, 0], draws[:, 1])[0, 1]
+        assert covariance == pytest.approx(-6 * shares[0] * shares[1], abs=0.1)
+
+
+def test_multinomial_draws_without_a_total_are_of_one_count():
+    part = live("multinomial", (3,))
+    draws = part.sample(outputs(part, 50, (3,)), Context(generator=seeded(0)))
+    assert torch.equal(draws.sum(-1), torch.ones(2, 50).double())
+
+
+def test_what_a_multinomial_does_not_count_has_the_mean_of_its_share():
+    part = live("multinomial", (3,), "total")
+    counted = torch.tensor([[True, True, False]]).expand(DRAWS, 3)
+    out = outputs(part, 1, (3,))[:1].expand(1, DRAWS, 3)
+    total = f64([5.0]).expand(DRAWS)
+    context = Context(exposure=total, counted=counted, generator=seeded(0))
+    rate = out[0, 0].exp()
+    mean = part.mean(out, context)[0, 0]
+    torch.testing.assert_close(mean, 5 * rate / rate[:2].sum())
+    draws = part.sample(out, context)[0]
+    assert torch.equal(draws[:, :2].sum(1), total)
+    assert draws.mean(0)[2].item() == pytest.approx(mean[2].item(), abs=0.1)
+
+
+def test_a_multinomial_given_something_else_than_its_total_is_refused():
+    with pytest.raises(SpecError, match=r"modalities\.a\.exposure.*expected 'total' or None"):
+        Model({"a": Modality((2,), "multinomial", exposure="depth")}, latent_dim=1, seed=0)
+
+
+def test_rows_of_no_counts_are_certain():
+    part = live("multinomial", (3,))
+    out = outputs(part, 2, (3,)).requires_grad_()
+    log_p = part.log_prob(out, torch.zeros(2, 3).double(), Context())
+    assert torch.equal(log_p, torch.zeros_like(log_p))
+    log_p.sum().backward()
+    assert torch.isfinite(out.grad).all()
+
+
 # through models: each a likelihood, its shape, and values that follow it
 
 
@@ -424,6 +522,7 @@ LEARNT = {
     "poisson, zero-inflated": ({"zero_inflated": True}, count_rows),
     "negative_binomial": ({}, count_rows),
     "negative_binomial, decoded": ({"by": "decoded", "zero_inflated": True}, count_rows),
+    "multinomial": ({}, count_rows),
 }
 learnt = pytest.mark.parametrize("title", LEARNT)
 
@@ -493,6 +592,7 @@ REFUSED = {
     "poisson, negative": ("poisson", {}, -1.0, "counts: whole numbers of at least 0"),
     "poisson, fraction": ("poisson", {}, 2.5, "counts: whole numbers of at least 0"),
     "negative_binomial": ("negative_binomial", {}, 1.25, "counts: whole numbers of at least 0"),
+    "multinomial": ("multinomial", {}, -2.0, "counts: whole numbers of at least 0"),
     "poisson, infinite": ("poisson", {}, np.inf, "counts: whole numbers of at least 0"),
 }
 

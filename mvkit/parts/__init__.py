@@ -47,6 +47,7 @@ from mvkit.parts.latent_model import LatentModel as LatentModel
 from mvkit.parts.likelihoods import Bernoulli as Bernoulli
 from mvkit.parts.likelihoods import Categorical as Categorical
 from mvkit.parts.likelihoods import Laplace as Laplace
+from mvkit.parts.likelihoods import Multinomial as Multinomial
 from mvkit.parts.likelihoods import NegativeBinomial as NegativeBinomial
 from mvkit.parts.likelihoods import Normal as Normal
 from mvkit.parts.likelihoods import Poisson as Poisson

@@ -11,4 +11,5 @@ from mvkit.parts.likelihoods.location_scale import OptimalScale as OptimalScale
 from mvkit.parts.likelihoods.location_scale import Positive as Positive
 from mvkit.parts.likelihoods.location_scale import StudentT as StudentT
 from mvkit.parts.likelihoods.location_scale import StudentTLikelihood as StudentTLikelihood
+from mvkit.parts.likelihoods.multinomial import Multinomial as Multinomial
 from mvkit.parts.likelihoods.negative_binomial import NegativeBinomial as NegativeBinomial

@@ -24,6 +24,11 @@ UNEXPOSED = -1e4  # log-mean of rows that were not exposed: e to it is 0 in any 
 SUPPORT = "counts: whole numbers of at least 0; undo what took their logarithm or scaled them"
 
 
+def is_no_count(x: Tensor) -> Tensor:
+    """Which values are no whole numbers of at least 0."""
+    return ~(torch.isfinite(x) & (x >= 0) & (x == x.round()))
+
+
 def per_row(numbers: Tensor, out: Tensor, axes: int) -> Tensor:
     """Numbers of rows (n,) in the dtype of `out`, with `axes` more axes of 1."""
     return numbers.to(out.dtype).reshape(-1, *[1] * axes)
@@ -157,7 +162,7 @@ class CountLikelihood(nn.Module, Likelihood):
         return torch.where(s > 0, log_mean, UNEXPOSED)
 
     def out_of_support(self, x: Tensor) -> Tensor:
-        return ~(torch.isfinite(x) & (x >= 0) & (x == x.round()))
+        return is_no_count(x)
 
 
 class PoissonLikelihood(CountLikelihood):
