@@ -54,6 +54,11 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
+def ordinal(score, thresholds):
+    cumulative = np.concatenate([[0.0], sigmoid(np.array(thresholds) - score), [1.0]])
+    return lambda x: np.log(np.diff(cumulative))[np.asarray(x, int)]
+
+
 @attrs.frozen
 class Case:
     """A likelihood, what its decoder emits for one element, and the law that this must be.
@@ -77,7 +82,7 @@ class Case:
         part = live(self.name, **self.options)
         for path, value in self.tensors.items():
             tensor = part.get_parameter(path)
-            tensor.data = f64(value).expand(tensor.shape).clone()
+            tensor.data = f64(value).expand(tensor.shape).clone().to(tensor)
         return part
 
     def out(self, n):
@@ -143,6 +148,17 @@ CASES = {
         (2.0, 1.0, -1.0),
         inflated(negative_binomial(np.exp(2.0), np.exp(1.0)), sigmoid(-1.0)),
         COUNTS,
+    ),
+    "ordinal": Case(
+        "ordinal",
+        {"levels": 5},
+        (0.3,),
+        ordinal(0.3, [-1.0, 0.1, 0.15, 2.0]),
+        np.arange(5),
+        {"first": -1.0, "gaps": np.log(np.expm1(np.array([1.1, 0.05, 1.85]) - 1e-6))},
+    ),
+    "ordinal, modality": Case(
+        "ordinal", {"levels": 2, "by": "modality"}, (-0.7,), ordinal(-0.7, [0.0]), np.arange(2)
     ),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -216,6 +232,7 @@ EXTREMES = {
     "negative_binomial": ({}, (0.0, 1.0, 1e6)),
     "negative_binomial, decoded": ({"by": "decoded", "zero_inflated": True}, (0.0, 1.0, 1e6)),
     "multinomial": ({}, (0.0, 1.0, 1e6)),
+    "ordinal": ({"levels": 4}, (0.0, 1.0, 2.0, 3.0)),
 }
 
 
@@ -510,6 +527,61 @@ def test_rows_of_no_counts_are_certain():
     assert torch.isfinite(out.grad).all()
 
 
+def level_rows(generator, z, levels=5):
+    score = z @ [[2.0, -1.0, 0.5]] + generator.logistic(size=(len(z), 3))
+    return np.digitize(score, np.linspace(-2, 2, levels - 1)).astype(float)
+
+
+@pytest.mark.parametrize("by", ["feature", "modality"])
+def test_thresholds_start_at_the_shares_of_the_data(by):
+    generator = np.random.default_rng(0)
+    shares = np.array([[0.1, 0.2, 0.4, 0.3], [0.6, 0.2, 0.15, 0.05]])
+    x = np.stack([generator.choice(4, 4000, p=share) for share in shares], 1).astype(np.float32)
+    x[::5, 0] = np.nan
+    modality = Modality((2,), {"name": "ordinal", "levels": 4, "by": by})
+    model = Model({"a": modality}, latent_dim=1, seed=0)
+    before = [value.clone() for value in model.decoders["a"].network.state_dict().values()]
+    mvkit.fit(model, {"a": x[:1000]}, epochs=1, lr=0.0, progress=False)
+    part = model.decoders["a"].likelihood
+    counts = np.stack([np.bincount(f[~np.isnan(f)].astype(int), minlength=4) for f in x[:1000].T])
+    if by == "modality":
+        counts = counts.sum(0, keepdims=True)
+    expected = (counts + 0.5) / (counts + 0.5).sum(1, keepdims=True)
+    actual = part.probabilities(torch.zeros(1, 2))[0].detach()
+    np.testing.assert_allclose(actual, np.broadcast_to(expected, (2, 4)), atol=1e-5)
+    after = model.decoders["a"].network.state_dict().values()  # scores are no means
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    first = part.first.detach().clone()
+    mvkit.fit(model, {"a": 3 - x[:50]}, epochs=1, lr=0.0, progress=False)
+    assert torch.equal(part.first, first)
+
+
+def test_levels_are_probabilities_even_at_the_start():
+    part = live("ordinal", (2,), levels=4)
+    torch.testing.assert_close(
+        part.probabilities(torch.zeros(1, 2).double()), torch.full((1, 2, 4), 0.25).double()
+    )
+
+
+def test_thresholds_stay_in_their_order():
+    part = live("ordinal", (2,), levels=6).float()
+    part.gaps.data = torch.randn(2, 4, generator=seeded(0)) * 1e3
+    assert (part.thresholds().diff(dim=-1) >= 0).all()
+    log_p = part.log_prob(torch.zeros(6, 2), torch.arange(6)[:, None].expand(6, 2), Context())
+    assert torch.isfinite(log_p).all()
+
+
+@pytest.mark.parametrize("by", ["feature", "modality"])
+def test_the_median_is_the_middle_of_the_draws(by):
+    part = live("ordinal", (3,), levels=7, by=by)
+    out = outputs(part, 5, (3,)) * 3
+    draws = part.sample(out.expand(4001, 2, 5, 3), Context(generator=seeded(0)))
+    cumulative = part.probabilities(out).cumsum(-1)
+    clear = ((cumulative - 0.5).abs() > 0.05).all(-1)
+    assert clear.any()
+    assert torch.equal(part.median(out)[clear], draws.median(0).values[clear])
+
+
 # through models: each a likelihood, its shape, and values that follow it
 
 
@@ -523,6 +595,8 @@ LEARNT = {
     "negative_binomial": ({}, count_rows),
     "negative_binomial, decoded": ({"by": "decoded", "zero_inflated": True}, count_rows),
     "multinomial": ({}, count_rows),
+    "ordinal": ({"levels": 5}, level_rows),
+    "ordinal, modality": ({"levels": 5, "by": "modality"}, level_rows),
 }
 learnt = pytest.mark.parametrize("title", LEARNT)
 
@@ -593,6 +667,8 @@ REFUSED = {
     "poisson, fraction": ("poisson", {}, 2.5, "counts: whole numbers of at least 0"),
     "negative_binomial": ("negative_binomial", {}, 1.25, "counts: whole numbers of at least 0"),
     "multinomial": ("multinomial", {}, -2.0, "counts: whole numbers of at least 0"),
+    "ordinal, above": ("ordinal", {}, 5.0, "whole numbers from 0 to 4"),
+    "ordinal, between": ("ordinal", {}, 0.5, "whole numbers from 0 to 4"),
     "poisson, infinite": ("poisson", {}, np.inf, "counts: whole numbers of at least 0"),
 }
 

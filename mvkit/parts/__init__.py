@@ -50,6 +50,7 @@ from mvkit.parts.likelihoods import Laplace as Laplace
 from mvkit.parts.likelihoods import Multinomial as Multinomial
 from mvkit.parts.likelihoods import NegativeBinomial as NegativeBinomial
 from mvkit.parts.likelihoods import Normal as Normal
+from mvkit.parts.likelihoods import Ordinal as Ordinal
 from mvkit.parts.likelihoods import Poisson as Poisson
 from mvkit.parts.likelihoods import StudentT as StudentT
 from mvkit.parts.networks import MLP as MLP

@@ -47,6 +47,7 @@ student_t   mvkit.parts.likelihoods.location_scale:StudentT heavy tails
 poisson     mvkit.parts.likelihoods.counts:Poisson          counts, log-means
 negative_binomial mvkit.parts.likelihoods.negative_binomial:NegativeBinomial counts, overdispersed
 multinomial mvkit.parts.likelihoods.multinomial:Multinomial counts, given their total
+ordinal     mvkit.parts.likelihoods.ordinal:Ordinal         ordered levels, trained thresholds
 [network]
 linear mvkit.parts.networks:Linear one affine map
 mlp    mvkit.parts.networks:MLP    fully connected

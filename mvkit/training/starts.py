@@ -60,8 +60,9 @@ def _start_networks(model: Model, name: str, decoder: Decoder, first: Batch) -> 
     for network in (model.encoders[name], *model.aggregator.readers(name)):
         if isinstance(network, Dense):
             network.start_inputs(mean, spread)
-    if isinstance(decoder.network, Dense) and decoder.shape == mean.shape:
-        decoder.network.start_outputs(mean)
+    outputs = decoder.likelihood.first_outputs(mean, spread)
+    if outputs is not None and isinstance(decoder.network, Dense):
+        decoder.network.start_outputs(outputs)
 
 
 def _moments(x: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,3 +13,4 @@ from mvkit.parts.likelihoods.location_scale import StudentT as StudentT
 from mvkit.parts.likelihoods.location_scale import StudentTLikelihood as StudentTLikelihood
 from mvkit.parts.likelihoods.multinomial import Multinomial as Multinomial
 from mvkit.parts.likelihoods.negative_binomial import NegativeBinomial as NegativeBinomial
+from mvkit.parts.likelihoods.ordinal import Ordinal as Ordinal
