@@ -81,7 +81,7 @@ class Case:
     def live(self):
         part = live(self.name, **self.options)
         for path, value in self.tensors.items():
-            tensor = part.get_parameter(path)
+            tensor = dict(part.state_dict(keep_vars=True))[path]
             tensor.data = f64(value).expand(tensor.shape).clone().to(tensor)
         return part
 
@@ -97,7 +97,7 @@ class Case:
     def expectation(self, function):
         """Of a function of x under the likelihood's own density."""
         if isinstance(self.support, tuple):
-            low, high, *points = self.support
+            low, *points, high = self.support
             ends = [low, *points, high]
             total = 0.0
             for left, right in zip(ends, ends[1:], strict=False):
@@ -160,6 +160,44 @@ CASES = {
     "ordinal, modality": Case(
         "ordinal", {"levels": 2, "by": "modality"}, (-0.7,), ordinal(-0.7, [0.0]), np.arange(2)
     ),
+    "normal, decoded": Case(
+        "normal",
+        {"scale": "decoded"},
+        (0.7, -0.6),
+        stats.norm(0.7, np.exp(-0.6)).logpdf,
+        (-8.0, 0.7, 8.0),
+    ),
+    "normal, trained, feature": Case(
+        "normal",
+        {"scale": "trained", "by": "feature"},
+        (0.7,),
+        stats.norm(0.7, 2.5).logpdf,
+        (-30.0, 0.7, 30.0),
+        {"scale.log": np.log(2.3), "scale.floor": 0.2},
+    ),
+    "laplace, decoded": Case(
+        "laplace",
+        {"scale": "decoded", "by": "feature"},
+        (0.7, -0.6),
+        stats.laplace(0.7, np.exp(-0.6) + 0.1).logpdf,
+        (-25.0, 0.7, 25.0),
+        {"scale.floor": 0.1},
+    ),
+    "laplace, trained, feature": Case(
+        "laplace",
+        {"scale": "trained", "by": "feature"},
+        (0.7,),
+        stats.laplace(0.7, 1.5).logpdf,
+        (-60.0, 0.7, 60.0),
+        {"scale.log": np.log(1.5)},
+    ),
+    "student_t, decoded": Case(
+        "student_t",
+        {"df": 9.0, "scale": "decoded"},
+        (0.7, -1.6),
+        stats.t(9.0, 0.7, np.exp(-1.6)).logpdf,
+        (-np.inf, -1.0, 0.7, 2.0, np.inf),
+    ),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -167,7 +205,8 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @every_case
 def test_log_probabilities_are_those_of_scipy(case):
     if isinstance(case.support, tuple):
-        x = np.linspace(case.support[0], case.support[-1], 42)[1:-1, None]
+        low, high = np.clip([case.support[0], case.support[-1]], -50, 50)
+        x = np.linspace(low, high, 42)[1:-1, None]
     else:
         x = case.support[:40, None]
     log_p = case.live().log_prob(case.out(len(x)), f64(x), Context())
@@ -232,6 +271,9 @@ EXTREMES = {
     "negative_binomial": ({}, (0.0, 1.0, 1e6)),
     "negative_binomial, decoded": ({"by": "decoded", "zero_inflated": True}, (0.0, 1.0, 1e6)),
     "multinomial": ({}, (0.0, 1.0, 1e6)),
+    "normal, decoded": ({"scale": "decoded"}, (0.0, -1e6, 1e6)),
+    "laplace, decoded": ({"scale": "decoded"}, (0.0, -1e6, 1e6)),
+    "student_t, decoded": ({"scale": "decoded"}, (0.0, -1e6, 1e6)),
     "ordinal": ({"levels": 4}, (0.0, 1.0, 2.0, 3.0)),
 }
 
@@ -582,11 +624,111 @@ def test_the_median_is_the_middle_of_the_draws(by):
     assert torch.equal(part.median(out)[clear], draws.median(0).values[clear])
 
 
+SCALED = {
+    "normal, decoded": ({"scale": "decoded"}, "modality"),
+    "normal, decoded, feature": ({"scale": "decoded", "by": "feature"}, "feature"),
+    "normal, trained, feature": ({"scale": "trained", "by": "feature"}, "feature"),
+    "laplace, trained, feature": ({"scale": "trained", "by": "feature"}, "feature"),
+    "laplace, decoded": ({"scale": "decoded"}, "modality"),
+    "student_t, trained, feature": ({"scale": "trained", "by": "feature"}, "feature"),
+    "student_t, decoded, feature": ({"scale": "decoded", "by": "feature"}, "feature"),
+}
+
+
+def scaled_rows(n=400):
+    """Features of very different spreads and means, one of them constant, with gaps."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(n, 4)) * [1e-2, 1.0, 50.0, 0.0] + [3.0, -1.0, 200.0, 7.0]
+    x[::7, 1] = np.nan
+    return x.astype(np.float32)
+
+
+def spreads(x, by):
+    residual = x.astype(float) - np.nanmean(x.astype(float), 0)
+    overall = np.sqrt(np.nanmean(residual**2))
+    if by == "modality":
+        return np.full(4, overall)
+    return np.maximum(np.sqrt(np.nanmean(residual**2, 0)), 1e-3 * overall)
+
+
+@pytest.mark.parametrize("title", SCALED)
+def test_scales_start_at_the_data_and_keep_above_their_floor(title):
+    options, by = SCALED[title]
+    x = scaled_rows()
+    likelihood = {"name": title.partition(",")[0], **options}
+    model = Model({"a": Modality((4,), likelihood)}, latent_dim=2, seed=0)
+    fresh = {k: v.clone() for k, v in model.decoders["a"].network.state_dict().items()}
+    mvkit.fit(model, {"a": x}, epochs=1, lr=0.0, batch_size=400, progress=False)
+    part = model.decoders["a"].likelihood
+    expected = spreads(x, by)
+    floor = part.scale.floor.expand(4)
+    np.testing.assert_allclose(floor, 1e-3 * expected, rtol=1e-4)
+    last = list(fresh)[-1]
+    bias = (model.decoders["a"].network.state_dict()[last] - fresh[last]).reshape(4, -1)
+    np.testing.assert_allclose(bias[:, 0], np.nanmean(x, 0), rtol=1e-3)
+    if part.params == 2:
+        np.testing.assert_allclose(bias[:, 1], np.log(spreads(x, "feature")), rtol=1e-3)
+        out = torch.tensor([0.0, -1e3]).expand(1, 4, 2)
+        actual = part.centre_and_scale(out)[1]
+    else:
+        np.testing.assert_allclose(part.scale().detach(), expected, rtol=1e-4)
+        part.scale.log.data.fill_(-1e3)
+        actual = part.scale()
+    np.testing.assert_allclose(actual[..., :].detach().flatten(), floor, rtol=1e-3)
+    # what is placed stays when training goes on with other data
+    mvkit.fit(model, {"a": 100 * x}, epochs=1, lr=0.0, progress=False)
+    np.testing.assert_allclose(part.scale.floor.expand(4), floor, rtol=1e-6)
+
+
+def test_floors_have_a_slope_that_leads_away():
+    part = live("normal", (2,), scale="trained", by="feature")
+    part.scale.floor.fill_(0.1)
+    part.scale.log.data.fill_(-4.0)
+    part.log_prob(torch.zeros(1, 1, 2).double(), f64([[5.0, 5.0]]), Context()).sum().backward()
+    assert (part.scale.log.grad > 0).all()
+
+
+def test_optimal_scales_of_features_are_their_residuals():
+    x = f64(np.random.default_rng(0).normal(size=(50, 2, 2)) * [[1.0, 5.0], [20.0, 0.1]])
+    part = live("normal", (2, 2), scale="optimal", by="feature").train()
+    elements = torch.rand(50, 2, 2, generator=seeded(0)) < 0.7
+    weight = torch.rand(3, 50, generator=seeded(1), dtype=torch.float64)
+    out = torch.zeros(3, 50, 2, 2, dtype=torch.float64)
+    log_p = part.log_prob(out, x, Context(elements, weight))
+    share = weight[:, :, None, None] * elements
+    scale = ((share * x**2).sum((0, 1)) / share.sum((0, 1))).sqrt()
+    torch.testing.assert_close(part.scale.running, scale)
+    expected = stats.norm(0, scale.numpy()).logpdf(x.numpy())
+    np.testing.assert_allclose(log_p[0], expected, rtol=1e-9)
+    part.eval()
+    np.testing.assert_allclose(
+        part.log_prob(out, 2 * x, Context())[1], stats.norm(0, scale.numpy()).logpdf(2 * x.numpy())
+    )
+
+
+def test_models_of_today_have_the_tensors_of_today():
+    for options, names in (
+        ({"name": "normal"}, []),
+        ({"name": "normal", "scale": "trained"}, ["scale.log"]),
+        ({"name": "normal", "scale": "optimal"}, ["scale.running", "scale.updates"]),
+        ({"name": "laplace", "scale": "trained"}, ["scale.log"]),
+        ({"name": "student_t", "df": "trained", "scale": "trained"}, ["df.log", "scale.log"]),
+    ):
+        state = live(options.pop("name"), (3,), **options).state_dict()
+        assert list(state) == names
+        assert all(not value.ndim for value in state.values())
+
+
 # through models: each a likelihood, its shape, and values that follow it
 
 
 def count_rows(generator, z):
     return generator.poisson(np.exp(1 + z @ [[1.0, -0.7, 0.4]]))
+
+
+def number_rows(generator, z):
+    signal = z @ [[1.0, -0.7, 0.4]]
+    return signal + generator.normal(size=signal.shape) * [0.1, 0.3, 1.0]
 
 
 LEARNT = {
@@ -595,6 +737,13 @@ LEARNT = {
     "negative_binomial": ({}, count_rows),
     "negative_binomial, decoded": ({"by": "decoded", "zero_inflated": True}, count_rows),
     "multinomial": ({}, count_rows),
+    "normal, decoded": ({"scale": "decoded"}, number_rows),
+    "normal, optimal": ({"scale": "optimal", "by": "feature"}, number_rows),
+    "normal, trained": ({"scale": "trained", "by": "feature"}, number_rows),
+    "laplace, decoded": ({"scale": "decoded", "by": "feature"}, number_rows),
+    "laplace, trained": ({"scale": "trained", "by": "feature"}, number_rows),
+    "student_t, decoded": ({"scale": "decoded", "by": "feature"}, number_rows),
+    "student_t, trained": ({"scale": "trained", "by": "feature"}, number_rows),
     "ordinal": ({"levels": 5}, level_rows),
     "ordinal, modality": ({"levels": 5, "by": "modality"}, level_rows),
 }

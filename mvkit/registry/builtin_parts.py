@@ -39,8 +39,8 @@ normal          mvkit.parts.families:Normal         normal, log-variance
 normal_softplus mvkit.parts.families:NormalSoftplus normal, softplus scale
 laplace_softmax mvkit.parts.families:LaplaceSoftmax Laplace, scales summing to D
 [likelihood]
-normal      mvkit.parts.likelihoods.location_scale:Normal   fixed, trained or optimal scale
-laplace     mvkit.parts.likelihoods.location_scale:Laplace  fixed or trained scale
+normal      mvkit.parts.likelihoods.location_scale:Normal   fixed, trained or decoded scale
+laplace     mvkit.parts.likelihoods.location_scale:Laplace  fixed, trained or decoded scale
 bernoulli   mvkit.parts.likelihoods.discrete:Bernoulli      bits and grey values
 categorical mvkit.parts.likelihoods.discrete:Categorical    classes
 student_t   mvkit.parts.likelihoods.location_scale:StudentT heavy tails

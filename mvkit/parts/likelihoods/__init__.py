@@ -7,10 +7,10 @@ from mvkit.parts.likelihoods.discrete import Categorical as Categorical
 from mvkit.parts.likelihoods.location_scale import Laplace as Laplace
 from mvkit.parts.likelihoods.location_scale import LocationScale as LocationScale
 from mvkit.parts.likelihoods.location_scale import Normal as Normal
-from mvkit.parts.likelihoods.location_scale import OptimalScale as OptimalScale
-from mvkit.parts.likelihoods.location_scale import Positive as Positive
 from mvkit.parts.likelihoods.location_scale import StudentT as StudentT
 from mvkit.parts.likelihoods.location_scale import StudentTLikelihood as StudentTLikelihood
 from mvkit.parts.likelihoods.multinomial import Multinomial as Multinomial
 from mvkit.parts.likelihoods.negative_binomial import NegativeBinomial as NegativeBinomial
 from mvkit.parts.likelihoods.ordinal import Ordinal as Ordinal
+from mvkit.parts.likelihoods.scales import OptimalScale as OptimalScale
+from mvkit.parts.likelihoods.scales import Positive as Positive
