@@ -198,6 +198,49 @@ CASES = {
         stats.t(9.0, 0.7, np.exp(-1.6)).logpdf,
         (-np.inf, -1.0, 0.7, 2.0, np.inf),
     ),
+    "lognormal": Case(
+        "lognormal",
+        {},
+        (0.4,),
+        stats.lognorm(0.8, scale=np.exp(0.4)).logpdf,
+        (0.0, 0.5, 1.5, 5.0, 20.0, 400.0, 20000.0),
+        {"scale.log": np.log(0.8)},
+    ),
+    "lognormal, decoded": Case(
+        "lognormal",
+        {"scale": "decoded"},
+        (0.4, -1.0),
+        stats.lognorm(np.exp(-1.0), scale=np.exp(0.4)).logpdf,
+        (0.0, 0.5, 1.5, 5.0, 40.0),
+    ),
+    "gamma": Case(
+        "gamma",
+        {},
+        (1.2, 0.5),
+        stats.gamma(np.exp(0.5), scale=np.exp(0.7)).logpdf,
+        (0.0, 0.5, 3.0, 20.0, 90.0),
+    ),
+    "gamma, large shape": Case(
+        "gamma",
+        {},
+        (1.2, 5.0),
+        stats.gamma(np.exp(5.0), scale=np.exp(1.2 - 5.0)).logpdf,
+        (1.5, 3.3, 6.5),
+    ),
+    "beta": Case(
+        "beta",
+        {},
+        (0.6, 1.8),
+        stats.beta(np.exp(1.8) * sigmoid(0.6), np.exp(1.8) * sigmoid(-0.6)).logpdf,
+        (0.0, 0.5, 1.0),
+    ),
+    "beta, precise": Case(
+        "beta",
+        {},
+        (-1.0, 6.0),
+        stats.beta(np.exp(6.0) * sigmoid(-1.0), np.exp(6.0) * sigmoid(1.0)).logpdf,
+        (0.0, 0.2, 0.27, 0.35, 1.0),
+    ),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -274,6 +317,9 @@ EXTREMES = {
     "normal, decoded": ({"scale": "decoded"}, (0.0, -1e6, 1e6)),
     "laplace, decoded": ({"scale": "decoded"}, (0.0, -1e6, 1e6)),
     "student_t, decoded": ({"scale": "decoded"}, (0.0, -1e6, 1e6)),
+    "lognormal, decoded": ({"scale": "decoded"}, (1e-30, 1.0, 1e30)),
+    "gamma": ({}, (1e-30, 1.0, 1e6)),
+    "beta": ({}, (1e-30, 0.5, 1 - 2.0**-24)),
     "ordinal": ({"levels": 4}, (0.0, 1.0, 2.0, 3.0)),
 }
 
@@ -719,6 +765,48 @@ def test_models_of_today_have_the_tensors_of_today():
         assert all(not value.ndim for value in state.values())
 
 
+@pytest.mark.parametrize("log_precision", [-3.0, 2.0, 2.77, 2.78, 6.0, 12.0])
+def test_gamma_and_beta_are_accurate_at_any_precision(log_precision):
+    x = np.array([1e-8, 0.01, 0.3, 0.9])
+    n = len(x)
+    with mp.workdps(60):
+        a, m = mp.exp(mp.mpf(log_precision)), mp.exp(mp.mpf(-0.5))
+        p = 1 / (1 + mp.exp(mp.mpf(0.5)))
+        gamma = [
+            a * mp.log(a / m) - mp.loggamma(a) + (a - 1) * mp.log(v) - a * v / m
+            for v in map(mp.mpf, x)
+        ]
+        beta = [
+            mp.loggamma(a)
+            - mp.loggamma(a * p)
+            - mp.loggamma(a - a * p)
+            + (a * p - 1) * mp.log(v)
+            + (a - a * p - 1) * mp.log(1 - v)
+            for v in map(mp.mpf, x)
+        ]
+    out = f64([-0.5, log_precision]).expand(1, n, 1, 2)
+    for name, expected in (("gamma", gamma), ("beta", beta)):
+        log_p = live(name).log_prob(out, f64(x)[:, None], Context()).flatten()
+        np.testing.assert_allclose(log_p, [float(v) for v in expected], rtol=1e-12, atol=1e-12)
+
+
+def test_a_lognormal_starts_at_the_data():
+    x = np.random.default_rng(0).lognormal([3.0, -2.0], [0.2, 1.0], (500, 2)).astype(np.float32)
+    for options in ({}, {"scale": "decoded"}):
+        model = Model(
+            {"a": Modality((2,), {"name": "lognormal", **options})}, latent_dim=1, seed=0
+        )
+        last = list(model.decoders["a"].network.state_dict())[-1]
+        fresh = model.decoders["a"].network.state_dict()[last].clone()
+        mvkit.fit(model, {"a": x}, epochs=1, lr=0.0, progress=False)
+        part = model.decoders["a"].likelihood
+        outputs = (model.decoders["a"].network.state_dict()[last] - fresh).reshape(2, -1)
+        outputs = outputs if part.params == 2 else outputs[:, 0]
+        np.testing.assert_allclose(part.mean(outputs).detach(), x.mean(0), rtol=0.2)
+        scale = part.centre_and_scale(outputs)[1].detach()
+        np.testing.assert_allclose(scale, np.log(x).std(0), rtol=0.3)
+
+
 # through models: each a likelihood, its shape, and values that follow it
 
 
@@ -729,6 +817,14 @@ def count_rows(generator, z):
 def number_rows(generator, z):
     signal = z @ [[1.0, -0.7, 0.4]]
     return signal + generator.normal(size=signal.shape) * [0.1, 0.3, 1.0]
+
+
+def positive_rows(generator, z):
+    return np.exp(number_rows(generator, z))
+
+
+def share_rows(generator, z):
+    return sigmoid(number_rows(generator, z))
 
 
 LEARNT = {
@@ -744,6 +840,10 @@ LEARNT = {
     "laplace, trained": ({"scale": "trained", "by": "feature"}, number_rows),
     "student_t, decoded": ({"scale": "decoded", "by": "feature"}, number_rows),
     "student_t, trained": ({"scale": "trained", "by": "feature"}, number_rows),
+    "lognormal": ({}, positive_rows),
+    "lognormal, decoded": ({"scale": "decoded", "by": "modality"}, positive_rows),
+    "gamma": ({}, positive_rows),
+    "beta": ({}, share_rows),
     "ordinal": ({"levels": 5}, level_rows),
     "ordinal, modality": ({"levels": 5, "by": "modality"}, level_rows),
 }
@@ -818,6 +918,11 @@ REFUSED = {
     "multinomial": ("multinomial", {}, -2.0, "counts: whole numbers of at least 0"),
     "ordinal, above": ("ordinal", {}, 5.0, "whole numbers from 0 to 4"),
     "ordinal, between": ("ordinal", {}, 0.5, "whole numbers from 0 to 4"),
+    "lognormal, zero": ("lognormal", {}, 0.0, "numbers greater than 0"),
+    "gamma, zero": ("gamma", {}, 0.0, "numbers greater than 0"),
+    "gamma, infinite": ("gamma", {}, np.inf, "numbers greater than 0"),
+    "beta, zero": ("beta", {}, 0.0, "greater than 0 and less than 1"),
+    "beta, one": ("beta", {}, 1.0, "greater than 0 and less than 1"),
     "poisson, infinite": ("poisson", {}, np.inf, "counts: whole numbers of at least 0"),
 }
 

@@ -45,8 +45,11 @@ from mvkit.parts.families import NormalSoftplus as NormalSoftplus
 from mvkit.parts.families import check_product as check_product
 from mvkit.parts.latent_model import LatentModel as LatentModel
 from mvkit.parts.likelihoods import Bernoulli as Bernoulli
+from mvkit.parts.likelihoods import Beta as Beta
 from mvkit.parts.likelihoods import Categorical as Categorical
+from mvkit.parts.likelihoods import Gamma as Gamma
 from mvkit.parts.likelihoods import Laplace as Laplace
+from mvkit.parts.likelihoods import LogNormal as LogNormal
 from mvkit.parts.likelihoods import Multinomial as Multinomial
 from mvkit.parts.likelihoods import NegativeBinomial as NegativeBinomial
 from mvkit.parts.likelihoods import Normal as Normal

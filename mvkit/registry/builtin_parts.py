@@ -48,6 +48,9 @@ poisson     mvkit.parts.likelihoods.counts:Poisson          counts, log-means
 negative_binomial mvkit.parts.likelihoods.negative_binomial:NegativeBinomial counts, overdispersed
 multinomial mvkit.parts.likelihoods.multinomial:Multinomial counts, given their total
 ordinal     mvkit.parts.likelihoods.ordinal:Ordinal         ordered levels, trained thresholds
+lognormal   mvkit.parts.likelihoods.positive:LogNormal      positive numbers, normal logarithms
+gamma       mvkit.parts.likelihoods.positive:Gamma          positive numbers, means and shapes
+beta        mvkit.parts.likelihoods.positive:Beta           numbers between 0 and 1
 [network]
 linear mvkit.parts.networks:Linear one affine map
 mlp    mvkit.parts.networks:MLP    fully connected

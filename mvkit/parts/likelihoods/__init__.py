@@ -12,5 +12,8 @@ from mvkit.parts.likelihoods.location_scale import StudentTLikelihood as Student
 from mvkit.parts.likelihoods.multinomial import Multinomial as Multinomial
 from mvkit.parts.likelihoods.negative_binomial import NegativeBinomial as NegativeBinomial
 from mvkit.parts.likelihoods.ordinal import Ordinal as Ordinal
+from mvkit.parts.likelihoods.positive import Beta as Beta
+from mvkit.parts.likelihoods.positive import Gamma as Gamma
+from mvkit.parts.likelihoods.positive import LogNormal as LogNormal
 from mvkit.parts.likelihoods.scales import OptimalScale as OptimalScale
 from mvkit.parts.likelihoods.scales import Positive as Positive
