@@ -807,6 +807,135 @@ def test_a_lognormal_starts_at_the_data():
         np.testing.assert_allclose(scale, np.log(x).std(0), rtol=0.3)
 
 
+def hazards(bins=6, n=3, seed=0):
+    """A hazard likelihood with uneven edges, and outputs (2, n, 2, bins)."""
+    part = live("hazard", (2,), bins=bins)
+    part.edges.copy_(f64(np.cumsum([0.0, 0.5, 0.2, 1.0, 0.1, 3.0, 0.7])))
+    out = torch.randn(2, n, 2, bins, dtype=torch.float64, generator=seeded(seed)) - 1
+    return part, out
+
+
+def law_of_bins(out):
+    """Probabilities of an event in each bin, and beyond, by hand."""
+    h = sigmoid(out.numpy())
+    survival = np.cumprod(np.concatenate([[1.0], 1 - h]))
+    return np.append(survival[:-1] * h, survival[-1])
+
+
+def test_hazards_are_a_law_of_bins_and_beyond():
+    part, out = hazards()
+    middle = (part.edges[1:] + part.edges[:-1]) / 2
+    for time in (middle, part.edges[1:]):
+        events = torch.stack([time, torch.ones_like(time)], -1)
+        log_p = part.log_prob(out[:, :1].expand(2, 6, 2, 6), events, Context())
+        assert torch.equal(log_p[..., 1], torch.zeros(2, 6).double())
+        beyond = f64([[9.0, 0.0]])
+        log_beyond = part.log_prob(out[:, :1], beyond, Context())[..., 0]
+        for repeat in range(2):
+            expected = law_of_bins(out[repeat, 0, 0])
+            np.testing.assert_allclose(log_p[repeat, :, 0].exp(), expected[:-1], rtol=1e-9)
+            np.testing.assert_allclose(log_beyond[repeat].exp(), expected[-1:], rtol=1e-9)
+            total = log_p[repeat, :, 0].exp().sum() + log_beyond[repeat].exp().sum()
+            assert total.item() == pytest.approx(1, abs=1e-12)
+
+
+def test_censored_rows_survived_their_bin():
+    part, out = hazards()
+    middle = (part.edges[1:] + part.edges[:-1]) / 2
+    censored = torch.stack([middle, torch.zeros_like(middle)], -1)
+    log_p = part.log_prob(out[:1, :1].expand(1, 6, 2, 6), censored, Context())
+    expected = 1 - np.cumsum(law_of_bins(out[0, 0, 0]))[:-1]
+    np.testing.assert_allclose(log_p[0, :, 0].exp(), expected, rtol=1e-9)
+    np.testing.assert_allclose(part.survival(out)[0, 0], expected, rtol=1e-9)
+    zero = part.log_prob(out[:1, :1], f64([[0.0, 1.0]]), Context())  # time 0 is in the first bin
+    np.testing.assert_allclose(zero[0, 0, 0].exp(), sigmoid(out[0, 0, 0, 0].numpy()))
+    both = [part.log_prob(out[:1, :1], f64([[9.0, event]]), Context()) for event in (0.0, 1.0)]
+    assert torch.equal(*both)
+
+
+def test_means_and_draws_of_hazards():
+    part, out = hazards()
+    law = law_of_bins(out[0, 0, 0])
+    edges = part.edges.numpy()
+    mean = part.mean(out)
+    assert mean.shape == (2, 3, 2)
+    middle = (edges[1:] + edges[:-1]) / 2
+    assert mean[0, 0, 0].item() == pytest.approx(law[:-1] @ middle + law[-1] * edges[-1])
+    assert mean[0, 0, 1].item() == pytest.approx(1 - law[-1])
+    many = out[:1, :1].expand(1, DRAWS, 2, 6)
+    draws = part.sample(many, Context(generator=seeded(0)))[0].numpy()
+    assert not part.out_of_support(f64(draws)).any()
+    seen = draws[:, 1] == 1
+    counted = np.append(np.histogram(draws[seen, 0], edges)[0], (~seen).sum())
+    assert stats.chisquare(counted, law * DRAWS).pvalue > 1e-3
+    assert (draws[~seen, 0] == edges[-1]).all()
+    for start, end in zip(edges, edges[1:], strict=False):  # even within each bin
+        inside = draws[seen & (draws[:, 0] > start) & (draws[:, 0] <= end), 0]
+        assert stats.kstest(inside, stats.uniform(start, end - start).cdf).pvalue > 1e-3
+
+
+def test_edges_are_placed_at_quantiles_of_events():
+    generator = np.random.default_rng(0)
+    x = np.stack([generator.exponential(30.0, 500), generator.random(500) < 0.6], 1)
+    x = x.astype(np.float32)
+    model = Model({"a": Modality((2,), {"name": "hazard", "bins": 4})}, latent_dim=1, seed=0)
+    part = model.decoders["a"].likelihood
+    np.testing.assert_allclose(part.edges, [0, 0.25, 0.5, 0.75, 1])
+    rows = x[:400]
+    mvkit.fit(model, {"a": rows}, epochs=1, lr=0.0, progress=False)
+    events = rows[rows[:, 1] == 1, 0]
+    expected = np.quantile(events, [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(part.edges, [0, *expected[1:]], rtol=1e-5)
+    mvkit.fit(model, {"a": rows * [10.0, 1.0]}, epochs=1, lr=0.0, progress=False)
+    np.testing.assert_allclose(part.edges[1:], expected[1:], rtol=1e-5)
+    survival = part.survival(model.decoders["a"](torch.zeros(1, 1)))[0]
+    np.testing.assert_allclose(survival.detach(), [0.8, 0.6, 0.4, 0.2], atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [(0, np.nan), (1, np.nan), (0, -1.0), (1, 2.0), (1, 0.5), (0, np.inf)]
+)
+@pytest.mark.parametrize("by_elements", [False, True])
+def test_times_and_events_go_together(column, value, by_elements):
+    x = np.ones((6, 2), np.float32)
+    x[2] = np.nan
+    model = Model({"a": Modality((2,), "hazard"), "b": (1,)}, latent_dim=1, seed=0)
+    data = {"a": torch.tensor(x), "b": torch.zeros(6, 1)}
+    model.encode(mvkit.Batch(data))
+    data["a"][4, column] = value
+    elements = None
+    if by_elements:
+        elements = {"a": ~torch.isnan(data["a"])}
+        data["a"] = torch.where(elements["a"], data["a"], 0.0)
+    with pytest.raises(DataError, match="(?s)'a'.*row 4.*both or neither"):
+        model.encode(mvkit.Batch(data, elements=elements))
+
+
+def test_hazards_of_rows_that_lack_one_number_count_nothing():
+    part, out = hazards(n=2)
+    elements = torch.tensor([[True, False], [True, True]])
+    log_p = part.log_prob(out, f64([[1.0, 0.0], [1.0, 1.0]]), Context(elements))
+    assert torch.equal(log_p[:, 0], torch.zeros(2, 2).double())
+    assert (log_p[:, 1, 0] < 0).all()
+
+
+def test_hazards_of_other_shapes_are_refused():
+    with pytest.raises(SpecError, match=r"modalities\.a.*expected \(2,\): the time"):
+        Model({"a": Modality((3,), "hazard")}, latent_dim=1, seed=0)
+
+
+def test_hazards_far_out_are_finite_in_float32():
+    part = live("hazard", (2,), bins=3).float()
+    out = torch.tensor(FAR).repeat(3, 1).T[:, None].repeat(1, 2, 1)[None].requires_grad_()
+    for row in ([0.1, 1.0], [0.5, 0.0], [1e6, 1.0], [1.0, 1.0]):
+        log_p = part.log_prob(out, torch.tensor([row]).expand(5, 2), Context())
+        assert torch.isfinite(log_p).all()
+        log_p.sum().backward()
+        assert torch.isfinite(out.grad).all()
+    assert torch.isfinite(part.mean(out)).all()
+    assert torch.isfinite(part.sample(out.detach(), Context(generator=seeded(0)))).all()
+
+
 # through models: each a likelihood, its shape, and values that follow it
 
 
@@ -827,6 +956,12 @@ def share_rows(generator, z):
     return sigmoid(number_rows(generator, z))
 
 
+def survival_rows(generator, z):
+    time = generator.exponential(np.exp(2 * z[:, 0]))
+    censored = generator.exponential(3.0, len(z))
+    return np.stack([np.minimum(time, censored), time <= censored], 1)
+
+
 LEARNT = {
     "poisson": ({}, count_rows),
     "poisson, zero-inflated": ({"zero_inflated": True}, count_rows),
@@ -844,6 +979,7 @@ LEARNT = {
     "lognormal, decoded": ({"scale": "decoded", "by": "modality"}, positive_rows),
     "gamma": ({}, positive_rows),
     "beta": ({}, share_rows),
+    "hazard": ({"bins": 6}, survival_rows),
     "ordinal": ({"levels": 5}, level_rows),
     "ordinal, modality": ({"levels": 5, "by": "modality"}, level_rows),
 }

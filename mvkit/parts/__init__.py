@@ -48,6 +48,7 @@ from mvkit.parts.likelihoods import Bernoulli as Bernoulli
 from mvkit.parts.likelihoods import Beta as Beta
 from mvkit.parts.likelihoods import Categorical as Categorical
 from mvkit.parts.likelihoods import Gamma as Gamma
+from mvkit.parts.likelihoods import Hazard as Hazard
 from mvkit.parts.likelihoods import Laplace as Laplace
 from mvkit.parts.likelihoods import LogNormal as LogNormal
 from mvkit.parts.likelihoods import Multinomial as Multinomial

@@ -51,6 +51,7 @@ ordinal     mvkit.parts.likelihoods.ordinal:Ordinal         ordered levels, trai
 lognormal   mvkit.parts.likelihoods.positive:LogNormal      positive numbers, normal logarithms
 gamma       mvkit.parts.likelihoods.positive:Gamma          positive numbers, means and shapes
 beta        mvkit.parts.likelihoods.positive:Beta           numbers between 0 and 1
+hazard      mvkit.parts.likelihoods.hazard:Hazard           times to an event, some censored
 [network]
 linear mvkit.parts.networks:Linear one affine map
 mlp    mvkit.parts.networks:MLP    fully connected

@@ -4,6 +4,7 @@ from mvkit.parts.likelihoods.counts import CountLikelihood as CountLikelihood
 from mvkit.parts.likelihoods.counts import Poisson as Poisson
 from mvkit.parts.likelihoods.discrete import Bernoulli as Bernoulli
 from mvkit.parts.likelihoods.discrete import Categorical as Categorical
+from mvkit.parts.likelihoods.hazard import Hazard as Hazard
 from mvkit.parts.likelihoods.location_scale import Laplace as Laplace
 from mvkit.parts.likelihoods.location_scale import LocationScale as LocationScale
 from mvkit.parts.likelihoods.location_scale import Normal as Normal
