@@ -22,8 +22,15 @@ from mvkit.registry.spec import field, number, one_of, spec
 LOG_2 = math.log(2.0)
 
 _positive = number(above=0.0)
+
+
+def _positive_or_decoded(value: object) -> str | None:
+    expected = _positive(value)
+    return None if value == "decoded" or expected is None else f"{expected} or 'decoded'"
+
+
 _positive_or_trained = one_of("trained", other=_positive)
-_scale = one_of("trained", "decoded", other=_positive)
+_scale = one_of("trained", other=_positive_or_decoded)
 _scope = one_of("modality", "feature")
 
 
@@ -160,7 +167,7 @@ class Normal:
     """
 
     scale: float | str = field(
-        default=1.0, check=one_of("trained", "optimal", "decoded", other=_positive)
+        default=1.0, check=one_of("trained", "optimal", other=_positive_or_decoded)
     )
     by: str = field(default="modality", check=_scope)
 
