@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mpmath import mp
-from scipy import integrate, stats
+from scipy import integrate, optimize, stats
 
 import mvkit
 from mvkit import DataError, Modality, Model, SpecError
@@ -26,7 +26,7 @@ def live(name, shape=(1,), exposure=None, **options):
     """The likelihood of a modality, in float64."""
     modality = Modality(shape, {"name": name, **options}, exposure=exposure)
     part = modality.likelihood.build(Sizes.alone(modality))
-    return part.double() if isinstance(part, torch.nn.Module) else part
+    return part.double().eval() if isinstance(part, torch.nn.Module) else part
 
 
 def f64(values):
@@ -52,6 +52,15 @@ def inflated(log_p, share):
 
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
+
+
+def background_and_foreground(logit, above, background, theta):
+    def log_prob(x):
+        low = negative_binomial(background, theta)(x)
+        high = negative_binomial((1 + np.exp(above)) * background, theta)(x)
+        return np.logaddexp(np.log(sigmoid(logit)) + low, np.log(sigmoid(-logit)) + high)
+
+    return log_prob
 
 
 def ordinal(score, thresholds):
@@ -241,6 +250,14 @@ CASES = {
         stats.beta(np.exp(6.0) * sigmoid(-1.0), np.exp(6.0) * sigmoid(1.0)).logpdf,
         (0.0, 0.2, 0.27, 0.35, 1.0),
     ),
+    "foreground_background": Case(
+        "foreground_background",
+        {},
+        (-0.4, 1.1),
+        background_and_foreground(-0.4, 1.1, np.exp(0.9), np.exp(0.5)),
+        np.arange(700),
+        {"background": 0.9, "log_theta": 0.5},
+    ),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -320,6 +337,7 @@ EXTREMES = {
     "lognormal, decoded": ({"scale": "decoded"}, (1e-30, 1.0, 1e30)),
     "gamma": ({}, (1e-30, 1.0, 1e6)),
     "beta": ({}, (1e-30, 0.5, 1 - 2.0**-24)),
+    "foreground_background": ({}, (0.0, 1.0, 1e6)),
     "ordinal": ({"levels": 4}, (0.0, 1.0, 2.0, 3.0)),
 }
 
@@ -329,7 +347,7 @@ def test_extreme_values_in_float32_are_finite(title):
     options, values = EXTREMES[title]
     part = live(title.partition(",")[0], shape=(2,), **options)
     if isinstance(part, torch.nn.Module):
-        part = part.float()
+        part = part.float().train()
     grids = [torch.tensor(FAR)] * part.params + [torch.tensor(values)]
     *numbers, x = torch.meshgrid(*grids, indexing="ij")
     out = torch.stack([number.flatten() for number in numbers], -1)
@@ -936,6 +954,81 @@ def test_hazards_far_out_are_finite_in_float32():
     assert torch.isfinite(part.sample(out.detach(), Context(generator=seeded(0)))).all()
 
 
+def foreground(shape=(3,)):
+    part = live("foreground_background", shape)
+    generator = np.random.default_rng(0)
+    part.background.data = f64(generator.normal(1.0, 0.7, shape))
+    part.log_scale.data = f64(generator.normal(-1.5, 0.3, shape))
+    part.log_theta.data = f64(generator.normal(0.5, 0.3, shape))
+    return part
+
+
+def test_in_training_backgrounds_are_averaged_over_their_posterior():
+    part = foreground().train()
+    out = outputs(part, 4, (3,))
+    x = f64(np.random.default_rng(0).integers(0, 30, (4, 3)))
+    log_p = part.log_prob(out, x, Context()).detach().numpy()
+    loc, scale, theta = (
+        f.detach().numpy() for f in (part.background, part.log_scale.exp(), part.log_theta.exp())
+    )
+    for repeat, row, f in itertools.product(range(2), range(4), range(3)):
+        logit, above = out[repeat, row, f].numpy()
+
+        def integrand(eps):
+            background = np.exp(loc[f] + scale[f] * eps)
+            law = background_and_foreground(logit, above, background, theta[f])
+            return stats.norm.pdf(eps) * law(x[row, f].item())
+
+        expected = integrate.quad(integrand, -10, 10, epsabs=1e-12)[0]
+        assert log_p[repeat, row, f] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_penalty_is_the_kl_to_the_closest_prior():
+    part = foreground()
+    loc, scale = (f.detach().numpy() for f in (part.background, part.log_scale.exp()))
+
+    def kl(prior):
+        centre, width = prior[0], np.exp(prior[1])
+        return np.sum(
+            np.log(width / scale) + (scale**2 + (loc - centre) ** 2) / (2 * width**2) - 0.5
+        )
+
+    best = optimize.minimize(kl, [0.0, 0.0], tol=1e-12)
+    assert part.penalty().item() == pytest.approx(best.fun, rel=1e-6)
+    part.penalty().backward()
+    assert part.background.grad.abs().sum() > 0
+    assert live("foreground_background", (4,)).penalty().item() == pytest.approx(0, abs=1e-12)
+
+
+def test_backgrounds_start_at_the_lower_quartile():
+    x = protein_rows(np.random.default_rng(0), np.random.default_rng(1).normal(size=(400, 1)))
+    x = x.astype(np.float32)
+    x[::5, 0] = np.nan
+    x[:, 2] *= np.arange(400) % 8 == 0
+    model = Model({"a": Modality((3,), "foreground_background")}, latent_dim=1, seed=0)
+    mvkit.fit(model, {"a": x}, epochs=1, lr=0.0, progress=False)
+    part = model.decoders["a"].likelihood
+    expected = np.maximum(np.nanquantile(x, 0.25, axis=0), 0.5)
+    np.testing.assert_allclose(part.background.exp().detach(), expected, rtol=1e-5)
+    mean = part.mean(model.decoders["a"](torch.zeros(1, 1))).detach()[0]
+    np.testing.assert_allclose(mean, np.nanmean(x, 0), rtol=0.4)
+    mvkit.fit(model, {"a": 3 * x}, epochs=1, lr=0.0, progress=False)
+    np.testing.assert_allclose(part.background.exp().detach(), expected, rtol=1e-5)
+
+
+def test_fit_tells_foreground_from_background():
+    model, data = small_model("foreground_background")
+    mvkit.fit(model, data, epochs=60, lr=1e-2, batch_size=50, progress=False)
+    background = model.decoders["a"].likelihood.background.exp().detach()
+    np.testing.assert_allclose(background, [5.0, 5.0, 5.0], rtol=0.35)
+
+
+def test_a_background_with_an_exposure_is_refused():
+    modality = Modality((2,), "foreground_background", exposure="total")
+    with pytest.raises(SpecError, match=r"modalities\.a\.exposure.*expected None"):
+        Model({"a": modality}, latent_dim=1, seed=0)
+
+
 # through models: each a likelihood, its shape, and values that follow it
 
 
@@ -962,6 +1055,12 @@ def survival_rows(generator, z):
     return np.stack([np.minimum(time, censored), time <= censored], 1)
 
 
+def protein_rows(generator, z):
+    seen = z @ [[1.0, -1.0, 1.0]] > 0
+    mean = np.where(seen, 60.0, 5.0)
+    return generator.poisson(mean * generator.gamma(5.0, 0.2, mean.shape))
+
+
 LEARNT = {
     "poisson": ({}, count_rows),
     "poisson, zero-inflated": ({"zero_inflated": True}, count_rows),
@@ -980,6 +1079,7 @@ LEARNT = {
     "gamma": ({}, positive_rows),
     "beta": ({}, share_rows),
     "hazard": ({"bins": 6}, survival_rows),
+    "foreground_background": ({}, protein_rows),
     "ordinal": ({"levels": 5}, level_rows),
     "ordinal, modality": ({"levels": 5, "by": "modality"}, level_rows),
 }
@@ -1059,6 +1159,7 @@ REFUSED = {
     "gamma, infinite": ("gamma", {}, np.inf, "numbers greater than 0"),
     "beta, zero": ("beta", {}, 0.0, "greater than 0 and less than 1"),
     "beta, one": ("beta", {}, 1.0, "greater than 0 and less than 1"),
+    "foreground_background": ("foreground_background", {}, 0.5, "counts: whole numbers"),
     "poisson, infinite": ("poisson", {}, np.inf, "counts: whole numbers of at least 0"),
 }
 

@@ -47,6 +47,7 @@ from mvkit.parts.latent_model import LatentModel as LatentModel
 from mvkit.parts.likelihoods import Bernoulli as Bernoulli
 from mvkit.parts.likelihoods import Beta as Beta
 from mvkit.parts.likelihoods import Categorical as Categorical
+from mvkit.parts.likelihoods import ForegroundBackground as ForegroundBackground
 from mvkit.parts.likelihoods import Gamma as Gamma
 from mvkit.parts.likelihoods import Hazard as Hazard
 from mvkit.parts.likelihoods import Laplace as Laplace

@@ -39,7 +39,7 @@ normal          mvkit.parts.families:Normal         normal, log-variance
 normal_softplus mvkit.parts.families:NormalSoftplus normal, softplus scale
 laplace_softmax mvkit.parts.families:LaplaceSoftmax Laplace, scales summing to D
 [likelihood]
-normal      mvkit.parts.likelihoods.location_scale:Normal   fixed, trained or decoded scale
+normal      mvkit.parts.likelihoods.location_scale:Normal   scale fixed, trained, optimal, decoded
 laplace     mvkit.parts.likelihoods.location_scale:Laplace  fixed, trained or decoded scale
 bernoulli   mvkit.parts.likelihoods.discrete:Bernoulli      bits and grey values
 categorical mvkit.parts.likelihoods.discrete:Categorical    classes
@@ -52,6 +52,7 @@ lognormal   mvkit.parts.likelihoods.positive:LogNormal      positive numbers, no
 gamma       mvkit.parts.likelihoods.positive:Gamma          positive numbers, means and shapes
 beta        mvkit.parts.likelihoods.positive:Beta           numbers between 0 and 1
 hazard      mvkit.parts.likelihoods.hazard:Hazard           times to an event, some censored
+foreground_background mvkit.parts.likelihoods.background:ForegroundBackground counts on background
 [network]
 linear mvkit.parts.networks:Linear one affine map
 mlp    mvkit.parts.networks:MLP    fully connected

@@ -1,5 +1,6 @@
 """Likelihoods p(x|z): from decoder outputs to elementwise log-probabilities, means and draws."""
 
+from mvkit.parts.likelihoods.background import ForegroundBackground as ForegroundBackground
 from mvkit.parts.likelihoods.counts import CountLikelihood as CountLikelihood
 from mvkit.parts.likelihoods.counts import Poisson as Poisson
 from mvkit.parts.likelihoods.discrete import Bernoulli as Bernoulli
