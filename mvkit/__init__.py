@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mvkit import _moved, recipes
 from mvkit._version import __version__ as __version__
 from mvkit.core.batch import Batch
+from mvkit.core.covariates import Covariate
 from mvkit.core.family import Family
 from mvkit.core.likelihood import Likelihood
 from mvkit.core.loss import Loss
@@ -63,6 +64,7 @@ __all__ = [
     "AmbiguousComponent",
     "Batch",
     "CheckpointError",
+    "Covariate",
     "DataError",
     "Family",
     "History",

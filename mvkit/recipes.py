@@ -13,11 +13,13 @@ from typing import Any, Literal
 import attrs
 
 from mvkit import parts
+from mvkit.core.covariates import CovariateLike, as_covariates, into_all
 from mvkit.core.modality import Modality, ModalityLike, PartLike, as_modalities
-from mvkit.errors import SpecError
+from mvkit.errors import SpecError, check_number, check_option, check_whole_number
 from mvkit.models.model import Model
 from mvkit.models.stack import Stack
 from mvkit.parts.objectives.objective import check_names
+from mvkit.registry.spec import as_part
 from mvkit.training.annealing import Linear
 from mvkit.training.stages import JointThenUnimodal, Single
 
@@ -47,6 +49,7 @@ def _model(options: Mapping[str, Any], modalities: Modalities, **own: Any) -> Mo
 
 def _warmup(epochs: int) -> Single:
     """One stage, in whose first epochs the factor of the KL grows from 0 to 1."""
+    epochs = check_whole_number("warmup", epochs, 0)
     return Single(ramps={"kl_weight": Linear(0.0, 1.0, epochs)} if epochs else {})
 
 
@@ -57,6 +60,7 @@ def telbo(modalities: Modalities, latent_dim: int = 10, *, lambdas: Factors | No
 
     Reference: Vedantam, Fischer, Huang and Murphy, ICLR 2018, https://arxiv.org/abs/1705.10762.
     """
+    check_option("telbo: stages", check_whole_number("telbo: stages", stages), 1, 2)
     both = parts.TELBO(lambdas=lambdas or {}, gammas=gammas or {})
     unimodal = attrs.evolve(UNIMODAL, weights=both.gammas)  # type: ignore[misc]
     two = JointThenUnimodal(share=share, joint=parts.ELBO(weights=both.lambdas), unimodal=unimodal)
@@ -72,6 +76,23 @@ def jmvae(modalities: Modalities, latent_dim: int = 10, *, alpha: float = 0.1, b
     """
     return _model(options, modalities, latent_dim=latent_dim, aggregator=aggregator,
                   objective=parts.JMVAE(alpha=alpha, beta=beta), schedule=_warmup(warmup))
+
+
+def cvae(modalities: Modalities, latent_dim: int = 10, *,
+         covariates: Mapping[str, CovariateLike], beta: float = 1.0, prior: PartLike = "learnable",
+         aggregator: PartLike = POE, **options: Any) -> Model:
+    """CVAE: p(x, z | covariates), with a prior that depends on them; all see them.
+
+    Covariates that say nothing else go into encoders, decoders and, where the prior may depend on
+    them, the prior: `prior="standard"` leaves it out.
+
+    Reference: Sohn, Lee and Yan, NeurIPS 2015 (conditional VAE).
+    """
+    given = as_covariates(covariates)
+    if as_part("prior", prior) != parts.Standard():
+        given = {name: into_all(covariate) for name, covariate in given.items()}
+    return _model(options, modalities, latent_dim=latent_dim, aggregator=aggregator, prior=prior,
+                  objective=parts.ELBO(kl_weight=beta), covariates=given)
 
 
 def mopoe(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0,
@@ -107,6 +128,7 @@ def mvae(modalities: Modalities, latent_dim: int = 10, *, subsets: int = 1, warm
 
     Reference: Wu and Goodman, NeurIPS 2018, https://arxiv.org/abs/1802.05335.
     """
+    subsets = check_whole_number("mvae: subsets", subsets, 0)
     random = (parts.ELBO(condition="subset", reconstruct="own"),) * subsets
     objective = parts.Sum(terms=(parts.ELBO(), UNIMODAL, *random))
     return _model(options, modalities, latent_dim=latent_dim, objective=objective,
@@ -220,16 +242,22 @@ def nexus(modalities: Modalities, latent_dim: int = 10, *,
     Reference: Vasco, Yin, Melo and Paiva, https://doi.org/10.1016/j.neunet.2021.11.019.
     """
     low, high = as_modalities(modalities), {}
+    bottom_beta = check_number("nexus: bottom_beta", bottom_beta)
+    if not isinstance(gammas or {}, Mapping):
+        raise SpecError(f"got {gammas!r}; expected a mapping from modality to factor", "gammas")
     check_names(gammas or (), low, "gammas")
-    check_names(() if isinstance(bottom_dim, int) else bottom_dim, low, "bottom_dim")
+    if not isinstance(bottom_dim, Mapping):
+        bottom_dim = dict.fromkeys(low, bottom_dim)
+    check_names(bottom_dim, low, "bottom_dim")
     for name, modality in low.items():
-        width = bottom_dim if isinstance(bottom_dim, int) else bottom_dim[name]
+        width = check_whole_number(f"nexus: bottom_dim of {name!r}", bottom_dim.get(name), 1)
         beta = bottom_beta * modality.private_beta
         low[name] = attrs.evolve(modality, private_dim=width, private_beta=beta)  # type: ignore[misc]
         gamma = (gammas or {}).get(name, 1.0)
         high[name] = Modality((width,), parts.Normal(scale=scale), weight=gamma)
     fusion = parts.MeanMessage(message_dim=message_dim, dropout_rate=dropout_rate)
     bottom = _model(options, low, latent_dim=0, rescale=rescale)
-    top = _model(options, high, latent_dim=latent_dim, aggregator=fusion,
+    above = {name: value for name, value in options.items() if name != "covariates"}
+    top = _model(above, high, latent_dim=latent_dim, aggregator=fusion,
                  objective=parts.ELBO(kl_weight=top_beta))
     return Stack([bottom, top], schedule=_warmup(warmup))

@@ -365,6 +365,8 @@ def test_ctrl_c_says_how_to_resume(file, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("mvkit.apps.run_file.Plan.run", stopped)
     folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints/00000001.safetensors").touch()
     assert cli.main(["train", str(file), "--folder", str(folder)]) == 130
     assert capsys.readouterr().err == f"mvkit: stopped; to resume: mvkit resume {folder}\n"
 

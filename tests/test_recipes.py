@@ -64,12 +64,16 @@ class Oracle:
         shape = (samples, ROWS) if choice else (samples, components, ROWS, d)
         return self.source(site, shape, torch.float64, torch.device("cpu"))
 
+    def apply(self, network, x, row):
+        """What a network emits for one row."""
+        return network(x[None])[0]
+
     def observed(self, row):
         return [name for i, name in enumerate(NAMES) if self.batch.mask[row, i]]
 
     def q(self, name, row):
         """The raw expert and the private posterior of a modality."""
-        out = self.model.encoders[name](self.data[name][row : row + 1])[0]
+        out = self.apply(self.model.encoders[name], self.data[name][row], row)
         p = self.model.modalities[name].private_dim
         d = (len(out) - 2 * p) // 2
         own = self.kind(out[:d], self.scale(out[d : 2 * d])) if d else None
@@ -89,9 +93,8 @@ class Oracle:
 
     def log_px(self, name, row, z, w=None):
         """λ log p(x_m | z, w)."""
-        out = self.model.decoders[name].network(torch.cat([z, w] if w is not None else [z])[None])[
-            0
-        ]
+        latent = torch.cat([z, w] if w is not None else [z])
+        out = self.apply(self.model.decoders[name].network, latent, row)
         x = self.data[name][row]
         if name == "a":
             value = Normal(out, 1.0).log_prob(x).sum()
@@ -132,7 +135,7 @@ def joint_q(oracle, row):
         return oracle.product([oracle.q(name, row)[0] for name in seen], 0.0)
     fusion = oracle.model.aggregator
     features = torch.cat(
-        [fusion.trunks[name](oracle.data[name][row : row + 1])[0] for name in NAMES]
+        [oracle.apply(fusion.trunks[name], oracle.data[name][row], row) for name in NAMES]
     )
     loc, raw = fusion.head(features[None])[0].chunk(2)
     return Normal(loc, torch.exp(raw / 2))

@@ -9,7 +9,7 @@ import torch
 import mvkit
 from mvkit import Modality, Model
 from mvkit.parts.networks import MLP
-from mvkit.training.starts import start_from_data
+from mvkit.training.starts import look_at_first_rows
 
 OBJECTIVES = {"poe": "elbo", "moe": "elbo", "mopoe": "elbo", "joint": "jmvae"}
 
@@ -28,7 +28,7 @@ def offset_rows(n=240, features=40, seed=0):
 
 def started(modalities, data, **options):
     model = Model(modalities, seed=0, **options)
-    start_from_data(model, mvkit.Pipeline(mvkit.Batch(data), schema=model.schema))
+    look_at_first_rows(model, mvkit.Pipeline(mvkit.Batch(data), schema=model.schema))
     return model
 
 
@@ -83,7 +83,7 @@ def test_what_was_trained_stays_and_fixed_scales_change_no_bit():
     x = torch.randn(50, 6) * 3 + 70
     model = started({"a": trained_scale((6,))}, {"a": x}, latent_dim=2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    start_from_data(model, mvkit.Pipeline(mvkit.Batch({"a": x + 5}), schema=model.schema))
+    look_at_first_rows(model, mvkit.Pipeline(mvkit.Batch({"a": x + 5}), schema=model.schema))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     fixed = started({"a": (6,)}, {"a": x}, latent_dim=2)
     fresh = Model({"a": (6,)}, latent_dim=2, seed=0)

@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options.run_command(options)
     except (MvkitError, OSError) as error:
-        print(f"mvkit: {error}", file=sys.stderr)
+        print(f"mvkit: {_reason(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         # of a run that was saved, the message says so
@@ -38,11 +39,26 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _reason(error: Exception) -> str:
+    """What went wrong; of files, in words, without the number of the error."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}; check the path"
+    return str(error)
+
+
 def _how_to_resume(options: argparse.Namespace) -> str:
     """What goes on with a run that was stopped; nothing for other commands."""
-    if options.command == "train":
-        return f"; to resume: mvkit resume {_folder_of(options)}"
-    return f"; to resume: mvkit resume {options.run}" if options.command == "resume" else ""
+    if options.command not in ("train", "resume"):
+        return ""
+    folder = _folder_of(options) if options.command == "train" else options.run
+    if not _has_checkpoints(folder):
+        return "; nothing was saved yet"
+    return f"; to resume: mvkit resume {shlex.quote(str(folder))}"
+
+
+def _has_checkpoints(folder: Path) -> bool:
+    """Whether a run in the folder can be resumed."""
+    return any((folder / "checkpoints").glob("*.safetensors"))
 
 
 def _folder_of(options: argparse.Namespace) -> Path:
@@ -160,16 +176,27 @@ def _train(options: argparse.Namespace) -> None:
 def _resume(options: argparse.Namespace) -> None:
     from mvkit.apps.run_file import Plan, read
 
-    plan = Plan.of(read(options.run / "run.toml"))
-    if not any((options.run / "checkpoints").glob("*.safetensors")):
+    run_file = options.run / "run.toml"
+    if not run_file.is_file():
+        raise RequestError(
+            f"{options.run}: no folder with a run.toml, which mvkit train writes; expected the "
+            "folder of a run that it began; check the path, or begin one with mvkit train FILE"
+        )
+    plan = Plan.of(read(run_file))
+    if not _has_checkpoints(options.run):
         raise RequestError(
             f"{options.run}: no checkpoint to resume from; begin the run with mvkit train FILE "
-            f"--folder {options.run}"
+            f"--folder {shlex.quote(str(options.run))}"
         )
     _say(plan.run(options.run, "must"))
 
 
 def _show(options: argparse.Namespace) -> None:
+    if options.file.is_dir():
+        raise RequestError(
+            f"{options.file}: a folder; expected a file, such as "
+            f"{options.file / 'model.safetensors'}"
+        )
     _say(json.dumps(describe(options.file), indent=2))
 
 

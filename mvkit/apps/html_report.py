@@ -22,12 +22,13 @@ from mvkit import plots
 from mvkit.core.safe_file import write_whole
 from mvkit.data.datasets.catalogue import Splits, load_dataset
 from mvkit.data.pipeline import as_pipeline
-from mvkit.errors import DataError, MvkitError, RequestError
+from mvkit.errors import DataError, MvkitError, RequestError, SpecError
 from mvkit.evaluation.evaluate import MetricLike, evaluate
 from mvkit.evaluation.report import TITLES, Report, cells_of
 from mvkit.models.checkpoint import load
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.training.history import History
+from mvkit.training.run_folder import notes_of
 from mvkit.training.verdict import judge
 
 DOCTYPE = b"<!doctype html>"
@@ -66,7 +67,12 @@ def write_page(
     )
     run_history = History(history)
     judge(model, as_pipeline(splits.test, model.schema), run_history)
-    report = attrs.evolve(report, notes=(*report.notes, *run_history.verdict))
+    notes = [
+        *(f"training: {note}" for note in notes_of(run)),
+        f"training rows: {splits.train.alignment}",
+        f"test rows: {splits.test.alignment}",
+    ]
+    report = attrs.evolve(report, notes=(*report.notes, *run_history.verdict, *notes))
     figures = pictures(model, splits, history, report, seed)
     page = render(run.resolve().name, report, figures)
     write_whole(output, page.encode())
@@ -74,7 +80,11 @@ def write_page(
 
 
 def _check_output(output: Path) -> None:
-    """Raises DataError for a file that is no page, which would be lost."""
+    """Raises DataError for a folder, or a file that is no page, which would be lost."""
+    if output.is_dir():
+        raise DataError(
+            f"{output}: a folder; expected the name of a file, such as {output / 'report.html'}"
+        )
     if output.is_file() and output.stat().st_size:
         with output.open("rb") as file:
             beginning = file.read(100).strip().lower()
@@ -90,6 +100,11 @@ def weights_of(run: Path) -> Path:
     Raises:
         DataError: it is not in the folder, be it by a link.
     """
+    if not run.is_dir():
+        raise DataError(
+            f"{run}: no such folder; expected the folder of a run, with model.safetensors; check "
+            "the path"
+        )
     weights = run / "model.safetensors"
     if not weights.is_file() or not _inside(weights, run):
         raise DataError(
@@ -121,6 +136,9 @@ def run_data(run: Path, name: str | None) -> Splits:
     try:
         options = tomllib.loads(file.read_text("utf-8"))["data"]
         return load_dataset(**options)
+    except SpecError as error:
+        path = ".".join(filter(None, ("data", error.path)))
+        raise SpecError(error.reason, f"{file}: {path}") from None
     except MvkitError:
         raise
     except (OSError, LookupError, TypeError, ValueError, RecursionError, OverflowError) as error:

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
+import shlex
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -38,6 +40,7 @@ from mvkit.registry.spec import as_part, to_dict
 from mvkit.training.events import Event, RunStarted
 from mvkit.training.fit import fit
 from mvkit.training.history import History
+from mvkit.training.interruption import resumed_by
 from mvkit.training.stages import as_stages
 
 TABLES = ("data", "model", "train")
@@ -67,10 +70,7 @@ def read(path: Path, changes: Sequence[str] = ()) -> Config:
             raise SpecError(f"--set {change[:60]}…: nested too deeply")
         _apply(config, change)
     for table, options in config.items():
-        if table not in TABLES:
-            raise SpecError(f"{path}: no table [{table}] is known; {suggest(table, TABLES)}")
-        if not isinstance(options, dict):
-            raise SpecError(f"{path}: {table} = {options!r}; expected a table [{table}]")
+        _check_table(table, options, path)
     _check_numbers(config, "")
     return {table: config.get(table, {}) for table in TABLES}
 
@@ -80,9 +80,46 @@ def _parsed(path: Path) -> Table:
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: no TOML: {error}") from None
+        raise SpecError(f"{path}: no TOML: {error}{_line_of(path, str(error))}") from None
     except RecursionError:
         raise SpecError(f"{path}: no TOML: nested too deeply") from None
+
+
+def _line_of(path: Path, reason: str) -> str:
+    """The line that the TOML parser cannot read, and what lines look like; nothing without one."""
+    place = re.search(r"at line (\d+)", reason)
+    if place is None:
+        return ""
+    line = path.read_text("utf-8").split("\n")[int(place[1]) - 1]
+    return (
+        f": {line.strip()[:80]}; expected [TABLE] or OPTION = VALUE, each once, with text in "
+        "quotes, and true or false in small letters"
+    )
+
+
+def _check_table(table: str, options: object, path: Path) -> None:
+    """Raises SpecError for what is no table of a run file."""
+    if table in TABLES and isinstance(options, dict):
+        return
+    if table in TABLES:
+        raise SpecError(f"{path}: {table} = {options!r}; expected a table [{table}]")
+    if isinstance(options, dict | list):
+        raise SpecError(f"{path}: no table [{table}] is known; {suggest(table, TABLES)}")
+    homes = [home for home, names in _options_by_table().items() if table in names]
+    remedy = f"put it below [{homes[0]}]" if homes else "put it below one of them"
+    raise SpecError(
+        f"{path}: {table} = {options!r} is in no table; expected tables [data], [model] and "
+        f"[train]; {remedy}"
+    )
+
+
+def _options_by_table() -> dict[str, set[str]]:
+    """Names of options by the tables that they are known in."""
+    return {
+        "train": set(inspect.signature(fit).parameters),
+        "model": {"recipe", *inspect.signature(Model).parameters},
+        "data": {"name", "rows", "missing"},
+    }
 
 
 def _check_numbers(value: object, path: str) -> None:
@@ -137,12 +174,16 @@ class Plan:
         """
         if "name" not in config["data"]:
             raise SpecError("expected the name of a dataset, such as name = 'polydigits'", "data")
-        source = as_part("dataset", config["data"])
         with _named("data"):
+            source = as_part("dataset", config["data"])
             data = load_dataset(**config["data"])
         model, seed = _model(dict(config["model"]), data)
         options = _train_options(config["train"])
-        stages = as_stages(options.get("stages"), model, options["epochs"])
+        epochs = options["epochs"]
+        if type(epochs) is not int or epochs < 1:
+            raise SpecError(f"got {epochs!r}; expected an integer of at least 1", "train.epochs")
+        with _named("train.stages"):
+            stages = as_stages(options.get("stages"), model, epochs)
         full = {
             "data": to_dict(source),
             "model": {**model.header(), "seed": seed},
@@ -160,14 +201,16 @@ class Plan:
                 write_whole(folder / "run.toml", tomli_w.dumps(self.config).encode())
 
         options = {**self.options, "checkpoint": folder, "resume": resume, "listeners": [write]}
+        again = f"mvkit resume {shlex.quote(str(folder))}"
+        token = resumed_by.set(again)
         try:
             return fit(self.model, self.data.train, validation=self.data.valid, **options)
         except KeyboardInterrupt as error:
             if not str(error):  # nothing was saved since the last checkpoint
                 raise
-            raise KeyboardInterrupt(
-                f"interrupted and saved; resume by: mvkit resume {folder}"
-            ) from None
+            raise KeyboardInterrupt(f"interrupted and saved; resume by: {again}") from None
+        finally:
+            resumed_by.reset(token)
 
 
 def _model(options: Table, data: Splits) -> tuple[MultimodalModel, int]:
@@ -217,9 +260,18 @@ def _complete_model(options: Table, seed: int) -> MultimodalModel:
 
 @contextlib.contextmanager
 def _named(table: str) -> Iterator[None]:
-    """Inside, what Python says of options that cannot be taken becomes a SpecError."""
+    """Inside, what Python says of options that cannot be taken becomes a SpecError.
+
+    The paths of others start at the table.
+    """
     try:
         yield
+    except SpecError as error:
+        first = error.path.partition(".")[0]
+        parent, _, last = table.rpartition(".")
+        if first in TABLES:
+            raise
+        raise error.within(parent if first == last else table) from None
     except MvkitError:
         raise
     except KeyError as error:

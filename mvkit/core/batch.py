@@ -7,54 +7,22 @@ one that a model can use without looking at values again: unobserved entries bec
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any
 
 import attrs
-import numpy as np
 import torch
 from attrs.converters import optional
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from mvkit.core.raw_values import SIGNED, Columns, Source, as_tensor, signed, widened
-from mvkit.core.row_picks import RowPick, row_index
-from mvkit.core.validation import Schema, conform_values
+from mvkit.core.batch_fields import as_data, as_elements, as_mask
+from mvkit.core.given import ROW_WEIGHT, conform_given
+from mvkit.core.likelihood import TOTAL
+from mvkit.core.raw_values import Columns, Source, values_in, widened
+from mvkit.core.row_picks import RowIndices, RowPick, indices_of, pick, row_index
+from mvkit.core.validation import Schema, conform_indices, conform_values, one_hot
 from mvkit.errors import DataError, NothingObserved, ShapeError, suggest
-
-
-def _tensors(values: Mapping[str, object], where: str) -> dict[str, Tensor]:
-    if not isinstance(values, Mapping):
-        raise ShapeError(
-            f"batch: got {type(values).__name__}; expected a mapping from modality to tensor"
-        )
-    tensors = {}
-    for name, value in values.items():
-        if type(value) is not Tensor or value.layout is not torch.strided:
-            value = as_tensor(value, f"{where}[{name!r}]")
-        tensors[name] = value
-    return tensors
-
-
-def _data(values: Mapping[str, object]) -> dict[str, Tensor]:
-    return _tensors(values, "batch.data")
-
-
-def _elements(values: Mapping[str, object]) -> dict[str, Tensor]:
-    return _tensors(values, "batch.elements")
-
-
-def _mask(value: object) -> Tensor:
-    return value if type(value) is Tensor else as_tensor(value, "batch.mask")
-
-
-class RowIndices(TypedDict, total=False):
-    """The fields of a batch that depend on its mask alone."""
-
-    observed_rows: tuple[Tensor | None, ...]
-    complete_rows: Tensor | None
-    first_empty_row: int | None
 
 
 @attrs.frozen(eq=False)
@@ -68,8 +36,13 @@ class Batch:
             all NaN is unobserved, single NaNs become `elements`.
         elements: which single values are observed, {name: (b, *shape) bool}; for `categorical`
             without the class axis.
-        extra: anything else about the rows (labels, ids): length b each, never modelled.
+        extra: anything else about the rows (labels, ids, covariates): length b each.
         order: names of the columns of `mask`; None: the model's.
+        covariates: what models may be conditioned on, {name: one value for each row}: words or
+            numbers, None or NaN where missing. It is kept among `extra`, where models look for
+            their covariates by name; of a conformed batch, the checked values (b,).
+        row_weight: how much each row counts in objectives, (b,), at least 0; kept in
+            `extra["row_weight"]`.
         columns: names of the columns of modalities that came from tables: the model puts them in
             the order of its training.
         schema: set by `conform`: what the batch was conformed to.
@@ -77,7 +50,11 @@ class Batch:
             None: every row.
         complete_rows: set by `conform`: indices of the rows that observe every modality; likewise.
         first_empty_row: set by `conform`: the first row that observes nothing, if there is one.
+        exposure: set by `conform`: of the modalities that have one, {name: (b,)}, NaN where
+            unknown.
         hidden: set by `hide`: the modalities that it hid, for which nothing is decoded.
+        classes: set by `conform(compact=True)`: how many classes there are, of modalities whose
+            values are class indices still.
 
     Example:
         >>> import torch
@@ -87,22 +64,41 @@ class Batch:
         2
     """
 
-    data: dict[str, Tensor] = attrs.field(converter=_data)
-    mask: Tensor | None = attrs.field(default=None, converter=optional(_mask))
-    elements: dict[str, Tensor] | None = attrs.field(default=None, converter=optional(_elements))
+    data: dict[str, Tensor] = attrs.field(converter=as_data)
+    mask: Tensor | None = attrs.field(default=None, converter=optional(as_mask))
+    elements: dict[str, Tensor] | None = attrs.field(default=None, converter=optional(as_elements))
     extra: dict[str, Any] = attrs.field(factory=dict)
     order: tuple[str, ...] | None = attrs.field(default=None, kw_only=True, repr=False)
+    covariates: dict[str, Any] = attrs.field(factory=dict, kw_only=True)
+    row_weight: Any = attrs.field(default=None, kw_only=True)
     columns: dict[str, Columns] = attrs.field(factory=dict, kw_only=True, repr=False)
     schema: Schema | None = attrs.field(default=None, kw_only=True, repr=False)
     observed_rows: tuple[Tensor | None, ...] = attrs.field(default=(), kw_only=True, repr=False)
     complete_rows: Tensor | None = attrs.field(default=None, kw_only=True, repr=False)
     first_empty_row: int | None = attrs.field(default=None, kw_only=True, repr=False)
+    exposure: dict[str, Tensor] = attrs.field(factory=dict, kw_only=True, repr=False)
     hidden: frozenset[str] = attrs.field(default=frozenset(), kw_only=True, repr=False)
+    classes: dict[str, int] = attrs.field(factory=dict, kw_only=True, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.schema is not None or (not self.covariates and self.row_weight is None):
+            return
+        weight = {} if self.row_weight is None else {ROW_WEIGHT: self.row_weight}
+        given = self.covariates | weight
+        for name in given:
+            if name in self.extra:
+                raise DataError(
+                    f"batch.covariates[{name!r}]: extra has {name!r} too; expected one of them; "
+                    "rename one"
+                )
+        fields = {"extra": self.extra | given, "covariates": {}, "row_weight": None}
+        for field, value in fields.items():
+            object.__setattr__(self, field, value)
 
     def __len__(self) -> int:
-        if self.mask is not None:
+        if self.mask is not None and self.mask.ndim:
             return len(self.mask)
-        return next((len(value) for value in self.data.values()), 0)
+        return next((len(value) for value in self.data.values() if value.ndim), 0)
 
     @cached_property
     def observed(self) -> Tensor:
@@ -133,16 +129,26 @@ class Batch:
         """An index of no rows, on the batch's device."""
         return torch.empty(0, dtype=torch.long, device=self.observed.device)
 
-    def inputs(self, name: str, index: Tensor | None = None, *, indicator: bool = False) -> Tensor:
+    def inputs(
+        self,
+        name: str,
+        index: Tensor | None = None,
+        *,
+        indicator: bool = False,
+        log1p: bool = False,
+    ) -> Tensor:
         """What an encoder sees of a modality at rows `index`, (n, *shape), zeros where unobserved.
 
-        With `indicator`, (n, 2 C, ...): first the values, then ones where they are observed.
+        With `indicator`, (n, 2 C, ...): first the values, then ones where they are observed. With
+        `log1p`, the values are log(1 + x).
         """
         x = self.data[name]
         elements = (self.elements or {}).get(name)
         if index is not None:
             x = x.index_select(0, index)
             elements = None if elements is None else elements.index_select(0, index)
+        if log1p:
+            x = x.log1p()
         if not indicator:
             return x
         if elements is None:
@@ -174,16 +180,23 @@ class Batch:
             return self._rows(row_index(index, _length(self)))
 
     def _rows(self, index: Tensor | slice) -> Batch:
-        mask = None if self.mask is None else _pick(self.mask, index)
+        mask = None if self.mask is None else pick(self.mask, index)
         indices: RowIndices = {}
         if self.schema is not None and mask is not None:
             indices = indices_of(mask)
-        data = {name: _pick(value, index) for name, value in self.data.items()}
-        extra = {name: _pick(value, index) for name, value in self.extra.items()}
+        data = {name: pick(value, index) for name, value in self.data.items()}
+        extra = {name: pick(value, index) for name, value in self.extra.items()}
         elements = self.elements
         if elements is not None:
-            elements = {name: _pick(value, index) for name, value in elements.items()}
-        return attrs.evolve(self, data=data, mask=mask, elements=elements, extra=extra, **indices)
+            elements = {name: pick(value, index) for name, value in elements.items()}
+        given: dict[str, Any] = {}
+        for field in ("covariates", "exposure"):
+            values = getattr(self, field)
+            given[field] = {name: pick(value, index) for name, value in values.items()}
+        if self.row_weight is not None:
+            given["row_weight"] = pick(self.row_weight, index)
+        changed = {"data": data, "mask": mask, "elements": elements, "extra": extra, **given}
+        return attrs.evolve(self, **changed, **indices)
 
     def hide(self, keep: Iterable[str]) -> Batch:
         """A conformed batch with only the modalities in `keep` left observed."""
@@ -200,14 +213,26 @@ class Batch:
             if name in hidden:
                 mask[:, i] = False
                 rows[i] = nothing
+        totals = [name for name in hidden if self.schema.exposures.get(name) == TOTAL]
+        exposure = {name: x for name, x in self.exposure.items() if name not in totals}
         return attrs.evolve(
             self,
             mask=mask,
+            exposure=exposure,
             observed_rows=tuple(rows),
             complete_rows=nothing,
             first_empty_row=None,
             hidden=hidden,
         )
+
+    def expanded(self) -> Batch:
+        """The batch with its class indices one-hot, as models take it."""
+        if not self.classes or self.schema is None:
+            return self
+        data = dict(self.data)
+        for name, number in self.classes.items():
+            data[name] = one_hot(data[name], number, self.schema.dtype)
+        return attrs.evolve(self, data=data, classes={})
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch on another device."""
@@ -225,23 +250,12 @@ class Batch:
                 return tuple(apply(item) for item in value)
             return function(value) if isinstance(value, Tensor) else value
 
-        changed = ("data", "mask", "elements", "extra", "observed_rows", "complete_rows")
+        changed = ["data", "mask", "elements", "extra", "observed_rows", "complete_rows"]
+        changed += ["covariates", "exposure", "row_weight"]
         return attrs.evolve(self, **{name: apply(getattr(self, name)) for name in changed})
 
 
-def _pick(value: Any, index: Tensor | slice) -> Any:
-    """The rows of a tensor, an array or a list."""
-    if isinstance(index, slice):
-        return value[index]
-    if isinstance(value, Tensor):
-        value = signed(value) if value.dtype in SIGNED else value
-        return value.index_select(0, index)
-    if isinstance(value, np.ndarray):
-        return value[index.numpy()]
-    return [value[i] for i in index.tolist()]
-
-
-def conform(batch: Batch, schema: Schema) -> Batch:
+def conform(batch: Batch, schema: Schema, *, compact: bool = False) -> Batch:
     """The batch as a model with this schema uses it; errors name modality, row and remedy.
 
     Casts to the model's dtype, derives mask and elements and checks them against the data, sets
@@ -250,12 +264,19 @@ def conform(batch: Batch, schema: Schema) -> Batch:
     values, so it waits for the device: call it where the data are, before they are moved
     (`mvkit.fit` does).
 
+    Args:
+        batch: rows from outside.
+        schema: the model's.
+        compact: leave class indices what they are, which takes as many times less memory as there
+            are classes; `expanded` makes the rows of it that a model is given one-hot.
+
     Raises:
         ShapeError: unknown modality, wrong shape or dtype, lengths that differ.
         DataError: no rows; a mask that contradicts the data; values that a likelihood cannot take.
     """
     if batch.schema is schema or batch.schema == schema:
-        return batch
+        return batch if compact else batch.expanded()
+    batch = batch.expanded()
     _check_names(batch, schema)
     b = _length(batch)
     columns = _mask_columns(batch, schema, b)
@@ -263,18 +284,29 @@ def conform(batch: Batch, schema: Schema) -> Batch:
     data = {}
     elements = {}
     observed = []
-    sources = [_source(batch, name, columns.get(name)) for name in schema.names]
-    for source in sources:
-        data[source.name], rows, present = conform_values(schema, source, b)
+    classes = {}
+    for name in schema.names:
+        source = _source(batch, name, columns.get(name))
+        indices = conform_indices(schema, source) if compact else None
+        if indices is not None:
+            data[name], rows = indices
+            classes[name] = schema.shapes[name][-1]
+        else:
+            data[name], rows, present = conform_values(schema, source, b)
+            _warn_if_odd(name, schema, data[name])
+            if present is not None:
+                elements[name] = present
         observed.append(rows.to(device))
-        if present is not None:
-            elements[source.name] = present
-    for name, likelihood in schema.likelihoods.items():
-        warning = likelihood.sanity_warning(data[name])
-        if warning:
-            warnings.warn(f"batch.data[{name!r}]: {warning}", stacklevel=2)
     mask = torch.stack(observed, dim=1)
-    return Batch(data, mask, elements or None, batch.extra, schema=schema, **indices_of(mask))
+    given = conform_given(schema, data, mask, batch.extra)
+    fixed = {"schema": schema, "classes": classes, **given, **indices_of(mask)}
+    return Batch(data, mask, elements or None, batch.extra, **fixed)
+
+
+def _warn_if_odd(name: str, schema: Schema, x: Tensor) -> None:
+    warning = schema.likelihoods[name].sanity_warning(x)
+    if warning:
+        warnings.warn(f"batch.data[{name!r}]: {warning}", stacklevel=3)
 
 
 def _source(batch: Batch, name: str, observed: Tensor | None) -> Source:
@@ -288,21 +320,6 @@ def _source(batch: Batch, name: str, observed: Tensor | None) -> Source:
     columns = Columns(features) if features else None
     done = batch.schema.transforms.get(name, ())
     return Source(name, x, observed, elements, columns, ids, done)
-
-
-def indices_of(mask: Tensor) -> RowIndices:
-    """Which rows observe each modality and which all, and the first that observes nothing."""
-    array = mask.cpu().numpy()  # a handful of tiny steps, which numpy takes faster
-
-    def where(flags: ArrayLike) -> Tensor | None:
-        return None if np.all(flags) else torch.from_numpy(np.flatnonzero(flags)).to(mask.device)
-
-    some = array.any(1)
-    return {
-        "observed_rows": tuple(where(column) for column in array.T),
-        "complete_rows": where(array.all(1)),
-        "first_empty_row": None if some.all() else int(some.argmin()),
-    }
 
 
 def _check_names(batch: Batch, schema: Schema) -> None:
@@ -331,9 +348,10 @@ def _length(batch: Batch) -> int:
                 "every modality; give NaN rows or a mask for rows that a modality lacks"
             )
     for name, value in batch.extra.items():
-        if isinstance(value, Sized) and len(value) != b:
+        length = values_in(value, f"batch.extra[{name!r}]")
+        if length != b:
             raise ShapeError(
-                f"batch.extra[{name!r}]: {len(value)} values for {b} rows; expected one for each"
+                f"batch.extra[{name!r}]: {length} values for {b} rows; expected one for each"
             )
     return b
 

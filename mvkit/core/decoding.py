@@ -12,59 +12,29 @@ from typing import Protocol
 import attrs
 import torch
 from einops import einsum, rearrange, repeat
-from torch import Tensor, nn
+from torch import Tensor
 
 from mvkit.core import noise
 from mvkit.core.batch import Batch
+from mvkit.core.covariates import Conditions
+from mvkit.core.decoder import Decoder
 from mvkit.core.experts import Experts, on_rows
 from mvkit.core.family import Family
-from mvkit.core.likelihood import Context, Likelihood, mean_of, sample_of
-from mvkit.core.modality import Modality, Sizes
+from mvkit.core.likelihood import Context, sample_of
+from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Draws, Posterior
+from mvkit.core.row_context import NOTHING_GIVEN, RowContext
 from mvkit.errors import ShapeError
-from mvkit.registry import plugins
-
-
-class Decoder(nn.Module):
-    """A modality's decoder network and its likelihood."""
-
-    likelihood: Likelihood
-
-    def __init__(self, name: str, modality: Modality, sizes: Sizes) -> None:
-        super().__init__()
-        self.name = name
-        with plugins.error_context(type(modality.likelihood), "when it was built"):
-            self.likelihood = modality.likelihood.build(attrs.evolve(sizes, name=name))
-            params = self.likelihood.params
-        self.shape = (*modality.shape, params) if params > 1 else modality.shape
-        network = modality.decoder
-        if not isinstance(network, nn.Module):
-            with plugins.error_context(type(network), "when its decoder was built"):
-                network = network.decoder(sizes.latent + modality.private_dim, self.shape)
-        self.network: nn.Module = network
-
-    def forward(self, latent: Tensor) -> Tensor:
-        """Outputs for latents of any leading shape, (..., d + p) -> (..., *shape)."""
-        return self.shaped(on_rows(self.network, latent.reshape(-1, latent.shape[-1])), latent)
-
-    def shaped(self, output: Tensor, latent: Tensor) -> Tensor:
-        """The network's output (n, *shape) in the leading shape of the latents (..., d + p).
-
-        Raises:
-            ShapeError: it emitted something else.
-        """
-        n = latent[..., 0].numel()
-        if tuple(output.shape) != (n, *self.shape):
-            raise ShapeError(
-                f"decoders.{self.name}: emitted {tuple(output.shape)} for latents "
-                f"{(n, latent.shape[-1])}; expected {(n, *self.shape)}"
-            )
-        return output.reshape(*latent.shape[:-1], *self.shape)
 
 
 class Decodes(Protocol):
     """p(x, w | z) of all modalities."""
+
+    @property
+    def conditions(self) -> Conditions | None:
+        """The covariates, if there are any."""
+        ...
 
     def decode(
         self,
@@ -73,13 +43,14 @@ class Decodes(Protocol):
         w: Tensor | None,
         *,
         sample: bool = False,
+        rows: RowContext = NOTHING_GIVEN,
         generator: Generator = None,
     ) -> Tensor:
         """Means or draws (..., *shape) of a modality at z (..., d) and w (..., p); None: zeros."""
         ...
 
     def from_latents(
-        self, z: Tensor, *, sample: bool, generator: Generator
+        self, z: Tensor, *, sample: bool, rows: RowContext = NOTHING_GIVEN, generator: Generator
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Rows {name: (n, *shape)} at z (n, d), and private latents, drawn from their priors."""
         ...
@@ -125,6 +96,7 @@ class Decoding:
         one.
         family: the location-scale family of the latents.
         private_from: rule of the private latents, `evidence` or `observed` (see `draw_private`).
+        conditions: the covariates; None: the model has none.
     """
 
     modalities: Mapping[str, Modality]
@@ -132,6 +104,7 @@ class Decoding:
     cross: Mapping[str, Tensor]
     family: Family
     private_from: str
+    conditions: Conditions | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -160,11 +133,11 @@ class Decoding:
                 whole.
         """
         computed = batch.computed()
-        outputs = self._outputs(computed, z, w)
+        outputs = self._outputs(computed, z, w, self.context(batch.covariates))
         counted = {}
         for i, name in enumerate(self.modalities):
             if name in computed:
-                counted[name] = _counted(weight, used[..., i], z)
+                counted[name] = _counted(weight, used[..., i], z, batch.row_weight)
         densities = self._densities(batch, computed, outputs, counted)
         columns = []
         for i, name in enumerate(self.modalities):
@@ -180,8 +153,24 @@ class Decoding:
             columns.append(log_px)
         return torch.stack(columns, dim=-1)
 
+    def context(self, covariates: Mapping[str, Tensor]) -> Tensor | None:
+        """What decoders see of rows with these covariates, (b, c); None: nothing."""
+        if self.conditions is None:
+            return None
+        return self.conditions.context(covariates, "decoders")
+
+    def standardised(self, covariates: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What likelihoods are told of these covariates, {name: (b,)}."""
+        if self.conditions is None:
+            return covariates
+        return self.conditions.standardised(covariates)
+
     def _outputs(
-        self, computed: Mapping[str, Tensor | None], z: Tensor, w: Mapping[str, Tensor]
+        self,
+        computed: Mapping[str, Tensor | None],
+        z: Tensor,
+        w: Mapping[str, Tensor],
+        context: Tensor | None,
     ) -> dict[str, Tensor]:
         """What decoders emit for the rows that observe them, {name: ((s j), n, *shape)}."""
         latents = {}
@@ -193,7 +182,12 @@ class Decoding:
         outputs = {}
         for name, latent in latents.items():
             rows = rearrange(latent, "r n d -> (r n) d")
-            outputs[name] = on_rows(self.decoders[name].network, rows)
+            of_rows = None
+            if context is not None:
+                index = computed[name]
+                of_rows = context if index is None else context.index_select(0, index)
+                of_rows = repeat(of_rows, "n c -> (r n) c", r=len(latent))
+            outputs[name] = on_rows(self.decoders[name].network, rows, of_rows)
         return {name: self.decoders[name].shaped(outputs[name], latents[name]) for name in outputs}
 
     def _densities(
@@ -205,9 +199,13 @@ class Decoding:
     ) -> dict[str, Tensor]:
         """Log-probabilities of observed elements, else zeros, {name: ((s j), n, elements)}."""
         densities = {}
+        covariates = self.standardised(batch.covariates)
         for name, rows in computed.items():
             output = outputs[name]
-            likelihood = self.decoders[name].likelihood
+            decoder = self.decoders[name]
+            likelihood = decoder.likelihood
+            exposure = batch.exposure.get(name)
+            values = covariates
             x = batch.data[name]
             elements = None if batch.elements is None else batch.elements.get(name)
             weight = counted[name]
@@ -215,7 +213,12 @@ class Decoding:
                 x = x.index_select(0, rows)
                 elements = None if elements is None else elements.index_select(0, rows)
                 weight = None if weight is None else weight.index_select(1, rows)
-            log_px = likelihood.log_prob(output, x, Context(elements, weight))
+                exposure = None if exposure is None else exposure.index_select(0, rows)
+                values = {key: value.index_select(0, rows) for key, value in covariates.items()}
+            context = Context(elements, weight, covariates=values)
+            if decoder.has_exposure:
+                context = decoder.likelihood_context(exposure, elements, context)
+            log_px = likelihood.log_prob(output, x, context)
             shape = x.shape[:-1] if likelihood.class_axis else x.shape
             if tuple(log_px.shape) != (len(output), *shape):
                 raise ShapeError(
@@ -236,6 +239,7 @@ class Decoding:
         w: Tensor | None,
         *,
         sample: bool = False,
+        rows: RowContext = NOTHING_GIVEN,
         generator: Generator = None,
     ) -> Tensor:
         """Means or draws (..., *shape) of a modality at z (..., d) and w (..., p); None: zeros."""
@@ -245,10 +249,15 @@ class Decoding:
             w = z.new_zeros(shape) if w is None else w.expand(shape)
             z = torch.cat([z, w], -1)
         decoder = self.decoders[name]
-        output = decoder(z)
-        context = Context(generator=generator)
-        answer = sample_of if sample else mean_of
-        return answer(decoder.likelihood, output, context)
+        output = decoder(z, self.context(rows.covariates))
+        context = Context(covariates=self.standardised(rows.covariates), generator=generator)
+        if decoder.has_exposure:
+            exposure = rows.exposure.get(name)
+            context = decoder.likelihood_context(exposure, rows.elements.get(name), context)
+        likelihood = decoder.likelihood
+        if sample:
+            return sample_of(likelihood, output, context)
+        return likelihood.mean(output, context) if decoder.tells_mean else likelihood.mean(output)
 
     def draw_private(
         self, experts: Experts, draws: Draws, used: Tensor, rule: str, *, stop_density: bool
@@ -334,14 +343,14 @@ class Decoding:
         return eps * self.family.scale(self.cross[name])
 
     def from_latents(
-        self, z: Tensor, *, sample: bool, generator: Generator
+        self, z: Tensor, *, sample: bool, rows: RowContext = NOTHING_GIVEN, generator: Generator
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Rows {name: (n, *shape)} at z (n, d), and private latents, drawn from their priors."""
         private = self.private_prior(z, generator)
         data = {}
         for name in self.modalities:
             w = private.get(name)
-            data[name] = self.decode(name, z, w, sample=sample, generator=generator)
+            data[name] = self.decode(name, z, w, sample=sample, rows=rows, generator=generator)
         return data, private
 
 
@@ -357,14 +366,19 @@ def _share(posterior: Posterior, experts: Experts, *, by_component: bool) -> Ten
     return einsum(log_weight.exp(), counted, "k b, k b m -> b m")
 
 
-def _counted(weight: Tensor | None, used: Tensor, z: Tensor) -> Tensor | None:
+def _counted(
+    weight: Tensor | None, used: Tensor, z: Tensor, row_weight: Tensor | None
+) -> Tensor | None:
     """How much each draw of each row counts for a modality, ((s j), b); None: all alike.
 
     Args:
         weight: of the drawn components, (j, b); None: all alike.
         used: whether it is reconstructed, (b,), or (s or 1, j, b) where that depends on the draw.
         z: the draws, (s, j, b, d).
+        row_weight: of each row, (b,); None: all alike.
     """
+    if row_weight is not None:
+        weight = row_weight.expand(z.shape[1:3]) if weight is None else weight * row_weight
     if used.ndim == 1:
         return None if weight is None else repeat(weight, "j b -> (s j) b", s=len(z))
     counts = used.expand(z.shape[:-1]).to(z.dtype)

@@ -6,7 +6,7 @@ Axes: b rows, n of these rows, m modalities, w encoder width, d latent, p privat
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cached_property
 
@@ -36,6 +36,7 @@ class Experts:
         family: what turns raw numbers into scales.
         width: numbers for the aggregator, w.
         training: whether parts behave as in training (dropout, subsets drawn).
+        context: what encoders see of the covariates, (b, c); None: nothing.
         generator: source of randomness of everything computed from these experts.
     """
 
@@ -48,6 +49,7 @@ class Experts:
         family: Family,
         width: int,
         training: bool,
+        context: Tensor | None = None,
         generator: Generator = None,
     ) -> None:
         check_conformed(batch, "experts")
@@ -57,6 +59,7 @@ class Experts:
         self.family = family
         self.width = width
         self.training = training
+        self.context = context
         self.generator = generator
         self.dtype = next(iter(batch.data.values())).dtype
         self._encoded: dict[str, Tensor] = {}
@@ -64,15 +67,21 @@ class Experts:
 
     def given(self, batch: Batch) -> Experts:
         """The experts of a batch that `hide` made of this one's; no modality is encoded twice."""
-        experts = self._of(batch)
+        experts = self._of(batch, self.context)
         experts._encoded = self._encoded
         return experts
 
     def take(self, index: Tensor) -> Experts:
         """The experts of the rows at `index` (n,) alone."""
-        return self._of(self.batch.take(index))
+        return self._of(self.batch.take(index), self.context_of(index))
 
-    def _of(self, batch: Batch) -> Experts:
+    def context_of(self, index: Tensor | None) -> Tensor | None:
+        """What encoders see of the covariates of the rows at `index` (n,), (n, c); None: all."""
+        if self.context is None or index is None:
+            return self.context
+        return self.context.index_select(0, index)
+
+    def _of(self, batch: Batch, context: Tensor | None) -> Experts:
         return Experts(
             self.encoders,
             self.modalities,
@@ -80,6 +89,7 @@ class Experts:
             family=self.family,
             width=self.width,
             training=self.training,
+            context=context,
             generator=self.generator,
         )
 
@@ -117,11 +127,13 @@ class Experts:
     def _encode(self, name: str, rows: Tensor | None, total: int) -> Tensor:
         """What an encoder emits, (b, total), zeros but at indices `rows` (n,); None: all rows."""
         x = self.batch.data[name]
-        if self.modalities[name].indicator:
-            inputs = self.batch.inputs(name, rows, indicator=True)
+        modality = self.modalities[name]
+        log1p = modality.input == "log1p"
+        if modality.indicator or log1p:
+            inputs = self.batch.inputs(name, rows, indicator=modality.indicator, log1p=log1p)
         else:
             inputs = x if rows is None else x.index_select(0, rows)
-        output = on_rows(self.encoders[name], inputs)
+        output = on_rows(self.encoders[name], inputs, self.context_of(rows))
         if tuple(output.shape) != (len(inputs), total):
             raise ShapeError(
                 f"encoders.{name}: emitted {tuple(output.shape)} for {tuple(inputs.shape)}; "
@@ -193,27 +205,30 @@ def low_precision(dtype: torch.dtype | None) -> Iterator[None]:
         _network_dtype.reset(token)
 
 
-def on_rows(module: nn.Module, rows: Tensor) -> Tensor:
-    """The output of a module for rows (n, *shape), n = 0 too.
+def on_rows(module: nn.Module, rows: Tensor, context: Tensor | None = None) -> Tensor:
+    """The output of a module for rows (n, *shape), n = 0 too, and their context (n, c).
 
     Without rows it sees a row of zeros, which is cut off and contributes no gradient. Batch norm,
     which needs two rows at least to train on, takes its running statistics for fewer.
     """
-    shown = rows if len(rows) else rows.new_zeros(1, *rows.shape[1:])
+    shown = [values for values in (rows, context) if values is not None]
+    if not len(rows):
+        shown = [values.new_zeros(1, *values.shape[1:]) for values in shown]
     few = module.training and len(rows) < 2
     with _running_statistics(module) if few else contextlib.nullcontext():
         output = _output(module, shown)
     return output if len(rows) else output[:0]
 
 
-def _output(module: nn.Module, rows: Tensor) -> Tensor:
+def _output(module: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
     """What a module emits for one row or more, (n, *shape), in their dtype."""
     dtype = _network_dtype.get()
     if dtype is None:
-        output: Tensor = module(rows)
+        output: Tensor = module(*inputs)
         return output
+    rows = inputs[0]
     with torch.autocast(rows.device.type, dtype):
-        output = module(rows)
+        output = module(*inputs)
     return output.to(rows.dtype)
 
 

@@ -42,6 +42,7 @@ class Context:
     generator: Generator = None
 
 
+TOTAL = "total"  # the exposure that is the sum of a row's observed counts
 ALONE = Context()  # nothing is known beside the values
 
 
@@ -113,20 +114,20 @@ class Likelihood(RenamedMethods, ABC):
 
 def mean_of(likelihood: Likelihood, out: Tensor, context: Context) -> Tensor:
     """Means of x; likelihoods written for an earlier version are told no context."""
-    if takes_context(type(likelihood).mean):
+    if asks_context(type(likelihood).mean):
         return likelihood.mean(out, context)
     return likelihood.mean(out)
 
 
 def sample_of(likelihood: Likelihood, out: Tensor, context: Context) -> Tensor:
     """Draws of x; likelihoods written for an earlier version are told the generator alone."""
-    if takes_context(type(likelihood).sample):
+    if asks_context(type(likelihood).sample):
         return likelihood.sample(out, context)
     return likelihood.sample(out, context.generator)  # type: ignore[arg-type]
 
 
 @cache
-def takes_context(method: Callable[..., Tensor]) -> bool:
+def asks_context(method: Callable[..., Tensor]) -> bool:
     """Whether the argument after `self` and `out` is one called `context`."""
     names = list(inspect.signature(method).parameters)
     return names[2:3] == ["context"]

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from mvkit.core.terms import Terms
-from mvkit.errors import ShapeError
+from mvkit.errors import RequestError, ShapeError
 from mvkit.registry import plugins
 
 
@@ -28,24 +28,44 @@ class Loss:
             the metrics call its mean `bound`, and none if they call it `surrogate_bound`. NaN in
             rows that the objective skips, and where it reports nothing.
         metrics: 0-d tensors to watch, means over rows; whoever shows them converts them.
-        counts: how many rows a metric is a mean of, 0-d; absent: all of the batch.
+        counts: how many rows a metric is a mean of, 0-d, or the sum of their weights; absent: all
+            of the batch.
+        weighted: whether rows count as much as `batch.row_weight` says.
     """
 
     loss: Tensor
     bound: Tensor
     metrics: dict[str, Tensor]
     counts: dict[str, Tensor] = attrs.field(factory=dict)
+    weighted: bool = False
 
-    def checked(self, b: int, objective: type) -> Loss:
+    def checked(self, b: int, objective: type, *, weighted: bool = False) -> Loss:
         """Itself, if loss and bound have the right shapes for b rows; looks at no value.
+
+        The loss is among its metrics then, also if the objective left it out.
+
+        Args:
+            b: rows of the batch.
+            objective: whose loss it is.
+            weighted: whether its rows have weights.
 
         Raises:
             ShapeError: that names the objective, and its package.
+            RequestError: rows have weights that the objective does not look at.
         """
+        if weighted and not self.weighted:
+            name = plugins.find_entry(objective) or objective.__name__
+            raise RequestError(
+                f"{name}: it does not look at the rows' weights; expected an objective that hands "
+                "`batch.row_weight` to mvkit.core.loss.finish; take another, or leave row_weight "
+                "out"
+            )
         if self.loss.ndim or self.bound.shape != (b,):
             shapes = f"loss {tuple(self.loss.shape)} and bound {tuple(self.bound.shape)}"
             name = plugins.find_entry(objective) or objective.__name__
             raise ShapeError(f"{name}: returned {shapes}; expected () and {(b,)}")
+        if "loss" not in self.metrics:  # which every epoch reports
+            return attrs.evolve(self, metrics={"loss": self.loss.detach(), **self.metrics})
         return self
 
 
@@ -76,13 +96,24 @@ def sum_of(tensors: list[Tensor]) -> Tensor:
     return reduce(torch.add, tensors)
 
 
-def over_rows(values: Tensor) -> Tensor:
-    """The mean over rows, (b,) -> (); 0 of none, since a process may have no row of a batch."""
+def over_rows(values: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The mean over rows, (b,) -> (); 0 of none, since a process may have no row of a batch.
+
+    With a weight (b,), the sum of weighted values by the number of rows: weights are 1 in the
+    mean. A row of weight 0 counts as 0, whatever its value.
+    """
+    if weight is not None:
+        values = torch.where(weight > 0, values * weight, 0.0)
     return values.sum() / max(len(values), 1)
 
 
 def finish(
-    name: str, bound: Tensor, reported: Tensor, active: Tensor | None, metrics: Metrics
+    name: str,
+    bound: Tensor,
+    reported: Tensor,
+    active: Tensor | None,
+    metrics: Metrics,
+    weight: Tensor | None = None,
 ) -> Loss:
     """The loss of an objective: the mean of its value over rows, 0 where not active.
 
@@ -92,6 +123,7 @@ def finish(
         reported: the same with all weights at 1, (b,); NaN is reported where rows are not active.
         active: rows that count, (b,) bool; None: all.
         metrics: more to watch.
+        weight: how much each row counts, (b,), `batch.row_weight`; None: all alike.
     """
     reported = reported.detach()
     counts = {}
@@ -101,14 +133,35 @@ def finish(
         counts[name] = active.sum()
         mean = torch.where(active, reported, 0.0).sum() / counts[name].clamp(min=1)
         reported = torch.where(active, reported, torch.nan)
-    loss = -over_rows(bound)
+    if weight is not None:
+        mean, counts[name] = weighted_mean(reported, weight, active)
+    loss = -over_rows(bound, weight)
     means = {"loss": loss.detach(), name: mean, **metrics.means}
-    return Loss(loss, reported, means, counts | metrics.counts)
+    return Loss(loss, reported, means, counts | metrics.counts, weight is not None)
+
+
+def weighted_mean(
+    values: Tensor, weight: Tensor, active: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The mean of values (b,) over active rows by their weights (b,), and the sum of the weights.
+
+    Rows without weight may hold anything.
+    """
+    if active is not None:
+        weight = torch.where(active, weight, 0.0)
+    total = weight.sum()
+    weighted = torch.where(weight > 0, values * weight, 0.0).sum()
+    return weighted / torch.where(total > 0, total, 1.0), total
 
 
 @torch.no_grad()
 def row_metrics(
-    names: Sequence[str], terms: Terms, kl: Tensor, mask: Tensor, active: Tensor | None
+    names: Sequence[str],
+    terms: Terms,
+    kl: Tensor,
+    mask: Tensor,
+    active: Tensor | None,
+    weight: Tensor | None = None,
 ) -> Metrics:
     """Mean log-likelihood of each modality over rows that observe it, and the mean KL.
 
@@ -118,16 +171,35 @@ def row_metrics(
         kl: KL of each row, (b,).
         mask: observed modalities, (b, m) bool.
         active: rows that count, (b,) bool; None: all.
+        weight: how much each row counts, (b,); None: all alike.
     """
     if active is None:
         active = torch.ones_like(mask[:, 0])
     counted = mask & rearrange(active, "b -> b 1")
     log_px = torch.einsum("jbm,jb->bm", terms.log_px.mean(0), terms.log_pi.exp())
+    keys = [f"log_px/{name}" for name in names]
+    if weight is not None:
+        return _weighted_metrics(keys, log_px, kl, counted, active, weight)
     rows = counted.sum(0)
     mean_log_px = torch.where(counted, log_px, 0.0).sum(0) / rows.clamp(min=1)
-    keys = [f"log_px/{name}" for name in names]
     means = dict(zip(keys, mean_log_px.unbind(), strict=True))
     counts = dict(zip(keys, rows.unbind(), strict=True))
     counts["kl"] = active.sum()
     means["kl"] = torch.where(active, kl, 0.0).sum() / counts["kl"].clamp(min=1)
     return Metrics(means, counts)
+
+
+def _weighted_metrics(
+    keys: Sequence[str],
+    log_px: Tensor,
+    kl: Tensor,
+    counted: Tensor,
+    active: Tensor,
+    weight: Tensor,
+) -> Metrics:
+    """As `row_metrics`, by the weights of the rows."""
+    metrics = Metrics()
+    columns = zip(keys, log_px.unbind(1), counted.unbind(1), strict=True)
+    for key, values, rows in (*columns, ("kl", kl, active)):
+        metrics.means[key], metrics.counts[key] = weighted_mean(values, weight, rows)
+    return metrics

@@ -224,8 +224,10 @@ class Mixture(Posterior):
     def sample(
         self, n: int, component: int | None = None, generator: Generator = None
     ) -> tuple[Tensor, Tensor]:
-        """Draws of a prior (b = 1): latents (n, d) and their components (n,)."""
-        weight = rearrange(self.log_weight, "k 1 -> k").exp()
+        """Draws of a prior, b = 1 or one for each of b = n rows whose weights are alike: latents
+        (n, d) and their components (n,).
+        """
+        weight = self.log_weight[:, 0].exp()
         if component is None:
             uniform = noise.draw("choice/component", (n, 1), weight, generator=generator)
             cdf = weight.cumsum(0)
@@ -234,7 +236,15 @@ class Mixture(Posterior):
             picked = torch.full((n,), component, device=weight.device)
         shape = (n, self.loc.shape[-1])
         eps = noise.draw("prior", shape, self.loc, generator=generator, sampler=self.family.noise)
-        return self.loc[picked, 0] + self.scale[picked, 0] * eps, picked
+        loc, scale = (_of_rows(values, picked) for values in (self.loc, self.scale))
+        return loc + scale * eps, picked
+
+
+def _of_rows(values: Tensor, picked: Tensor) -> Tensor:
+    """Parameters (k, 1 or n, d) of the component that was picked for each of n rows, (n, d)."""
+    if values.shape[1] == 1:
+        return values[picked, 0]
+    return values[picked, torch.arange(len(picked), device=values.device)]
 
 
 def equal_weights(usable: Tensor, like: Tensor) -> Tensor:

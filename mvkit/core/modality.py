@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import attrs
 from torch import Tensor, nn
 
+from mvkit.core.covariates import Side
 from mvkit.core.family import Family
 from mvkit.errors import SpecError
 from mvkit.registry.spec import (
@@ -87,8 +88,8 @@ class Modality:
     features: tuple[str, ...] = field(default=(), check=_features, kw_only=True)
     transform: tuple[Any, ...] = parts("transform", default=(), kw_only=True)
     indicator: bool = field(default=False, check=flag, kw_only=True)
-    input: str = field(default="values", check=one_of("values", "log1p"), kw_only=True)
-    exposure: str | None = field(default=None, check=_name_or_none, kw_only=True)
+    input: str = field(default="values", check=one_of("values", "log1p"), kw_only=True, quiet=True)
+    exposure: str | None = field(default=None, check=_name_or_none, kw_only=True, quiet=True)
 
     def __attrs_post_init__(self) -> None:
         if self.features and self.raw_shape != (len(self.features),):
@@ -139,6 +140,9 @@ class Sizes:
         prior: the spec of the prior.
         live_prior: the prior itself, for the parts that are built after it.
         name: the modality that a likelihood or its decoder is built for; empty for other parts.
+        contexts: how many numbers of the covariates each side sees: `encoders`, `decoders` and
+            the `prior`.
+        levels: how many levels each covariate has, by name; 0 of numbers.
     """
 
     latent: int
@@ -147,6 +151,8 @@ class Sizes:
     prior: object
     live_prior: Any = None
     name: str = ""
+    contexts: Mapping[str, int] = attrs.field(factory=dict)
+    levels: Mapping[str, int] = attrs.field(factory=dict)
 
     @classmethod
     def alone(cls, modality: Modality) -> Sizes:
@@ -158,6 +164,10 @@ class Sizes:
     def shape(self) -> tuple[int, ...]:
         """Shape of a row of the modality that a likelihood is built for."""
         return self.modalities[self.name].shape
+
+    def context(self, side: Side) -> int:
+        """How many numbers of the covariates a side sees."""
+        return self.contexts.get(side, 0)
 
     @property
     def names(self) -> tuple[str, ...]:

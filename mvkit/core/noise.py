@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import operator
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Protocol, SupportsIndex
 
@@ -97,13 +98,101 @@ def seeded(seed: SupportsIndex, device: torch.device | str = "cpu") -> torch.Gen
     return torch.Generator(device).manual_seed(whole_seed(seed))
 
 
+# held by whoever seeds torch's global generators, or draws from them after seeding
+GLOBAL = threading.RLock()
+
+
+@contextlib.contextmanager
+def kept_global(devices: Sequence[int] | None = ()) -> Iterator[None]:
+    """Inside, no other thread of mvkit seeds torch's global generators; then they are put back.
+
+    Args:
+        devices: of CUDA, whose generators are put back beside that of the CPU; None: all.
+    """
+    with GLOBAL, torch.random.fork_rng(devices):
+        yield
+
+
 @contextlib.contextmanager
 def global_seed(seed: SupportsIndex | None) -> Iterator[None]:
     """Seeds torch's global CPU generator inside, and restores its state after; None: no seed."""
-    with torch.random.fork_rng(devices=[]):
+    with kept_global():
         if seed is not None:
             torch.default_generator.manual_seed(whole_seed(seed))
         yield
+
+
+_before: dict[str, tuple[int, Tensor]] = {}  # of threads inside `put_back_at_end`, by device
+
+
+@contextlib.contextmanager
+def put_back_at_end(device: torch.device) -> Iterator[None]:
+    """Puts torch's global generators back when the last thread of those inside leaves.
+
+    Unlike `kept_global`, it lets several in at once: for what takes long, such as training.
+
+    Args:
+        device: whose generator is put back beside that of the CPU.
+    """
+    names = ["cpu"] if device.type != "cuda" else ["cpu", str(device)]
+    with GLOBAL:
+        for name in names:
+            inside, state = _before.get(name, (0, None))
+            _before[name] = (inside + 1, _state(name) if state is None else state)
+    try:
+        yield
+    finally:
+        with GLOBAL:
+            for name in names:
+                inside, state = _before.pop(name)
+                if inside > 1:
+                    _before[name] = (inside - 1, state)
+                elif name == "cpu":
+                    torch.default_generator.set_state(state)
+                else:
+                    torch.cuda.set_rng_state(state, name)
+
+
+def _state(name: str) -> Tensor:
+    """The state of a device's global generator."""
+    if name == "cpu":
+        return torch.default_generator.get_state()
+    return torch.cuda.get_rng_state(name)
+
+
+class Turns:
+    """Steps that seed torch's global generators, in which modules such as Dropout may draw.
+
+    Threads that train at once share these generators. A step is alone while it draws from them, so
+    that it draws what it would draw without the others; a model whose first step does not draw
+    waits for nobody.
+
+    Args:
+        device: of the model.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.draws: bool | None = None  # not known yet
+
+    @contextlib.contextmanager
+    def step(self, seed: int) -> Iterator[None]:
+        """Inside, the generators were seeded by `seed`."""
+        alone = contextlib.nullcontext() if self.draws is False else GLOBAL
+        with alone:
+            with GLOBAL:
+                torch.default_generator.manual_seed(seed)
+                if self.device.type == "cuda":
+                    torch.cuda.manual_seed(seed)
+            before = self._states() if self.draws is None else []
+            yield
+            if self.draws is None:
+                unchanged = map(torch.equal, before, self._states())
+                self.draws = not all(unchanged)
+
+    def _states(self) -> list[Tensor]:
+        names = ["cpu"] if self.device.type != "cuda" else ["cpu", str(self.device)]
+        return [_state(name) for name in names]
 
 
 class Sampled(Protocol):
@@ -116,10 +205,11 @@ class Sampled(Protocol):
 
 def sampled(distribution: Sampled, n: int, generator: Generator) -> Tensor:
     """Draws (n, d) of a distribution that takes no generator: `generator` seeds the global one."""
-    with torch.random.fork_rng(enabled=generator is not None):
-        if generator is not None:
-            seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-            torch.manual_seed(int(seed))
+    if generator is None:
+        return distribution.sample((n,))
+    with kept_global(devices=None):
+        seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+        torch.manual_seed(int(seed))
         return distribution.sample((n,))
 
 

@@ -5,7 +5,7 @@ Axes: b rows, k columns of a table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Protocol
 
 import attrs
@@ -33,13 +33,17 @@ def as_tensor(value: object, where: str) -> Tensor:
     """A tensor from a tensor or an array; `where` begins the messages.
 
     Raises:
-        ShapeError: sparse values, tables, and what is no array of numbers.
+        ShapeError: sparse values, tables, and what is no array of real numbers.
         DataError: AnnData and MuData.
     """
     if isinstance(value, Tensor):
-        if value.layout == torch.strided:
-            return value
-        raise ShapeError(f"{where}: got a sparse tensor; expected a dense one; give .to_dense()")
+        _check_kind(value, where)
+        if value.is_complex():
+            raise ShapeError(
+                f"{where}: got values of type {value.dtype}; expected real numbers; give their "
+                "parts apart"
+            )
+        return value
     _check_container(value, where)
     if isinstance(value, np.ma.MaskedArray):
         value = np.where(np.ma.getmaskarray(value), np.nan, np.ma.getdata(value))
@@ -56,6 +60,43 @@ def as_tensor(value: object, where: str) -> Tensor:
     # torch can neither hold a read-only array nor a byte order that is not the machine's
     array = np.require(array, array.dtype.newbyteorder("="), "W")
     return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def values_in(value: object, where: str) -> int:
+    """How many values there are, in an order.
+
+    Raises:
+        ShapeError: a single value, or what has no order; beginning with `where`.
+    """
+    try:
+        if isinstance(value, str | bytes | Mapping | Set):
+            raise TypeError
+        return len(value)  # type: ignore[arg-type]  # what has no length is refused
+    except TypeError:
+        raise ShapeError(
+            f"{where}: got a {type(value).__name__}; expected one value for each row, in order; "
+            "give a list, an array or a tensor (b,)"
+        ) from None
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether a tensor holds one number in each place, which can be read."""
+    special = x.is_nested or x.is_meta or x.is_quantized
+    return x.layout is torch.strided and not special
+
+
+def _check_kind(x: Tensor, where: str) -> None:
+    """Raises ShapeError, with the remedy, for a tensor that is not plain."""
+    if is_plain(x):
+        return
+    kind, remedy = "sparse", "give .to_dense()"
+    if x.is_nested:
+        kind, remedy = "nested", "give .to_padded_tensor(nan), or one modality for each shape"
+    elif x.is_meta:
+        kind, remedy = "meta", "give values; a tensor on the device 'meta' has none"
+    elif x.is_quantized:
+        kind, remedy = "quantized", "give .dequantize()"
+    raise ShapeError(f"{where}: got a {kind} tensor; expected a dense one; {remedy}")
 
 
 def _check_container(value: object, where: str) -> None:

@@ -1,18 +1,29 @@
-"""Rows picked as numpy picks them: positions, flags, slices; or by id."""
+"""Rows picked as numpy picks them: positions, flags, slices; by id; or by what they observe."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from mvkit.core.raw_values import SIGNED, signed
 from mvkit.errors import RequestError, ShapeError
 
 RowPick = Tensor | slice | Sequence[Hashable] | np.ndarray
 EXPECTED = "expected positions, flags, a slice or ids"
+
+
+class RowIndices(TypedDict, total=False):
+    """The fields of a batch that depend on its mask alone."""
+
+    observed_rows: tuple[Tensor | None, ...]
+    complete_rows: Tensor | None
+    first_empty_row: int | None
 
 
 def row_index(pick: RowPick, b: int, ids: Iterable[Hashable] | None = None) -> Tensor | slice:
@@ -83,3 +94,30 @@ def _positions_of_ids(picked: list[Hashable], ids: Iterable[Hashable] | None) ->
             raise RequestError(f"rows: no row has the id {own!r}; {hint}")
         positions += places[own]
     return torch.tensor(positions, dtype=torch.long)
+
+
+def indices_of(mask: Tensor) -> RowIndices:
+    """Which rows observe each modality and which all, and the first that observes nothing."""
+    array = mask.cpu().numpy()  # a handful of tiny steps, which numpy takes faster
+
+    def where(flags: ArrayLike) -> Tensor | None:
+        return None if np.all(flags) else torch.from_numpy(np.flatnonzero(flags)).to(mask.device)
+
+    some = array.any(1)
+    return {
+        "observed_rows": tuple(where(column) for column in array.T),
+        "complete_rows": where(array.all(1)),
+        "first_empty_row": None if some.all() else int(some.argmin()),
+    }
+
+
+def pick(value: Any, index: Tensor | slice) -> Any:
+    """The rows of a tensor, an array or a list."""
+    if isinstance(index, slice):
+        return value[index]
+    if isinstance(value, Tensor):
+        value = signed(value) if value.dtype in SIGNED else value
+        return value.index_select(0, index)
+    if isinstance(value, np.ndarray):
+        return value[index.numpy()]
+    return [value[i] for i in index.tolist()]

@@ -12,8 +12,8 @@ import attrs
 import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
-from torch.nn import functional
 
+from mvkit.core.covariates import Covariate
 from mvkit.core.likelihood import Likelihood
 from mvkit.core.modality import Modality
 from mvkit.core.raw_values import SIGNED, Names, Shape, Source, Step, signed
@@ -40,6 +40,8 @@ class Schema:
         dtype: the floating-point type of the model.
         features: names of the features of each modality, where they are known.
         transforms: the fitted transforms of each modality, first to last, where it has any.
+        covariates: what the model is conditioned on.
+        exposures: of the modalities that have one: a covariate's name, or `total`.
     """
 
     shapes: dict[str, Shape] = attrs.field(eq=_in_order)
@@ -47,18 +49,26 @@ class Schema:
     dtype: torch.dtype
     features: dict[str, Names] = attrs.field(factory=dict)
     transforms: dict[str, tuple[Step, ...]] = attrs.field(factory=dict)
+    covariates: dict[str, Covariate] = attrs.field(factory=dict)
+    exposures: dict[str, str] = attrs.field(factory=dict)
 
     @classmethod
     def of(
-        cls, modalities: Mapping[str, Modality], decoders: nn.ModuleDict, dtype: torch.dtype
+        cls,
+        modalities: Mapping[str, Modality],
+        decoders: nn.ModuleDict,
+        dtype: torch.dtype,
+        covariates: Mapping[str, Covariate] | None = None,
     ) -> Schema:
         """The schema of a model's modalities, whose likelihoods its decoders hold."""
-        schema = cls({}, {}, dtype)
+        schema = cls({}, {}, dtype, covariates=dict(covariates or {}))
         for name, modality in modalities.items():
             schema.shapes[name] = modality.shape
             schema.likelihoods[name] = decoders[name].likelihood  # type: ignore[assignment]
             schema.features[name] = modality.features
             schema.transforms[name] = modality.transform
+            if modality.exposure is not None:
+                schema.exposures[name] = modality.exposure
         return schema
 
     @cached_property
@@ -277,8 +287,48 @@ def _typed(x: Tensor, schema: Schema, source: Source) -> tuple[Tensor, Tensor | 
     if floats or not likelihood.class_axis or x.shape[1:] != shape[:-1]:
         return _shaped(x, shape, source).to(schema.dtype), None
     no_class = (x < 0) | (x >= shape[-1])
-    classes = functional.one_hot(torch.where(no_class, 0, x).long(), shape[-1]).to(schema.dtype)
+    classes = one_hot(torch.where(no_class, -1, x), shape[-1], schema.dtype)
     return classes, rearrange(no_class, "... -> ... 1") if no_class.any() else None
+
+
+def one_hot(indices: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """Class indices (b, ...) as (b, ..., classes) zeros and ones; only zeros where one is -1."""
+    places = rearrange(indices.long(), "... -> ... 1")
+    zeros = torch.zeros(*indices.shape, classes, dtype=dtype, device=indices.device)
+    return zeros.scatter_(-1, places.clamp(min=0), (places >= 0).to(dtype))
+
+
+def conform_indices(schema: Schema, source: Source) -> tuple[Tensor, Tensor] | None:
+    """Class indices (b, ...), -1 where unobserved, and observed rows (b,), as they may be stored.
+
+    One-hot (see `one_hot`), they are what `conform_values` returns. None: they are no class
+    indices, or single ones of them are missing.
+
+    Raises:
+        DataError: an index of no class.
+    """
+    x = source.x
+    likelihood = schema.likelihoods[source.name]
+    shape = schema.shapes[source.name]
+    if x is None or source.elements is not None or not likelihood.class_axis:
+        return None
+    words = source.columns is not None and source.columns.words
+    floats = x.dtype.is_floating_point or x.dtype.is_complex
+    if floats or words or _steps(schema, source) or x.shape[1:] != shape[:-1]:
+        return None
+    if x.dtype in SIGNED:
+        x = signed(x)
+    observed = source.observed
+    if observed is None:
+        observed = torch.ones(len(x), dtype=torch.bool)
+    observed = observed.to(x.device)
+    seen = _expand(observed, x)
+    no_class = seen & ((x < 0) | (x >= shape[-1]))
+    names = schema.features.get(source.name, ())
+    if source.columns is not None:
+        names = names or source.columns.names
+    _refuse_indices(rearrange(no_class, "... -> ... 1"), shape[-1], source, names)
+    return torch.where(seen, x, -1).long(), observed
 
 
 def _shaped(x: Tensor, shape: Shape, source: Source) -> Tensor:
@@ -302,3 +352,8 @@ def _refuse(bad: Tensor, x: Tensor | None, source: Source, fault: str, names: Na
     at = f"column {names[place[0]]!r}" if names else f"element {tuple(place)}"
     value = "" if x is None else f"{x[(row, *place)].tolist()} "
     raise DataError(f"{source.where}: {source.row(bad)}, {at}: {value}{fault}")
+
+
+def _refuse_indices(bad: Tensor, classes: int, source: Source, names: Names) -> None:
+    fault = f"cannot be taken; expected indices from 0 to {classes - 1}"
+    _refuse(bad, None, source, f"a class index out of range {fault}", names)

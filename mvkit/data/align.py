@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 import numbers
-import unicodedata
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -19,10 +18,12 @@ import torch
 from torch import Tensor
 
 from mvkit.core.batch import Batch
-from mvkit.core.raw_values import Columns
+from mvkit.core.raw_values import Columns, values_in
+from mvkit.data.id_matches import Ids, check_matches, transposed_shape
 from mvkit.errors import DataError, ShapeError
 
-Ids = Sequence[Hashable]
+NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+SHOWN = 12  # modalities that are counted one by one
 
 
 @attrs.frozen(eq=False)
@@ -61,15 +62,16 @@ def align(tables: Mapping[str, Table], *, disjoint: bool = False) -> Batch:
         raise DataError("data: it is empty; expected one row of one modality at least")
     if all(table.ids is None for table in tables.values()):
         if len(set(lengths.values())) > 1:
+            shapes = {name: tuple(table.values.shape) for name, table in tables.items()}
             raise ShapeError(
                 f"data: {lengths} rows, and no ids; expected as many in each; give "
-                "ids={name: ids}"
+                f"ids={{name: ids}}{transposed_shape(shapes)}"
             )
         return _joined(tables, {}, max(lengths.values()))
     named = {name: _ids(name, table) for name, table in tables.items()}
-    if not disjoint:
-        _check_overlap(named)
-        _check_lookalikes(named)
+    columns = {name: table.columns.names for name, table in tables.items() if table.columns}
+    # of whoever called from_arrays or from_tables
+    check_matches(named, columns, disjoint=disjoint, stacklevel=4)
     ids = list(dict.fromkeys(itertools.chain.from_iterable(named.values())))
     places = {id: place for place, id in enumerate(ids)}
     rows = {}
@@ -88,8 +90,12 @@ def _ids(name: str, table: Table) -> Ids:
             f"data[{name!r}]: it has no ids, others have; give ids for each modality, or for none"
         )
     if len(table.ids) != len(table.values):
+        hint = ""
+        if table.values.ndim > 1 and table.values.shape[1] == len(table.ids):
+            hint = "; it has as many columns, so it looks transposed: give its transpose"
         raise ShapeError(
             f"ids[{name!r}]: {len(table.ids)} for {len(table.values)} rows; expected one for each"
+            f"{hint}"
         )
     check_ids(f"data[{name!r}]", table.ids)
     places: dict[Hashable, int] = {}
@@ -130,40 +136,6 @@ def is_missing(value: object) -> bool:
     return bool(value != value)  # noqa: PLR0124 - of all values, only NaN and NaT
 
 
-def _check_overlap(ids: Mapping[str, Ids]) -> None:
-    sets = {name: set(own) for name, own in ids.items()}
-    for name, own in sets.items():
-        others = [other for other in sets if other != name]
-        if others and own and all(own.isdisjoint(sets[other]) for other in others):
-            mine = ids[name][0]
-            theirs = next(iter(ids[others[0]]), None)
-            raise DataError(
-                f"data[{name!r}]: none of its ids, such as {mine!r} ({type(mine).__name__}), is "
-                f"in another modality, such as {theirs!r} ({type(theirs).__name__}) of "
-                f"{others[0]!r}; make them alike, or say disjoint=True"
-            )
-
-
-def _check_lookalikes(ids: Mapping[str, Ids]) -> None:
-    """Raises DataError for ids that differ by nothing that one sees, so would be two rows."""
-    seen: dict[str, tuple[str, str]] = {}
-    for name, own in ids.items():
-        for id in own:
-            if not isinstance(id, str):
-                continue
-            plain = id.strip()
-            if not plain.isascii():
-                plain = unicodedata.normalize("NFC", plain)
-            other, place = seen.setdefault(plain, (id, name))
-            if other != id:
-                raise DataError(
-                    f"data[{name!r}]: id {id!r} ({id!a}) looks like {other!r} "
-                    f"({other!a}) of {place!r}, and differs by spaces or the encoding of "
-                    "accents; make them alike (str.strip, unicodedata.normalize), or say "
-                    "disjoint=True"
-                )
-
-
 def _joined(tables: Mapping[str, Table], rows: Mapping[str, Tensor], b: int) -> Batch:
     """Tables as a batch of b rows; those without an entry in `rows` have all of them, in order."""
     data = {}
@@ -190,6 +162,29 @@ def _spread(x: Tensor, index: Tensor | None, b: int, filler: float) -> Tensor:
     if index is None:
         return x
     return x.new_full((b, *x.shape[1:]), filler).index_copy(0, index, x)
+
+
+def alignment(mask: Tensor, names: Sequence[str]) -> str:
+    """How many rows have all modalities, and how many each, in words.
+
+    Args:
+        mask: what each row observes, (b, m) bool.
+        names: of the modalities.
+
+    Example:
+        >>> alignment(torch.tensor([[True, True], [True, False]]), ["a", "b"])
+        '1 of 2 rows in both: a 2, b 1'
+    """
+    counts = mask.sum(0).tolist()
+    if len(names) == 1:
+        return f"{counts[0]:,} of {len(mask):,} rows have {names[0]}"
+    count = NUMBERS[len(names)] if len(names) < len(NUMBERS) else f"{len(names):,}"
+    every = "both" if len(names) == 2 else f"all {count}"
+    listed = [f"{name} {n:,}" for name, n in zip(names[:SHOWN], counts, strict=False)]
+    if len(names) > SHOWN:
+        listed.append(f"{len(names) - SHOWN:,} more")
+    complete = int(mask.all(1).sum())
+    return f"{complete:,} of {len(mask):,} rows in {every}: {', '.join(listed)}"
 
 
 def presence(x: Tensor) -> Tensor:
@@ -227,6 +222,13 @@ def as_list(values: Any) -> list[Hashable]:
     return values.tolist() if isinstance(values, np.ndarray | Tensor) else list(values)
 
 
+def in_order(values: Any, where: str) -> list[Hashable]:
+    """Ids or labels as a list; raises ShapeError, beginning with `where`, if there is no order."""
+    if not isinstance(values, Iterator):
+        values_in(values, where)
+    return as_list(values)
+
+
 def library(value: object) -> str:
     """The package that the type of a value comes from."""
     return type(value).__module__.partition(".")[0]
@@ -251,7 +253,7 @@ def labels_of(label: Any, ids: Ids | None, b: int) -> Tensor | np.ndarray:
             )
         labels = [known.get(id) for id in ids]
     else:
-        labels = as_list(label)
+        labels = in_order(label, "label")
         if len(labels) != b:
             raise ShapeError(
                 f"label: {len(labels)} for {b} rows; expected one for each, or a mapping from id "

@@ -21,18 +21,19 @@ from mvkit.core.modality import Modality
 from mvkit.core.raw_values import annotated, as_tensor
 from mvkit.core.row_picks import RowPick
 from mvkit.data import tables
-from mvkit.data.align import Table, align, as_list, labels_of, library
+from mvkit.data.align import SHOWN, Table, align, alignment, in_order, labels_of, library
 from mvkit.data.files import Files, read_files, read_npz
 from mvkit.data.infer_modality import Given, inferred, is_categorical, masks_of, with_gaps
 from mvkit.data.missing import Rate, Simulation, raw_values
 from mvkit.data.shards import Shards, save_shards
+from mvkit.data.sources import observed
 from mvkit.data.transforms import Steps, fitted
 from mvkit.errors import DataError, ShapeError, suggest
 
 Path = str | os.PathLike[str]
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class MultimodalDataset:
     """Rows of several modalities with gaps: map-style, a whole batch at a time.
 
@@ -92,7 +93,8 @@ class MultimodalDataset:
         for name, x in arrays.items():
             values = as_tensor(x, f"data[{name!r}]")
             given = own.get(name)
-            rows[name] = Table(values, None if given is None else as_list(given))
+            own_ids = None if given is None else in_order(given, f"ids[{name!r}]")
+            rows[name] = Table(values, own_ids)
         return cls._aligned(rows, label, missing, modalities or {}, disjoint)
 
     @classmethod
@@ -203,6 +205,14 @@ class MultimodalDataset:
     def __len__(self) -> int:
         return len(self.batch)
 
+    def __repr__(self) -> str:
+        shapes = []
+        for name, modality in itertools.islice(self.modalities.items(), SHOWN):
+            shapes.append(f"{name} {modality.raw_shape}")
+        if len(self.modalities) > SHOWN:
+            shapes.append("…")
+        return f"MultimodalDataset({', '.join(shapes)}; {self.alignment})"
+
     @overload
     def __getitem__(self, index: int) -> Batch: ...
 
@@ -225,6 +235,15 @@ class MultimodalDataset:
     def open(folder: Path, **options: Any) -> Shards:
         """Rows of a folder that `save` wrote, memory-mapped; options as of `Shards`."""
         return Shards(folder, **options)
+
+    @property
+    def alignment(self) -> str:
+        """How many rows have all modalities, and how many each: `312 of 351 rows in both: …`."""
+        batch = as_batch(self)
+        names = batch.order or tuple(self.modalities)
+        if batch.schema is not None:
+            names = batch.schema.names
+        return alignment(observed(batch, names), names)
 
     @property
     def labels(self) -> Any:

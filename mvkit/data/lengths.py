@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sized
 
-from torch import Tensor
-
 from mvkit.core.batch import Batch
+from mvkit.core.raw_values import values_in
 from mvkit.core.validation import Schema
-from mvkit.errors import ShapeError
+from mvkit.errors import DataError, MvkitError, ShapeError
+
+MOST = 2**32  # rows whose order (34 GB then) is held in memory
 
 
 def check_lengths(batch: Batch, schema: Schema | None) -> None:
@@ -28,10 +29,7 @@ def check_lengths(batch: Batch, schema: Schema | None) -> None:
     if batch.mask is not None:
         lengths["mask"] = len(batch.mask) if batch.mask.ndim else 0
     for name, value in batch.extra.items():
-        if isinstance(value, Tensor):
-            lengths[f"extra[{name!r}]"] = len(value) if value.ndim else 0
-        elif isinstance(value, Sized):
-            lengths[f"extra[{name!r}]"] = len(value)
+        lengths[f"extra[{name!r}]"] = values_in(value, f"batch.extra[{name!r}]")
     if len(set(lengths.values())) < 2:
         return
     first, b = next(iter(lengths.items()))
@@ -54,9 +52,32 @@ def _remedy(batch: Batch, schema: Schema | None) -> str:
     return "give NaN rows or a mask for rows that a modality lacks"
 
 
-def known_length(batches: Sized) -> int | None:
-    """The number of batches of a pipeline; None for a stream, whose end is unknown."""
+def check_length(rows: Sized, where: str) -> None:
+    """Raises DataError, beginning with `where`, for rows whose number cannot be what they say."""
     try:
-        return len(batches)
-    except TypeError:
+        length = len(rows)
+    except MvkitError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{where}: the length of the data cannot be taken: {type(error).__name__}: {error}; "
+            "expected __len__ to return how many rows there are; for rows whose number is "
+            "unknown, give an IterableDataset or a generator"
+        ) from error
+    if not length:
+        raise DataError(f"{where}: the data have no rows; expected one at least")
+    if length > MOST:
+        raise DataError(
+            f"{where}: the data say that they have {length:,} rows; expected at most {MOST:,}, "
+            "since each epoch holds their order in memory; correct __len__, or give a stream"
+        )
+
+
+def known_length(batches: object) -> int | None:
+    """The number of batches of a pipeline or a loader; None if it is unknown, as of a stream."""
+    try:
+        return len(batches)  # type: ignore[arg-type]  # what has no length is unknown
+    except MvkitError:
+        raise
+    except Exception:  # whatever somebody's loader raises, or says that is no length
         return None

@@ -25,7 +25,7 @@ from mvkit.core.validation import Schema
 from mvkit.data.align import library
 from mvkit.data.batch_order import balanced, by_pattern, order
 from mvkit.data.dataset import MultimodalDataset, as_batch
-from mvkit.data.lengths import check_lengths
+from mvkit.data.lengths import check_length, check_lengths, known_length
 from mvkit.data.sources import (
     Described,
     Items,
@@ -123,8 +123,8 @@ class Pipeline:
         self._start = 0  # first batch of the next pass
         self._handed = 0  # batches of this epoch that were handed out
         self._use(rows)
-        if isinstance(self.rows, Sized) and not len(self.rows):
-            raise DataError("Pipeline: the data have no rows; expected one at least")
+        if isinstance(self.rows, Sized):
+            check_length(self.rows, "Pipeline")
 
     def _use(self, rows: object) -> None:
         """Takes rows; those in memory are conformed now, and gathered in blocks of batches."""
@@ -139,14 +139,15 @@ class Pipeline:
         if any(value.requires_grad for value in batch.data.values()):
             batch = batch.map(Tensor.detach)  # they are data, whatever network computed them
         if self.schema is not None:
-            batch = conform(batch, self.schema)
+            batch = conform(batch, self.schema, compact=True)
             check_not_empty(batch)
         return batch
 
     def __len__(self) -> int:
         rows = self.rows
-        if isinstance(rows, Loaded) and isinstance(rows.batches, Sized):
-            return len(rows.batches)
+        batches = known_length(rows.batches) if isinstance(rows, Loaded) else None
+        if batches is not None:
+            return batches
         if not isinstance(rows, Batch | Source):
             raise TypeError(
                 "Pipeline: the number of batches of a stream is unknown before its end"
@@ -178,7 +179,7 @@ class Pipeline:
             return None
         index = torch.arange(min(n, len(self.rows)))
         prepared = self._gathered if self._in_blocks else self._prepared
-        return prepared(index, index)
+        return prepared(index, index).expanded()
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of the next pass.
@@ -268,7 +269,7 @@ class Pipeline:
                 raise batches
             for batch in batches:
                 self._handed += 1
-                yield batch if on_cpu else batch.to(self.device, non_blocking=True)
+                yield (batch if on_cpu else batch.to(self.device, non_blocking=True)).expanded()
 
     def _jobs(self, start: int) -> Iterator[object]:
         """What batches are made of: row indices of several or of one, items, or a batch.

@@ -20,7 +20,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +35,18 @@ from mvkit.core import safe_file
 from mvkit.core.batch import Batch
 from mvkit.core.blocks import block_size, block_slices
 from mvkit.core.modality import Modality, ModalityLike, as_modalities
-from mvkit.data.align import as_list
+from mvkit.core.raw_values import values_in
+from mvkit.data.align import alignment, as_list
 from mvkit.data.batch_order import order, windowed
+from mvkit.data.mapped_shard import MappedShard
 from mvkit.data.row_values import to_json
-from mvkit.data.shard_index import Kind, inside, read_index, tensors_at
+from mvkit.data.shard_index import inside, read_index
 from mvkit.data.sources import observed
-from mvkit.errors import DataError, ShapeError, check_whole_number
+from mvkit.errors import DataError, ShapeError, check_whole_number, suggest
 from mvkit.registry.spec import to_dict
 
 INDEX = "index.safetensors"
 SHARD = 2**24  # bytes of a shard, if no number of rows is asked for
-AROUND = 2**16  # bytes that the kernel maps around one that is read
 MAPS = 512  # shards mapped at a time: each keeps a file open
 Folder = str | os.PathLike[str]
 
@@ -113,10 +114,13 @@ def _check_lengths(batch: object) -> None:
             "values in mvkit.Batch"
         )
     known = {f"extra {name!r}": value for name, value in batch.extra.items()}
+    if batch.mask is not None:
+        known["mask"] = batch.mask
     for name, value in {**batch.data, **known}.items():
-        if isinstance(value, Sized) and len(value) != len(batch):
+        length = values_in(value, f"save: {name}")
+        if length != len(batch):
             raise ShapeError(
-                f"save: {name}: {len(value)} values for {len(batch)} rows; expected one for each; "
+                f"save: {name}: {length} values for {len(batch)} rows; expected one for each; "
                 "give NaN rows or a mask for rows that it lacks"
             )
 
@@ -138,6 +142,7 @@ def _write(parts: Iterable[Batch], folder: Path, modalities: dict[str, Modality]
                     f"{shape}; expected one dtype and shape in all batches"
                 )
         masks.append(observed(batch, tuple(modalities)))
+        _check_modalities(batch, modalities)
         extra.append(batch.extra)
         if set(batch.extra) != set(extra[0]):
             raise ShapeError(
@@ -159,6 +164,14 @@ def _write(parts: Iterable[Batch], folder: Path, modalities: dict[str, Modality]
         "shards": shards,
     }
     safe_file.write(folder / INDEX, header, {"mask": torch.cat(masks), **_joined(extra)})
+
+
+def _check_modalities(batch: Batch, modalities: Mapping[str, Modality]) -> None:
+    """Raises ShapeError for values that are none of the modalities, which no mask tells of."""
+    for name in batch.data:
+        if name not in modalities:
+            remedy = suggest(name, modalities)
+            raise ShapeError(f"save: data[{name!r}] is none of the modalities; {remedy}")
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:
@@ -238,7 +251,7 @@ class Shards:
         self.shards = index.shards
         self.counts = [shard["rows"] for shard in self.shards]
         self._ends = np.cumsum(self.counts)
-        self._maps: dict[int, _Map] = {}
+        self._maps: dict[int, MappedShard] = {}
         self._lock = threading.Lock()
         for shard in self.shards:
             self._check(shard, verify)
@@ -261,6 +274,16 @@ class Shards:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def __repr__(self) -> str:
+        return f"Shards({str(self.folder)!r}; {self.alignment})"
+
+    @property
+    def alignment(self) -> str:
+        """How many rows have all modalities, and how many each, by the masks in the index."""
+        if self.mask is None:
+            return f"{len(self):,} rows"
+        return alignment(self.mask, tuple(self.modalities))
 
     @property
     def labels(self) -> Any:
@@ -297,18 +320,19 @@ class Shards:
         rows = Batch({}, self.mask, extra=self.extra).take(torch.from_numpy(index))
         return attrs.evolve(rows, data=data, elements=elements or None)
 
-    def _map(self, i: int) -> _Map:
+    def _map(self, i: int) -> MappedShard:
         """The mapped shard i, which becomes the one used last."""
         with self._lock:
             mapped = self._maps.pop(i, None)
             if mapped is None:
                 shard = self.shards[i]
+                self._check(shard, verify=False)  # it may have changed since the folder was opened
                 whole = self.window is not None  # all rows of a window are wanted soon
                 self._give_back(shard["bytes"] if whole else 0)
                 if len(self._maps) >= MAPS:
                     self._maps.pop(next(iter(self._maps)))
                 path = inside(self.folder, shard["file"])
-                mapped = _Map(path, shard["rows"], whole, self.kinds)
+                mapped = MappedShard(path, shard["rows"], whole, self.kinds)
             self._maps[i] = mapped
             return mapped
 
@@ -324,44 +348,3 @@ class Shards:
             elif held > self.memory:
                 held -= len(mapped.memory)
                 del self._maps[i]  # unmapped with its last array
-
-
-class _Map:
-    """A mapped shard: its tensors as bytes, (rows, bytes per row).
-
-    Args:
-        path: its file.
-        rows: number of its rows.
-        whole: read it now, in one go instead of page by page.
-        kinds: the tensors that it may have.
-
-    Raises:
-        DataError: a file that is no shard, or not the one of the index.
-    """
-
-    def __init__(self, path: Path, rows: int, whole: bool, kinds: Mapping[str, Kind]) -> None:
-        flags = mmap.MAP_SHARED
-        if whole:
-            flags |= getattr(mmap, "MAP_POPULATE", 0)  # only Linux has it
-        with path.open("rb") as file:
-            self.memory = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ)
-        if not whole:
-            self.memory.madvise(mmap.MADV_RANDOM)
-        self.touched = len(self.memory) if whole else 0  # bytes that may have been read
-        self.tensors = {}
-        for key, (start, row) in tensors_at(self.memory, path, rows, kinds).items():
-            flat = np.frombuffer(self.memory, np.uint8, rows * row, start)
-            self.tensors[key] = flat.reshape(rows, row)
-
-    def copy(self, rows: np.ndarray, into: Mapping[str, np.ndarray], places: np.ndarray) -> None:
-        """Copies rows (n,) of each tensor, as bytes, to `places` (n,).
-
-        Of a tensor that the shard lacks: zeros for data, ones for elements.
-        """
-        for key, out in into.items():
-            if key in self.tensors:
-                out[places] = self.tensors[key].take(rows, axis=0)
-            else:
-                out[places] = key.startswith("elements/")
-        touched = self.touched + 2 * len(rows) * len(into) * AROUND  # a row may lie across two
-        self.touched = min(touched, len(self.memory))

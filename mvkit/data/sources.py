@@ -186,13 +186,32 @@ def collate(items: Sequence[Item], names: Names) -> Batch:
             data[name] = _stacked(name, items, present.index(True))
             nan = torch.isnan(data[name].reshape(len(items), -1))
             mask[:, i] = torch.tensor(present) & ~nan.all(1)
-    if not data:
-        raise NothingObserved(0)
     keys: dict[str, None] = {}
     for item in items:
         keys |= dict.fromkeys(item)
-    extra = {key: _column([item.get(key) for item in items]) for key in keys if key not in names}
+    others = [key for key in keys if key not in names]
+    _check_spelling(others, [name for name in names if name not in data])
+    if not data:
+        raise NothingObserved(0)
+    extra = {key: _column([item.get(key) for item in items]) for key in others}
     return Batch(data, mask, extra=extra)
+
+
+def _check_spelling(others: Sequence[str], absent: Sequence[str]) -> None:
+    """Raises ShapeError for a key of items that is an absent modality, spelt in another way."""
+    plain = {_plainly(name): name for name in absent}
+    for key in others:
+        name = plain.get(_plainly(key))
+        if name is not None:
+            raise ShapeError(
+                f"items: the key {key!r} looks like the modality {name!r}, which they lack; "
+                "expected the names of the model; rename the key"
+            )
+
+
+def _plainly(name: object) -> str:
+    """A name in lower case, without spaces, dots and dashes."""
+    return "".join(filter(str.isalnum, str(name).lower()))
 
 
 def _stacked(name: str, items: Sequence[Item], first: int) -> Tensor:
@@ -223,7 +242,7 @@ def observed(batch: Batch, names: Names) -> Tensor:
     """What each row of a batch observes, (b, m): its mask, or what elements and NaN say."""
     shape = (len(batch), len(names))
     if batch.mask is not None:
-        if batch.mask.shape[1] != len(names):
+        if batch.mask.shape != shape:
             raise ShapeError(
                 f"batch.mask: shape {tuple(batch.mask.shape)}; expected {shape}, columns "
                 f"{', '.join(names)}"
@@ -260,12 +279,16 @@ def split(rows: Batch, indices: Sequence[Tensor]) -> Iterator[Batch]:
         if others:
             extra |= rest.take(index).extra
         elements = rows.elements and pick(rows.elements, index)
-        fixed = {"schema": rows.schema, "hidden": rows.hidden, **known}
-        yield Batch(pick(rows.data, index), part, elements, extra, **fixed)
+        given: dict[str, Any] = {"exposure": pick(rows.exposure, index)}
+        given["covariates"] = pick(rows.covariates, index)
+        if rows.row_weight is not None:
+            given["row_weight"] = rows.row_weight.index_select(0, index)
+        given |= {"schema": rows.schema, "hidden": rows.hidden, "classes": rows.classes}
+        yield Batch(pick(rows.data, index), part, elements, extra, **given, **known)
 
 
 def _indices(mask: Tensor, sizes: list[int]) -> Iterator[dict[str, Any]]:
-    """What `mvkit.core.batch.indices_of` says of each part of a mask (n, m), in few steps each."""
+    """What `mvkit.core.row_picks.indices_of` says of each part of a mask (n, m), in few steps."""
     columns = np.ascontiguousarray(mask.numpy().T)
     if columns.all():
         complete: dict[str, Any] = {"observed_rows": (None,) * len(columns)}

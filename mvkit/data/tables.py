@@ -16,6 +16,7 @@ from torch import Tensor
 from mvkit.core.batch import Batch
 from mvkit.core.raw_values import Columns, annotated
 from mvkit.data.align import Table, align, check_ids, library, objects
+from mvkit.data.id_matches import transposed_shape
 from mvkit.errors import DataError, suggest
 
 if TYPE_CHECKING:
@@ -238,9 +239,10 @@ def check_lengths(frames: Mapping[str, DataFrame]) -> None:
     """Raises DataError for tables of different lengths whose indices only count rows."""
     lengths = {name: len(frame) for name, frame in frames.items()}
     if len(set(lengths.values())) > 1 and all(map(only_counts_rows, frames.values())):
+        shapes = {name: frame.shape for name, frame in frames.items()}
         raise DataError(
             f"tables: no ids, and lengths that differ: {lengths}; expected an index of ids, by "
-            "which rows are aligned; use set_index, or give id='column'"
+            f"which rows are aligned; use set_index, or give id='column'{transposed_shape(shapes)}"
         )
 
 

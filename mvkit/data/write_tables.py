@@ -16,6 +16,7 @@ from torch import Tensor
 from mvkit.core.modality import Modality
 from mvkit.core.raw_values import as_tensor
 from mvkit.data.align import library
+from mvkit.data.object_columns import with_objects
 from mvkit.data.tables import frame_of, numbers_of
 from mvkit.errors import ShapeError
 
@@ -124,7 +125,7 @@ def _with_numbers(
 ) -> DataFrame:
     """The table with numbers in the cells that changed; columns without any keep their type.
 
-    Columns that are whole numbers or bits in `kinds` keep it too.
+    Columns that are whole numbers, bits, decimals or objects in `kinds` keep it too.
     """
     from pandas import DataFrame, concat
 
@@ -139,6 +140,8 @@ def _with_numbers(
         before = kinds.get(names[i])
         if before is not None and before.kind in "iub":
             rounded[i] = _rounded(frame.iloc[:, i].array, values[:, i], changed[:, i], before)
+        elif before is not None and before.kind == "O":
+            rounded[i] = with_objects(frame.iloc[:, i], values[:, i], changed[:, i])
         else:
             floats = kind if kind.kind == "f" else np.dtype(np.float64)
             blocks.setdefault(floats, []).append(i)

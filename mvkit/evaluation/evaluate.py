@@ -218,8 +218,13 @@ def _batches(model: MultimodalModel, data: Data) -> list[Batch]:
     rows: Any = data.rows if isinstance(data, Pipeline) else data
     if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
         rows = [rows]
-    batches = [as_batch(part).to("cpu") for part in rows]
+    batches = [as_batch(part).to("cpu").map(_detached) for part in rows]
     return [conform(batch, model.schema) for batch in batches if len(batch)]
+
+
+def _detached(x: Tensor) -> Tensor:
+    """Values as numpy takes them, whatever computed them."""
+    return x.detach().resolve_neg()
 
 
 def _joined(batches: list[Batch]) -> Batch:
@@ -242,8 +247,20 @@ def _joined(batches: list[Batch]) -> Batch:
             values = [np.asarray(batch.extra[name]) for batch in batches]
             extra[name] = np.concatenate(values)
     mask = torch.cat([batch.observed for batch in batches])
-    joined = Batch(data, mask, elements or None, extra, schema=first.schema)
+    joined = Batch(data, mask, elements or None, extra, schema=first.schema, **_given(batches))
     return joined.take(slice(None))  # notes which rows observe what
+
+
+def _given(batches: list[Batch]) -> dict[str, Any]:
+    """Covariates, exposures and weights of batches, one after another."""
+    first = batches[0]
+    given: dict[str, Any] = {"covariates": {}, "exposure": {}}
+    for field, values in given.items():
+        for name in getattr(first, field):
+            values[name] = torch.cat([getattr(batch, field)[name] for batch in batches])
+    if first.row_weight is not None:
+        given["row_weight"] = torch.cat([batch.row_weight for batch in batches])
+    return given
 
 
 def _elements(batch: Batch, name: str, like: Tensor) -> Tensor:

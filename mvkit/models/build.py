@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import attrs
-from torch import nn
+from torch import Tensor, nn
 
-from mvkit.core.decoding import Decoder
+from mvkit.core.covariates import SIDES, Conditions, as_covariates
+from mvkit.core.decoder import Decoder
+from mvkit.core.decoding import Decoding
 from mvkit.core.family import Family
 from mvkit.core.modality import Modality, Sizes, as_modalities
 from mvkit.errors import SpecError, within
@@ -19,7 +21,7 @@ from mvkit.parts.objectives.objective import Objective, check_names
 from mvkit.parts.priors import Prior, as_prior, raw_of_one
 from mvkit.registry import plugins
 from mvkit.registry.fields import choice, count
-from mvkit.registry.spec import factors, field, one_of, part, spec
+from mvkit.registry.spec import QUIET, factors, field, one_of, part, spec
 
 LIVE: dict[str, tuple[type, ...]] = {
     "family": (Family,),
@@ -43,6 +45,7 @@ class ModelSpec:
     rescale: Rescale = field(default=None, check=one_of(None, "dims", other=factors))
     private_from: str | None = choice(None, "evidence", "observed")
     schedule: Any = part("schedule", default="single")
+    covariates: Any = attrs.field(factory=dict, converter=as_covariates, metadata={QUIET: True})
 
 
 @attrs.frozen(eq=False)
@@ -59,6 +62,19 @@ class Parts:
     cross: nn.ParameterDict
     likelihood_weights: dict[str, float]
     order: tuple[int, ...]  # of the modalities; the same however they are declared
+    conditions: Conditions | None  # the covariates, if there are any
+
+    @property
+    def decoding(self) -> Decoding:
+        """What generates."""
+        return Decoding(
+            self.spec.modalities,
+            cast(Mapping[str, Decoder], self.decoders),
+            cast(Mapping[str, Tensor], self.cross),
+            self.family,
+            str(self.spec.private_from),
+            self.conditions,
+        )
 
     @property
     def bound_name(self) -> str:
@@ -81,7 +97,8 @@ def assemble(spec: ModelSpec) -> Parts:
             "latent_dim",
         )
     family = _built(spec, "family", None)
-    sizes = Sizes(spec.latent_dim, family, spec.modalities, spec.prior)
+    conditions = _conditions(spec)
+    sizes = _sizes(spec, family, conditions)
     prior = _built(spec, "prior", sizes)
     sizes = attrs.evolve(sizes, live_prior=prior)
     aggregator = _built(spec, "aggregator", sizes)
@@ -107,7 +124,41 @@ def assemble(spec: ModelSpec) -> Parts:
         cross,
         _likelihood_weights(spec, sizes),
         sizes.canonical,
+        conditions,
     )
+
+
+def _sizes(spec: ModelSpec, family: Family, conditions: Conditions | None) -> Sizes:
+    """What parts are told of a model."""
+    contexts: dict[str, int] = {}
+    levels = {}
+    if conditions is not None:
+        contexts.update((side, conditions.width(side)) for side in SIDES)
+        levels = {name: len(covariate.levels) for name, covariate in spec.covariates.items()}
+    return Sizes(
+        spec.latent_dim, family, spec.modalities, spec.prior, contexts=contexts, levels=levels
+    )
+
+
+def _conditions(spec: ModelSpec) -> Conditions | None:
+    """The live covariates of a model; None without any.
+
+    Raises:
+        SpecError: a covariate called like a modality, or an exposure by one with levels.
+    """
+    for name in spec.covariates:
+        if name in spec.modalities:
+            raise SpecError(
+                f"{name!r} is a modality too; expected another name; rename one", "covariates"
+            )
+    for name, modality in spec.modalities.items():
+        covariate = spec.covariates.get(modality.exposure)
+        if covariate is not None and covariate.levels:
+            raise SpecError(
+                f"{modality.exposure!r} has levels; expected a number of each row",
+                f"modalities.{name}.exposure",
+            )
+    return Conditions(spec.covariates) if spec.covariates else None
 
 
 def _built(spec: ModelSpec, kind: str, sizes: Sizes | None) -> Any:
@@ -136,7 +187,15 @@ def _check_combination(
             f"{_name(spec, 'aggregator')} has none of; take another of either",
             "objective",
         )
-    reason = as_prior(prior).incompatibility(aggregator, objective)
+    live = as_prior(prior)
+    into_prior = any("prior" in covariate.into for covariate in spec.covariates.values())
+    if into_prior and not live.takes_context:
+        raise SpecError(
+            f"{_name(spec, 'prior')} does not depend on covariates, and some go into the prior; "
+            "take 'learnable' or 'mog', or leave 'prior' out of their into=",
+            "prior",
+        )
+    reason = live.incompatibility(aggregator, objective)
     if reason:
         raise SpecError(reason, "prior")
 
@@ -150,7 +209,8 @@ def _networks(sizes: Sizes, width: int) -> tuple[nn.ModuleDict, nn.ModuleDict]:
         with within(f"modalities.{name}"):
             _check_transforms(modality)
             with plugins.error_context(type(network), "when its encoder was built"):
-                encoders[name] = encoder_of(network, modality.input_shape, total)
+                context = sizes.context("encoders")
+                encoders[name] = encoder_of(network, modality.input_shape, total, context)
             decoders[name] = Decoder(name, modality, sizes)
     return encoders, decoders
 

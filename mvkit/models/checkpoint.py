@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mvkit._version import __version__
 from mvkit.core import safe_file
 from mvkit.core.devices import device_of
+from mvkit.core.noise import kept_global
 from mvkit.errors import CheckpointError, MvkitError
 from mvkit.models.claimed_tensors import REALS, Allowance, check_tensors
 from mvkit.models.model import Model
@@ -26,6 +27,7 @@ from mvkit.registry.spec import as_part, is_spec
 Header = dict[str, Any]  # plain JSON data
 Modules = Mapping[str, nn.Module] | None
 
+MAY_BE_NAN = ("conditions.rows", ".typical_exposure")  # where NaN means that nothing is known
 PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]*")
 
 
@@ -33,9 +35,11 @@ def save(model: MultimodalModel, path: str | os.PathLike[str]) -> None:
     """Writes a model: specs with all defaults, weights, buffers.
 
     The file appears complete or not at all: a temporary file beside it is written, synced and
-    renamed.
+    renamed. A network that replaced an encoder's or a decoder's after the model was made is saved
+    as a module of the user's, which `load` is given.
 
     Raises:
+        CheckpointError: another part was replaced or added after the model was made.
         OSError: when the folder cannot be written; nothing is left behind.
     """
     check_model(model, "save")
@@ -43,7 +47,12 @@ def save(model: MultimodalModel, path: str | os.PathLike[str]) -> None:
 
 
 def header_of(model: MultimodalModel) -> Header:
-    """What a file says of its model, beside the weights."""
+    """What a file says of its model, beside the weights.
+
+    Raises:
+        CheckpointError: parts were replaced that the header cannot name.
+    """
+    model.check_savable()
     specs = (model.spec, *(sampler.spec for sampler in model.samplers.values()))
     return {
         "model": model.header(),
@@ -129,7 +138,7 @@ def _loaded(
         container[key] = given[path]
     dtype = _dtype(header, where)
     # the weights drawn here are overwritten
-    with torch.random.fork_rng(devices=[]), Allowance(weights, where):
+    with kept_global(), Allowance(weights, where):
         model = rebuilt(header["model"])
     check_tensors(model, weights, given.values(), where)
     model.to(dtype).load_state_dict(weights)
@@ -153,6 +162,8 @@ def _warn_of_nan(model: nn.Module, where: str) -> None:
     """Warns of weights that are NaN, by name."""
     broken = []
     for name, values in model.state_dict().items():
+        if name.endswith(MAY_BE_NAN):
+            continue
         if values.is_floating_point() and bool(values.isnan().any()):
             broken.append(name)
     if broken:
@@ -168,6 +179,7 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
     """The model of `model.header()`, with fresh weights, drawn from a seed if one is given."""
     options = dict(header)
     samplers = options.pop("samplers", [])
+    covariate_rows = options.pop("covariate_rows", 0)
     model: Model | Stack
     if options.pop("name") == "stack":
         levels = [cast(Model, rebuilt(level, seed)) for level in options.pop("levels")]
@@ -178,6 +190,8 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the user saw them when the model was made
             model = Model(**options, seed=seed)
+        if model.conditions is not None:
+            model.conditions.keep(covariate_rows)
     for sampler in samplers:
         spec = as_part("sampler", sampler)
         install(model, spec, spec.build(model.latent_dim))

@@ -99,7 +99,9 @@ def responsibilities(model: LatentModel, rows: Batch) -> Tensor:
     """
     prior = as_prior(model.prior)
     unimodal = model.aggregator.unimodal(model.experts(rows), rows)
-    return torch.stack([prior.assign(posterior.mean) for posterior in unimodal.values()])
+    context = model.prior_context(rows.covariates)
+    each = [prior.assign(posterior.mean, context) for posterior in unimodal.values()]
+    return torch.stack(each)
 
 
 def mean_over(each: Tensor, observed: Tensor) -> Tensor:

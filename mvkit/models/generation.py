@@ -5,7 +5,7 @@ Axes: n samples, b rows, d latent, p private latent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal, Protocol, overload
 
 import attrs
@@ -17,7 +17,9 @@ from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.core.decoding import Decodes
 from mvkit.core.noise import Generator
+from mvkit.core.row_context import RowContext
 from mvkit.errors import RequestError, bad_option
+from mvkit.models.asked_rows import Stated
 from mvkit.models.clusters import check_clusters
 from mvkit.models.inference import ConditionalPosterior, Evaluable, check_count, evaluation
 from mvkit.parts.latent_model import LatentModel
@@ -47,12 +49,23 @@ class GenerationOptions:
     sample: bool
     private_source: str
     generator: Generator
+    covariates: Mapping[str, Tensor] = attrs.field(factory=dict)
+    exposure: Mapping[str, Tensor] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         if self.latent not in ("draw", "mean"):
             raise bad_option("translate: latent", self.latent, "draw", "mean")
         if self.private_source not in ("prior", "cross"):
             raise bad_option("translate: private_source", self.private_source, "prior", "cross")
+
+    def row_context(self, batch: Batch) -> RowContext:
+        """What decoders are told of the rows of a batch: its covariates and exposures, or those
+        that were asked for.
+        """
+        rows = RowContext.of(batch)
+        counted = {name: x for name, x in rows.elements.items() if name not in self.exposure}
+        covariates = {**rows.covariates, **self.covariates}
+        return RowContext(covariates, {**rows.exposure, **self.exposure}, counted)
 
     @property
     def draws_latents(self) -> bool:
@@ -73,11 +86,12 @@ def generate(
 ) -> dict[str, Tensor]:
     """Modalities {name: (n, b, *shape)} of the rows of a conditional posterior."""
     z = options.latents(condition)
+    rows = options.row_context(condition.batch)
     data = {}
     for name in options.to:
         w = _private_latent(model, name, condition, z, options)
         data[name] = model.decoding.decode(
-            name, z, w, sample=options.sample, generator=options.generator
+            name, z, w, sample=options.sample, rows=rows, generator=options.generator
         )
     return data
 
@@ -109,12 +123,19 @@ def _private_latent(
 
 
 def prior_draws(
-    model: LatentModel, n: int, cluster: int | None, generator: Generator
+    model: LatentModel,
+    n: int,
+    cluster: int | None,
+    generator: Generator,
+    covariates: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Draws z (n, d) of the prior, or of one of its clusters, and their clusters (n,) if it has
-    any.
+    any; of rows with these covariates, if it depends on them.
     """
-    z, component = model.prior_at().sample(n, cluster, generator)
+    context = model.prior_context(covariates or {})
+    if context is not None:
+        context = context.expand(n, -1)
+    z, component = model.prior_at(context=context).sample(n, cluster, generator)
     return z, component if model.n_clusters else None
 
 
@@ -132,7 +153,11 @@ class Samples(Evaluable, Protocol):
         ...
 
     def prior_draws(
-        self, n: int, cluster: int | None, generator: Generator
+        self,
+        n: int,
+        cluster: int | None,
+        generator: Generator,
+        covariates: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Draws z (n, d) of the prior, or of one of its clusters, and their clusters (n,) if it
         has any.
@@ -141,6 +166,18 @@ class Samples(Evaluable, Protocol):
 
     def in_units(self, data: dict[str, Tensor], units: Units) -> dict[str, Tensor]:
         """Values of the model in the units asked for."""
+        ...
+
+    def row_context(
+        self,
+        where: str,
+        covariates: Stated,
+        exposure: Stated,
+        shape: tuple[int, ...] | None,
+        *,
+        partly: bool = False,
+    ) -> RowContext:
+        """What a caller states of rows that are generated."""
         ...
 
 
@@ -152,6 +189,8 @@ def sample(
     cluster: int | None = None,
     sampler: str | None = None,
     sample: bool = False,
+    covariates: Stated = None,
+    exposure: Stated = None,
     latents: Literal[False] = False,
     units: Units = "data",
     generator: Generator = None,
@@ -166,6 +205,8 @@ def sample(
     cluster: int | None = None,
     sampler: str | None = None,
     sample: bool = False,
+    covariates: Stated = None,
+    exposure: Stated = None,
     latents: Literal[True],
     units: Units = "data",
     generator: Generator = None,
@@ -179,6 +220,8 @@ def sample(
     cluster: int | None = None,
     sampler: str | None = None,
     sample: bool = False,
+    covariates: Stated = None,
+    exposure: Stated = None,
     latents: bool = False,
     units: Units = "data",
     generator: Generator = None,
@@ -192,6 +235,9 @@ def sample(
         sampler: draw z from a sampler that `mvkit.fit_sampler` fitted; None: from the prior.
         sample: draw from the likelihood as well.
         latents: return a pair (data, latents): z, private, cluster.
+        covariates: what the model is conditioned on, {name: one value, or (n,)}; what is not
+            stated is drawn, whole rows at a time, from those of training.
+        exposure: of modalities that have one, likewise; not given: the median of training.
         units: see `decode`.
         generator: source of randomness.
     """
@@ -200,13 +246,28 @@ def sample(
         _check_cluster(self, cluster, sampler)
     with evaluation(self), torch.no_grad():
         picked = None
+        rows = _sampled_rows(self, n, covariates, exposure, generator)
         if sampler is None:
-            z, picked = self.prior_draws(n, cluster, generator)
+            z, picked = self.prior_draws(n, cluster, generator, rows.covariates)
         else:
             z = _fitted_sampler(self, sampler).sample(self, n, generator)
-        data, private = self.decoding.from_latents(z, sample=sample, generator=generator)
+        data, private = self.decoding.from_latents(
+            z, sample=sample, rows=rows, generator=generator
+        )
         data = self.in_units(data, units)
     return (data, Latents(z, private, picked)) if latents else data
+
+
+def _sampled_rows(
+    model: Samples, n: int, covariates: Stated, exposure: Stated, generator: Generator
+) -> RowContext:
+    """What is given of n rows: what the caller states, and covariates of training rows."""
+    stated = model.row_context("sample", covariates, exposure, (n,), partly=True)
+    conditions = model.decoding.conditions
+    if conditions is None or set(conditions.covariates) == set(stated.covariates):
+        return stated
+    drawn = conditions.draw(n, generator)
+    return attrs.evolve(stated, covariates={**drawn, **stated.covariates})
 
 
 def _check_cluster(self: Samples, cluster: int, sampler: str | None) -> None:

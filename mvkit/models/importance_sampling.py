@@ -16,12 +16,15 @@ from torch import Tensor, nn
 
 from mvkit.core import blocks, bounds
 from mvkit.core.batch import Batch
+from mvkit.core.likelihood import TOTAL
 from mvkit.core.mixture import product_of_observed
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
+from mvkit.core.row_context import RowContext
 from mvkit.data.dataset import Rows
 from mvkit.errors import NothingObserved, RequestError, check_option
+from mvkit.models.asked_rows import Stated
 from mvkit.models.inference import Empty, Evaluable, Names, check_count, evaluation, names_of
 from mvkit.parts.latent_model import LatentModel
 from mvkit.parts.priors import as_prior
@@ -65,7 +68,8 @@ def numbers_per_row(model: LatentModel) -> int:
         count = 0
         modality = model.modalities[name]
         hooks = [module.register_forward_hook(add) for module in decoder.modules()]
-        decoder(model.like.new_zeros(1, model.latent_dim + modality.private_dim))
+        context = model.like.new_zeros(1, decoder.context) if decoder.context else None
+        decoder(model.like.new_zeros(1, model.latent_dim + modality.private_dim), context)
         for hook in hooks:
             hook.remove()
         largest = max(largest, count + 4 * modality.numbers)
@@ -168,6 +172,18 @@ class Samples(Evaluable, Protocol):
         """The posterior given a set of modalities."""
         ...
 
+    def row_context(
+        self,
+        where: str,
+        covariates: Stated,
+        exposure: Stated,
+        shape: tuple[int, ...] | None,
+        *,
+        partly: bool = False,
+    ) -> RowContext:
+        """What a caller states of rows."""
+        ...
+
     def weight_blocks(self, batch: Batch, sampling: Sampling) -> Iterator[Tensor]:
         """Log importance weights in blocks (n_i, b)."""
         ...
@@ -189,11 +205,13 @@ class LikelihoodEstimator:
     sampling: Sampling
     estimator: str
     empty: str
+    exposed: frozenset[str] = frozenset()  # modalities whose exposure the caller states
 
     def __attrs_post_init__(self) -> None:
         check_option("estimator", self.estimator, "importance", "predictive")
 
     def __call__(self, rows: Batch) -> Tensor:
+        rows = self._without_totals(rows)
         scored = rows.hide(self.of).observed.any(1)
         if self.given and self.empty != "prior":
             lost = scored & ~rows.hide(self.given).observed.any(1)
@@ -201,6 +219,16 @@ class LikelihoodEstimator:
                 raise NothingObserved(int(lost.nonzero()[0]), ", ".join(self.given))
         log_px = self._predictive(rows) if self.estimator == "predictive" else self._ratio(rows)
         return torch.where(scored, log_px, 0.0)
+
+    def _without_totals(self, rows: Batch) -> Batch:
+        """The rows without exposures that are computed from values that are scored."""
+        if rows.schema is None or not rows.exposure:
+            return rows
+        exposure = dict(rows.exposure)
+        for name in self.of:
+            if rows.schema.exposures.get(name) == TOTAL and name not in self.exposed:
+                del exposure[name]
+        return attrs.evolve(rows, exposure=exposure)
 
     def _ratio(self, rows: Batch) -> Tensor:
         """Log p(x_of, x_given) - log p(x_given), each importance sampled, (b,)."""
@@ -251,6 +279,7 @@ def log_likelihood(
     estimator: Literal["importance", "predictive"] = "importance",
     proposal: Literal["mixture", "product"] = "mixture",
     empty: Empty = "error",
+    exposure: Stated = None,
     memory: int | None = None,
     generator: Generator = None,
 ) -> Tensor:
@@ -268,6 +297,8 @@ def log_likelihood(
                 side.
         proposal: see `log_weights`.
         empty: rows with none of `given`: `error`, or no condition at all with `prior`.
+        exposure: of modalities that have one, {name: one value, or (b,)}; those that are scored
+            have the median of training, if the caller states none: it is not computed from them.
         memory: bytes that a block of decoded draws may take; n draws go block by block. None: 8 MB
             on the CPU, whose cache then holds them, 256 MB on accelerators.
         generator: source of randomness.
@@ -295,5 +326,16 @@ def log_likelihood(
                 f"log_likelihood: {name!r} is both in `of` and in `given`; take it out of one"
             )
     sampling = Sampling(n, proposal, generator, memory)
-    estimate = LikelihoodEstimator(self, scored, conditions, sampling, estimator, empty)
+    exposed = frozenset(exposure or {})
+    estimate = LikelihoodEstimator(self, scored, conditions, sampling, estimator, empty, exposed)
+    if exposure:
+        batch = with_exposure(self, batch, exposure)
     return self.in_blocks(estimate, batch)
+
+
+def with_exposure(model: Samples, data: Rows, exposure: Stated) -> Batch:
+    """Conformed rows with the exposures that a caller states, {modality: one value, or (b,)}."""
+    rows = model.conform(data)
+    stated = model.row_context("log_likelihood", None, exposure, (len(rows),), partly=True)
+    expanded = {name: value.expand(len(rows)) for name, value in stated.exposure.items()}
+    return attrs.evolve(rows, exposure={**rows.exposure, **expanded})

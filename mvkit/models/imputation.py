@@ -213,6 +213,8 @@ def embed(
 
 def _whole(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The nearest whole numbers that an integer type holds."""
+    if not x.is_floating_point():  # class indices
+        return x
     limits = torch.iinfo(dtype)
     return x.round().clamp(limits.min, limits.max)
 
@@ -250,7 +252,7 @@ class _Original:
         self.replace = replace
         self.whole = whole
         self.raw = _rows_of(data, id)
-        self.seen = conform(self.raw, model.schema)
+        self.seen = conform(self.raw, model.schema, compact=True)
         self.gaps = {name: self._gap(name) for name in self.raw.data}
         self.raw = self._renumbered()
 

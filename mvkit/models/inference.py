@@ -9,23 +9,27 @@ import contextlib
 import itertools
 import math
 import numbers
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import attrs
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mvkit.core.batch import Batch, indices_of
+from mvkit.core.batch import Batch
 from mvkit.core.blocks import block_slices
 from mvkit.core.experts import Experts
 from mvkit.core.mixture import Mixture
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
+from mvkit.core.row_picks import indices_of
 from mvkit.core.validation import Schema
 from mvkit.errors import NothingObserved, RequestError, bad_option, suggest
 from mvkit.parts.latent_model import LatentModel
+from mvkit.parts.priors import Prior
 
 ROWS = 1024  # rows that are encoded or decoded at a time
 Answer = TypeVar("Answer")
@@ -45,17 +49,30 @@ class Evaluable(Protocol):
         ...
 
 
+_MODES = threading.Lock()  # held while a model changes its mode
+# of models in `evaluation`: how many threads and calls are inside, and which modules were training
+_asked: WeakKeyDictionary[Evaluable, tuple[int, list[nn.Module]]] = WeakKeyDictionary()
+
+
 @contextlib.contextmanager
 def evaluation(model: Evaluable) -> Iterator[None]:
-    """Evaluation mode inside; every module's own mode again after."""
-    in_training = [module for module in model.modules() if module.training]
-    if in_training:
-        model.eval()
+    """Evaluation mode inside; every module's own mode again after the last of those inside."""
+    with _MODES:
+        inside, in_training = _asked.get(model, (0, []))
+        modules = [module for module in model.modules() if module.training]
+        if modules:
+            model.eval()
+        _asked[model] = (inside + 1, in_training + modules)
     try:
         yield
     finally:
-        for module in in_training:
-            module.training = True
+        with _MODES:
+            inside, in_training = _asked.pop(model)
+            if inside > 1:
+                _asked[model] = (inside - 1, in_training)
+            else:
+                for module in in_training:
+                    module.training = True
 
 
 def by_rows(
@@ -70,10 +87,10 @@ def by_rows(
     """
     size = ROWS if rows is None else rows
     if len(batch) <= size:
-        return function(batch.to(device))
+        return function(batch.to(device).expanded())
     pieces = []
     for rows_of_block in block_slices(len(batch), size):
-        block = batch.take(rows_of_block).to(device)
+        block = batch.take(rows_of_block).to(device).expanded()
         try:
             pieces.append(function(block))
         except NothingObserved as error:
@@ -131,12 +148,14 @@ class ConditioningSets:
         empty: rows with none of a set: `error`, or the `prior`.
         inference: whether to return the posteriors that `encode` and `translate` use.
         generator: source of randomness.
+        covariates: what a prior that depends on covariates sees instead of the rows' own.
     """
 
     sets: Sequence[tuple[str, ...]]
     empty: str
     inference: bool = False
     generator: Generator = None
+    covariates: Mapping[str, Tensor] = attrs.field(factory=dict)
 
     def restrict(self, rows: Batch) -> Batch:
         """The batch restricted to modalities that occur in any of the sets."""
@@ -176,7 +195,7 @@ def conditional_posteriors(
     for names in asked.sets:
         batch = rows.hide(names)
         own = experts if batch is rows else experts.given(batch)
-        posterior = _posterior_given(model, own, names, asked.empty, fuse)
+        posterior = _posterior_given(model, own, names, asked, fuse)
         yield ConditionalPosterior(batch, own, posterior)
 
 
@@ -184,36 +203,45 @@ def _posterior_given(
     model: LatentModel,
     experts: Experts,
     names: tuple[str, ...],
-    empty: str,
+    asked: ConditioningSets,
     fuse: Callable[[Experts, Batch], Posterior],
 ) -> Posterior:
     """The posterior of a batch with nothing but `names`; the prior in rows without any, if that is
     asked for.
     """
     batch = experts.batch
-    b, m = batch.observed.shape
     if not names:
-        return model.prior_at().expand(b, m)
+        return _prior_of(model, batch, asked)
     known = batch.observed.any(1)
     posterior = fuse(experts, batch)
     if known.all():
         return posterior
-    if empty == "error":
+    if asked.empty == "error":
         raise NothingObserved(int((~known).nonzero()[0]), ", ".join(names))
-    return posterior.where(known, model.prior_at().expand(b, m))
+    return posterior.where(known, _prior_of(model, batch, asked))
 
 
-def aggregated_posterior(
-    model: LatentModel, inputs: Mapping[str, Tensor], schema: Schema
-) -> Mixture:
+def _prior_of(model: LatentModel, batch: Batch, asked: ConditioningSets) -> Posterior:
+    """The prior as the posterior of rows, which may depend on covariates: those asked for, else
+    the rows' own.
+    """
+    context = model.prior_context({**batch.covariates, **asked.covariates})
+    if context is not None:
+        context = context.expand(len(batch), -1)
+    return model.prior_at(context=context).expand(*batch.observed.shape)
+
+
+def aggregated_posterior(model: LatentModel, prior: Prior, schema: Schema) -> Mixture:
     """The posteriors of c pseudo-inputs as one mixture, each with the same weight.
 
     Reference: Tomczak and Welling, VAE with a VampPrior, 2018, https://arxiv.org/abs/1705.07120.
     """
+    inputs = prior.pseudo_inputs or {}
     c = len(next(iter(inputs.values())))
     mask = torch.ones(c, len(model.names), dtype=torch.bool, device=model.like.device)
     rows = Batch(inputs, mask, schema=schema, **indices_of(mask))
-    each = cast(Mixture, model.aggregator.forward(model.experts(rows), rows))
+    experts = model.experts(rows, context=prior.pseudo_context)
+    each = cast(Mixture, model.aggregator.forward(experts, rows))
     loc = rearrange(each.loc, "k c d -> (k c) 1 d")
     scale = rearrange(each.scale, "k c d -> (k c) 1 d")
     log_weight = rearrange(each.log_weight - math.log(c), "k c -> (k c) 1")

@@ -17,7 +17,7 @@ from mvkit.core.batch import Batch
 from mvkit.core.decoding import Decoding
 from mvkit.core.experts import Experts
 from mvkit.core.family import Family
-from mvkit.core.loss import Loss
+from mvkit.core.loss import Loss, weighted_mean
 from mvkit.core.modality import Sizes
 from mvkit.errors import RequestError, SpecError
 from mvkit.models.inference import evaluation
@@ -94,8 +94,12 @@ class Levels(Objective):
         loss = low.loss + high.loss
         metrics = _by_level(low.metrics, high.metrics)
         bound_name = "bound" if "bound" in high.metrics else "surrogate_bound"
-        metrics |= {"loss": loss.detach(), bound_name: bound.mean()}
-        return Loss(loss, bound, metrics, _by_level(low.counts, high.counts))
+        counts = _by_level(low.counts, high.counts)
+        mean = bound.mean()
+        if batch.row_weight is not None:
+            mean, counts[bound_name] = weighted_mean(bound, batch.row_weight)
+        metrics |= {"loss": loss.detach(), bound_name: mean}
+        return Loss(loss, bound, metrics, counts, low.weighted and high.weighted)
 
 
 def _by_level(low: Mapping[str, Tensor], high: Mapping[str, Tensor]) -> dict[str, Tensor]:

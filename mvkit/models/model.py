@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mvkit.core.batch import Batch
-from mvkit.core.decoding import Decoder, Decoding
+from mvkit.core.covariates import CovariateLike, Side
+from mvkit.core.decoding import Decoding
 from mvkit.core.experts import Experts
 from mvkit.core.mixture import Mixture
-from mvkit.core.modality import ModalityLike, PartLike, ScheduleLike, Sizes
+from mvkit.core.modality import Modality, ModalityLike, PartLike, ScheduleLike, Sizes
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Draws, Posterior
 from mvkit.core.terms import Draw, Reconstruct, Terms, Want
@@ -26,6 +27,12 @@ from mvkit.models import clusters, description, generation, importance_sampling,
 from mvkit.models.build import ModelSpec
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.part_checks import assembled
+from mvkit.models.swapped_modules import (
+    architecture,
+    check_changes,
+    digest_of_weights,
+    with_swapped_networks,
+)
 from mvkit.parts.objectives.objective import Objective
 from mvkit.parts.priors import as_prior
 from mvkit.registry import plugins
@@ -47,6 +54,7 @@ class Model(MultimodalModel):
         rescale: factors of the log-likelihoods: None, `dims` (max_j d_j / d_m), or a mapping.
         private_from: rule of private latents, `evidence` or `observed`; None: the aggregator's.
         schedule: the stages that `fit` goes through.
+        covariates: what all is conditioned on, p(x, z | covariates): {name: `Covariate`}.
         seed: makes the initial weights reproducible; None: torch's global state.
 
     Raises:
@@ -77,6 +85,7 @@ class Model(MultimodalModel):
         rescale: Literal["dims"] | Mapping[str, float] | None = None,
         private_from: Literal["evidence", "observed"] | None = None,
         schedule: ScheduleLike | None = None,
+        covariates: Mapping[str, CovariateLike] | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -91,6 +100,7 @@ class Model(MultimodalModel):
             rescale=rescale,
             private_from=private_from,
             schedule=schedule or "single",
+            covariates={} if covariates is None else covariates,
         )
         self.spec = parts.spec
         self.modalities = parts.spec.modalities
@@ -104,13 +114,8 @@ class Model(MultimodalModel):
         self.decoders = parts.decoders
         self.prior = cast(nn.Module, parts.prior)
         self.cross = parts.cross
-        self.decoding = Decoding(
-            self.modalities,
-            cast(Mapping[str, Decoder], self.decoders),
-            cast(Mapping[str, Tensor], self.cross),
-            self.family,
-            str(parts.spec.private_from),
-        )
+        self.conditions = parts.conditions
+        self.decoding = parts.decoding
         self.prior_name = str(plugins.name_of("prior", type(self.spec.prior)))
         self.bound_name = parts.bound_name
         self.n_clusters = as_prior(self.prior).clusters
@@ -118,16 +123,24 @@ class Model(MultimodalModel):
         self._likelihood_weights = parts.likelihood_weights
         self._vectors: dict[object, Tensor] = {}
         self._schemas: dict[torch.dtype, Schema] = {}
+        self._remember_how_it_was_built(seeded=seed is not None)
 
     @property
     def schema(self) -> Schema:
         dtype = self.like.dtype
         if dtype not in self._schemas:
-            self._schemas[dtype] = Schema.of(self.modalities, self.decoders, dtype)
+            self._schemas[dtype] = Schema.of(
+                self.modalities, self.decoders, dtype, self.spec.covariates
+            )
         return self._schemas[dtype]
 
     def experts(
-        self, batch: Batch, *, training: bool = False, generator: Generator = None
+        self,
+        batch: Batch,
+        *,
+        training: bool = False,
+        context: Tensor | None = None,
+        generator: Generator = None,
     ) -> Experts:
         return Experts(
             cast(Mapping[str, nn.Module], self.encoders),
@@ -136,8 +149,15 @@ class Model(MultimodalModel):
             family=self.family,
             width=self.width,
             training=training,
+            context=self._context(batch, "encoders") if context is None else context,
             generator=generator,
         )
+
+    def _context(self, batch: Batch, side: Side) -> Tensor | None:
+        """What a side sees of the covariates of a conformed batch, (b, c); None: nothing."""
+        if self.conditions is None:
+            return None
+        return self.conditions.context(batch.covariates, side)
 
     def joint_posterior(self, batch: Batch, experts: Experts) -> Posterior:
         """The aggregator's posterior q(z|x_O); that of the experts' own batch is computed once."""
@@ -146,15 +166,28 @@ class Model(MultimodalModel):
         return experts.joint_posterior(self.aggregator.forward)
 
     def prior_at(
-        self, experts: Experts | None = None, posterior: Posterior | None = None
+        self,
+        experts: Experts | None = None,
+        posterior: Posterior | None = None,
+        context: Tensor | None = None,
     ) -> Posterior:
-        """p(z): of rows whose experts and posterior are given, if it depends on them."""
+        """p(z): of rows whose experts and posterior are given, or whose `prior_context`, if it
+        depends on them.
+        """
         prior = as_prior(self.prior)
         if prior.pseudo_inputs is not None:
-            posterior = inference.aggregated_posterior(self, prior.pseudo_inputs, self.schema)
-        elif prior.conditional and experts is not None:
-            posterior = self.joint_posterior(experts.batch, experts)
-        return prior.density(cast(Mixture | None, posterior))
+            posterior = inference.aggregated_posterior(self, prior, self.schema)
+        elif experts is not None:
+            if prior.conditional:
+                posterior = self.joint_posterior(experts.batch, experts)
+            context = self.prior_context(experts.batch.covariates)
+        return prior.density(cast(Mixture | None, posterior), context)
+
+    def prior_context(self, covariates: Mapping[str, Tensor]) -> Tensor | None:
+        """What the prior sees of rows with these covariates, (b, c); None: nothing."""
+        if self.conditions is None or not covariates:
+            return None
+        return self.conditions.context(covariates, "prior")
 
     def likelihood_weights(self, extra: Mapping[str, float] | None = None) -> Tensor | None:
         """Factors λ of the log-likelihoods, times `extra`, (m,); None if all are 1."""
@@ -244,7 +277,31 @@ class Model(MultimodalModel):
     def header(self) -> dict[str, Any]:
         # the file's keys are sorted, and columns of masks follow the order
         order = list(self.names)
-        return {"name": "model", "order": order, **to_dict(self.spec), **self.sampler_header()}
+        spec = {**to_dict(self.spec), "modalities": to_dict(self.current_modalities())}
+        header = {"name": "model", "order": order, **spec, **self.sampler_header()}
+        if self.conditions is not None:
+            header["covariate_rows"] = len(self.conditions.rows)
+        return header
+
+    def current_modalities(self) -> dict[str, Modality]:
+        """The modalities, with the networks that replaced those that were built."""
+        changes = self.changes()
+        return with_swapped_networks(self.modalities, self.encoders, self.decoders, changes)
+
+    def _remember_how_it_was_built(self, *, seeded: bool) -> None:
+        self.built_as = architecture(self, self.spec)
+        self.seeded_weights = digest_of_weights(self) if seeded else None
+
+    def note_new_prior(self) -> None:
+        """Takes the prior as it is now for what the model was made with."""
+        if self.built_as is not None:
+            now = architecture(self, self.spec)
+            rest = {k: part for k, part in self.built_as.items() if not k.startswith("prior")}
+            priors = {k: part for k, part in now.items() if k.startswith("prior")}
+            self.built_as = {**rest, **priors}
+
+    def check_savable(self) -> None:
+        check_changes(self.changes(), self.current_modalities())
 
 
 def _weight(draws: Draws) -> Tensor | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from mvkit.core import noise
 from mvkit.errors import ShapeError
 from mvkit.models.inference import evaluation
 
@@ -16,7 +17,7 @@ Shape = tuple[int, ...]
 
 
 def check_module(
-    path: str, module: nn.Module, shape: Shape, emitted: Shape, meaning: str = ""
+    path: str, module: nn.Module, shape: Shape, emitted: Shape, meaning: str = "", context: int = 0
 ) -> None:
     """Raises ShapeError unless a module maps rows (n, *shape) to (n, *emitted).
 
@@ -26,6 +27,7 @@ def check_module(
         shape: of what it is given.
         emitted: of what it must emit.
         meaning: what that is, for the message.
+        context: numbers of the covariates that it is given too; 0: it is given rows alone.
     """
     for name, parameter in module.named_parameters():
         if is_lazy(parameter):
@@ -37,14 +39,16 @@ def check_module(
     like = next(module.parameters(), torch.zeros(()))
     if like.device.type == "meta":
         return
-    rows = like.new_zeros(ROWS, *shape)
+    inputs = [like.new_zeros(ROWS, *shape)]
+    if context:
+        inputs.append(like.new_zeros(ROWS, context))
     expected = f"expected a tensor {_as_rows(emitted)} for rows {_as_rows(shape)}{meaning}"
     try:
-        with evaluation(module), torch.no_grad(), torch.random.fork_rng():
-            output: object = module(rows)
+        with evaluation(module), torch.no_grad(), noise.kept_global(devices=None):
+            output: object = module(*inputs)
     except Exception as error:
         raise ShapeError(
-            f"{path}: {type(error).__name__}: {error}; {expected}, floats of {rows.dtype}"
+            f"{path}: {type(error).__name__}: {error}; {expected}, floats of {like.dtype}"
         ) from error
     if not isinstance(output, Tensor):
         raise ShapeError(f"{path}: emitted a {type(output).__name__}; {expected}")

@@ -7,9 +7,9 @@ Log-probabilities in nats.
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,12 @@ from mvkit.core.loss import Loss
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
-from mvkit.core.raw_values import as_tensor
 from mvkit.core.validation import Schema
 from mvkit.data.dataset import Rows, as_batch
-from mvkit.errors import RequestError, ShapeError, bad_option, suggest
-from mvkit.models import clusters, generation, importance_sampling
-from mvkit.models.generation import GenerationOptions, Units
+from mvkit.errors import RequestError
+from mvkit.models import clusters, generation, importance_sampling, swapped_modules
+from mvkit.models.generating import GeneratingModel
+from mvkit.models.generation import GenerationOptions
 from mvkit.models.importance_sampling import Sampling
 from mvkit.models.inference import (
     ConditionalPosterior,
@@ -45,7 +45,7 @@ from mvkit.registry.spec import to_dict
 Answer = TypeVar("Answer")
 
 
-class MultimodalModel(nn.Module, ABC):
+class MultimodalModel(GeneratingModel):
     """A trained or trainable model of several modalities: `Model`, `Stack`, or one of your own.
 
     To implement one, set `spec`, `names`, `modalities`, `latent_dim`, `n_clusters`, `prior`,
@@ -63,6 +63,11 @@ class MultimodalModel(nn.Module, ABC):
     prior: nn.Module
     aggregator: Aggregator
     decoding: Decodes
+    seeded_weights: str | None = None  # a digest of those that the seed gave; None: no seed
+    left_weights: str | None = None  # likewise of those that a run left, where it is compared
+    built_as: swapped_modules.Architecture | None = (
+        None  # None: nobody noted it when the model was made
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +100,11 @@ class MultimodalModel(nn.Module, ABC):
 
     @abstractmethod
     def prior_draws(
-        self, n: int, cluster: int | None, generator: Generator
+        self,
+        n: int,
+        cluster: int | None,
+        generator: Generator,
+        covariates: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Draws z (n, d) of the prior, or of one cluster, and their clusters (n,) if it has
         any.
@@ -166,7 +175,7 @@ class MultimodalModel(nn.Module, ABC):
         schema = self.schema
         device = self.like.device
         with evaluation(self), torch.no_grad():
-            return by_rows(function, conform(batch, schema), device, dim, rows)
+            return by_rows(function, conform(batch, schema, compact=True), device, dim, rows)
 
     def posterior_given(
         self,
@@ -206,19 +215,10 @@ class MultimodalModel(nn.Module, ABC):
         experts = self.experts(rows, training=self.training, generator=generator)
         # an objective takes the kind of model that it was built for
         loss = chosen.forward(self, rows, experts)  # type: ignore[arg-type]
-        return loss.checked(len(rows.observed), type(chosen))
+        weighted = rows.row_weight is not None
+        return loss.checked(len(rows.observed), type(chosen), weighted=weighted)
 
     forward = loss  # so that wrappers such as DistributedDataParallel see it
-
-    def in_units(self, data: dict[str, Tensor], units: Units) -> dict[str, Tensor]:
-        """Values {name: (..., *shape)} of the model in the units asked for."""
-        if units not in ("data", "model"):
-            raise bad_option("units", units, "data", "model")
-        restored = dict(data)
-        for name, x in data.items():
-            if units == "data" and self.modalities[name].transform:
-                restored[name] = self.modalities[name].restore(x)
-        return restored
 
     def posterior(self, batch: Rows, given: Names = None, *, empty: Empty = "error") -> Posterior:
         """q(z|x_given), the mixture that bounds and likelihoods use.
@@ -296,91 +296,12 @@ class MultimodalModel(nn.Module, ABC):
 
         return self.in_blocks(means, batch)
 
-    def decode(
-        self, z: Tensor, private: Mapping[str, Tensor] | None = None, *, units: Units = "data"
-    ) -> dict[str, Tensor]:
-        """Decoder means {name: (..., *shape)} at latents z (..., d) and private latents {name:
-        (..., p)}.
-
-        Private latents that are not given are 0, the mean of their prior. Gradients flow only to
-        latents that ask for them. `units`: `data`, undoing the modalities' transforms, in the
-        shape of the user's data; or `model`.
-        """
-        z = self._latent(z, "z", self.latent_dim)
-        given = {}
-        for name, w in (private or {}).items():
-            p = self.modality(name).private_dim
-            if not p:
-                raise RequestError(
-                    f"decode: modality {name!r} has no private latent; leave it out"
-                )
-            given[name] = self._latent(w, f"private latent of {name!r}", p)
-        wanted = any(latent.requires_grad for latent in (z, *given.values()))
-        with evaluation(self), torch.set_grad_enabled(torch.is_grad_enabled() and wanted):
-            data = {name: self.decoding.decode(name, z, given.get(name)) for name in self.names}
-            return self.in_units(data, units)
-
-    def _latent(self, value: Tensor, name: str, width: int) -> Tensor:
-        """A latent that `decode` was given, checked."""
-        latent = as_tensor(value, f"decode: {name}")
-        if latent.shape[-1:] != (width,):
-            raise ShapeError(
-                f"decode: {name} has shape {tuple(latent.shape)}; expected (..., {width})"
-            )
-        return latent.to(self.like.dtype)
-
-    def modality(self, name: str) -> Modality:
-        """The modality of a name, or an error that suggests one."""
-        if name not in self.modalities:
-            raise RequestError(f"unknown modality {name!r}; {suggest(str(name), self.names)}")
-        return self.modalities[name]
-
-    def translate(
-        self,
-        batch: Rows,
-        to: Names = None,
-        given: Names = None,
-        n: int = 1,
-        *,
-        latent: Literal["draw", "mean"] = "draw",
-        sample: bool = False,
-        private_source: Literal["prior", "cross"] = "prior",
-        empty: Empty = "error",
-        units: Units = "data",
-        generator: Generator = None,
-    ) -> dict[str, Tensor]:
-        """Modalities `to` generated from those `given`, {name: (n, b, *shape)}: imputation.
-
-        Args:
-            batch: rows.
-            to: wanted modalities; None: all.
-            given: modalities to look at; None: all that each row has.
-            n: draws of z.
-            latent: `draw` latents, or take their `mean`.
-            sample: draw from the likelihood as well, instead of taking its mean.
-            private_source: private latents of what was not given: from the `prior` p(w), or
-            `cross`, from r_m.
-            empty: rows with none of what is given: `error`, or generated from the `prior`.
-            units: see `decode`.
-            generator: source of randomness.
-        """
-        names = names_of(to, self.names)
-        known = names_of(given, self.names)
-        for name in names:
-            self.modality(name)
-        options = GenerationOptions(names, n, latent, sample, private_source, generator)
-        asked = ConditioningSets([known], empty, True, generator)
-
-        def generate(rows: Batch) -> dict[str, Tensor]:
-            condition = next(self.conditional_posteriors(rows, asked))
-            return self.in_units(self.generate(options, condition), units)
-
-        return self.in_blocks(generate, batch, dim=1)
-
     sample = generation.sample
     log_weights = importance_sampling.log_weights
     log_likelihood = importance_sampling.log_likelihood
     clusters = clusters.clusters
+    changes = swapped_modules.changes
+    check_savable = swapped_modules.check_savable
 
 
 def check_model(model: object, where: str) -> None:

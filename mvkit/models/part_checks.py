@@ -18,15 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mvkit.core.batch import Batch, indices_of
-from mvkit.core.decoding import Decoder
+from mvkit.core.batch import Batch
+from mvkit.core.covariates import Side
+from mvkit.core.decoder import Decoder
 from mvkit.core.experts import Experts, on_rows
 from mvkit.core.family import Family
 from mvkit.core.likelihood import Context, Likelihood, mean_of, sample_of
 from mvkit.core.mixture import Mixture
 from mvkit.core.modality import Modality, Sizes
-from mvkit.core.noise import global_seed, seeded
+from mvkit.core.noise import global_seed, kept_global, seeded
 from mvkit.core.posterior import Posterior
+from mvkit.core.row_picks import indices_of
 from mvkit.core.validation import Schema
 from mvkit.errors import MvkitError, SpecError, within
 from mvkit.models.build import ModelSpec, Parts, assemble
@@ -108,11 +110,19 @@ def _check_modules(parts: Parts, name: str, modality: Modality) -> None:
         meaning = f": {width} numbers for the aggregator and {private} for the private latent"
         emitted = (width + private,)
         path = f"encoders.{name}"
-        check_module(path, modality.encoder, modality.input_shape, emitted, meaning)
+        context = _context(parts, "encoders")
+        check_module(path, modality.encoder, modality.input_shape, emitted, meaning, context)
     if isinstance(modality.decoder, nn.Module):
         decoder = cast(Decoder, parts.decoders[name])
         latents = (latent + modality.private_dim,)
-        check_module(f"decoders.{name}", modality.decoder, latents, decoder.shape)
+        context = _context(parts, "decoders")
+        path = f"decoders.{name}"
+        check_module(path, modality.decoder, latents, decoder.shape, context=context)
+
+
+def _context(parts: Parts, side: Side) -> int:
+    """Numbers of the covariates that a side sees."""
+    return 0 if parts.conditions is None else parts.conditions.width(side)
 
 
 def _check(
@@ -192,7 +202,7 @@ def _trial(part: object, calls: str, inputs: Mapping[str, Tensor]) -> Iterator[N
     """Evaluation mode without gradients inside; after it, inputs must be what they were."""
     before = {name: tensor.clone() for name, tensor in inputs.items()}
     module = part if isinstance(part, nn.Module) else nn.Module()
-    with evaluation(module), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with evaluation(module), torch.no_grad(), kept_global():
         yield
     for name, tensor in inputs.items():
         expect(
@@ -329,7 +339,7 @@ def made_up_values(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, 
 
 def network(part: Network, modality: Modality) -> None:
     """Raises Fault unless encoder and decoder of a modality emit the right shapes."""
-    with torch.random.fork_rng(devices=[]):
+    with kept_global():
         encoder = part.encoder(modality.input_shape, 5)
         decoder = part.decoder(5, modality.shape)
     for side, module, shape, emitted in (

@@ -88,7 +88,8 @@ def _log_joint(model: Model, rows: Batch) -> Tensor:
 
     NaN where unobserved.
     """
-    prior = cast(Mixture, model.prior_at())
+    context = model.prior_context(rows.covariates)
+    prior = cast(Mixture, model.prior_at(context=context))
     unimodal = model.aggregator.unimodal(model.experts(rows), rows)
     each = torch.stack([prior.joint(posterior.mean) for posterior in unimodal.values()], dim=1)
     return torch.where(rearrange(rows.observed, "b m -> b m 1"), each, torch.nan)
@@ -120,4 +121,5 @@ def _with_clusters(model: Model, kept: tuple[int, ...]) -> Model:
     pruned.n_clusters = len(kept)
     prior = attrs.evolve(model.spec.prior, components=len(kept))
     pruned.spec = attrs.evolve(model.spec, prior=prior)  # type: ignore[misc]
+    pruned.note_new_prior()
     return pruned

@@ -5,7 +5,7 @@ Axes: n samples, s samples, b rows, m modalities, d top latent, p bottom latent 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -14,12 +14,15 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from mvkit.core import bounds
-from mvkit.core.batch import Batch, indices_of
+from mvkit.core.batch import Batch
+from mvkit.core.covariates import Conditions
 from mvkit.core.decoding import Decoding
 from mvkit.core.experts import Experts
 from mvkit.core.modality import PartLike, ScheduleLike
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
+from mvkit.core.row_context import NOTHING_GIVEN, RowContext
+from mvkit.core.row_picks import indices_of
 from mvkit.core.validation import Schema
 from mvkit.errors import RequestError, SpecError
 from mvkit.models.build import ModelSpec
@@ -29,6 +32,7 @@ from mvkit.models.inference import ConditionalPosterior, ConditioningSets
 from mvkit.models.levels import Levels
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.models.swapped_modules import architecture, digest_of_weights
 from mvkit.parts.objectives.objective import Objective
 from mvkit.registry.fields import switch
 from mvkit.registry.spec import as_part, field, part, spec, to_dict
@@ -51,6 +55,11 @@ class StackDecoding:
     bottom: Decoding
     top: Decoding
 
+    @property
+    def conditions(self) -> Conditions | None:
+        """The covariates, which the bottom sees."""
+        return self.bottom.conditions
+
     def decode(
         self,
         name: str,
@@ -58,6 +67,7 @@ class StackDecoding:
         w: Tensor | None,
         *,
         sample: bool = False,
+        rows: RowContext = NOTHING_GIVEN,
         generator: Generator = None,
     ) -> Tensor:
         """Down from the top's z, or from the modality's own latent w if it is given, (...,
@@ -66,16 +76,16 @@ class StackDecoding:
         if w is None:
             w = self.top.decode(name, z, None)
         nothing = z.new_zeros(*w.shape[:-1], 0)
-        return self.bottom.decode(name, nothing, w, sample=sample, generator=generator)
+        return self.bottom.decode(name, nothing, w, sample=sample, rows=rows, generator=generator)
 
     def from_latents(
-        self, z: Tensor, *, sample: bool, generator: Generator
+        self, z: Tensor, *, sample: bool, rows: RowContext = NOTHING_GIVEN, generator: Generator
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Rows {name: (n, *shape)} at z (n, d), and the z_m in between."""
         private, _ = self.top.from_latents(z, sample=False, generator=generator)
         data = {}
         for name, w in private.items():
-            data[name] = self.decode(name, z, w, sample=sample, generator=generator)
+            data[name] = self.decode(name, z, w, sample=sample, rows=rows, generator=generator)
         return data, private
 
 
@@ -124,6 +134,14 @@ class Stack(MultimodalModel):
             schedule="single" if schedule is None else schedule,
             through_top=through_top,
         )
+        self.built_as = architecture(self, self.spec)
+        if all(level.seeded_weights == digest_of_weights(level) for level in levels):
+            self.seeded_weights = digest_of_weights(self)
+
+    def check_savable(self) -> None:
+        super().check_savable()
+        self.bottom.check_savable()
+        self.top.check_savable()
 
     @property
     def bottom(self) -> Model:
@@ -188,6 +206,7 @@ class Stack(MultimodalModel):
         `through_top`.
         """
         z = options.latents(condition)
+        rows = options.row_context(condition.batch)
         generator = options.generator
         data = {}
         for name in options.to:
@@ -199,12 +218,16 @@ class Stack(MultimodalModel):
                 observed = condition.batch.observed[:, self.names.index(name)]
                 w = torch.where(rearrange(observed, "b -> b 1"), own, w)
             data[name] = self.decoding.decode(
-                name, z, w, sample=options.sample, generator=generator
+                name, z, w, sample=options.sample, rows=rows, generator=generator
             )
         return data
 
     def prior_draws(
-        self, n: int, cluster: int | None, generator: Generator
+        self,
+        n: int,
+        cluster: int | None,
+        generator: Generator,
+        covariates: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         return self.top.prior_draws(n, cluster, generator)
 
@@ -300,6 +323,11 @@ def _check_levels(bottom: Model, top: Model) -> None:
     if shapes != wanted or tuple(shapes) != tuple(wanted):
         raise SpecError(
             f"its modalities are {shapes}; expected the bottom's latents, {wanted}, in order",
+            "stack.levels.1",
+        )
+    if top.spec.covariates:
+        raise SpecError(
+            "its covariates: the data of the top are latents; give the bottom the covariates",
             "stack.levels.1",
         )
     if any(modality.private_dim for modality in top.modalities.values()):

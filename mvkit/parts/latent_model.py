@@ -51,7 +51,12 @@ class LatentModel(Protocol):
         """Factors λ of the log-likelihoods, times `extra`, (m,); None if all are 1."""
 
     def experts(
-        self, batch: Batch, *, training: bool = False, generator: Generator = None
+        self,
+        batch: Batch,
+        *,
+        training: bool = False,
+        context: Tensor | None = None,
+        generator: Generator = None,
     ) -> Experts:
         """What the encoders make of a conformed batch; computed when first looked at."""
 
@@ -59,12 +64,24 @@ class LatentModel(Protocol):
         """The aggregator's posterior q(z|x_O)."""
 
     def prior_at(
-        self, experts: Experts | None = None, posterior: Posterior | None = None
+        self,
+        experts: Experts | None = None,
+        posterior: Posterior | None = None,
+        context: Tensor | None = None,
     ) -> Posterior:
-        """p(z): of rows whose experts and posterior are given, if it depends on them."""
+        """p(z): of rows whose experts and posterior are given, or whose `prior_context`, if it
+        depends on them.
+        """
+
+    def prior_context(self, covariates: Mapping[str, Tensor]) -> Tensor | None:
+        """What the prior sees of rows with these covariates, (b, c); None: nothing."""
 
     def prior_draws(
-        self, n: int, cluster: int | None, generator: Generator
+        self,
+        n: int,
+        cluster: int | None,
+        generator: Generator,
+        covariates: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Draws z (n, d) of the prior, or of one cluster, and their clusters (n,) if any."""
 

@@ -14,11 +14,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mvkit.core.context_networks import built_network, check_takes_context
 from mvkit.errors import SpecError
 from mvkit.registry.spec import field, one_of, spec
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 Shape = tuple[int, ...]
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 _activation = one_of(*ACTIVATIONS)
 
@@ -33,7 +36,8 @@ class Network(ABC):
 
     To implement one, decorate a subclass with `@spec` and write both methods. Rows are the first
     axis; the modules must treat rows independently (hence no batch norm) and accept any number of
-    them.
+    them. For models with covariates, let both methods take `context=0`, a number of further inputs
+    (n, context), and return modules whose `forward` takes rows and context.
     """
 
     @abstractmethod
@@ -45,11 +49,60 @@ class Network(ABC):
         """A module from (n, width) to (n, *shape)."""
 
 
-def encoder_of(network: object, shape: Shape, width: int) -> nn.Module:
-    """A user's module as it is, or a network's encoder from (n, *shape) to (n, width)."""
+def encoder_of(network: object, shape: Shape, width: int, context: int = 0) -> nn.Module:
+    """A user's module as it is, or a network's encoder from (n, *shape) to (n, width).
+
+    With a `context`, both take its rows (n, context) too.
+    """
     if isinstance(network, nn.Module):
+        check_takes_context(network, context, "encoders")
         return network
-    return cast(Network, network).encoder(shape, width)
+    return built_network(cast(Network, network).encoder, shape, width, context, "encoders")
+
+
+class WithContext(nn.Module):
+    """Layers to which a context is added: concatenated, in effect, to what each of some layers is
+    given.
+
+    Args:
+        network: layers one after another.
+        context: numbers of the context.
+        layers: the positions of the layers.
+    """
+
+    def __init__(self, network: nn.Sequential, context: int, layers: Sequence[int]) -> None:
+        super().__init__()
+        self.network = network
+        self.projections = nn.ModuleDict()
+        for i in layers:
+            weight = cast(Tensor, network[i].weight)
+            channels = len(cast(Tensor, network[i].bias))
+            projection = nn.Linear(context, channels, bias=False)
+            # as drawn where they were columns of the layer's own weight
+            bound = 1 / math.sqrt(weight.numel() / channels + context)
+            nn.init.uniform_(projection.weight, -bound, bound)
+            self.projections[str(i)] = projection
+
+    def forward(self, rows: Tensor, context: Tensor) -> Tensor:
+        """Rows (n, *shape) and their context (n, c) to outputs (n, ...)."""
+        for i, layer in enumerate(self.network):
+            rows = layer(rows)
+            if str(i) in self.projections:
+                shift = self.projections[str(i)](context)
+                rows = rows + shift.reshape(*shift.shape, *[1] * (rows.ndim - 2))
+        return rows
+
+
+def _with_context(network: nn.Sequential, context: int) -> nn.Module:
+    """The layers, the first linear one of which sees the context too, and every convolution."""
+    if not context:
+        return network
+    places: list[int] = []
+    for i, layer in enumerate(network):
+        first = isinstance(layer, nn.Linear) and not places
+        if first or isinstance(layer, CONVOLUTIONS):
+            places.append(i)
+    return WithContext(network, context, places)
 
 
 def _linear(before: int, after: int) -> nn.Linear:
@@ -114,17 +167,17 @@ class MLP(Network):
     hidden: tuple[int, ...] = field(default=(512, 512), check=_widths)
     activation: str = field(default="relu", check=_activation)
 
-    def encoder(self, shape: Shape, width: int) -> nn.Module:
+    def encoder(self, shape: Shape, width: int, context: int = 0) -> nn.Module:
         layers = _dense([math.prod(shape), *self.hidden, width], self.activation)
         if len(shape) != 1:
             layers = [nn.Flatten(), *layers]
-        return Dense(*layers)
+        return _with_context(Dense(*layers), context)
 
-    def decoder(self, width: int, shape: Shape) -> nn.Module:
+    def decoder(self, width: int, shape: Shape, context: int = 0) -> nn.Module:
         layers = _dense([width, *reversed(self.hidden), math.prod(shape)], self.activation)
         if len(shape) != 1:
             layers.append(nn.Unflatten(1, shape))
-        return Dense(*layers)
+        return _with_context(Dense(*layers), context)
 
 
 @spec
@@ -135,11 +188,11 @@ class Linear(Network):
     https://doi.org/10.1111/1467-9868.00196.
     """
 
-    def encoder(self, shape: Shape, width: int) -> nn.Module:
-        return MLP(hidden=()).encoder(shape, width)
+    def encoder(self, shape: Shape, width: int, context: int = 0) -> nn.Module:
+        return MLP(hidden=()).encoder(shape, width, context)
 
-    def decoder(self, width: int, shape: Shape) -> nn.Module:
-        return MLP(hidden=()).decoder(width, shape)
+    def decoder(self, width: int, shape: Shape, context: int = 0) -> nn.Module:
+        return MLP(hidden=()).decoder(width, shape, context)
 
 
 class _Layers(nn.Module):
@@ -180,15 +233,18 @@ class Convolutional(Network):
     down: type[nn.Module]
     up: type[nn.Module]
 
-    def encoder(self, shape: Shape, width: int) -> nn.Module:
+    def encoder(self, shape: Shape, width: int, context: int = 0) -> nn.Module:
         shapes = self._shapes(shape)
         layers: list[nn.Module] = [_Reshaped(shapes[0])]
         for (before, *_), (after, *_) in pairwise(shapes):
             layers.append(self.down(before, after, 3, stride=2, padding=1))
             layers.append(ACTIVATIONS[self.activation]())
-        return _Layers(*layers, nn.Flatten(), _linear(math.prod(shapes[-1]), width))
+        layers += [nn.Flatten(), _linear(math.prod(shapes[-1]), width)]
+        if context:
+            return _with_context(nn.Sequential(*layers), context)
+        return _Layers(*layers)
 
-    def decoder(self, width: int, shape: Shape) -> nn.Module:
+    def decoder(self, width: int, shape: Shape, context: int = 0) -> nn.Module:
         shapes = self._shapes(shape)[::-1]
         layers: list[nn.Module] = [_linear(width, math.prod(shapes[0]))]
         layers.append(nn.Unflatten(1, shapes[0]))
@@ -197,7 +253,10 @@ class Convolutional(Network):
             extra = tuple(b - (2 * a - 1) for a, b in zip(small, large, strict=True))
             options = {"stride": 2, "padding": 1, "output_padding": extra}
             layers.append(self.up(before, after, 3, **options))
-        return _Layers(*layers, _Reshaped(shape))
+        layers.append(_Reshaped(shape))
+        if context:
+            return _with_context(nn.Sequential(*layers), context)
+        return _Layers(*layers)
 
     def _shapes(self, shape: Shape) -> list[Shape]:
         """Shapes (c, *space) of a row, and after each halving."""

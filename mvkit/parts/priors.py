@@ -36,12 +36,20 @@ class Prior(RenamedMethods, ABC):
     any `torch.distributions.Distribution` will do; a `Posterior` answers `given=()` too, and a
     `Mixture` of one component has closed-form KLs. `clusters` is the number of components that
     `Model.clusters` may assign rows to, 0 if that means nothing; `conditional` says that the prior
-    depends on the rows, whose whole posterior `forward` is then given.
+    depends on the rows, whose whole posterior `forward` is then given. `takes_context` says that
+    it can depend on covariates: `forward` then takes `context=None`, (b, c), and `sizes.context(
+    "prior")` tells c.
     """
 
     renamed: ClassVar = {"start": "initialise", "refusal": "incompatibility"}
     clusters: int = 0
     conditional: bool = False
+    takes_context: bool = False
+
+    @property
+    def pseudo_context(self) -> Tensor | None:
+        """What encoders see of the covariates of pseudo-inputs, (c, numbers); None: nothing."""
+        return None
 
     @property
     def pseudo_inputs(self) -> dict[str, Tensor] | None:
@@ -56,14 +64,17 @@ class Prior(RenamedMethods, ABC):
     def forward(self, posterior: Mixture | None = None) -> Posterior:
         """The prior, for the rows of `posterior` if it depends on them."""
 
-    def density(self, posterior: Mixture | None = None) -> Posterior:
+    def density(
+        self, posterior: Mixture | None = None, context: Tensor | None = None
+    ) -> Posterior:
         """What `forward` returns, also if that is a distribution of torch."""
-        value = self.forward(posterior)
+        told = {} if context is None else {"context": context}
+        value = self.forward(posterior, **told)
         return value if isinstance(value, Posterior) else as_density(value)
 
-    def assign(self, z: Tensor) -> Tensor:
+    def assign(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Responsibilities p(c|z) of a mixture's components, (..., b, d) -> (..., b, c)."""
-        return torch.softmax(cast(Mixture, self.forward()).joint(z), dim=-1)
+        return torch.softmax(cast(Mixture, self.density(None, context)).joint(z), dim=-1)
 
     def initialise(self, encode: Callable[[], Tensor], seed: int) -> None:
         """Called by `fit` before the first step; may place parameters by the codes (b, d)."""
@@ -106,8 +117,23 @@ class _Scales(nn.Module):
         return torch.ones_like(self.loc) if self.raw is None else self.family.scale(self.raw)
 
 
+class Shift(nn.Linear):
+    """What covariates add to the parameters of a prior, (b, c) -> (1, b, d); nothing at first."""
+
+    def __init__(self, context: int, width: int) -> None:
+        super().__init__(context, width, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draws nothing: a prior begins without a preference."""
+        nn.init.zeros_(self.weight)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """The shift of each row."""
+        return rearrange(super().forward(context), "b d -> 1 b d")
+
+
 class DiagonalPrior(_Scales, Prior):
-    """One diagonal component, fixed or trained."""
+    """One diagonal component, fixed or trained; trained ones may depend on covariates."""
 
     def __init__(self, sizes: Sizes, *, learn_loc: bool, learn_scale: bool) -> None:
         super().__init__()
@@ -118,9 +144,20 @@ class DiagonalPrior(_Scales, Prior):
         else:
             self.register_buffer("loc", torch.zeros(shape), persistent=False)
         self.raw = nn.Parameter(raw_of_one(self.family, shape)) if learn_scale else None
+        context = sizes.context("prior")
+        self.takes_context = learn_loc or learn_scale
+        self.loc_shift = Shift(context, sizes.latent) if context and learn_loc else None
+        self.raw_shift = Shift(context, sizes.latent) if context and learn_scale else None
 
-    def forward(self, posterior: Mixture | None = None) -> Mixture:
-        return Mixture(self.family, self.loc, self.scale, self.loc.new_zeros(1, 1))
+    def forward(self, posterior: Mixture | None = None, context: Tensor | None = None) -> Mixture:
+        loc, scale = self.loc, self.scale
+        if context is not None and self.loc_shift is not None:
+            loc = loc + self.loc_shift(context)
+        if context is not None and self.raw_shift is not None and self.raw is not None:
+            scale = self.family.scale(self.raw + self.raw_shift(context))
+        b = max(loc.shape[1], scale.shape[1])
+        loc, scale = (values.expand(-1, b, -1) for values in (loc, scale))
+        return Mixture(self.family, loc, scale, loc.new_zeros(1, b))
 
 
 @spec
@@ -185,6 +222,7 @@ class MoG:
 class MoGPrior(_Scales, Prior):
     """A trained mixture; `weights` are its π."""
 
+    takes_context = True
     placed: Tensor
 
     def __init__(self, spec: MoG, sizes: Sizes) -> None:
@@ -197,11 +235,17 @@ class MoGPrior(_Scales, Prior):
         self.loc = nn.Parameter(2 * noise.initial_uniforms(shape) - 1)
         self.logits = nn.Parameter(torch.zeros(spec.components))
         self.raw = nn.Parameter(raw_of_one(self.family, shape)) if spec.learn_scale else None
+        context = sizes.context("prior")
+        self.loc_shift = Shift(context, sizes.latent) if context else None
 
-    def forward(self, posterior: Mixture | None = None) -> Mixture:
+    def forward(self, posterior: Mixture | None = None, context: Tensor | None = None) -> Mixture:
         scale = self.scale
         log_pi = rearrange(torch.log_softmax(self.logits, dim=0), "c -> c 1")
-        return Mixture(self.family, self.loc, scale, log_pi)
+        if context is None or self.loc_shift is None:
+            return Mixture(self.family, self.loc, scale, log_pi)
+        loc = self.loc + self.loc_shift(context)
+        b = len(context)
+        return Mixture(self.family, loc, scale.expand(-1, b, -1), log_pi.expand(-1, b))
 
     def initialise(self, encode: Callable[[], Tensor], seed: int) -> None:
         """With init="kmeans", puts the means at the centres of the encoded rows, once."""
@@ -253,13 +297,19 @@ class Vamp:
 
 
 class VampPrior(nn.Module, Prior):
-    """Holds the pseudo-inputs; the model encodes them."""
+    """Holds the pseudo-inputs, in the space of covariates too; the model encodes them."""
 
     def __init__(self, spec: Vamp, sizes: Sizes) -> None:
         super().__init__()
         self.inputs = nn.ParameterDict()
         for name, modality in sizes.modalities.items():
             self.inputs[name] = noise.initial_uniforms((spec.components, *modality.shape))
+        context = sizes.context("encoders")
+        self.context = nn.Parameter(torch.zeros(spec.components, context)) if context else None
+
+    @property
+    def pseudo_context(self) -> Tensor | None:
+        return self.context
 
     @property
     def pseudo_inputs(self) -> dict[str, Tensor]:

@@ -35,6 +35,8 @@ from mvkit.registry.component import KINDS, Component, hookspec, wrong_in
 from mvkit.registry.component import hookimpl as hookimpl  # noqa: PLC0414
 from mvkit.registry.discovery import Problem, origin
 
+MOST = 1000  # components of a package: a hook may be a generator that never ends
+
 
 @attrs.frozen
 class Entry:
@@ -111,7 +113,14 @@ class Registry:
                 raise MvkitError(f"it implements no hook; decorate {hooks} with @hookimpl")
             others = [other for other in self.manager.get_plugins() if other is not plugin]
             caller = self.manager.subset_hook_caller("mvkit_components", remove_plugins=others)
-            return list(itertools.chain.from_iterable(caller()))
+            declared = itertools.chain.from_iterable(caller())
+            components = list(itertools.islice(declared, MOST + 1))
+            if len(components) > MOST:
+                raise MvkitError(
+                    f"mvkit_components declares more than {MOST:,} components; expected a list "
+                    "that ends; declare each once"
+                )
+            return components
         except BaseException:
             if self.manager.get_plugin(name) is plugin:
                 self.manager.unregister(plugin)

@@ -25,8 +25,15 @@ T = TypeVar("T")
 Check = Callable[[object], str | None]
 
 
+QUIET = "quiet"  # in a field's metadata
+
+
 def field(
-    *, default: object = attrs.NOTHING, check: Check | None = None, kw_only: bool = False
+    *,
+    default: object = attrs.NOTHING,
+    check: Check | None = None,
+    kw_only: bool = False,
+    quiet: bool = False,
 ) -> Any:
     """A plain field: bool, int, float, str, None, tuples, string-keyed dicts, specs.
 
@@ -34,6 +41,8 @@ def field(
         default: value when the user gives none.
         check: returns what was expected if a value is not acceptable, else None.
         kw_only: in a positional spec, whether the field takes no position.
+        quiet: whether files leave it out at its default, so that those of models without it are
+            what they were before there was such a field.
     """
 
     def convert(value: object) -> object:
@@ -43,7 +52,7 @@ def field(
             raise SpecError(f"got {value!r}; expected {expected}")
         return value
 
-    return _field(convert, default, kw_only)
+    return _field(convert, default, kw_only, quiet)
 
 
 def part(
@@ -83,7 +92,9 @@ def parts(
     return _field(convert, default, kw_only)
 
 
-def _field(convert: Callable[[object], object], default: object, kw_only: bool) -> Any:
+def _field(
+    convert: Callable[[object], object], default: object, kw_only: bool, quiet: bool = False
+) -> Any:
     def located(value: object, attribute: attrs.Attribute[object]) -> object:
         with within(attribute.name):
             return convert(value)
@@ -91,7 +102,9 @@ def _field(convert: Callable[[object], object], default: object, kw_only: bool) 
     if isinstance(default, dict):
         default = attrs.Factory(default.copy)
     converter = attrs.Converter(located, takes_field=True)
-    return attrs.field(default=default, converter=converter, kw_only=kw_only)
+    return attrs.field(
+        default=default, converter=converter, kw_only=kw_only, metadata={QUIET: quiet}
+    )
 
 
 def _frozen(value: object) -> object:
@@ -215,8 +228,11 @@ def to_dict(value: object) -> Any:
         return {"external": type(value).__name__}
     if is_spec(value):
         cls = type(value)
-        fields = attrs.fields(cls)
-        options = {field.name: to_dict(getattr(value, field.name)) for field in fields}
+        options = {}
+        for field in attrs.fields(cls):
+            option = to_dict(getattr(value, field.name))
+            if not (field.metadata.get(QUIET) and option == _default(field)):
+                options[field.name] = option
         name = plugins.name_of(None, cls)
         return {"name": name, **options} if name else options
     if isinstance(value, tuple):
@@ -224,6 +240,14 @@ def to_dict(value: object) -> Any:
     if isinstance(value, dict):
         return {key: to_dict(item) for key, item in value.items()}
     return value
+
+
+def _default(field: attrs.Attribute[Any]) -> object:
+    """The default of a field, as plain data."""
+    default: Any = field.default
+    if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+        default = default.factory()
+    return to_dict(default)
 
 
 def integer(low: int = 0) -> Check:

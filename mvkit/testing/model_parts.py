@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from mvkit.core.batch import Batch
-from mvkit.core.decoding import Decoder
+from mvkit.core.decoder import Decoder
 from mvkit.core.modality import Modality, Sizes
 from mvkit.core.noise import seeded
 from mvkit.errors import SpecError

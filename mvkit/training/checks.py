@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from mvkit.data.lengths import known_length
 from mvkit.data.pipeline import Pipeline
 from mvkit.errors import RequestError, SpecError, within
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.registry import plugins
 from mvkit.training.optimizers import OptimizerSpec
 from mvkit.training.stages import Stage, trainable
 
@@ -67,6 +68,44 @@ def _check_objective(objective: object, index: int) -> None:
             f"fit: the objective {type(objective).__name__} of stage {index} holds parameters "
             f"({', '.join(names)}), which are neither trained nor saved; give them to a part of "
             "the model, such as an encoder"
+        )
+
+
+class Gradients:
+    """Whether the batches of a stage have gradients, so that it trains something.
+
+    A batch may have none: because no row of it counts, or because none of its rows observes what
+    the stage trains.
+    """
+
+    def __init__(self) -> None:
+        self.some = False
+        self.lacking = False
+
+    def note(self, loss: Tensor, counts: Mapping[str, Tensor]) -> None:
+        """Notes a batch by its loss, and by how many rows count in its metrics."""
+        if loss.requires_grad:
+            self.some = True
+        elif not self.lacking:
+            some_count = any(bool((count > 0).any()) for count in counts.values())
+            self.lacking = some_count or not counts
+
+    def check(self, objective: object, where: str) -> None:
+        """Raises RequestError, after an epoch in which rows counted and no batch had a gradient.
+
+        Args:
+            objective: of the stage.
+            where: the stage and the epoch.
+        """
+        if self.some or not self.lacking:
+            return
+        kind = type(objective)
+        name = plugins.name_of("objective", kind) or kind.__name__
+        raise RequestError(
+            f"{where}: the loss of the objective {name!r} depends on none of the parameters that "
+            "the stage trains, so that nothing is trained; expected one with a gradient; add it "
+            f"to another, as {{'name': 'sum', 'terms': ['elbo', {name!r}]}}, or train other "
+            "parameters"
         )
 
 

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
+from inspect import isroutine
 from pathlib import Path
 
 import attrs
@@ -127,6 +128,12 @@ class Listeners:
         self.own = tuple(own)
         self.stopped = False
         self.hooks = dict(event_hooks() if hooks is None else hooks)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes of the user's callables; functions have none of their own."""
+        kinds = [type(listener) for listener in self.own if not isroutine(listener)]
+        return [kind.__qualname__ for kind in kinds]
 
     def tell(self, event: Event) -> None:
         """Delivers an event, to the packages first, then to the user's callables."""

@@ -6,17 +6,17 @@ Axes: b rows, n of them.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mvkit.core.batch import Batch
+from mvkit.core.digests import digest
+from mvkit.core.noise import kept_global
 from mvkit.data.dataset import as_batch
 from mvkit.data.lengths import known_length
 from mvkit.data.pipeline import Pipeline
@@ -24,7 +24,6 @@ from mvkit.data.shards import Shards
 from mvkit.data.sources import Loaded, Source, Stream, collate, gather
 
 ROWS = 64  # rows of a source that are read
-BLOCK = 2**24  # bytes of a tensor that are hashed at a time
 VARIES = "differs at each reading"
 Digest = dict[str, str]
 Json = dict[str, Any]  # what JSON can hold
@@ -113,52 +112,12 @@ def _of_batch(batch: Batch) -> Digest:
     return {name: digest(value) for name, value in parts.items()}
 
 
-def digest(value: object) -> str:
-    """A digest of tensors, arrays, plain values, and lists and mappings of them."""
-    checksum = hashlib.sha256()
-    _add(checksum, value)
-    return f"sha256 {checksum.hexdigest()[:16]}"
-
-
-def _add(checksum: hashlib._Hash, value: object) -> None:
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        value = torch.as_tensor(value)
-    if isinstance(value, Tensor):
-        _add_tensor(checksum, value)
-    elif isinstance(value, Mapping):
-        _add(checksum, [[key, value[key]] for key in sorted(value, key=str)])
-    elif isinstance(value, list | tuple | np.ndarray) and not _plain(value):
-        checksum.update(f"{len(value)} values".encode())
-        for item in value:
-            _add(checksum, item)
-    elif isinstance(value, list | tuple):
-        checksum.update(repr(list(value)).encode())
-    elif type(value).__repr__ is object.__repr__:  # it would say where in memory it is
-        checksum.update(type(value).__qualname__.encode())
-    else:
-        checksum.update(repr(value).encode())
-
-
-def _plain(values: Sized) -> bool:
-    """Whether a list holds nothing but plain values, whose text says all."""
-    plain = {str, int, float, bool, bytes, type(None)}
-    return isinstance(values, list | tuple) and plain.issuperset(map(type, values))
-
-
-def _add_tensor(checksum: hashlib._Hash, value: Tensor) -> None:
-    checksum.update(f"{value.dtype} {tuple(value.shape)}".encode())
-    rows = value.detach().cpu().reshape(len(value) if value.ndim else 1, -1)
-    row_bytes = max(1, rows[:1].nbytes)
-    for block in rows.split(max(1, BLOCK // row_bytes)):
-        checksum.update(block.contiguous().view(torch.uint8).numpy())
-
-
 @contextlib.contextmanager
 def _generators_put_back() -> Iterator[None]:
     """Puts the global generators back on exit: whoever reads data may draw from them."""
     states = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng([]):
+        with kept_global():
             yield
     finally:
         random.setstate(states[0])

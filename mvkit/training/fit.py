@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mvkit.core.experts import low_precision
+from mvkit.core.noise import put_back_at_end
 from mvkit.data.holdout import hold_out
 from mvkit.data.pipeline import Pipeline, as_pipeline
 from mvkit.errors import RequestError, check_number, check_option, check_whole_number
@@ -27,7 +28,7 @@ from mvkit.training.nonfinite import OnNonFinite
 from mvkit.training.run import Options, Precision, Resume, Run
 from mvkit.training.run_folder import Folder
 from mvkit.training.stages import Stage, StagesLike, as_stages, with_patience
-from mvkit.training.starts import start_from_data
+from mvkit.training.starts import look_at_first_rows, weighed_rows
 from mvkit.training.verdict import judge
 
 if TYPE_CHECKING:
@@ -83,8 +84,9 @@ def fit(
         checkpoint: folder of the run (see `mvkit.training.run_folder`); None: nothing is written.
             A run resumes with the same model, stages, batch size, learning rate, seed, precision
             and data only; `mvkit.training.fingerprint` says what it sees of data, and what not.
-            Its last stage may have more epochs; device, workers, processes and `save_every` may
-            differ, which `History.notes` says.
+            Its last stage may have more epochs; device, workers, processes, listeners and
+            `save_every` may differ, which `History.notes` says. Weights come from the folder;
+            those that a model was given after its seed had drawn some are compared.
         resume: `auto`: resume from the newest good checkpoint in the folder, if there is one;
             `must`: refuse to begin anew; `never`: refuse a folder that has one.
         keep: newest checkpoints kept.
@@ -110,7 +112,8 @@ def fit(
             with.
         OSError: the folder cannot be written; no checkpoint is claimed then.
         KeyboardInterrupt: Ctrl-C; with a folder, after the step was finished and saved, and with
-            a message that says how to resume. A second one stops at once.
+            a message that says how to resume. A second one stops at once. So it is with SIGTERM,
+            which then ends the process as ever, unless the user handles it.
     """
     check_model(model, "fit")
     batch_size = check_whole_number("fit: batch_size", batch_size, 1)
@@ -140,11 +143,14 @@ def fit(
     bar = _bar(plan, progress if group.first else False)
     run = Run(model, plan, loader, valid, options, group, folder, events, bar)
     run.look_at_data()
+    run.weigh_rows()
     run.compare_processes()
     group.synchronise(model)
+    run.look_at_weights()
     as_prior(model.prior).initialise(lambda: _codes(model, data), seed)
-    start_from_data(model, loader)
-    _train(run, resume, compile)
+    run.warn(look_at_first_rows(model, loader))
+    with run.interruption.fatal_in_the_end():
+        _train(run, resume, compile)
     model.eval()
     judge(model, loader if valid is None else valid, run.history)
     return run.history
@@ -185,11 +191,10 @@ def _check_precision(model: MultimodalModel, precision: str) -> None:
 def _train(run: Run, resume: Resume, compile: bool) -> None:
     """Trains all stages that are left."""
     device = run.model.like.device
-    devices = [device] if device.type == "cuda" else []
     dtype = torch.bfloat16 if run.options.precision == "bf16" else None
     lock = contextlib.nullcontext() if run.writable is None else run.writable.alone()
     compiled = _compiled(run.model, compile)
-    with lock, run.bar, torch.random.fork_rng(devices), low_precision(dtype), compiled:
+    with lock, run.bar, put_back_at_end(device), low_precision(dtype), compiled:
         state = run.resume(resume)
         first = 0 if state is None else state.stage
         run.model.zero_grad()
@@ -209,6 +214,8 @@ def _train(run: Run, resume: Resume, compile: bool) -> None:
         except BaseException as error:
             run.listeners.tell(RunFinished(run.history, f"{type(error).__name__}: {error}"))
             raise
+        finally:
+            run.remember_weights()
         run.listeners.tell(RunFinished(run.history))
 
 
@@ -230,7 +237,7 @@ def _compiled(model: MultimodalModel, wanted: bool) -> Iterator[None]:
 def _codes(model: MultimodalModel, data: object) -> Tensor:
     """Encoded rows (b, d) of whatever `fit` takes."""
     batches = as_pipeline(data, model.schema, shuffle=False)
-    return torch.cat([model.encode(batch) for batch in batches])
+    return torch.cat([model.encode(weighed_rows(batch)) for batch in batches])
 
 
 def _bar(plan: list[Stage], progress: bool | None) -> tqdm[None]:

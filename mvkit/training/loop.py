@@ -22,6 +22,7 @@ from mvkit.errors import NonFiniteError
 from mvkit.models.inference import evaluation
 from mvkit.parts.objectives.objective import ObjectiveLike
 from mvkit.training import run_folder
+from mvkit.training.checks import Gradients
 from mvkit.training.events import CheckpointSaved, EpochFinished, NonFinite, StageStarted
 from mvkit.training.history import Row, Totals
 from mvkit.training.nonfinite import Guard, locate, nonfinite_gradients
@@ -117,6 +118,8 @@ class StageRun:
         mode = run.options.on_nonfinite
         self.guard: Guard[list[MicroBatch]] = Guard(run.model, self.optimizer, mode)
         self.generator = torch.Generator(self.device)
+        self.turns = noise.Turns(self.device)
+        self.gradients = Gradients()
         if self.stage.ema is not None:
             self.average = _copies(self.parameters, self.device)
 
@@ -155,6 +158,8 @@ class StageRun:
                 break
         if self.accumulated:
             self._step()
+        if first == 0 and not run.stopped:
+            self.gradients.check(objective, self.where)
         self._report(self.guard.poll())
         seconds = max(time.perf_counter() - start, 1e-9)
         rate = (self.batch - first) * run.options.batch_size / seconds
@@ -192,24 +197,25 @@ class StageRun:
         run.pooled(0)
         run.raise_if_interrupted(run.step)
 
-    def _seed(self, *keys: int) -> None:
-        """Noise and dropout as a function of seed, stage, epoch, batch and process."""
+    @contextlib.contextmanager
+    def _seeded(self, *keys: int) -> Iterator[None]:
+        """Inside, noise and dropout are functions of seed, stage, epoch, batch and process."""
         run = self.run
         seed = noise.seed_of(run.options.seed, self.index, *keys, run.group.rank)
         self.generator.manual_seed(seed)
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        with self.turns.step(seed):
+            yield
 
     def _add_gradient(self, batch: Batch, objective: ObjectiveLike) -> bool:
         """Adds a batch's gradient, weighted by its rows; returns whether a checkpoint is due."""
         group = self.run.group
-        self._seed(self.epoch, self.batch)
         if not self.accumulated:  # a bad step is undone with all of its batches
             self.guard.snapshot()
-        loss, metrics, counts = self.module(batch, objective, self.generator)
+        with self._seeded(self.epoch, self.batch):
+            loss, metrics, counts = self.module(batch, objective, self.generator)
         rows, due = self.run.pooled(len(batch))
-        if loss.requires_grad:  # it does not if no row of the batch counts
+        self.gradients.note(loss, counts)
+        if loss.requires_grad:
             total = rows if self.stage.accumulate == 1 else 1.0
             weight: Tensor | float = len(batch) * group.count / total
             if group.count > 1:  # a non-finite loss reaches every process with the gradients
@@ -278,8 +284,8 @@ class StageRun:
 
     def _loss(self, batch: Batch, objective: ObjectiveLike, *place: int) -> Loss:
         """The loss of a batch with the noise of its place."""
-        self._seed(*place)
-        loss: Loss = self.run.model(batch, objective=objective, generator=self.generator)
+        with self._seeded(*place):
+            loss: Loss = self.run.model(batch, objective=objective, generator=self.generator)
         return loss
 
     def _means(self, totals: Totals) -> Row:

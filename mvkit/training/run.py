@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 from torch import Tensor
 
 from mvkit.core.batch import Batch
+from mvkit.core.covariate_values import numbers_of
+from mvkit.core.given import ROW_WEIGHT
 from mvkit.data.lengths import known_length
 from mvkit.data.pipeline import Pipeline
 from mvkit.errors import DataError, RequestError
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.models.swapped_modules import digest_of_weights
 from mvkit.registry.spec import to_dict
 from mvkit.training.distributed import ProcessGroup
 from mvkit.training.events import Listeners, RunStarted
 from mvkit.training.fingerprint import difference, fingerprint
 from mvkit.training.history import History
-from mvkit.training.interruption import Interruption
+from mvkit.training.interruption import Interruption, resumed_by
 from mvkit.training.nonfinite import OnNonFinite
 from mvkit.training.run_folder import Folder, Json, State, encoded
 from mvkit.training.stages import Stage
@@ -63,11 +67,15 @@ class Run:
         history: one row per epoch so far.
         step: batches done before the current epoch.
         rows_before: rows of the history when the run resumed.
-        interruption: of this process, by Ctrl-C.
+        interruption: of this process, by Ctrl-C or SIGTERM.
         stopped, interrupted: whether a listener or Ctrl-C ended the run, in any process.
         fingerprints: of the data, and of those to validate on.
+        mode: whether it may or must resume.
+        weights: a digest of those that the model came with, if it was made with a seed.
+        initial_weights: likewise of those that the run began with, if its seed did not give them.
         encoded_rows: the rows of the history as checkpoints hold them, each encoded once.
         saved: when the last checkpoint was written, in seconds of the monotonic clock.
+        mean_weight: of the rows to train on, by which their weights are divided.
     """
 
     model: MultimodalModel
@@ -86,8 +94,32 @@ class Run:
     stopped: bool = False
     interrupted: bool = False
     fingerprints: Json = attrs.field(factory=lambda: {"data": None, "validation": None})
+    mode: Resume = "auto"
+    weights: str | None = None
+    initial_weights: str | None = None
     encoded_rows: list[list[tuple[str, Any]]] = attrs.field(factory=list)
     saved: float = attrs.field(factory=time.monotonic)
+    mean_weight: float = 1.0
+
+    def _weighed(self, batch: Batch) -> Batch:
+        """A batch whose weights, if it has any, are 1 in the mean over the rows to train on."""
+        if batch.row_weight is None:
+            return batch
+        weight = batch.row_weight / self.mean_weight
+        return attrs.evolve(batch, row_weight=weight)
+
+    def weigh_rows(self) -> None:
+        """Finds the mean of the rows' weights, where all are known beforehand."""
+        extra = getattr(self.loader.rows, "extra", {})
+        if ROW_WEIGHT not in extra:
+            return
+        weights = numbers_of(ROW_WEIGHT, extra[ROW_WEIGHT], len(extra[ROW_WEIGHT]))
+        if not float(weights.sum()) > 0:
+            raise DataError(
+                "fit: row_weight is 0 in all rows; expected a number above 0 in some; leave it "
+                "out to count all rows alike"
+            )
+        self.mean_weight = float(weights.mean())
 
     @property
     def writable(self) -> Folder | None:
@@ -110,13 +142,18 @@ class Run:
         """Takes over the newest checkpoint, checked against this run; None: it begins anew."""
         if self.folder is None:
             return None
+        self.mode = resume
+        self.model.check_savable()
         state = self.group.agreed(self._newest(self.folder, resume) if self.group.first else None)
         if isinstance(state, RequestError):  # raised in every process, since none may wait
             raise state
         if state is None:
             return None
+        then = dict(state.begun_with)
+        weights = then.pop("initial_weights", None)
         # runs that an earlier mvkit finished have no optimizer, and so cannot be lengthened
-        self._check_same(state.begun_with, longer=state.stage < len(self.plan))
+        self._check_same(then, longer=state.stage < len(self.plan))
+        self._check_weights(weights)
         self.step = state.step
         self.history.rows.extend(map(dict, state.history))
         self.model.load_state_dict(state.part("model/"))
@@ -164,9 +201,10 @@ class Run:
         except RequestError as error:
             return error
         if state is None and resume == "must":
+            advice = "take resume='auto'"
             return RequestError(
                 f"fit: no good checkpoint in {where}; expected one to resume from; "
-                "take resume='auto'"
+                f"{'begin it by mvkit train' if resumed_by.get() else advice}"
             )
         if state is not None and resume == "never":
             return RequestError(
@@ -200,16 +238,58 @@ class Run:
         if self.valid is not None:
             self.fingerprints["validation"] = fingerprint(self.valid)
 
+    def warn(self, sentences: Iterable[str]) -> None:
+        """Warns of what is odd about the data, and notes it in the history."""
+        for sentence in sentences:
+            self.history.notes.append(sentence)
+            if self.group.first:
+                warnings.warn(f"fit: {sentence}", stacklevel=5)
+
+    def look_at_weights(self) -> None:
+        """Takes a digest of the initial weights, before data place some of them."""
+        if self.folder is None or self.model.seeded_weights is None:
+            return
+        self.weights = digest_of_weights(self.model)
+        if self.weights != self.model.seeded_weights:
+            self.initial_weights = self.weights
+
+    def _check_weights(self, then: str | None) -> None:
+        """Raises RequestError for a model that was made with a seed and begins with other weights.
+
+        What a run left in the model, from which it is resumed in the same process, is no such.
+
+        Args:
+            then: a digest of those that the run was begun with; None: its seed gave them.
+        """
+        now = self.weights
+        self.initial_weights = then
+        if then is None or now is None or now in (then, self.model.left_weights):
+            return
+        where = "" if self.folder is None else self.folder.path
+        raise RequestError(
+            f"fit: the run in {where} was begun with other initial weights, which were given to "
+            f"the model after its seed had drawn some: {difference(then, now)}; give it the same "
+            "ones again (those that were loaded into it), or take another folder"
+        )
+
+    def remember_weights(self) -> None:
+        """Notes in the model what the run left in it, if initial weights are compared."""
+        if self.initial_weights is not None:
+            self.model.left_weights = digest_of_weights(self.model)
+
     def state(self, stage: int, place: Json, tensors: dict[str, Tensor]) -> State:
         """The state of the run, with what a stage adds."""
         for row in self.history.rows[len(self.encoded_rows) :]:
             self.encoded_rows.append(encoded(list(row.items())))
+        begun_with = self.begun_with()
+        if self.initial_weights is not None:
+            begun_with["initial_weights"] = self.initial_weights
         return State(
             stage,
             self.step,
             self.encoded_rows,
             place,
-            self.begun_with(),
+            begun_with,
             tensors,
             self.setting(),
             self.history.notes,
@@ -224,11 +304,13 @@ class Run:
             "workers": self.loader.workers,
             "save_every": self.options.save_every,
             "keep": None if self.folder is None else self.folder.keep,
+            "listeners": self.listeners.classes,
         }
 
     def _note_changes(self, state: State) -> None:
         """Notes in the history what was otherwise when the run was saved."""
-        self.history.notes.extend(state.notes)
+        # what is said of the data was said when the run began, too
+        self.history.notes[:] = dict.fromkeys([*state.notes, *self.history.notes])
         done = state.step + state.place.get("batch", 0)
         for key, now in self.group.agreed(self.setting()).items():
             then = state.setting.get(key, now)
@@ -239,9 +321,10 @@ class Run:
     def batches(self, loader: Pipeline, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch (counted over all stages) from number `start` on."""
         loader.load_state_dict({"epoch": epoch, "batch": start})
-        if self.group.count == 1 or known_length(loader) is not None:
-            return iter(loader)
-        return self._in_step(iter(loader))
+        batches = iter(loader)
+        if self.group.count > 1 and known_length(loader) is None:
+            batches = self._in_step(batches)
+        return map(self._weighed, batches)
 
     def _in_step(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Batches of a stream; raises DataError where it ends earlier in some processes."""
@@ -285,9 +368,12 @@ class Run:
             step: batches done.
         """
         if self.interrupted and self.folder is not None:
+            again = f"call fit again with checkpoint={str(self.folder.path)!r}"
+            if self.mode == "never":  # which refuses a folder that holds a run
+                again += " and resume='auto'"
             raise KeyboardInterrupt(
-                f"fit: interrupted and saved after batch {step}; to resume, call fit again with "
-                f"checkpoint={str(self.folder.path)!r}"
+                f"fit: interrupted and saved after batch {step}; to resume, "
+                f"{resumed_by.get() or again}"
             )
 
     def due(self) -> bool:

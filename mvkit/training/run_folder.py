@@ -205,6 +205,17 @@ class Folder:
         self.sizes[path] = path.stat().st_size
 
 
+def notes_of(folder: Path) -> list[str]:
+    """The notes in the history of a run, by its newest checkpoint; none if it has no good one."""
+    for path in sorted((folder / "checkpoints").glob("*.safetensors"), reverse=True):
+        try:
+            notes = safe_file.read_header(path)["training"]["notes"]
+            return [str(note) for note in notes]
+        except (CheckpointError, OSError, LookupError, TypeError):
+            continue
+    return []
+
+
 def _step(path: Path) -> int:
     """The number of batches in the name of a checkpoint."""
     return int(path.stem)

@@ -258,12 +258,20 @@ def as_stages(stages: StagesLike, model: MultimodalModel, epochs: int) -> list[S
         stages: a schedule by name or spec; a stage, or a list of them; None: the model's schedule.
         model: the model to train.
         epochs: in all; a schedule shares them out.
+
+    Raises:
+        SpecError: an empty list, or what is neither a stage nor a schedule.
     """
     if stages is None:
         stages = model.spec.schedule
     if isinstance(stages, Stage):
         return [stages]
     if isinstance(stages, list | tuple):
+        if not stages:
+            raise SpecError(
+                "got none; expected one at least; leave it out to train by the model's schedule",
+                "stages",
+            )
         return [_as_stage(stage) for stage in stages]
     schedule: Schedule = as_part("schedule", stages)
     return schedule.stages(model, epochs)

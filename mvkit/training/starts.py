@@ -1,41 +1,82 @@
-"""Where parameters start that training data place: before the first step of a run."""
+"""What a run learns of its training data before the first step: where parameters start, and what
+is odd about the data.
+"""
 
 from __future__ import annotations
 
+import warnings
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from mvkit.core.batch import Batch
-from mvkit.core.decoding import Decoder
+from mvkit.core.decoder import Decoder
 from mvkit.core.likelihood import Likelihood
 from mvkit.data.pipeline import Pipeline
+from mvkit.data.shards import Shards
+from mvkit.data.suspicions import suspicions
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
-from mvkit.parts.networks import Dense
+from mvkit.parts.networks import Dense, WithContext
 
-ROWS = 1024  # looked at
+ROWS = 1024  # looked at for likelihoods
+ROWS_GIVEN = 10_000  # likewise, for covariates and exposures
 SMALLEST = 1e-3  # spread of a feature, as a share of that of its modality
 
 
-def start_from_data(model: MultimodalModel, data: Pipeline) -> None:
+def look_at_first_rows(model: MultimodalModel, data: Pipeline) -> list[str]:
     """Lets likelihoods place their parameters by the first rows of the training data.
 
     Where that moves some (a trained scale, say), the fully connected networks of the modality
     start there too: encoders as if the values were standardised, decoders around their means.
     What was trained already stays. Streams and loaders, whose first rows may not come again, are
-    left alone. A stack starts at its bottom.
+    left alone; so is what a source of the user's returns, unless parameters are to be placed. A
+    stack starts at its bottom.
+
+    Returns:
+        Sentences about what is odd in these rows.
     """
     bottom = cast(Model, getattr(model, "bottom", model))
+    _place_given(bottom, data)
     starting = _starting(bottom)
-    first = data.first_rows(ROWS) if starting else None
+    free = isinstance(data.rows, Batch | Shards) and data.transform is None
+    first = data.first_rows(ROWS) if starting or free else None
     if first is None:
-        return
+        return []
+    typical = weighed_rows(first)
     for name, decoder in starting.items():
-        present = first.present(name)
-        if present.any() and _moves(decoder.likelihood, first.data[name], present):
-            _start_networks(bottom, name, decoder, first)
+        present = typical.present(name)
+        if present.any() and _moves(decoder.likelihood, typical.data[name], present):
+            _start_networks(bottom, name, decoder, typical)
+    return suspicions(first, model.schema, model.modalities)
+
+
+def _place_given(model: Model, data: Pipeline) -> None:
+    """Learns what training tells of covariates and exposures, if the model has any, once."""
+    exposed = []
+    for name, decoder in model.decoders.items():
+        if isinstance(decoder, Decoder) and decoder.waits_for_exposure:
+            exposed.append(name)
+    conditions = model.conditions
+    waiting = conditions is not None and not bool(conditions.placed)
+    if not exposed and not waiting:
+        return
+    first = data.first_rows(ROWS_GIVEN)
+    if first is None:
+        warnings.warn(
+            "fit: these data come as a stream, so that covariates are not standardised, and "
+            "exposures have no typical value; give fit data in memory, or shards, to learn both",
+            stacklevel=4,
+        )
+        return
+    if conditions is not None:
+        conditions.place(first.covariates)
+    for name in exposed:
+        known = first.exposure[name]
+        known = known[~known.isnan()]
+        if len(known):
+            cast(Decoder, model.decoders[name]).typical_exposure.fill_(known.median())
 
 
 def _starting(model: Model) -> dict[str, Decoder]:
@@ -58,11 +99,18 @@ def _moves(likelihood: Likelihood, x: Tensor, present: Tensor) -> bool:
 def _start_networks(model: Model, name: str, decoder: Decoder, first: Batch) -> None:
     mean, spread = _moments(first.data[name], first.present(name))
     for network in (model.encoders[name], *model.aggregator.readers(name)):
-        if isinstance(network, Dense):
-            network.start_inputs(mean, spread)
+        dense = _without_context(network)
+        if isinstance(dense, Dense):
+            dense.start_inputs(mean, spread)
     outputs = decoder.likelihood.first_outputs(mean, spread)
-    if outputs is not None and isinstance(decoder.network, Dense):
-        decoder.network.start_outputs(outputs)
+    dense = _without_context(decoder.network)
+    if isinstance(dense, Dense) and outputs is not None:
+        dense.start_outputs(outputs)
+
+
+def _without_context(network: nn.Module) -> nn.Module:
+    """A network itself, of one that is given a context too."""
+    return network.network if isinstance(network, WithContext) else network
 
 
 def _moments(x: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,3 +126,15 @@ def _moments(x: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     spread = (squares / count.clamp(min=1)).sqrt()
     overall = (squares.sum() / count.sum()).sqrt()
     return mean.to(x.dtype), spread.clamp(min=SMALLEST * float(overall)).to(x.dtype)
+
+
+def weighed_rows(rows: Batch) -> Batch:
+    """Rows of a conformed batch, each as often as its weight says, as many as there are in all;
+    the rows as they are, if they have no weights.
+    """
+    if rows.row_weight is None:
+        return rows
+    shares = rows.row_weight.double().cumsum(0)
+    steps = torch.arange(len(rows), dtype=torch.float64, device=shares.device) + 0.5
+    places = steps / len(rows) * shares[-1]
+    return rows.take(torch.searchsorted(shares, places).clamp(max=len(rows) - 1))

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from mvkit.core.batch import Batch
+from mvkit.core.row_context import RowContext
 from mvkit.data.pipeline import Pipeline
 from mvkit.errors import MvkitError
+from mvkit.models.inference import evaluation
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.training.history import History
 
@@ -74,7 +76,11 @@ def _about_latents(z: Tensor) -> list[str]:
 
 def _about_reconstructions(model: MultimodalModel, rows: Batch, z: Tensor) -> list[str]:
     """How much less each modality's squared error is than that of its mean."""
-    decoded = model.decode(z, units="model")
+    given = RowContext.of(rows)
+    decoded = {}
+    with evaluation(model):
+        for name in model.names:
+            decoded[name] = model.decoding.decode(name, z, None, rows=given)
     shares = {}
     for name in model.names:
         x, present = rows.data[name].double(), rows.present(name)

@@ -24,6 +24,12 @@ SPLITS = ("train", "valid", "test")
 share = number(0.0, 1.0)  # the check of options such as `missing`
 
 
+def _widths(value: object) -> str | None:
+    """A check: widths of modalities."""
+    fine = isinstance(value, tuple) and value and all(type(n) is int and n > 0 for n in value)
+    return None if fine else "a list of positive whole numbers, such as [4, 5, 6]"
+
+
 @attrs.frozen(eq=False)
 class Splits:
     """A dataset's modalities and its splits.
@@ -179,7 +185,7 @@ class LinearGaussian:
     https://doi.org/10.1111/1467-9868.00196.
     """
 
-    dims: tuple[int, ...] = (4, 5, 6)
+    dims: tuple[int, ...] = field(default=(4, 5, 6), check=_widths)
     latent: int = count(3)
     sigma: float = field(default=0.5, check=number(above=0.0))
     orthogonal: bool = switch(True)

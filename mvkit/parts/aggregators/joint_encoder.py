@@ -82,10 +82,12 @@ class JointAggregator(nn.Module, Aggregator):
             network = spec.trunks.get(name, modality.encoder)
             if network is modality.encoder and isinstance(network, nn.Module):
                 network = _fresh_copy(network)
-            trunk = encoder_of(network, modality.input_shape, spec.features)
+            context = sizes.context("encoders")
+            trunk = encoder_of(network, modality.input_shape, spec.features, context)
             self.trunks[name] = trunk
             self.indicator[name] = modality.indicator
-            features += spec.features if trunk is not network else _width(trunk, modality)
+            own = trunk is network
+            features += _width(trunk, modality, context) if own else spec.features
         self.latent = sizes.latent
         self.head = encoder_of(spec.network, (features,), 2 * sizes.latent)
 
@@ -119,7 +121,7 @@ class JointAggregator(nn.Module, Aggregator):
         features = []
         for name, trunk in self.trunks.items():
             x = batch.inputs(name, batch.complete_rows, indicator=self.indicator[name])
-            features.append(on_rows(trunk, x))
+            features.append(on_rows(trunk, x, experts.context_of(batch.complete_rows)))
         loc, raw = self.head(torch.cat(features, dim=-1)).chunk(2, dim=-1)
         scale = experts.family.scale(raw)
         return rearrange(loc, "n d -> 1 n d"), rearrange(scale, "n d -> 1 n d")
@@ -167,12 +169,13 @@ def _fresh_copy(module: nn.Module) -> nn.Module:
     return fresh
 
 
-def _width(module: nn.Module, modality: Modality) -> int:
+def _width(module: nn.Module, modality: Modality, context: int) -> int:
     """Numbers that a user's module emits for a row, found by trying it on one row of zeros."""
     mode = module.training
     module.eval()
     like = next(module.parameters(), torch.zeros(()))
     with torch.no_grad():
-        features = module(like.new_zeros(1, *modality.input_shape))
+        rows = like.new_zeros(1, *modality.input_shape)
+        features = module(rows, like.new_zeros(1, context)) if context else module(rows)
     module.train(mode)
     return int(features.shape[-1])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mvkit.core.batch import Batch
 from mvkit.core.experts import Experts
-from mvkit.core.loss import Loss, over_rows, sum_of
+from mvkit.core.loss import Loss, over_rows, sum_of, weighted_mean
 from mvkit.core.modality import Sizes
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
@@ -58,7 +58,9 @@ def kl_to_unimodal(
     return total
 
 
-def auxiliary_loss(name: str, values: Tensor, weight: float, active: Tensor) -> Loss:
+def auxiliary_loss(
+    name: str, values: Tensor, weight: float, active: Tensor, row_weight: Tensor | None = None
+) -> Loss:
     """The loss of an objective that bounds nothing, to be added to one that does.
 
     Args:
@@ -66,14 +68,18 @@ def auxiliary_loss(name: str, values: Tensor, weight: float, active: Tensor) -> 
         values: one number per row, (b,).
         weight: times the values is what is maximised.
         active: rows that count, (b,) bool.
+        row_weight: how much each row counts, (b,); None: all alike.
     """
     weighted = torch.where(active, weight * values, 0.0)
     values = values.detach()
     count = active.sum()
     mean = torch.where(active, values, 0.0).sum() / count.clamp(min=1)
     no_bound = torch.full_like(values, torch.nan)
-    loss = -over_rows(weighted)
-    return Loss(loss, no_bound, {"loss": loss.detach(), name: mean}, {name: count})
+    if row_weight is not None:
+        mean, count = weighted_mean(values, row_weight, active)
+    loss = -over_rows(weighted, row_weight)
+    metrics = {"loss": loss.detach(), name: mean}
+    return Loss(loss, no_bound, metrics, {name: count}, row_weight is not None)
 
 
 @spec
@@ -102,7 +108,8 @@ class Align(Objective):
         samples = self.samples if self.estimate == "samples" else None
         kl = kl_to_unimodal(model, batch, experts, posterior, samples)
         weight = -self.alpha * self.kl_weight
-        return auxiliary_loss("align", kl, weight, active_rows(posterior, batch))
+        active = active_rows(posterior, batch)
+        return auxiliary_loss("align", kl, weight, active, batch.row_weight)
 
 
 @spec
@@ -165,7 +172,8 @@ class Sum(Objective):
         reporting = [loss for loss in losses if _reports_bound(loss)]
         first = (reporting or losses)[0]
         metrics |= {**first.metrics, "loss": total.detach()}
-        return Loss(total, first.bound, metrics, counts | first.counts)
+        weighted = all(loss.weighted for loss in losses)
+        return Loss(total, first.bound, metrics, counts | first.counts, weighted)
 
 
 def _reports_bound(loss: Loss) -> bool:

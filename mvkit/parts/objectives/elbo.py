@@ -89,7 +89,7 @@ class ELBO(Objective):
             decoded = batch.hide([name]) if own else batch
             value, report, means = self._bound(model, decoded, experts, posterior)
             if len(posteriors) == 1:
-                return finish(bound_name, value, report, posterior.active, means)
+                return finish(bound_name, value, report, posterior.active, means, batch.row_weight)
             active = active_rows(posterior, batch)
             values.append(torch.where(active, value, 0.0))
             reports.append(torch.where(active, report, 0.0))
@@ -99,7 +99,9 @@ class ELBO(Objective):
         divisor = count.clamp(min=1) if self.reduce == "mean" else 1
         value = sum_of(values) / divisor
         report = sum_of(reports) / divisor
-        return finish(bound_name, value, report, count > 0, Metrics.pooled(metrics))
+        return finish(
+            bound_name, value, report, count > 0, Metrics.pooled(metrics), batch.row_weight
+        )
 
     def _bound_name(self, model: LatentModel) -> str:
         """The metric's name of what is reported: not every condition bounds log p(x_O) of a row.
@@ -150,5 +152,7 @@ class ELBO(Objective):
         with torch.no_grad():
             kl = bounds.kl(terms, density=self.density)
             report = bounds.average(terms.log_px.sum(-1), terms.log_pi) - kl
-        means = row_metrics(model.names, terms, kl, batch.observed, posterior.active)
+        means = row_metrics(
+            model.names, terms, kl, batch.observed, posterior.active, batch.row_weight
+        )
         return value, report, means

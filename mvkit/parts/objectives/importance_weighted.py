@@ -71,8 +71,10 @@ class ImportanceWeighted(Objective):
         with torch.no_grad():
             report = bounds.iwae(bounds.importance_log_weights(terms), terms.log_pi, bound=form)
             kl = bounds.kl(terms, density="mixture")
-        means = row_metrics(model.names, terms, kl, batch.observed, posterior.active)
-        return finish(model.bound_name, value, report, posterior.active, means)
+        means = row_metrics(
+            model.names, terms, kl, batch.observed, posterior.active, batch.row_weight
+        )
+        return finish(model.bound_name, value, report, posterior.active, means, batch.row_weight)
 
 
 @spec

@@ -13,7 +13,7 @@ from torch import Tensor
 from mvkit.core import bounds
 from mvkit.core.batch import Batch
 from mvkit.core.experts import Experts
-from mvkit.core.loss import Loss, Metrics, finish, row_metrics
+from mvkit.core.loss import Loss, Metrics, finish, row_metrics, weighted_mean
 from mvkit.core.modality import Sizes
 from mvkit.core.posterior import Posterior
 from mvkit.core.terms import Draw, Terms
@@ -179,7 +179,12 @@ def _loss(
     """The loss of values (b,) to be maximised, which reports the joint ELBO as its bound."""
     with torch.no_grad():
         bound, kl = bounds.elbo(terms), bounds.kl(terms)
-        metrics = row_metrics(model.names, terms, kl, batch.observed, posterior.active)
+        metrics = row_metrics(
+            model.names, terms, kl, batch.observed, posterior.active, batch.row_weight
+        )
         count = torch.tensor(len(align))
-        pooled = Metrics.pooled([metrics, Metrics({"align": align.mean()}, {"align": count})])
-    return finish(model.bound_name, value, bound, posterior.active, pooled)
+        mean = align.mean()
+        if batch.row_weight is not None:
+            mean, count = weighted_mean(align, batch.row_weight)
+        pooled = Metrics.pooled([metrics, Metrics({"align": mean}, {"align": count})])
+    return finish(model.bound_name, value, bound, posterior.active, pooled, batch.row_weight)
