@@ -169,7 +169,7 @@ class Normal:
     scale: float | str = field(
         default=1.0, check=one_of("trained", "optimal", other=_positive_or_decoded)
     )
-    by: str = field(default="modality", check=_scope)
+    by: str = field(default="modality", check=_scope, quiet=True)
 
     def build(self, sizes: Sizes) -> LocationScale:
         """The likelihood with its scale."""
@@ -190,7 +190,7 @@ class Laplace:
     """
 
     scale: float | str = field(default=1.0, check=_scale)
-    by: str = field(default="modality", check=_scope)
+    by: str = field(default="modality", check=_scope, quiet=True)
 
     def build(self, sizes: Sizes) -> LocationScale:
         """The likelihood with its scale."""
@@ -253,7 +253,7 @@ class StudentT:
 
     df: float | str = field(default=4.0, check=_positive_or_trained)
     scale: float | str = field(default=1.0, check=_scale)
-    by: str = field(default="modality", check=_scope)
+    by: str = field(default="modality", check=_scope, quiet=True)
 
     def build(self, sizes: Sizes) -> StudentTLikelihood:
         """The likelihood with its numbers."""
