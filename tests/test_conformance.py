@@ -30,7 +30,10 @@ from mvkit.training.optimizers import Adam
 from mvkit.training.stages import Single, Stage
 
 BUILT_IN = [(part.kind, part.name) for part in mvkit_components()]
-OPTIONS = {"sum": {"terms": ["elbo", {"name": "align", "alpha": 2.0}], "weights": [1.0, 0.5]}}
+OPTIONS = {
+    "sum": {"terms": ["elbo", {"name": "align", "alpha": 2.0}], "weights": [1.0, 0.5]},
+    "ordinal": {"levels": 5},
+}
 SKIP = {
     "joint": [
         "modalities"

@@ -55,8 +55,9 @@ class Likelihood(RenamedMethods, ABC):
     elementwise and keeps all constants: the model sums under the masks. Set `support` and
     `out_of_support` to refuse impossible values; `integers` if integers are accepted; `class_axis`
     if the last axis is one of classes, which `log_prob` sums over; `starts` if `start` does
-    something; `takes_exposure` if `Context.exposure` changes what it computes. What concerns the
-    modality is in `sizes`: `sizes.name`, `sizes.shape`.
+    something (decoders then start at `first_outputs`); `takes_exposure` if `Context.exposure`
+    changes what it computes. What concerns the modality is in `sizes`: `sizes.name`,
+    `sizes.shape`.
     """
 
     renamed: ClassVar = {"outside": "out_of_support", "suspicion": "sanity_warning"}
@@ -92,6 +93,19 @@ class Likelihood(RenamedMethods, ABC):
             x: rows of the training data, (n, *shape).
             observed: which elements are observed, (n, *shape) bool.
         """
+
+    def first_outputs(self, mean: Tensor, spread: Tensor) -> Tensor | None:
+        """Decoder outputs, (*shape) or (*shape, params), to start at for data of these moments.
+
+        Args:
+            mean: of each feature, (*shape).
+            spread: standard deviation of each feature, (*shape), above 0.
+
+        Returns:
+            By default the means, where one number is decoded for each element. None: decoders
+            start as they come.
+        """
+        return mean if self.params == 1 else None
 
     def sanity_warning(self, x: Tensor) -> str | None:
         """What is odd about values that are allowed, and what to do; None if nothing."""

@@ -1,8 +1,9 @@
 """Randomness: every draw of mvkit, and every seed that is derived from others, comes from here.
 
 Draws go through `draw`, so that tests can replace the noise. Sites: `z`, `w/<modality>`,
-`cross/<modality>`, `prior` (standard noise of the family); `x`, `x/gamma` (what a likelihood makes
-its samples of); `choice/component`, `choice/subset`, `choice/dropout` (uniforms).
+`cross/<modality>`, `prior` (standard noise of the family); `x`, `x/gamma` and others below `x`
+(what a likelihood makes its samples of); `choice/component`, `choice/subset`, `choice/dropout`
+(uniforms).
 """
 
 from __future__ import annotations

@@ -212,7 +212,9 @@ def _examined(
         fault = f"cannot be taken; expected indices from 0 to {x.shape[-1] - 1}"
         _refuse(no_class & full, None, source, f"a class index out of range {fault}", names)
     fault = f"cannot be taken; expected {likelihood.support}"
-    _refuse(likelihood.out_of_support(x) & full, x, source, fault, names)
+    # NaN where unobserved: some likelihoods take values together or not at all
+    outside = likelihood.out_of_support(torch.where(full, x, torch.nan)) & full
+    _refuse(outside, x, source, fault, names)
     present = seen | ~_expand(observed, present)
     return torch.where(full, x, 0.0), observed, None if bool(present.all()) else present
 

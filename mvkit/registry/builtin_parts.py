@@ -39,11 +39,20 @@ normal          mvkit.parts.families:Normal         normal, log-variance
 normal_softplus mvkit.parts.families:NormalSoftplus normal, softplus scale
 laplace_softmax mvkit.parts.families:LaplaceSoftmax Laplace, scales summing to D
 [likelihood]
-normal      mvkit.parts.likelihoods.location_scale:Normal   fixed, trained or optimal scale
-laplace     mvkit.parts.likelihoods.location_scale:Laplace  fixed or trained scale
+normal      mvkit.parts.likelihoods.location_scale:Normal   scale fixed, trained, optimal, decoded
+laplace     mvkit.parts.likelihoods.location_scale:Laplace  fixed, trained or decoded scale
 bernoulli   mvkit.parts.likelihoods.discrete:Bernoulli      bits and grey values
 categorical mvkit.parts.likelihoods.discrete:Categorical    classes
 student_t   mvkit.parts.likelihoods.location_scale:StudentT heavy tails
+poisson     mvkit.parts.likelihoods.counts:Poisson          counts, log-means
+negative_binomial mvkit.parts.likelihoods.negative_binomial:NegativeBinomial counts, overdispersed
+multinomial mvkit.parts.likelihoods.multinomial:Multinomial counts, given their total
+ordinal     mvkit.parts.likelihoods.ordinal:Ordinal         ordered levels, trained thresholds
+lognormal   mvkit.parts.likelihoods.positive:LogNormal      positive numbers, normal logarithms
+gamma       mvkit.parts.likelihoods.positive:Gamma          positive numbers, means and shapes
+beta        mvkit.parts.likelihoods.positive:Beta           numbers between 0 and 1
+hazard      mvkit.parts.likelihoods.hazard:Hazard           times to an event, some censored
+foreground_background mvkit.parts.likelihoods.background:ForegroundBackground counts on background
 [network]
 linear mvkit.parts.networks:Linear one affine map
 mlp    mvkit.parts.networks:MLP    fully connected

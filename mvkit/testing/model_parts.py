@@ -20,7 +20,7 @@ from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from mvkit.core.batch import Batch
 from mvkit.core.decoder import Decoder
-from mvkit.core.modality import Sizes
+from mvkit.core.modality import Modality, Sizes
 from mvkit.core.noise import seeded
 from mvkit.errors import SpecError
 from mvkit.models import part_checks
@@ -43,6 +43,7 @@ SETTINGS: tuple[Options, ...] = (
     {"aggregator": "mopoe", "prior": "learnable"},
 )
 SHAPES = ((3,), (8,), (1, 8, 8))
+ROWS = ((3,), (2,))  # shapes that likelihoods are tried with
 PARAMETERS = {  # where a model keeps those of a part
     "network": ("encoders.a.", "decoders.a.network."),
     "likelihood": ("decoders.a.likelihood.",),
@@ -60,11 +61,20 @@ def tiny_model(kind: str, part: object, setting: Options, names: tuple[str, ...]
 def _first(kind: str, part: object) -> Options:
     """Options of modality `a` that put a likelihood or networks in their place."""
     if kind == "likelihood":
-        return {"likelihood": part}
+        return {"shape": _shape_of_rows(part), "likelihood": part}
     if kind == "network":
         shape = _shape_for(cast(Network, part))
         return {"shape": shape, "encoder": part, "decoder": part}
     return {}
+
+
+def _shape_of_rows(part: Any) -> tuple[int, ...]:
+    """The first shape of rows that a likelihood can be built for; the first if there is none."""
+    for shape in ROWS:
+        with contextlib.suppress(SpecError):
+            part.build(Sizes.alone(Modality(shape, part)))
+            return shape
+    return ROWS[0]
 
 
 def _shape_for(part: Network) -> tuple[int, ...]:

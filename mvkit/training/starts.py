@@ -102,9 +102,10 @@ def _start_networks(model: Model, name: str, decoder: Decoder, first: Batch) -> 
         dense = _without_context(network)
         if isinstance(dense, Dense):
             dense.start_inputs(mean, spread)
+    outputs = decoder.likelihood.first_outputs(mean, spread)
     dense = _without_context(decoder.network)
-    if isinstance(dense, Dense) and decoder.shape == mean.shape:
-        dense.start_outputs(mean)
+    if isinstance(dense, Dense) and outputs is not None:
+        dense.start_outputs(outputs)
 
 
 def _without_context(network: nn.Module) -> nn.Module:

@@ -1,0 +1,150 @@
+"""Likelihood of counts with a background: antibodies that stick where their protein is not.
+
+Axes: r repeats of a row (samples and drawn components), n rows, then the shape of the modality.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mvkit.core import noise
+from mvkit.core.likelihood import ALONE, Context, Likelihood
+from mvkit.core.modality import Sizes
+from mvkit.errors import SpecError
+from mvkit.parts.likelihoods.counts import LARGEST_LOG_MEAN, SUPPORT, is_no_count
+from mvkit.parts.likelihoods.negative_binomial import (
+    log_negative_binomial,
+    negative_binomial_draws,
+)
+from mvkit.parts.likelihoods.numerics import limited, softplus
+from mvkit.registry.spec import spec
+
+NODES = 5  # of the Gauss-Hermite quadrature over a background
+FIRST_SCALE = 0.1  # of the posterior of a log-background
+LOWEST_START = 0.5  # counts, where the lower quartile is 0
+
+
+class ForegroundBackgroundLikelihood(nn.Module, Likelihood):
+    """Mixture of background and foreground, with a posterior of each feature's background.
+
+    Args:
+        shape: of the modality.
+    """
+
+    params = 2
+    integers = True
+    starts = True
+    support = SUPPORT
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.background = nn.Parameter(torch.zeros(shape))  # mean of the log-background
+        self.log_scale = nn.Parameter(torch.full(shape, math.log(FIRST_SCALE)))
+        self.log_theta = nn.Parameter(torch.zeros(shape))
+
+    def log_prob(self, out: Tensor, x: Tensor, context: Context) -> Tensor:
+        if not self.training:
+            return self._log_mixture(out, x, self.background)
+        nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
+        scale = self.log_scale.exp()
+        log_p = torch.zeros_like(out[..., 0])
+        for node, weight in zip(nodes, weights / weights.sum(), strict=True):
+            background = self.background + float(node) * scale
+            log_p = log_p + float(weight) * self._log_mixture(out, x, background)
+        return log_p
+
+    def _log_mixture(self, out: Tensor, x: Tensor, background: Tensor) -> Tensor:
+        """Log-probabilities of counts, (r, n, *shape), at log-backgrounds (*shape)."""
+        logit = out[..., 0]
+        below, above = self._log_means(out, background)
+        low = functional.logsigmoid(logit) + log_negative_binomial(x, below, self.log_theta)
+        high = functional.logsigmoid(-logit) + log_negative_binomial(x, above, self.log_theta)
+        return torch.logaddexp(low, high)
+
+    @staticmethod
+    def _log_means(out: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-means of the background (*shape), and of the foreground (..., n, *shape)."""
+        foreground = background + softplus(out[..., 1])  # (1 + exp(a)) μ_b
+        return limited(background, LARGEST_LOG_MEAN), limited(foreground, LARGEST_LOG_MEAN)
+
+    def mean(self, out: Tensor, context: Context = ALONE) -> Tensor:
+        share = torch.sigmoid(out[..., 0])
+        below, above = self._log_means(out, self.background)
+        return share * below.exp() + (1 - share) * above.exp()
+
+    def sample(self, out: Tensor, context: Context = ALONE) -> Tensor:
+        logit = out[..., 0]
+        below, above = self._log_means(out, self.background)
+        uniform = noise.draw("x/background", logit.shape, logit, generator=context.generator)
+        log_mean = torch.where(uniform < torch.sigmoid(logit), below, above)
+        return negative_binomial_draws(log_mean, self.log_theta, context.generator)
+
+    def penalty(self) -> Tensor:
+        """KL of the backgrounds' posterior to their prior, in nats, ().
+
+        The prior is the normal law of log-backgrounds that is closest to all of them together: its
+        loc and scale have a closed form, and need no training of their own.
+        """
+        variance = (2 * self.log_scale).exp()
+        spread = self.background - self.background.mean()
+        log_prior_scale = 0.5 * (variance + spread.square()).mean().log()
+        return (log_prior_scale - self.log_scale).sum()
+
+    def out_of_support(self, x: Tensor) -> Tensor:
+        return is_no_count(x)
+
+    def start(self, x: Tensor, observed: Tensor) -> None:
+        """Backgrounds start at the lower quartile of each feature's counts."""
+        if self.background.any():
+            return
+        values = torch.where(observed, x, torch.nan).double()
+        quartile = values.nanquantile(0.25, dim=0).nan_to_num(nan=1.0)
+        with torch.no_grad():
+            self.background.copy_(quartile.clamp(min=LOWEST_START).log())
+
+    def first_outputs(self, mean: Tensor, spread: Tensor) -> Tensor:
+        """Half of the rows start in the foreground, so far above that the means are the data's."""
+        above = 2 * (mean / self.background.detach().exp() - 1)
+        return torch.stack([torch.zeros_like(above), above.clamp(min=0.1).log()], -1)
+
+
+@spec
+class ForegroundBackground:
+    """Counts of background and foreground, π NB(μ_b, θ) + (1 - π) NB((1 + exp(a)) μ_b, θ).
+
+    Decoders emit the logit of π, the background's share, and a. The background μ_b of each
+    feature is trained, as a normal posterior of log μ_b: in training, densities are its expected
+    log-densities (by quadrature); outside training, those at its median. The prior of log μ_b is
+    normal with trained loc and scale; `penalty()` of the live likelihood is the KL to it in nats,
+    for all rows together. Objectives will add it in a later version; no objective does today.
+    Dispersions θ are trained, one for each feature. Training starts backgrounds at the lower
+    quartile of the counts. Backgrounds by level of a covariate are left for later.
+
+    Example:
+        >>> import mvkit
+        >>> proteins = mvkit.Modality((3,), "foreground_background")
+        >>> model = mvkit.Model({"proteins": proteins}, latent_dim=2, seed=0)
+        >>> round(model.decoders["proteins"].likelihood.penalty().item(), 3)
+        0.0
+
+    Reference: Gayoso et al., Joint Probabilistic Modeling of Single-Cell Multi-Omic Data with
+    totalVI, 2021, https://doi.org/10.1038/s41592-020-01050-x (there the background of each cell
+    is a latent of its own).
+    """
+
+    def build(self, sizes: Sizes) -> ForegroundBackgroundLikelihood:
+        """The likelihood with its backgrounds and dispersions."""
+        exposure = sizes.modalities[sizes.name].exposure
+        if exposure is not None:
+            raise SpecError(
+                f"exposure={exposure!r} with a foreground_background likelihood, whose "
+                "backgrounds are trained as they are counted; expected None; leave it out, or "
+                "take negative_binomial",
+                "exposure",
+            )
+        return ForegroundBackgroundLikelihood(sizes.shape)

@@ -1,0 +1,142 @@
+"""Negative binomial likelihood of counts that vary more than Poisson's.
+
+Axes: r repeats of a row (samples and drawn components), n rows, then the shape of the modality.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mvkit.core import noise
+from mvkit.core.likelihood import Context
+from mvkit.core.modality import Sizes
+from mvkit.core.noise import Generator
+from mvkit.errors import RequestError, SpecError
+from mvkit.parts.likelihoods.counts import CountLikelihood, poisson_draws
+from mvkit.parts.likelihoods.numerics import gamma_remainder, limited, softplus
+from mvkit.registry.spec import field, flag, integer, one_of, spec
+
+LARGEST_LOG_DISPERSION = 30.0
+SMALLEST_LOG_DISPERSION = -15.0
+
+
+def limited_log_theta(log_theta: Tensor) -> Tensor:
+    """Log-dispersions between -30 and 60; as they are from -15 to 30."""
+    return -limited(-limited(log_theta, LARGEST_LOG_DISPERSION), -SMALLEST_LOG_DISPERSION)
+
+
+def log_negative_binomial(x: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
+    """Log NB(x; μ, θ) of counts at log μ and log θ; shapes broadcast.
+
+    log Γ(x + θ) - log Γ(θ) - log x! - (x + θ) log(1 + μ/θ) + x (log μ - log θ), with the terms
+    that cancel at large θ taken out, so that Poisson's law is its limit.
+    """
+    log_theta = limited_log_theta(log_theta)
+    theta = log_theta.exp()
+    growth = torch.log1p(x / theta)
+    remainder = gamma_remainder(x + theta, log_theta + growth) - gamma_remainder(theta, log_theta)
+    spread = growth - softplus(log_mean - log_theta)
+    return (x + theta) * spread + x * (log_mean - 1) + remainder - torch.lgamma(x + 1)
+
+
+def negative_binomial_draws(log_mean: Tensor, log_theta: Tensor, generator: Generator) -> Tensor:
+    """Draws of NB(μ, θ): Poisson's, at means that follow a gamma law; log θ broadcasts."""
+    log_theta = limited_log_theta(log_theta).expand(log_mean.shape)
+
+    def gammas(size: tuple[int, ...], **options: object) -> Tensor:
+        return torch._standard_gamma(log_theta.exp(), generator=generator)
+
+    gamma = noise.draw("x/gamma", log_mean.shape, log_mean, generator=generator, sampler=gammas)
+    mean = gamma.clamp(min=0) * (log_mean - log_theta).exp()
+    return poisson_draws("x/poisson", mean, generator)
+
+
+class NegativeBinomialLikelihood(CountLikelihood):
+    """The negative binomial law, its dispersion trained or decoded."""
+
+    def __init__(self, sizes: Sizes, spec: NegativeBinomial) -> None:
+        decoded = spec.by == "decoded"
+        super().__init__(sizes, own=2 if decoded else 1, zero_inflated=spec.zero_inflated)
+        shapes = {
+            "modality": (),
+            "feature": sizes.shape,
+            "feature_and_level": (spec.levels, *sizes.shape),
+        }
+        self.level = spec.level if spec.by == "feature_and_level" else None
+        self.log_theta = None if decoded else nn.Parameter(torch.zeros(shapes[spec.by]))
+
+    def log_count(
+        self, x: Tensor, log_mean: Tensor, numbers: tuple[Tensor, ...], context: Context
+    ) -> Tensor:
+        return log_negative_binomial(x, log_mean, self._log_theta(numbers, context))
+
+    def count(self, log_mean: Tensor, numbers: tuple[Tensor, ...], context: Context) -> Tensor:
+        log_theta = self._log_theta(numbers, context)
+        return negative_binomial_draws(log_mean, log_theta, context.generator)
+
+    def _log_theta(self, numbers: tuple[Tensor, ...], context: Context) -> Tensor:
+        """Log-dispersions that broadcast with (..., n, *shape).
+
+        Raises:
+            RequestError: they are of a level of the row, and nobody says which.
+        """
+        if self.log_theta is None:
+            return numbers[1]
+        if self.level is None:
+            return self.log_theta
+        if self.level not in context.covariates:
+            raise RequestError(
+                f"negative_binomial: its dispersion is by the level of {self.level!r}, which the "
+                "rows lack; expected an index per row; give it among the covariates"
+            )
+        return self.log_theta[context.covariates[self.level].long()]
+
+
+@spec
+class NegativeBinomial:
+    """Negative binomial likelihood of counts of mean μ and variance μ + μ²/θ.
+
+    Decoders emit log μ, and the density is computed from logarithms throughout, so that x = 0,
+    μ → 0 and θ → ∞ (Poisson's law) are finite. For exposures and large log-means see `Poisson`.
+
+    Args:
+        by: one dispersion θ for the `modality`, or for each `feature`, trained; one for each
+            `feature_and_level` of a covariate; or `decoded`, a second number for each element:
+            log θ.
+        level: the covariate, for `feature_and_level`.
+        levels: how many levels it has.
+        zero_inflated: decoders emit one more logit for each element, that of the probability π of
+            a zero that nothing was counted for: p(0) = π + (1 - π) NB(0).
+
+    Example:
+        >>> import mvkit
+        >>> counts = mvkit.Modality((3,), {"name": "negative_binomial", "by": "feature"})
+        >>> model = mvkit.Model({"rna": counts}, latent_dim=2, seed=0)
+        >>> model.decoders["rna"].likelihood.log_theta.shape
+        torch.Size([3])
+
+    Reference: Lopez et al., Deep Generative Modeling for Single-Cell Transcriptomics, 2018,
+    https://doi.org/10.1038/s41592-018-0229-2.
+    """
+
+    by: str = field(
+        default="feature", check=one_of("modality", "feature", "feature_and_level", "decoded")
+    )
+    level: str = field(default="", check=lambda v: None if isinstance(v, str) else "a name")
+    levels: int = field(default=0, check=integer())
+    zero_inflated: bool = field(default=False, check=flag)
+
+    def __attrs_post_init__(self) -> None:
+        complete = bool(self.level) and self.levels > 0
+        if complete != (self.by == "feature_and_level") or bool(self.level) != (self.levels > 0):
+            raise SpecError(
+                f"by={self.by!r} with level={self.level!r} and levels={self.levels}; expected "
+                "both with by='feature_and_level' (the covariate's name, and how many levels it "
+                "has), neither otherwise",
+                "level",
+            )
+
+    def build(self, sizes: Sizes) -> NegativeBinomialLikelihood:
+        """The likelihood with its dispersions."""
+        return NegativeBinomialLikelihood(sizes, self)
