@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from installs import PART, declares, guide_package, install
 
 import mvkit
@@ -175,6 +176,17 @@ def test_the_package_of_the_guide(packages):
     text = "[mvkit]\n" + "".join(f"{name} = {module}\n" for name, module in points.items())
     (packages / "mvkit_sharp-0.1.0.dist-info" / "entry_points.txt").write_text(text)
     shutil.move(root / "src" / "mvkit_sharp", packages)
-    for kind, name in (("aggregator", "geometric"), ("prior", "heavy"), ("likelihood", "counts")):
+    parts = [("aggregator", "geometric"), ("prior", "heavy"), ("network", "gated")]
+    parts += [("likelihood", "counts"), ("likelihood", "rates")]
+    for kind, name in parts:
         assert name in mvkit.available(kind)
         check_component(kind, f"mvkit-sharp/{name}")
+    gated = {"encoder": "mvkit-sharp/gated", "decoder": "mvkit-sharp/gated"}
+    rates = mvkit.Modality((3,), "mvkit-sharp/rates", exposure="years", **gated)
+    model = mvkit.Model({"a": rates}, covariates={"site": ("A", "B")}, seed=0)
+    given = {"site": ["A", "B"], "years": [1.0, 20.0]}
+    rows = mvkit.Batch({"a": torch.ones(2, 3)}, covariates=given)
+    drawn = model.translate(rows, latent="mean")["a"][0]
+    unit = model.translate(rows, latent="mean", exposure={"a": 1.0})["a"][0]
+    torch.testing.assert_close(drawn[1], 20 * unit[1])
+    assert torch.isfinite(model.loss(rows).loss)

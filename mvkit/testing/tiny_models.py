@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -96,7 +97,7 @@ def fillers(batch: Batch, value: float) -> Batch:
     data = {name: x.clone() for name, x in batch.data.items()}
     for x, observed in zip(data.values(), batch.observed.T, strict=True):
         x[~observed] = value
-    return Batch(data, batch.mask, batch.elements)
+    return attrs.evolve(batch, data=data)
 
 
 def loss_and_gradients(
