@@ -1,6 +1,6 @@
 """Data to learn from: polydigits as it is, flattened and with other crops; real tables.
 
-    data = splits("crops", seed=1, rows=4000)
+data = splits("crops", seed=1, rows=4000)
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def splits(variant: str, folder: Path, *, seed: int, rows: int | None) -> catalo
         data = _flattened(data)
     if rows is None:
         return data
-    return _splits(data.modalities, {**_batches(data), "train": data.train.batch.take(slice(rows))})
+    return _splits(
+        data.modalities, {**_batches(data), "train": data.train.batch.take(slice(rows))}
+    )
 
 
 def _batches(data: catalogue.Splits) -> dict[str, mvkit.Batch]:

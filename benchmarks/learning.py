@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import digits
 import torch
@@ -59,13 +60,13 @@ def measured(model: mvkit.Model, data: object, judge: Judges) -> dict[str, float
 
 
 @torch.no_grad()
-def collapse(
-    model: mvkit.Model, data: mvkit.data.datasets.catalogue.Splits
-) -> dict[str, object]:
+def collapse(model: mvkit.Model, data: mvkit.data.datasets.catalogue.Splits) -> dict[str, object]:
     """Latents alive, and squared errors on test rows against those of the mean of train rows.
 
-    A level collapsed if fewer than two of its latents are alive: of z, and of every modality's own
-    latents. An error of 1 is that of the mean, which is the decoder of a collapsed model.
+    A level collapsed if fewer than two of its latents are alive: of z, of all private latents
+    together, and of every modality's latents at the bottom of a stack. An error of 1 is that of
+    the mean, which is the decoder of a collapsed model. Each modality is also decoded from itself
+    alone: under a mixture of experts, all others together say less of it.
     """
     test, train = data.test.batch, data.train.batch
     row: dict[str, object] = {}
@@ -79,11 +80,22 @@ def collapse(
     errors = _errors(pictures, test.data, means)
     row["error"] = round(sum(errors) / len(errors), 3)
     row["error, worst"] = max(errors)
+    own = {}
+    for name in means:
+        own[name] = model.translate(test, [name], [name], latent="mean")[name][0]
+    errors = _errors(own, test.data, means)
+    row["error, own"] = round(sum(errors) / len(errors), 3)
     if isinstance(model, mvkit.Stack):
         row["error of codes"] = _error_of_codes(model, train, test)
-    row["collapsed"] = min([row.get("alive", 2), *row.get("alive, private", ())]) < 2
-    row["collapsed"] |= row["error"] > 0.9
+    row["collapsed"] = _collapsed(row, isinstance(model, mvkit.Stack))
     return row
+
+
+def _collapsed(row: Mapping[str, Any], stacked: bool) -> bool:
+    private = row.get("alive, private", [2])
+    levels = [row.get("alive", 2), min(private) if stacked else sum(private)]
+    errors = [min(row["error"], row["error, own"]), row.get("error of codes", 0.0)]
+    return min(levels) < 2 or max(errors) > 0.9
 
 
 def _alive(z: Tensor) -> int:
@@ -128,12 +140,7 @@ def run(
     # a part of `--set` that this recipe does not take is an error, which is meant
     model = getattr(recipes, name)(data.modalities, latent_dim=16, seed=seed, **options.set)
     mvkit.fit(
-        model,
-        data.train,
-        validation=data.valid,
-        epochs=options.epochs,
-        seed=seed,
-        progress=False,
+        model, data.train, validation=data.valid, epochs=options.epochs, seed=seed, progress=False
     )
     row = {"recipe": name, "data": options.data, "rows": len(data.train), "epochs": options.epochs}
     row |= {"seed": seed, "cpu seconds": round(time.process_time() - start), **options.set}
