@@ -19,7 +19,8 @@ from mvkit.data.datasets import catalogue
 from mvkit.data.datasets.polydigits import make
 from mvkit.parts import Normal
 
-VARIANTS = ("polydigits", "flat", "crops", "mfeat", "rosmap")
+TABLES = ("mfeat", "rosmap")
+VARIANTS = ("polydigits", "flat", "crops", *TABLES, "mfeat, standardised")
 # other parts of the photographs, other flips, other ways to blend than `make.LOOKS`
 LOOKS = (
     ("flower.jpg", 0.25, 0.75, 0, "bright"),
@@ -39,14 +40,17 @@ def splits(variant: str, folder: Path, *, seed: int, rows: int | None) -> catalo
         seed: of the crops.
         rows: of train, at most; None: all.
     """
-    if variant in ("mfeat", "rosmap"):
-        data = mvkit.load_dataset(variant, path=str(folder / variant))
+    table = variant.partition(",")[0]
+    if table in TABLES:
+        data = mvkit.load_dataset(table, path=str(folder / table))
     elif variant == "crops":
         data = _crops(seed)
     else:
         data = mvkit.load_dataset("polydigits")
     if variant == "flat":
         data = _flattened(data)
+    if variant.endswith("standardised"):
+        data = _standardised(data)
     if rows is None:
         return data
     return _splits(
@@ -79,6 +83,18 @@ def _flattened(data: catalogue.Splits) -> catalogue.Splits:
         vectors = {name: x.flatten(1) for name, x in batch.data.items()}
         batches[split] = mvkit.Batch(vectors, extra=dict(batch.extra))
     return _splits(modalities, batches)
+
+
+def _standardised(data: catalogue.Splits) -> catalogue.Splits:
+    """Every feature by the mean and the deviation of its train rows."""
+    train = data.train.batch.data
+    mean = {name: x.mean(0) for name, x in train.items()}
+    deviation = {name: x.std(0).clamp(min=1e-6) for name, x in train.items()}
+    batches = {}
+    for split, batch in _batches(data).items():
+        values = {name: (x - mean[name]) / deviation[name] for name, x in batch.data.items()}
+        batches[split] = mvkit.Batch(values, extra=dict(batch.extra))
+    return _splits(data.modalities, batches)
 
 
 def _crops(seed: int) -> catalogue.Splits:

@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="folder for the trained models")
     options = parser.parse_args()
     data = digits.splits(options.data, options.folder, seed=1, rows=options.rows)
-    judged = options.data not in ("mfeat", "rosmap") and not options.no_judges
+    judged = options.data in ("polydigits", "flat", "crops") and not options.no_judges
     judge = judges(data) if judged else None
     for name in options.recipes:
         for seed in options.seeds:

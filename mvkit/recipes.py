@@ -149,7 +149,7 @@ def mvtcae(modalities: Modalities, latent_dim: int = 10, *, alpha: float = 5 / 6
     return _model(options, modalities, latent_dim=latent_dim, aggregator=POE, objective=objective)
 
 
-def dmvae(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 4, beta: float = 1.0,
+def dmvae(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 2, beta: float = 0.5,
           **options: Any) -> Model:
     """DMVAE: private latents; the joint ELBO, and each expert's, from which all are generated.
 

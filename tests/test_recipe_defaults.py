@@ -55,10 +55,17 @@ def test_others_start_at_their_whole_kl(recipe):
     assert getattr(recipes, recipe)(SHAPES, seed=0).spec.schedule == Single()
 
 
-@pytest.mark.parametrize(("recipe", "width"), [("dmvae", 4), ("mmvaeplus", 4), ("cmvae", 4)])
+@pytest.mark.parametrize(("recipe", "width"), [("dmvae", 2), ("mmvaeplus", 4), ("cmvae", 4)])
 def test_private_latents_are_as_wide_as_the_recipe_says(recipe, width):
     model = getattr(recipes, recipe)(SHAPES, seed=0)
     assert {modality.private_dim for modality in model.modalities.values()} == {width}
+
+
+def test_the_kl_of_dmvae_counts_half_unless_told_otherwise():
+    assert recipes.dmvae(SHAPES, seed=0).spec.objective.kl_weight == 0.5
+    published = recipes.dmvae(SHAPES, private_dim=4, beta=1.0, seed=0)
+    assert published.spec.objective.kl_weight == 1.0
+    assert published.modalities["a"].private_dim == 4
 
 
 # what collapsed
