@@ -54,9 +54,11 @@ def _warmup(epochs: int) -> Single:
 
 
 def telbo(modalities: Modalities, latent_dim: int = 10, *, lambdas: Factors | None = None,
-          gammas: Factors | None = None, stages: int = 2, share: float = 0.5,
+          gammas: Factors | None = None, stages: int = 1, share: float = 0.5,
           rescale: Rescale = "dims", aggregator: PartLike = SKIPPING, **options: Any) -> Model:
-    """TELBO: joint ELBO, then unimodal ones under the trained decoders; in one stage, all at once.
+    """TELBO: joint and unimodal ELBOs at once; with `stages=2`, the joint one, then unimodal ones.
+
+    The second stage leaves the decoders as the first has trained them.
 
     Reference: Vedantam, Fischer, Huang and Murphy, ICLR 2018, https://arxiv.org/abs/1705.10762.
     """
@@ -169,7 +171,7 @@ def mvtcae(modalities: Modalities, latent_dim: int = 10, *, alpha: float = 5 / 6
     return _model(options, modalities, latent_dim=latent_dim, aggregator=POE, objective=objective)
 
 
-def dmvae(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 4, beta: float = 1.0,
+def dmvae(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 2, beta: float = 0.5,
           **options: Any) -> Model:
     """DMVAE: private latents; the joint ELBO, and each expert's, from which all are generated.
 
@@ -230,14 +232,16 @@ def mhvae(modalities: Modalities, latent_dim: int = 10, *, levels: int | Sequenc
 
 
 def nexus(modalities: Modalities, latent_dim: int = 10, *,
-          bottom_dim: int | Mapping[str, int] = 16, message_dim: int = 64,
-          dropout_rate: float = 0.5, bottom_beta: float = 1.0, top_beta: float = 1.0,
-          gammas: Factors | None = None, scale: float | str = "optimal", warmup: int = 0,
+          bottom_dim: int | Mapping[str, int] = 8, message_dim: int = 64,
+          dropout_rate: float = 0.7, bottom_beta: float = 1.0, top_beta: float = 0.2,
+          gammas: Factors | None = None, scale: float | str = "optimal", warmup: int = 5,
           rescale: Rescale = None, **options: Any) -> Stack:
     """Nexus: one VAE per modality, and a mean-message model of their latents with dropout.
 
     `rescale` weighs the bottom; the top, whose data are latents, has `gammas`. `bottom_beta` times
-    the `private_beta` of a modality is the factor of its KL.
+    the `private_beta` of a modality is the factor of its KL. The top learns nothing where its KL
+    costs more than the bottom's latents repay, which at first are noise: hence `top_beta` and
+    `warmup`. docs/models.md has the settings of the paper and of the reference library.
 
     Reference: Vasco, Yin, Melo and Paiva, https://doi.org/10.1016/j.neunet.2021.11.019.
     """

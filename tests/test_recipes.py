@@ -453,6 +453,7 @@ def test_nexus(scale):
         "nexus",
         bottom_dim=2,
         message_dim=5,
+        dropout_rate=0.5,
         scale=scale,
         bottom_beta=0.7,
         top_beta=0.6,
@@ -689,7 +690,7 @@ def test_a_stack_answers_like_a_model():
 
 
 def test_nexus_ramps_reach_a_level():
-    model = made("nexus", bottom_dim=2)
+    model = made("nexus", bottom_dim=2, top_beta=1.0)
     stage = mvkit.Stage(None, 2, ramps={"levels.1.kl_weight": "linear"})
     at = stage.at(model.spec.objective, 1)
     assert at.levels[1].kl_weight == pytest.approx(0.1)

@@ -10,8 +10,8 @@
 # # Training in stages: TELBO and JMVAE
 #
 # A joint encoder sees everything; unimodal encoders stand in for it where modalities are missing.
-# JMVAE trains both at once, TELBO the joint encoder and the decoders first, the unimodal encoders
-# afterwards.
+# JMVAE trains both at once, and so does TELBO by default; with `stages=2` TELBO trains the joint
+# encoder and the decoders first, the unimodal encoders afterwards.
 
 # %%
 from matplotlib import pyplot as plt
@@ -26,7 +26,7 @@ data = mvkit.load_dataset("polydigits", missing=0.3)
 # A recipe is a filled-in `Model`; its schedule is a list of stages, which is data.
 
 # %%
-telbo = recipes.telbo(data.modalities, latent_dim=16, seed=0)
+telbo = recipes.telbo(data.modalities, latent_dim=16, stages=2, seed=0)
 jmvae = recipes.jmvae(data.modalities, latent_dim=16, warmup=5, seed=0)
 for stage in telbo.spec.schedule.stages(telbo, 20):
     print(stage)
