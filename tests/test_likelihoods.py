@@ -989,7 +989,7 @@ def test_in_training_backgrounds_are_averaged_over_their_posterior():
     loc, scale, theta = (
         f.detach().numpy() for f in (part.background, part.log_scale.exp(), part.log_theta.exp())
     )
-    for repeat, row, f in itertools.product(range(2), range(4), range(3)):
+    for repeat, row, f in itertools.product(range(1), range(2), range(3)):
         logit, above = out[repeat, row, f].numpy()
 
         def integrand(eps):
@@ -1036,7 +1036,7 @@ def test_backgrounds_start_at_the_lower_quartile():
 
 def test_fit_tells_foreground_from_background():
     model, data = small_model("foreground_background")
-    mvkit.fit(model, data, epochs=60, lr=1e-2, batch_size=50, progress=False)
+    mvkit.fit(model, data, epochs=40, lr=1e-2, batch_size=50, progress=False)
     background = model.decoders["a"].likelihood.background.exp().detach()
     np.testing.assert_allclose(background, [5.0, 5.0, 5.0], rtol=0.35)
 
@@ -1124,7 +1124,7 @@ def small_model(title, **options):
 @learnt
 def test_fit_learns(title):
     model, data = small_model(title)
-    history = mvkit.fit(model, data, epochs=40, lr=1e-2, batch_size=50, progress=False)
+    history = mvkit.fit(model, data, epochs=15, lr=1e-2, batch_size=50, progress=False)
     loss = history["loss"]
     assert np.isfinite(loss).all()
     assert loss[-1] < loss[0] - 0.1
@@ -1149,7 +1149,7 @@ def test_models_with_exposures_tell_rates_from_depths(name, exposure):
         given["covariates"] = {"depth": depth.astype(np.float32)}
     model = Model({"rna": modality, "b": (1,)}, latent_dim=1, seed=0, **options)
     data = {"rna": torch.tensor(x), "b": torch.zeros(300, 1)}
-    mvkit.fit(model, mvkit.Batch(data, **given), epochs=60, lr=3e-3, batch_size=50, progress=False)
+    mvkit.fit(model, mvkit.Batch(data, **given), epochs=40, lr=3e-3, batch_size=50, progress=False)
     rows = mvkit.Batch(
         {"b": torch.zeros(2, 1)}, **{k: {"depth": v["depth"][:2]} for k, v in given.items()}
     )
