@@ -58,6 +58,13 @@ def observed_total(x: Tensor, elements: Tensor | None) -> Tensor:
     return x.flatten(1).sum(1)
 
 
+def stated(exposure: Tensor | None, otherwise: Tensor | float) -> Tensor:
+    """Exposures (n,), with something else where nobody states them: NaN, or None for all rows."""
+    if exposure is None:
+        return torch.as_tensor(otherwise)
+    return torch.where(exposure.isnan(), otherwise, exposure)
+
+
 def poisson_draws(site: str, mean: Tensor, generator: Generator) -> Tensor:
     """Counts of these means, by a generator."""
 
@@ -145,18 +152,18 @@ class CountLikelihood(nn.Module, Likelihood):
         """Log-means of counts, (..., n, *shape).
 
         With an exposure s they are out + log s, or log s and the logarithm of a share of the total
-        s. Where nobody states a total, it is that of the counts x (n, *shape), or else 1.
+        s. Where nobody states s, a total is that of the counts x (n, *shape); else it is 1.
         """
         exposure = context.exposure
         if self.exposure == "total":
             counted = context.counted
-            if exposure is None and x is not None:
-                exposure = observed_total(x, context.elements)
-                counted = context.elements
+            if x is not None:
+                exposure = stated(exposure, observed_total(x, context.elements))
+                counted = context.elements if context.exposure is None else counted
             out = log_shares(out, counted, self.axes)
         if exposure is None:
             return limited(out, LARGEST_LOG_MEAN)
-        s = per_row(exposure, out, self.axes)
+        s = per_row(stated(exposure, 1.0), out, self.axes)
         log_exposure = s.clamp(min=torch.finfo(s.dtype).tiny).log()
         log_mean = limited(out + log_exposure, LARGEST_LOG_MEAN)
         return torch.where(s > 0, log_mean, UNEXPOSED)

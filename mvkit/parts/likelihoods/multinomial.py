@@ -25,6 +25,7 @@ from mvkit.parts.likelihoods.counts import (
     observed_total,
     per_row,
     poisson_draws,
+    stated,
 )
 from mvkit.registry.spec import spec
 
@@ -75,11 +76,8 @@ class MultinomialLikelihood(nn.Module, Likelihood):
         self.axes = len(sizes.shape)
 
     def log_prob(self, out: Tensor, x: Tensor, context: Context) -> Tensor:
-        counted = context.counted
-        total = context.exposure
-        if total is None:
-            counted = context.elements
-            total = observed_total(x, counted)
+        counted = context.elements if context.exposure is None else context.counted
+        total = stated(context.exposure, observed_total(x, context.elements))
         if counted is None:
             counted = torch.ones_like(x, dtype=torch.bool)
         number = counted.flatten(1).sum(1).clamp(min=1)
@@ -91,7 +89,7 @@ class MultinomialLikelihood(nn.Module, Likelihood):
         shares = log_shares(out, context.counted, self.axes).exp()
         if context.exposure is None:
             return shares
-        return shares * per_row(context.exposure, out, self.axes)
+        return shares * per_row(stated(context.exposure, 1.0), out, self.axes)
 
     def sample(self, out: Tensor, context: Context = ALONE) -> Tensor:
         """Counts of the stated total, or of 1; those that it does not count are Poisson's."""
@@ -101,7 +99,7 @@ class MultinomialLikelihood(nn.Module, Likelihood):
             counted = mean.new_ones(mean.shape[-self.axes - 1 :], dtype=torch.bool)
         total = torch.ones_like(mean[..., :1].flatten(-self.axes)[..., :1])
         if context.exposure is not None:
-            total = per_row(context.exposure, out, 1)
+            total = per_row(stated(context.exposure, 1.0), out, 1)
         shares = torch.where(counted, mean, 0.0).flatten(-self.axes)
         draws = multinomial_draws(total, shares, context.generator).reshape(mean.shape)
         if bool(counted.all()):
