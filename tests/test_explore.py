@@ -185,7 +185,9 @@ def test_a_model_outside_the_run_is_refused(run, tmp_path, capsys):  # noqa: F81
     (other / "model.safetensors").symlink_to(run / "model.safetensors")
     assert cli.main(["explore", str(other), "--data", "few"]) == 1
     assert "or a link that leads out of it" in capsys.readouterr().err
-    with pytest.raises(DataError, match="no model.safetensors in this folder"):
+    with pytest.raises(
+        DataError, match="no such folder; expected the folder of a run, with model.safetensors"
+    ):
         explore(tmp_path / "none")
 
 

@@ -147,7 +147,10 @@ def test_the_command(run, capsys, monkeypatch):
     assert "coherence" in capsys.readouterr().out
     assert (run / "report.html").stat().st_size > 100_000
     assert cli.main(["report", str(run.parent / "nowhere")]) == 1
-    assert "no model.safetensors in this folder" in capsys.readouterr().err
+    assert (
+        "no such folder; expected the folder of a run, with model.safetensors"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

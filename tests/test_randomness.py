@@ -32,7 +32,10 @@ SOURCES = {
 ALLOWED = {
     "core/noise.py": "the one place",
     "parts/families.py": "standard noise of a family, which noise.draw calls",
-    "parts/likelihoods.py": "samplers that noise.draw calls",
+    "parts/likelihoods/location_scale.py": "samplers that noise.draw calls",
+    "parts/likelihoods/positive.py": "likewise",
+    "parts/likelihoods/counts.py": "likewise",
+    "parts/likelihoods/negative_binomial.py": "likewise",
     "parts/samplers.py": "a sampler that noise.draw calls",
     "training/fingerprint.py": "puts the states of global generators back",
     "models/claimed_tensors.py": "names functions that make tensors, and calls none",

@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mvkit.core import noise
 from mvkit.core.context_networks import built_network, check_takes_context
 from mvkit.errors import SpecError
 from mvkit.registry.spec import field, one_of, spec
@@ -80,7 +81,8 @@ class WithContext(nn.Module):
             projection = nn.Linear(context, channels, bias=False)
             # as drawn where they were columns of the layer's own weight
             bound = 1 / math.sqrt(weight.numel() / channels + context)
-            nn.init.uniform_(projection.weight, -bound, bound)
+            uniforms = noise.initial_uniforms(tuple(projection.weight.shape)).detach()
+            projection.weight = nn.Parameter(bound * (2 * uniforms - 1))
             self.projections[str(i)] = projection
 
     def forward(self, rows: Tensor, context: Tensor) -> Tensor:
