@@ -2,6 +2,7 @@
 
 import datetime
 import math
+import warnings
 
 import attrs
 import numpy as np
@@ -381,3 +382,23 @@ def test_files_say_what_they_lack(tmp_path):
         MultimodalDataset.from_files(paths, id="id", covariates=tmp_path / "no.csv")
     with pytest.raises(DataError, match="a modality is called 'covariates'"):
         MultimodalDataset.from_files({"covariates": paths["a"]}, covariates=str(paths["b"]))
+
+
+def test_a_column_may_be_label_and_covariate():
+    tables, known = separated()
+    tables = {**tables, "known": known.iloc[:-1]}
+    data = MultimodalDataset.from_tables(tables, label="site", **NAMED)
+    check_same(data)
+    assert list(data.labels) == list(data.batch.extra["site"])
+
+
+def test_days_as_text_are_told_since_they_are_words():
+    days = pd.date_range("2020-01-01", periods=50).strftime("%Y-%m-%d")
+    table = pd.DataFrame({"x": np.arange(50.0), "day": days, "site": ["A", "B"] * 25})
+    with pytest.warns(UserWarning, match="50 different words in 50 rows, such as '2020-01-01'"):
+        MultimodalDataset.from_tables({"a": table}, covariates=["day", "site"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table["day"] = pd.to_datetime(table["day"])
+        data = MultimodalDataset.from_tables({"a": table}, covariates=["day", "site"])
+    assert data.covariates == {"day": Covariate(), "site": Covariate(("A", "B"))}

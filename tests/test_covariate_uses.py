@@ -4,6 +4,8 @@ import json
 import tomllib
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 import torch
 
@@ -111,9 +113,11 @@ def test_a_run_resumes_on_the_command_line_with_the_same_bits(tmp_path, capsys):
     file = str(tmp_path / "a.toml")
     assert main(["train", file, "--folder", str(whole), "--set", "train.epochs=4"]) == 0
     assert main(["train", file, "--folder", str(part), "--set", "train.epochs=4"]) == 0
-    latest = sorted((part / "checkpoints").glob("*.safetensors"))
+    first, *later = sorted((part / "checkpoints").glob("*.safetensors"))
+    assert later
+    for checkpoint in later:
+        checkpoint.unlink()
     (part / "model.safetensors").unlink()
-    assert latest
     assert main(["resume", str(part)]) == 0
     left, right = (
         mvkit.load(folder / "model.safetensors").state_dict() for folder in (whole, part)
@@ -317,3 +321,47 @@ def test_the_page_of_a_run_draws_all_and_shows_the_covariates(tmp_path):
     assert "Latent dimensions moved, a: not drawn" not in page
     config = tomllib.loads((run / "run.toml").read_text())
     assert config["model"]["covariates"]["age"]["levels"] == []
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars", "arrays"])
+def test_tables_and_arrays_are_filled_given_a_table_of_covariates(kind):
+    model, data = trained()
+    ids = [f"p{i}" for i in range(len(data))]
+    given = {name: data.batch.extra[name] for name in ("site", "age")}
+    known = pd.DataFrame({"site": given["site"], "age": given["age"].numpy()}, index=ids)
+    known = known.iloc[::-1]
+    tables = {}
+    for name, values in data.batch.data.items():
+        tables[name] = pd.DataFrame(values.numpy(), index=ids)
+        tables[name].columns = [f"{name}{i}" for i in range(values.shape[1])]
+    options = {"covariates": known}
+    if kind == "polars":
+        tables = {name: pl.from_pandas(x.reset_index(names="id")) for name, x in tables.items()}
+        options = {"covariates": pl.from_pandas(known.reset_index(names="id")), "id": "id"}
+    elif kind == "arrays":
+        tables = {name: x.to_numpy() for name, x in tables.items()}
+        options = {"covariates": given}
+    codes = mvkit.embed(model, tables, **options)
+    if kind != "arrays":
+        frame = codes.to_pandas().set_index("id") if kind == "polars" else codes
+        assert frame.index.tolist() == ids
+        codes = frame.to_numpy()
+    np.testing.assert_allclose(codes, model.encode(data.batch).numpy(), rtol=1e-5, atol=1e-6)
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    filled = mvkit.impute(model, tables, generator=generators[0], **options)
+    expected = mvkit.impute(model, data, generator=generators[1])
+    values = filled["a"]
+    if kind == "polars":
+        values = values.drop("id").to_numpy()
+    np.testing.assert_allclose(np.asarray(values), expected.batch.data["a"], rtol=1e-4, atol=1e-5)
+    assert type(filled["a"]) is type(tables["a"])
+
+
+def test_covariates_for_data_that_have_their_own_are_refused():
+    model, data = trained()
+    for ask in (mvkit.impute, mvkit.embed):
+        for own in (data, data.batch):
+            with pytest.raises(DataError, match=f"a {type(own).__name__} has its own.*leave"):
+                ask(model, own, covariates={"site": ["A"] * len(data)})
+        with pytest.raises(DataError, match="got a list; expected a mapping from name"):
+            ask(model, {"a": np.zeros((2, 3))}, covariates=["site"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import numbers
+import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from mvkit.errors import DataError, ShapeError
 Kind = Literal["words", "whole numbers", "numbers"]
 Levels = Mapping[str, tuple[Level, ...]]
 COVARIATES = "covariates"  # how messages call a table of them
+MANY = 20  # levels; so few may well differ in as few rows
 FLAGS = ("False", "True")
 EPOCH = datetime.datetime(1970, 1, 1)
 DAY = datetime.timedelta(days=1)
@@ -243,6 +245,8 @@ def with_columns(
 ) -> dict[str, tuple[Level, ...]]:
     """Puts columns into the `extra` of a batch; the levels of those that are covariates.
 
+    Warns of words that are nearly all different, such as days or numbers as text.
+
     Raises:
         DataError: a name that is that of a modality, or that labels have.
     """
@@ -260,7 +264,19 @@ def with_columns(
         batch.extra[column.name] = column.aligned(batch.extra.get("id"), len(batch))
         if column.name != ROW_WEIGHT:
             levels[column.name] = column.levels
+            _warn_if_all_differ(column)
     return levels
+
+
+def _warn_if_all_differ(column: RowColumn) -> None:
+    known = [value for value in column.values if value is not None]
+    if len(column.levels) > MANY and len(column.levels) > len(known) / 2:
+        warnings.warn(
+            f"{column.where}: {len(column.levels):,} different words in {len(known):,} rows, such "
+            f"as {known[0]!r}; little can be learnt of a level that one or two rows have; if they "
+            "are days or numbers, convert them (pandas.to_datetime, pandas.to_numeric)",
+            stacklevel=5,  # of whoever called from_tables
+        )
 
 
 def declared(levels: Levels, modalities: Mapping[str, Modality]) -> dict[str, Covariate]:
