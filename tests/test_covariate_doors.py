@@ -107,6 +107,13 @@ def test_columns_of_tables_are_covariates(kind, shuffled, tmp_path):
     check_same(data)
 
 
+@pytest.mark.parametrize("kind", [tuple, np.array, pd.Index, iter, dict.fromkeys])
+def test_names_come_in_any_order(kind):
+    names = kind(["site", "age"])
+    names = names.keys() if isinstance(names, dict) else names
+    check_same(MultimodalDataset.from_tables(frames(), covariates=names, row_weight="w"))
+
+
 def separated():
     """Tables of features alone, and one of covariates with rows that nobody else has."""
     tables = frames()
@@ -143,7 +150,7 @@ def test_a_table_of_nothing_else_is_no_modality():
     check_same(data)
 
 
-@pytest.mark.parametrize("kind", ["plain", "tensors", "ids", "table", "npz", "shuffled"])
+@pytest.mark.parametrize("kind", ["plain", "tensors", "pandas", "ids", "table", "npz", "shuffled"])
 def test_covariates_of_arrays(kind, tmp_path):
     values = world()
     arrays = {"a": values["a"], "b": values["b"]}
@@ -157,6 +164,12 @@ def test_covariates_of_arrays(kind, tmp_path):
         given["site"] = np.array(given["site"])
         weight = torch.as_tensor(values["w"])
         data = MultimodalDataset.from_arrays(arrays, covariates=given, row_weight=weight)
+        by_id = False
+    elif kind == "pandas":
+        given = {"site": pd.Categorical(given["site"]), "age": pd.Index(given["age"])}
+        data = MultimodalDataset.from_arrays(
+            arrays, covariates=given, row_weight=pd.array(values["w"])
+        )
         by_id = False
     elif kind == "ids":
         mappings = {name: dict(zip(IDS, column, strict=True)) for name, column in given.items()}
@@ -264,10 +277,18 @@ def test_what_columns_become(kind, gap, tmp_path):
     torch.testing.assert_close(codes, model.encode(data.batch))
 
 
-def test_days_of_arrays_are_counted_from_1970():
-    days = np.array(DAYS, dtype="datetime64[ns]")
-    data = MultimodalDataset.from_arrays({"a": np.zeros((12, 2))}, covariates={"day": days})
-    assert data.batch.extra["day"].tolist() == DAY_NUMBERS
+@pytest.mark.parametrize("unit", ["ns", "us", "s", "h"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_days_of_arrays_are_counted_from_1970(unit, packed):
+    days = np.array([*DAYS[:11], "NaT"], dtype=f"datetime64[{unit}]")
+    spans = days - np.datetime64("2020-01-01")
+    given = {"day": days, "span": spans}
+    if not packed:
+        given = {name: list(values) for name, values in given.items()}
+    data = MultimodalDataset.from_arrays({"a": np.zeros((12, 2))}, covariates=given)
+    assert data.batch.extra["day"][:11].tolist() == DAY_NUMBERS[:11]
+    assert data.batch.extra["span"][:11].tolist() == [i / 2 for i in range(11)]
+    assert all(math.isnan(data.batch.extra[name][11]) for name in given)
 
 
 def test_parts_of_data_keep_all_levels(tmp_path):
@@ -320,6 +341,7 @@ WRONG = {
     "mixed": (both(age=["?", *[1.5] * 11]), ["age"], DataError, r"row 'p0' has '\?' among values such as 1.5"),
     "lists": (both(age=[[1]] * 12), ["age"], DataError, r"row 'p0' has \[1\]; expected words"),
     "complex": (both(age=[1j] * 12), ["age"], DataError, "row 'p0' has 1j"),
+    "too large": (both(age=[10**400] * 12), ["age"], DataError, "row 'p0' has 1000"),
     "kinds": (both(age="old"), ["age"], DataError, r"it holds numbers, but tables\['a'\].* words"),
     "other ids": (both(site=1.0), pd.DataFrame({"s": [1.0]}, index=["r"]), DataError, "none of its ids is an id.*'r'.*'p0'"),
     "two values": (both(), pd.DataFrame({"s": [1.0, 2]}, index=["p0", "p0"]), DataError, "row 'p0': 2.0, but it is 1.0"),

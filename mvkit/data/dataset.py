@@ -144,12 +144,11 @@ class MultimodalDataset:
         given = modalities or {}
         check_mapping(frames, "from_tables", "a table")
         read = {name: tables.frame_of(name, frame, id) for name, frame in frames.items()}
-        own = table_columns.frame_of_covariates(covariates, id)
-        every = read if own is None else {**read, COVARIATES: own}
+        known = table_columns.read_covariates(covariates, id)
+        every = table_columns.with_table(read, known)
         tables.check_lengths(every)
         tables.check_no_ids_left(every)
-        covariates = covariates if own is None else own
-        columns = table_columns.columns_of_tables(read, covariates, row_weight)
+        columns = table_columns.columns_of_tables(read, known, row_weight)
         if isinstance(label, str):
             label = tables.pop_label(read, label)
         elif not (label is None or isinstance(label, Mapping) or library(label) == "pandas"):
@@ -157,7 +156,7 @@ class MultimodalDataset:
                 f"label: got a {type(label).__name__} without ids; expected a column's name, a "
                 "Series or a mapping"
             )
-        read = table_columns.without_columns(read, covariates, row_weight)
+        read = table_columns.without_columns(read, known, row_weight)
         rows = {}
         for name, frame in read.items():
             rows[name] = tables.read_table(name, frame, text=is_categorical(given.get(name)))

@@ -108,7 +108,7 @@ def row_column(name: str, raw: Any, where: str) -> RowColumn:
     """
     ids: Ids | None = None
     if library(raw) == "pandas":
-        ids = raw.index.tolist()
+        raw, ids = _series(raw)
         categories = _categories(raw)
         if categories is not None:
             values, levels = _of_categories(raw, categories)
@@ -123,12 +123,21 @@ def row_column(name: str, raw: Any, where: str) -> RowColumn:
     return RowColumn(name, values, ids, levels, where)
 
 
+def _series(raw: Any) -> tuple[Any, Ids | None]:
+    """Something of pandas as a Series, and its ids; arrays and indices have none."""
+    from pandas import Series
+
+    if isinstance(raw, Series):
+        return raw, raw.index.tolist()
+    return Series(raw), None
+
+
 def _listed(raw: Any, where: str) -> list[Any]:
     """Values in order as a list."""
     if isinstance(raw, np.ndarray | Tensor) and raw.ndim == 2 and raw.shape[1] == 1:
         raw = raw[:, 0]
-    if isinstance(raw, np.ndarray) and raw.dtype.kind == "M":  # of nanoseconds, a list has numbers
-        raw = (raw - np.datetime64(EPOCH)) / np.timedelta64(DAY)
+    if isinstance(raw, np.ndarray) and raw.dtype.kind in "Mm":
+        return list(raw)
     return list(in_order(raw, where))
 
 
@@ -154,7 +163,7 @@ def _plain(raw: Sequence[Any], ids: Ids | None, where: str) -> tuple[list[Any], 
     values: list[Any] = []
     rows_by_kind: dict[str, list[int]] = {}
     for row, item in enumerate(raw):
-        value = item.item() if isinstance(item, np.generic | Tensor) and not item.ndim else item
+        value = _unpacked(item)
         if not isinstance(value, np.ndarray | Tensor) and is_missing(value):
             values.append(None)
             continue
@@ -176,18 +185,35 @@ def _plain_value(value: Any) -> tuple[str, Any]:
     if isinstance(value, str):
         return "word", str(value)
     if isinstance(value, bool):
-        return "flag", FLAGS[bool(value)]
-    if isinstance(value, numbers.Real | Decimal):
+        return "flag", FLAGS[value]
+    if isinstance(value, datetime.date | datetime.timedelta):
+        return _days(value)
+    if not isinstance(value, numbers.Real | Decimal):
+        return "", value
+    try:
         return "number", float(value)
-    if isinstance(value, datetime.datetime):
-        if value.tzinfo is not None:
-            value = value.astimezone(datetime.UTC).replace(tzinfo=None)
-        return "day", float((value - EPOCH) / DAY)
-    if isinstance(value, datetime.date):
-        return "day", float((value - EPOCH.date()) / DAY)
+    except OverflowError:  # a whole number of more than 308 digits
+        return "", value
+
+
+def _days(value: datetime.date | datetime.timedelta) -> tuple[str, float]:
+    """The kind of a day or a span of time, and its number of days."""
     if isinstance(value, datetime.timedelta):
-        return "number of days", float(value / DAY)
-    return "", value
+        return "span", value / DAY
+    if not isinstance(value, datetime.datetime):
+        return "day", (value - EPOCH.date()) / DAY
+    if value.tzinfo is not None:
+        value = value.astimezone(datetime.UTC).replace(tzinfo=None)
+    return "day", float((value - EPOCH) / DAY)
+
+
+def _unpacked(item: Any) -> Any:
+    """A value of numpy or torch as one of Python."""
+    if isinstance(item, np.datetime64 | np.timedelta64):  # of nanoseconds, `item` is a number
+        return item.astype(f"{item.dtype.kind}8[us]").item()
+    if isinstance(item, np.generic | Tensor) and not item.ndim:
+        return item.item()
+    return item
 
 
 def _of_several_kinds(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mvkit.core.given import ROW_WEIGHT
 from mvkit.data.align import library
@@ -15,38 +15,49 @@ from mvkit.errors import DataError, suggest
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    Frames: TypeAlias = Mapping[str, DataFrame]
+    # a table, columns by name, or names of columns of other tables
+    Covariates: TypeAlias = DataFrame | Mapping[str, object] | tuple[str, ...]
 
-def frame_of_covariates(covariates: object, id: str | None) -> DataFrame | None:
-    """A table of covariates with ids as its index; None: they are given otherwise.
+
+def read_covariates(covariates: object, id: str | None) -> Covariates:
+    """Covariates as users give them: a table gets its ids as its index, a mapping stays, and
+    anything else must be names of columns.
 
     Raises:
-        DataError: as `frame_of`.
+        DataError: as `frame_of`; something else.
     """
-    if not is_table(covariates) and library(covariates) not in ("anndata", "mudata"):
-        return None
-    return frame_of(COVARIATES, covariates, id, where=COVARIATES)
+    if is_table(covariates) or library(covariates) in ("anndata", "mudata"):
+        return frame_of(COVARIATES, covariates, id, where=COVARIATES)
+    return covariates if isinstance(covariates, Mapping) else _names(covariates)
+
+
+def with_table(frames: Frames, covariates: Covariates) -> Frames:
+    """All tables that rows are aligned by: with that of the covariates, if it is one."""
+    if isinstance(covariates, Mapping | tuple):
+        return frames
+    return {**frames, COVARIATES: covariates}
 
 
 def columns_of_tables(
-    frames: Mapping[str, DataFrame], covariates: object, row_weight: object
+    frames: Frames, covariates: Covariates, row_weight: object
 ) -> list[RowColumn]:
     """What tables, or a caller, tell of rows beside features.
 
     Args:
         frames: by modality.
-        covariates: names of columns of any of the tables, or columns by name: a table, or a
-            mapping from name to a Series or a mapping by id.
+        covariates: from `read_covariates`.
         row_weight: name of a column, or a Series or a mapping by id.
 
     Raises:
         DataError: a column that no table has, or two tables that disagree on a row.
     """
     columns = []
-    if is_table(covariates) or isinstance(covariates, Mapping):
-        columns += given_columns(covariates)
-    else:
-        for name in names_of_columns(covariates):
+    if isinstance(covariates, tuple):
+        for name in covariates:
             columns.append(_column(frames, name, name, COVARIATES))
+    else:
+        columns += given_columns(covariates)
     if isinstance(row_weight, str):
         column = _column(frames, row_weight, ROW_WEIGHT, ROW_WEIGHT)
         return [*columns, _numeric(column)]
@@ -97,7 +108,7 @@ def given_columns(covariates: object) -> list[RowColumn]:
     return columns
 
 
-def names_of_columns(covariates: object) -> Sequence[str]:
+def _names(covariates: object) -> tuple[str, ...]:
     """Names of columns that are covariates.
 
     Raises:
@@ -110,9 +121,10 @@ def names_of_columns(covariates: object) -> Sequence[str]:
             f"covariates: got {covariates!r}; expected names of columns, or a table of "
             f"covariates; give a list, such as [{covariates!r}]"
         )
-    names = tuple(covariates)
-    for name in names:
+    names = []
+    for name in covariates:
         _check_name(name)
+        names.append(str(name))
     return tuple(dict.fromkeys(names))
 
 
@@ -154,7 +166,7 @@ def popped(arrays: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     row_weight = options.get(ROW_WEIGHT)
     changed: dict[str, Any] = {}
     if not (is_table(covariates) or isinstance(covariates, Mapping)):
-        names = names_of_columns(covariates)
+        names = _names(covariates)
         changed[COVARIATES] = {name: _pop(arrays, name, COVARIATES) for name in names}
     if isinstance(row_weight, str):
         changed[ROW_WEIGHT] = _pop(arrays, row_weight, ROW_WEIGHT)
@@ -168,16 +180,14 @@ def _pop(arrays: dict[str, Any], name: str, where: str) -> Any:
 
 
 def without_columns(
-    frames: Mapping[str, DataFrame], covariates: object, row_weight: object
+    frames: Frames, covariates: Covariates, row_weight: object
 ) -> dict[str, DataFrame]:
     """The tables without columns that are no features; one that holds nothing else is left out.
 
     Raises:
         DataError: nothing but such columns is there.
     """
-    names: list[str] = []
-    if not (is_table(covariates) or isinstance(covariates, Mapping)):
-        names += names_of_columns(covariates)
+    names = list(covariates) if isinstance(covariates, tuple) else []
     if isinstance(row_weight, str):
         names.append(row_weight)
     kept = {}

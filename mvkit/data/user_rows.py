@@ -10,7 +10,7 @@ from torch import Tensor
 from mvkit.core.batch import Batch
 from mvkit.data.dataset import Rows, as_batch
 from mvkit.data.row_columns import with_columns
-from mvkit.data.table_columns import frame_of_covariates, given_columns
+from mvkit.data.table_columns import given_columns, read_covariates
 from mvkit.data.tables import from_frames, is_table
 from mvkit.data.write_tables import Frame
 from mvkit.errors import DataError
@@ -45,6 +45,7 @@ def rows_of(data: Rows, id: str | None, covariates: object) -> Batch:
             f"covariates: a {type(data).__name__} has its own; expected some for a mapping of "
             "tables or arrays only; leave covariates= out"
         )
-    frame = frame_of_covariates(covariates, id)
-    with_columns(batch, given_columns(covariates if frame is None else frame), batch.data)
+    if is_table(covariates):
+        covariates = read_covariates(covariates, id)
+    with_columns(batch, given_columns(covariates), batch.data)
     return batch
