@@ -365,3 +365,40 @@ def test_covariates_for_data_that_have_their_own_are_refused():
                 ask(model, own, covariates={"site": ["A"] * len(data)})
         with pytest.raises(DataError, match="got a list; expected a mapping from name"):
             ask(model, {"a": np.zeros((2, 3))}, covariates=["site"])
+
+
+def share_and_slopes(x, place, age):
+    """The share of variance that site explains beyond age, and the slopes by age within sites."""
+    dummies = np.eye(3)[place][:, 1:]
+    without = np.column_stack([np.ones(len(x)), age])
+    design = np.column_stack([without, dummies])
+    left = [x - d @ np.linalg.lstsq(d, x, rcond=None)[0] for d in (without, design)]
+    slopes = np.linalg.lstsq(design, x, rcond=None)[0][1]
+    return (left[0].var(0) - left[1].var(0)).sum() / x.var(0).sum(), slopes
+
+
+def test_harmonised_values_lose_the_site_and_keep_the_age():
+    generator = np.random.default_rng(0)
+    n = 600
+    place = generator.integers(3, size=n)
+    age = generator.normal(np.array([45, 55, 65])[place], 10)
+    z = generator.normal(size=(n, 1))
+    slopes = {"a": np.array([0.1, -0.05, 0.0, 0.08]), "b": np.array([0.0, 0.1, -0.1])}
+    arrays = {}
+    for name, slope in slopes.items():
+        values = z @ generator.normal(size=(1, len(slope))) + np.outer(age - 55, slope)
+        values += 2 * generator.normal(size=(3, len(slope)))[place]
+        arrays[name] = values + 0.3 * generator.normal(size=values.shape)
+    given = {"site": [SITES[i] for i in place], "age": age}
+    data = MultimodalDataset.from_arrays(arrays, covariates=given)
+    networks = {name: {"name": "mlp", "hidden": (32,)} for name in ("encoder", "decoder")}
+    modalities = {name: {"shape": (len(x),), **networks} for name, x in slopes.items()}
+    model = Model(modalities, latent_dim=2, covariates=data.covariates, seed=0)
+    mvkit.fit(model, data, epochs=40, batch_size=64, lr=5e-3, seed=0, progress=False)
+    harmonised = model.translate(data, latent="mean", covariates={"site": "A"})
+    for name, slope in slopes.items():
+        share, _ = share_and_slopes(arrays[name], place, age)
+        share_left, kept = share_and_slopes(harmonised[name][0].numpy(), place, age)
+        assert share > 0.25
+        assert share_left < 0.03
+        np.testing.assert_allclose(kept, slope, atol=0.02)
