@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from einops import rearrange, repeat
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from mvkit.core import noise
 from mvkit.core.batch import Batch
@@ -25,6 +25,7 @@ from mvkit.core.raw_values import full_precision
 from mvkit.data.dataset import Rows, as_batch
 from mvkit.errors import RequestError, check_option, suggest
 from mvkit.evaluation.drivers import driver_shares
+from mvkit.evaluation.latent_planes import principal_plane, umap_plane
 from mvkit.evaluation.metric import Score
 from mvkit.evaluation.point_colours import SIZE, colour_of, draw_points, plain_text
 from mvkit.evaluation.report import Report, runs_of
@@ -175,7 +176,7 @@ def latent_map(
     check_option("latent_map: method", method, "pca", "umap")
     ax = axes_of(ax)
     codes = model.encode(data, given).cpu().double()
-    points = _umap(codes, seed) if method == "umap" else _principal_plane(codes)
+    points = umap_plane(codes, seed) if method == "umap" else principal_plane(codes)
     labels = _labels(model, data, colour)
     if labels is None:
         x, y = points.T
@@ -205,26 +206,6 @@ def _labels(model: MultimodalModel, data: Rows, colour: str | None) -> NDArray[A
     return labels
 
 
-def _umap(z: Tensor, seed: int) -> NDArray[np.floating]:
-    """Points (b, 2) for latents (b, d)."""
-    try:
-        from umap import UMAP
-    except ImportError:
-        reason = "latent_map: method='umap' needs umap-learn; pip install umap-learn"
-        raise RequestError(reason) from None
-    return np.asarray(UMAP(random_state=seed).fit_transform(z.numpy()))
-
-
-def _principal_plane(z: Tensor) -> NDArray[np.floating]:
-    """Points (b, 2) for latents (b, d): their first two principal components."""
-    centred = z - z.mean(0)
-    directions = torch.linalg.svd(centred, full_matrices=False).Vh[:2]
-    largest = directions.abs().argmax(1, keepdim=True)
-    signs = directions.gather(1, largest).sign()  # the same picture every time
-    points = centred @ (directions * signs).T
-    return nn.functional.pad(points, (0, 2 - points.shape[1])).numpy()
-
-
 def traversal(
     model: MultimodalModel,
     name: str,
@@ -232,6 +213,7 @@ def traversal(
     at: Tensor | None = None,
     dims: Sequence[int] | None = None,
     values: Sequence[float] = (-2.0, -1.0, 0.0, 1.0, 2.0),
+    covariates: Mapping[str, object] | None = None,
     figure: FigureLike = None,
 ) -> Grid:
     """A modality as one latent dimension moves: one line per dimension, one column per value.
@@ -242,6 +224,7 @@ def traversal(
         at: latent (d,) that the others stay at; None: zeros.
         dims: dimensions to move; None: the first eight.
         values: added to the dimension.
+        covariates: what the model is conditioned on, {name: value}, if it is.
         figure: where to draw.
 
     Returns:
@@ -253,6 +236,7 @@ def traversal(
         raise RequestError(
             f"traversal: dims={chosen}; expected some of 0 to {model.latent_dim - 1}"
         )
+    model.row_context("traversal", covariates, None, ())  # so that messages name it
     if at is None:
         at = torch.zeros(model.latent_dim)
     sizes = {"r": len(chosen), "v": len(values)}
@@ -261,7 +245,8 @@ def traversal(
     for line, dim in zip(z, chosen, strict=True):
         line[:, dim] += steps
     labels = [f"z{dim}" for dim in chosen]
-    lines = list(zip(labels, model.decode(z)[name], strict=True))
+    decoded = model.decode(z, covariates=covariates)[name]
+    lines = list(zip(labels, decoded, strict=True))
     return gallery(figure, lines, [f"{value:g}" for value in values], fontsize=8)
 
 
@@ -365,10 +350,14 @@ def cluster_samples(
     model: MultimodalModel,
     *,
     clusters: Sequence[int] | None = None,
+    covariates: Mapping[str, object] | None = None,
     seed: int = 0,
     figure: FigureLike = None,
 ) -> Grid:
-    """A sample of each cluster of the prior; axes (c, m)."""
+    """A sample of each cluster of the prior; axes (c, m).
+
+    Covariates that are not stated are those of random training rows; see `Model.sample`.
+    """
     chosen = range(model.n_clusters) if clusters is None else clusters
     if not len(chosen):
         raise RequestError(
@@ -378,7 +367,8 @@ def cluster_samples(
     generator = noise.seeded(seed, model.like.device)
     lines = []
     for cluster in chosen:
-        samples = model.sample(1, cluster=cluster, generator=generator)
+        options: dict[str, Any] = {"covariates": covariates, "generator": generator}
+        samples = model.sample(1, cluster=cluster, **options)
         values = [samples[name][0] for name in model.names]
         lines.append((str(cluster), values))
     return gallery(figure, lines, model.names)

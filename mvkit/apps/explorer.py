@@ -20,6 +20,7 @@ from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.data.dataset import MultimodalDataset
 from mvkit.errors import DataError, RequestError
+from mvkit.models.asked_rows import stated_covariates
 from mvkit.models.checkpoint import load
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.training.loss_curves import axes_of
@@ -194,12 +195,13 @@ def moved(
 ) -> plots.Grid:
     """All modalities decoded at the row's posterior mean, and after a move; axes (2, m).
 
-    One dimension of the latent moves.
+    One dimension of the latent moves; covariates stay those of the row.
     """
     z = model.encode(row, given, empty="prior")[0]
     there = z.clone()
     there[dim] += by
+    stated = stated_covariates(row)
     lines: list[plots.Line] = []
     for label, latent in {"at the mean": z, f"z{dim} {by:+g}": there}.items():
-        lines.append((label, model.decode(latent).values()))
+        lines.append((label, model.decode(latent, covariates=stated).values()))
     return plots.gallery(figure, lines, model.names)

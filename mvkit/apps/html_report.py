@@ -25,6 +25,7 @@ from mvkit.data.pipeline import as_pipeline
 from mvkit.errors import DataError, MvkitError, RequestError, SpecError
 from mvkit.evaluation.evaluate import MetricLike, evaluate
 from mvkit.evaluation.report import TITLES, Report, cells_of
+from mvkit.models.asked_rows import stated_covariates
 from mvkit.models.checkpoint import load
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.training.history import History
@@ -184,6 +185,8 @@ def pictures(
     test = splits.test
     name = model.names[0]
     clusters = range(min(CLUSTERS, model.n_clusters))
+    # pictures of no row are those of one with the covariates of the first
+    stated = stated_covariates(model.conform(test.take([0])))
     figures: dict[str, bytes | str] = {}
 
     def add(title: str, draw: plots.Draw, *arguments: object, **options: object) -> None:
@@ -202,10 +205,11 @@ def pictures(
     add("Coherence by number of modalities given", plots.coherence, report)
     add("Latents by label", plots.latent_map, model, test)
     add("Latents by cluster", plots.latent_map, model, test, colour="cluster")
-    add(f"Latent dimensions moved, {name}", plots.traversal, model, name)
+    add(f"Latent dimensions moved, {name}", plots.traversal, model, name, covariates=stated)
     add(f"{name} imputed with 80% intervals", plots.imputation, model, test, name, seed=seed)
     add("Rows by cluster", plots.cluster_sizes, model, test)
-    add("A sample of each cluster", plots.cluster_samples, model, clusters=clusters, seed=seed)
+    options = {"clusters": clusters, "covariates": stated, "seed": seed}
+    add("A sample of each cluster", plots.cluster_samples, model, **options)
     add("Which modality drives the posterior", plots.drivers, model, test)
     return figures
 

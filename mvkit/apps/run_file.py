@@ -8,6 +8,9 @@
     latent_dim = 16
     [model.modalities.m0]       # other options of a modality than the dataset's
     private_dim = 4
+    [model.covariates]          # what the model is conditioned on; or covariates = ["site", "age"]
+    site = {levels = ["A", "B"]}
+    age = {}
     [train]                     # what `fit` takes
     epochs = 20
 
@@ -28,6 +31,7 @@ from typing import Any
 import attrs
 
 from mvkit import recipes
+from mvkit.core.covariates import Covariate
 from mvkit.core.devices import device_of
 from mvkit.core.modality import Modality
 from mvkit.core.safe_file import write_whole
@@ -221,6 +225,8 @@ def _model(options: Table, data: Splits) -> tuple[MultimodalModel, int]:
     if "name" in options:  # as a file with every default says it
         return _complete_model(options, seed), seed
     modalities = _modalities(options.pop("modalities", {}), data)
+    if isinstance(options.get("covariates"), list):
+        options["covariates"] = _declared(options["covariates"], data)
     make = _maker(options.pop("recipe", None))
     known = {*inspect.signature(make).parameters, *inspect.signature(Model).parameters}
     _check_options("model", options, known - {"options", "modalities"})
@@ -243,6 +249,23 @@ def _modalities(changes: object, data: Splits) -> dict[str, Modality]:
         with _named(path):
             modalities[name] = attrs.evolve(modalities[name], **changed)  # type: ignore[misc]
     return modalities
+
+
+def _declared(names: list[object], data: Splits) -> dict[str, Covariate]:
+    """The covariates of the data with some names, as the data declare them."""
+    where = "model.covariates"
+    known = data.covariates
+    covariates = {}
+    for name in names:
+        if not isinstance(name, str):
+            raise SpecError(
+                f"got {name!r}; expected names of covariates of the data, or a table [{where}]",
+                where,
+            )
+        if name not in known:
+            raise SpecError(f"the data have no covariate {name!r}; {suggest(name, known)}", where)
+        covariates[name] = known[name]
+    return covariates
 
 
 def _complete_model(options: Table, seed: int) -> MultimodalModel:

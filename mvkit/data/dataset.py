@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, Literal, overload
 
@@ -17,18 +17,21 @@ from torch import Tensor
 
 from mvkit.core import noise
 from mvkit.core.batch import Batch
+from mvkit.core.covariates import Covariate, Level
 from mvkit.core.modality import Modality
 from mvkit.core.raw_values import annotated, as_tensor
 from mvkit.core.row_picks import RowPick
-from mvkit.data import tables
+from mvkit.data import row_columns, table_columns, tables
 from mvkit.data.align import SHOWN, Table, align, alignment, in_order, labels_of, library
-from mvkit.data.files import Files, read_files, read_npz
+from mvkit.data.door_checks import check_mapping, check_names
+from mvkit.data.files import Files, read_files, read_npz, with_file_of_covariates
 from mvkit.data.infer_modality import Given, inferred, is_categorical, masks_of, with_gaps
 from mvkit.data.missing import Rate, Simulation, raw_values
+from mvkit.data.row_columns import COVARIATES, RowColumn
 from mvkit.data.shards import Shards, save_shards
 from mvkit.data.sources import observed
 from mvkit.data.transforms import Steps, fitted
-from mvkit.errors import DataError, ShapeError, suggest
+from mvkit.errors import DataError, ShapeError
 
 Path = str | os.PathLike[str]
 
@@ -45,6 +48,8 @@ class MultimodalDataset:
     Args:
         batch: all rows.
         modalities: what they are, for `Model(dataset.modalities)`.
+        levels: what the covariates in `batch.extra` can be: words or whole numbers; none: they
+            are numbers.
 
     Example:
         >>> import numpy as np
@@ -57,6 +62,7 @@ class MultimodalDataset:
 
     batch: Batch
     modalities: dict[str, Modality]
+    levels: dict[str, tuple[Level, ...]] = attrs.field(factory=dict, kw_only=True)
 
     @classmethod
     def from_arrays(
@@ -65,6 +71,8 @@ class MultimodalDataset:
         *,
         ids: object = None,
         label: object = None,
+        covariates: object = None,
+        row_weight: object = None,
         missing: object = "nan",
         modalities: Mapping[str, Given] | None = None,
         disjoint: bool = False,
@@ -77,6 +85,8 @@ class MultimodalDataset:
                 then aligned: the rows are all ids, in order of first appearance, and unobserved
                 where a modality lacks them.
             label: a label for each row, or a mapping from id to label; kept, never modelled.
+            covariates: by name, likewise, or a table; see `from_tables`. Exposures are among them.
+            row_weight: how much each row counts in objectives, likewise.
             missing: `nan`: NaN is missing; `none`: nothing is, and NaN an error; or what is
                 observed: (b, m) bool, or a mapping from modality to bool (b,) or (b, *shape).
             modalities: what a modality is, where it is not as inferred: a `Modality`, a dict of
@@ -87,7 +97,7 @@ class MultimodalDataset:
             DataError: ids that occur twice, or are disjoint; NaN where nothing is missing.
             ShapeError: lengths that differ without ids.
         """
-        _check_mapping(arrays, "from_arrays", "an array")
+        check_mapping(arrays, "from_arrays", "an array")
         own = ids if isinstance(ids, Mapping) else dict.fromkeys(arrays, ids)
         rows = {}
         for name, x in arrays.items():
@@ -95,7 +105,9 @@ class MultimodalDataset:
             given = own.get(name)
             own_ids = None if given is None else in_order(given, f"ids[{name!r}]")
             rows[name] = Table(values, own_ids)
-        return cls._aligned(rows, label, missing, modalities or {}, disjoint)
+        columns = table_columns.given_columns(covariates)
+        columns += table_columns.given_weights(row_weight)
+        return cls._aligned(rows, label, columns, missing, modalities or {}, disjoint)
 
     @classmethod
     def from_tables(
@@ -104,6 +116,8 @@ class MultimodalDataset:
         *,
         id: str | None = None,
         label: object = None,
+        covariates: object = None,
+        row_weight: object = None,
         missing: object = "nan",
         modalities: Mapping[str, Given] | None = None,
         disjoint: bool = False,
@@ -115,6 +129,11 @@ class MultimodalDataset:
             id: the column that holds ids; None: pandas' index.
             label: name of a column of labels, a Series by id, or a mapping from id to label. A
                 table that holds nothing but the column is no modality.
+            covariates: what models may be conditioned on, and exposures: names of columns of any
+                of the tables, which are then no features; or a table of their own, or by name a
+                Series or a mapping by id. Words and flags have levels, `False` and `True`; so do
+                categories, in their order. Days are numbers, counted from 1970.
+            row_weight: how much each row counts in objectives: a column's name, or by id.
             missing: see `from_arrays`.
             modalities: likewise; `categorical` for tables of text.
             disjoint: likewise.
@@ -123,10 +142,13 @@ class MultimodalDataset:
             DataError: as `from_arrays`; text among numbers, with column, row and value.
         """
         given = modalities or {}
-        _check_mapping(frames, "from_tables", "a table")
+        check_mapping(frames, "from_tables", "a table")
         read = {name: tables.frame_of(name, frame, id) for name, frame in frames.items()}
-        tables.check_lengths(read)
-        tables.check_no_ids_left(read)
+        known = table_columns.read_covariates(covariates, id)
+        every = table_columns.with_table(read, known)
+        tables.check_lengths(every)
+        tables.check_no_ids_left(every)
+        columns = table_columns.columns_of_tables(read, known, row_weight)
         if isinstance(label, str):
             label = tables.pop_label(read, label)
         elif not (label is None or isinstance(label, Mapping) or library(label) == "pandas"):
@@ -134,24 +156,26 @@ class MultimodalDataset:
                 f"label: got a {type(label).__name__} without ids; expected a column's name, a "
                 "Series or a mapping"
             )
+        read = table_columns.without_columns(read, known, row_weight)
         rows = {}
         for name, frame in read.items():
             rows[name] = tables.read_table(name, frame, text=is_categorical(given.get(name)))
-        return cls._aligned(rows, label, missing, given, disjoint)
+        return cls._aligned(rows, label, columns, missing, given, disjoint)
 
     @classmethod
     def _aligned(
         cls,
         rows: dict[str, Table],
         label: object,
+        columns: Sequence[RowColumn],
         missing: object,
         given: Mapping[str, Given],
         disjoint: bool,
     ) -> MultimodalDataset:
         """A dataset of tables; see `from_arrays`."""
-        _check_names("modalities: no data for", given, rows)
+        check_names("modalities: no data for", given, rows)
         masks = masks_of(missing, rows)
-        _check_names("missing: no data for", masks, rows)
+        check_names("missing: no data for", masks, rows)
         modalities = {}
         for name, table in rows.items():
             if masks.get(name) is not None:
@@ -162,7 +186,8 @@ class MultimodalDataset:
         if label is not None:
             labels = labels_of(label, batch.extra.get("id"), len(batch))
             batch.extra["label"] = labels
-        return cls(batch, modalities)
+        levels = row_columns.with_columns(batch, columns, modalities)
+        return cls(batch, modalities, levels=levels)
 
     @classmethod
     def from_files(
@@ -179,19 +204,24 @@ class MultimodalDataset:
             files: by modality; .csv, .tsv (also compressed, such as .csv.gz) or .parquet.
             id: the column of ids; None: rows of one file, in order.
             encoding: of text files.
-            options: as of `from_tables`.
+            options: as of `from_tables`; `covariates` may be such a file, too.
 
         Raises:
             DataError: as `from_tables`; a file that cannot be read, with its name and the line.
             OSError: no such file.
         """
-        return cls.from_tables(read_files(files, id, encoding), **options)
+        files, names = with_file_of_covariates(files, options.pop("covariates", None))
+        frames = read_files(files, id, encoding)
+        covariates = frames.pop(COVARIATES) if names is None else names
+        return cls.from_tables(frames, covariates=covariates, **options)
 
     @classmethod
     def from_npz(
         cls, file: Path, *, id: str = "id", label: str = "label", **options: Any
     ) -> MultimodalDataset:
         """Rows of an `.npz` file: an array per modality, and ids and labels if it has them.
+
+        Of the options, `covariates` may be a list of arrays' names, `row_weight` one of them.
 
         Raises:
             DataError: as `from_arrays`; a file that is no such archive, or is damaged.
@@ -200,6 +230,7 @@ class MultimodalDataset:
         arrays = read_npz(file)
         ids = arrays.pop(id, None)
         labels = arrays.pop(label, None)
+        options |= table_columns.popped(arrays, options)
         return cls.from_arrays(arrays, ids=ids, label=labels, **options)
 
     def __len__(self) -> int:
@@ -229,7 +260,8 @@ class MultimodalDataset:
 
     def save(self, folder: Path, *, rows_per_shard: int | None = None) -> None:
         """Writes a folder of safetensors shards; see `mvkit.data.shards.save_shards`."""
-        save_shards(self.batch, folder, self.modalities, rows_per_shard=rows_per_shard)
+        options: dict[str, Any] = {"rows_per_shard": rows_per_shard, "levels": self.levels}
+        save_shards(self.batch, folder, self.modalities, **options)
 
     @staticmethod
     def open(folder: Path, **options: Any) -> Shards:
@@ -254,6 +286,13 @@ class MultimodalDataset:
     def ids(self) -> Any:
         """`extra["id"]`, if there is one: an array (b,) of whatever the ids are."""
         return self.batch.extra.get("id")
+
+    @property
+    def covariates(self) -> dict[str, Covariate]:
+        """What a model may be conditioned on, for `Model(…, covariates=dataset.covariates)`; see
+        `mvkit.data.row_columns.declared`.
+        """
+        return row_columns.declared(self.levels, self.modalities)
 
     def take(self, index: RowPick) -> MultimodalDataset:
         """The rows at `index`: positions (n,), flags (b,), a slice or ids; see `Batch.take`."""
@@ -289,7 +328,7 @@ class MultimodalDataset:
         """
         simulation = Simulation(rate, of, by, block, seed)
         if by != "label" and isinstance(rate, Mapping):
-            _check_names("with_missing: no modality", rate, self.modalities)
+            check_names("with_missing: no modality", rate, self.modalities)
         return attrs.evolve(self, batch=simulation.apply(self.batch, self.modalities))
 
     def fit_transforms(self, transforms: Mapping[str, Steps]) -> MultimodalDataset:
@@ -310,7 +349,7 @@ class MultimodalDataset:
             (Log1p(), Standardise(over='feature', fitted))
         """
         modalities = dict(self.modalities)
-        _check_names("fit_transforms: no modality", transforms, modalities)
+        check_names("fit_transforms: no modality", transforms, modalities)
         for name, steps in transforms.items():
             values = raw_values(self.batch, name, modalities)
             modalities[name] = fitted(name, modalities[name], values, steps)
@@ -325,24 +364,6 @@ class MultimodalDataset:
         order = noise.permutation(len(self), noise.seeded(seed))
         ends = [round(float(end) * len(self)) for end in np.cumsum([0.0, *shares])]
         return tuple(self.take(order[start:end]) for start, end in itertools.pairwise(ends))
-
-
-def _check_mapping(value: object, door: str, what: str) -> None:
-    """Raises DataError for anything but a mapping, and says what to do with a MuData."""
-    if not isinstance(value, Mapping):
-        remedy = f"give {{name: {what}}}"
-        if library(value) in ("anndata", "mudata"):
-            remedy = annotated(value)
-        raise DataError(
-            f"{door}: got {type(value).__name__}; expected a mapping from modality to {what}; "
-            f"{remedy}"
-        )
-
-
-def _check_names(fault: str, names: Iterable[object], known: Collection[str]) -> None:
-    for name in names:
-        if name not in known:
-            raise DataError(f"{fault} {name!r}; {suggest(str(name), known)}")
 
 
 # what a model takes as rows: a batch, a dataset, or a mapping from modality to array or table

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mvkit.data.row_columns import COVARIATES
 from mvkit.data.tables import frame_of, only_counts_rows
 from mvkit.errors import DataError, MvkitError, RequestError
 
@@ -63,6 +64,28 @@ def read_files(files: Files, id: str | None, encoding: str = "utf-8") -> dict[st
                 f"files[{name!r}]: several files, and no ids to align them by; give id='column'"
             )
     return frames
+
+
+def with_file_of_covariates(files: Files, covariates: Any) -> tuple[Files, Any]:
+    """The files, with one of covariates among them if `covariates` is a path; else they stay.
+
+    Returns:
+        The files, and the covariates if they are given otherwise.
+
+    Raises:
+        DataError: a modality that is called as that file is.
+    """
+    path = isinstance(covariates, os.PathLike)
+    if isinstance(covariates, str):  # the name of a column has no such ending
+        path = any(suffix in SEPARATORS for suffix in Path(covariates).suffixes)
+    if not path:
+        return files, () if covariates is None else covariates
+    if COVARIATES in files:
+        raise DataError(
+            f"files: a modality is called {COVARIATES!r}, as the file of covariates is; expected "
+            "another name; rename it"
+        )
+    return {**files, COVARIATES: covariates}, None
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mvkit.core import safe_file
+from mvkit.core.covariates import Level
 from mvkit.core.modality import Modality, as_modalities
 from mvkit.data.row_values import from_json
 from mvkit.errors import CheckpointError, DataError, MvkitError
@@ -37,6 +38,7 @@ class ShardIndex:
         shards: for each its `file`, `rows`, `bytes` and `digest`.
         mask: what each row observes, (b, m) bool.
         extra: what else is known of each row, (b, ...).
+        levels: what the covariates among them can be; of numbers, none.
     """
 
     modalities: dict[str, Modality]
@@ -44,6 +46,7 @@ class ShardIndex:
     shards: list[Json]
     mask: Tensor
     extra: Json
+    levels: dict[str, tuple[Level, ...]]
 
 
 def read_index(path: Path) -> ShardIndex:
@@ -63,6 +66,7 @@ def read_index(path: Path) -> ShardIndex:
         expected = (rows, len(modalities))
         _need(mask.dtype == torch.bool and mask.shape == expected, f"a mask of shape {expected}")
         extra = _extra(tensors, rows)
+        levels = _levels(header.get("levels", {}), extra)
     except MvkitError:
         raise
     except FAULTS as error:
@@ -70,7 +74,7 @@ def read_index(path: Path) -> ShardIndex:
             f"{path}: it is no index of shards: {_reason(error)}; take another copy, or save the "
             "rows again"
         ) from None
-    return ShardIndex(modalities, kinds, shards, mask, extra)
+    return ShardIndex(modalities, kinds, shards, mask, extra, levels)
 
 
 def _need(condition: bool, expected: str) -> None:
@@ -120,6 +124,17 @@ def _extra(tensors: Mapping[str, Tensor], rows: int) -> Json:
             _need(isinstance(extra[name], list), f"a list as {key!r}")
         _need(value.ndim > 0 and len(extra[name]) == rows, f"{rows} values in {key!r}")
     return extra
+
+
+def _levels(given: Json, extra: Json) -> dict[str, tuple[Level, ...]]:
+    levels = {}
+    for name, known in given.items():
+        _need(name in extra, f"values of the covariate {name!r}")
+        kinds = {type(level) for level in known}
+        fine = isinstance(known, list) and (not known or kinds in ({str}, {int}))
+        _need(fine, f"the levels of {name!r} as words or whole numbers")
+        levels[name] = tuple(known)
+    return levels
 
 
 def inside(folder: Path, file: str) -> Path:

@@ -34,11 +34,13 @@ from mvkit._version import __version__
 from mvkit.core import safe_file
 from mvkit.core.batch import Batch
 from mvkit.core.blocks import block_size, block_slices
+from mvkit.core.covariates import Covariate
 from mvkit.core.modality import Modality, ModalityLike, as_modalities
 from mvkit.core.raw_values import values_in
 from mvkit.data.align import alignment, as_list
 from mvkit.data.batch_order import order, windowed
 from mvkit.data.mapped_shard import MappedShard
+from mvkit.data.row_columns import Levels, declared
 from mvkit.data.row_values import to_json
 from mvkit.data.shard_index import inside, read_index
 from mvkit.data.sources import observed
@@ -57,6 +59,7 @@ def save_shards(
     modalities: Mapping[str, ModalityLike],
     *,
     rows_per_shard: int | None = None,
+    levels: Levels | None = None,
 ) -> None:
     """Writes rows as a folder of shards, which appears complete or not at all.
 
@@ -65,6 +68,7 @@ def save_shards(
         folder: a new or empty folder.
         modalities: what the modalities are, in the order of the masks.
         rows_per_shard: the last shard of each batch may have fewer; None: about 16 MB per shard.
+        levels: what the covariates among `extra` can be, as `MultimodalDataset.levels`.
 
     Raises:
         FileExistsError: the folder is not empty.
@@ -88,7 +92,7 @@ def save_shards(
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
     try:
-        _write(_parts(batches, rows_per_shard), temporary, checked)
+        _write(_parts(batches, rows_per_shard), temporary, checked, levels or {})
         os.replace(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -125,7 +129,9 @@ def _check_lengths(batch: object) -> None:
             )
 
 
-def _write(parts: Iterable[Batch], folder: Path, modalities: dict[str, Modality]) -> None:
+def _write(
+    parts: Iterable[Batch], folder: Path, modalities: dict[str, Modality], levels: Levels
+) -> None:
     """Writes a shard for each part, and the index."""
     shards: list[dict[str, object]] = []
     masks = []
@@ -163,6 +169,8 @@ def _write(parts: Iterable[Batch], folder: Path, modalities: dict[str, Modality]
         "kinds": kinds,
         "shards": shards,
     }
+    if levels:
+        header["levels"] = dict(levels)
     safe_file.write(folder / INDEX, header, {"mask": torch.cat(masks), **_joined(extra)})
 
 
@@ -248,6 +256,7 @@ class Shards:
         self.kinds = index.kinds
         self.mask: Tensor | None = index.mask
         self.extra = index.extra
+        self.levels = index.levels
         self.shards = index.shards
         self.counts = [shard["rows"] for shard in self.shards]
         self._ends = np.cumsum(self.counts)
@@ -289,6 +298,11 @@ class Shards:
     def labels(self) -> Any:
         """`extra["label"]`, if there is one."""
         return self.extra.get("label")
+
+    @property
+    def covariates(self) -> dict[str, Covariate]:
+        """What a model may be conditioned on, as `MultimodalDataset.covariates`."""
+        return declared(self.levels, self.modalities)
 
     def epoch_order(self, *, seed: int, epoch: int) -> Tensor:
         """Indices of the rows in an epoch, (b,): window-shuffled, or fully random."""

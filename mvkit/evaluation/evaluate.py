@@ -281,7 +281,8 @@ def fingerprint(rows: Batch, seed: int) -> NDArray[np.uint64]:
     total = np.zeros(len(rows), dtype=np.uint64)
     extra = [value for name, value in sorted(rows.extra.items()) if name != ROW]
     elements = (rows.elements or {}).values()
-    for value in (rows.observed, *rows.data.values(), *elements, *extra):
+    known = (*elements, *extra, *rows.covariates.values())
+    for value in (rows.observed, *rows.data.values(), *known):
         flat = np.ascontiguousarray(full_precision(value).reshape(len(rows), -1).numpy())
         words = flat.view(f"u{flat.dtype.itemsize}")
         factors = torch.randint(-(2**63), 2**63 - 1, words.shape[1:], generator=generator)

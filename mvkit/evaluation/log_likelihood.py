@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from mvkit.core.batch import Batch
 from mvkit.core.raw_values import full_precision
+from mvkit.core.validation import Schema
 from mvkit.errors import SpecError, suggest
 from mvkit.evaluation.metric import (
     EvaluationContext,
@@ -37,7 +38,8 @@ Query = tuple[Names, Names]  # (A, B) of log p(x_A|x_B)
 
 @spec
 class Likelihood(Metric):
-    """Log p(x_A|x_B) in nats, by importance sampling.
+    """Log p(x_A|x_B) in nats, by importance sampling; given the covariates and exposures of rows,
+    if the model has some, which its name in the report then says.
 
     It is log p(x_A, x_B) - log p(x_B), each a log-mean-exp of n importance weights. Every row is
     scored on what it has of A and of B, and must have something of both. The effective sample size
@@ -78,7 +80,11 @@ class Likelihood(Metric):
             if len(names) > 1:
                 pairs += [((name,), ()) for name in names]
                 pairs += [((name,), context.others(name)) for name in names]
-        return {_title(of, given, names): (of, given) for of, given in pairs}
+        asked = {}
+        for of, given in pairs:
+            known = _known(context.model.schema, of + given)
+            asked[_title(of, given, names) + known] = (of, given)
+        return asked
 
     def score(self, context: EvaluationContext, block: Batch, generator: Generator) -> Scores:
         scores: Scores = {}
@@ -143,6 +149,15 @@ def _checked(pair: object, names: Names) -> Query:
             f"got {pair!r}; expected something to score, and nothing on both sides", "queries"
         )
     return of, given
+
+
+def _known(schema: Schema, names: Names) -> str:
+    """What of rows is given beside the modalities `names`, as the end of a title."""
+    known = ["the covariates"] if schema.covariates else []
+    exposed = [name for name in schema.exposures if name in names]
+    if exposed:
+        known.append(f"the exposure of {', '.join(exposed)}")
+    return f" given {' and '.join(known)}" if known else ""
 
 
 def _title(of: Names, given: Names, names: Names) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from mvkit.core.batch import Batch
+from mvkit.core.row_context import RowContext
 from mvkit.errors import SpecError, suggest
 from mvkit.evaluation.metric import (
     EvaluationContext,
@@ -243,33 +244,52 @@ class Latents(Metric):
                 active = int((variance > self.threshold).sum())
             yield Score("latents", f"active dimensions, {title}", active, rows=rows)
             if private and "shared" in scores:
-                share = private_share(context, name, scores["shared"][known], latents[known])
+                share = private_share(context, name, scores["shared"], latents, known)
                 title = f"share of variance of {name}"
                 yield Score("latents", f"{title}, private", share, rows=rows)
                 yield Score("latents", f"{title}, shared", 1 - share, rows=rows)
 
 
-def private_share(context: EvaluationContext, name: str, z: Tensor, w: Tensor) -> float:
+def private_share(
+    context: EvaluationContext, name: str, z: Tensor, w: Tensor, known: Tensor
+) -> float:
     """The private latent's share of the variance of a modality; NaN where rows do not say.
 
     Args:
-        context: has the model.
+        context: has the model and the rows, whose covariates and exposures decoders see.
         name: the modality.
-        z: shared latents of rows, (b, d).
-        w: private latents of the same rows, (b, p).
+        z: shared latents of the rows, (b, d).
+        w: private latents of the rows, (b, p).
+        known: which rows count, (b,) bool.
     """
-    if len(z) < 3:
+    if int(known.sum()) < 3:
         return math.nan
-    decode = context.model.decoding.decode
     device = context.model.like.device
-    z = z.to(device)
-    w = w.to(device)
+    z = z[known].to(device)
+    w = w[known].to(device)
+    given = _given(context.rows, known, device)
+    decode = context.model.decoding.decode
     # a row's other latents are those of the next rows and of the next but one
     shifted = (z, z.roll(2, 0), w.roll(1, 0), w.roll(2, 0))
     private = shared = 0.0
     with evaluation(context.model), torch.no_grad():
-        for z0, z2, w1, w2 in zip(*(x.split(ROWS) for x in shifted), strict=True):
-            value = decode(name, z0, w1)
-            private += float((value - decode(name, z0, w2)).double().square().sum())
-            shared += float((value - decode(name, z2, w1)).double().square().sum())
+        for i, (z0, z2, w1, w2) in enumerate(zip(*(x.split(ROWS) for x in shifted), strict=True)):
+            rows = given(slice(i * ROWS, (i + 1) * ROWS))
+            value = decode(name, z0, w1, rows=rows)
+            private += float((value - decode(name, z0, w2, rows=rows)).double().square().sum())
+            shared += float((value - decode(name, z2, w1, rows=rows)).double().square().sum())
     return private / (private + shared) if private + shared else math.nan
+
+
+def _given(rows: Batch, known: Tensor, device: torch.device) -> Callable[[slice], RowContext]:
+    """What is given of any of the known rows, on a device."""
+    covariates = {name: x[known].to(device) for name, x in rows.covariates.items()}
+    exposure = {name: x[known].to(device) for name, x in rows.exposure.items()}
+
+    def of(part: slice) -> RowContext:
+        return RowContext(
+            {name: x[part] for name, x in covariates.items()},
+            {name: x[part] for name, x in exposure.items()},
+        )
+
+    return of

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from mvkit.core.batch import Batch
 from mvkit.core.covariate_values import conform_covariate, numbers_of
 from mvkit.core.covariates import Covariate
 from mvkit.core.row_context import RowContext
@@ -93,6 +95,24 @@ def _exposure(
     if not bool((exposure >= 0).all()):
         raise RequestError(f"{where}: exposure of {name!r}: expected numbers of at least 0")
     return exposure.reshape(own)
+
+
+def stated_covariates(rows: Batch, row: int = 0) -> dict[str, object]:
+    """The covariates of a row as callers state them, {name: value}; None where it lacks one.
+
+    Args:
+        rows: conformed.
+        row: which of them.
+    """
+    stated: dict[str, object] = {}
+    covariates = {} if rows.schema is None else rows.schema.covariates
+    for name, covariate in covariates.items():
+        value = rows.covariates[name][row].item()
+        if covariate.levels:
+            stated[name] = None if value < 0 else covariate.levels[int(value)]
+        else:
+            stated[name] = None if math.isnan(value) else value
+    return stated
 
 
 def _flat(

@@ -6,8 +6,11 @@ from typing import Protocol
 
 from torch import nn
 
+from mvkit.core.covariates import Covariate
 from mvkit.core.modality import Modality
 from mvkit.models.build import ModelSpec
+
+SHOWN = 8  # levels of a covariate
 
 
 class Described(Protocol):
@@ -28,9 +31,13 @@ def describe(self: Described) -> str:
     for kind in ("aggregator", "prior"):
         lines.append(f"  {kind:<11}{getattr(spec, kind)!r}: {_count(getattr(self, kind))}")
     lines.append(f"  {'objective':<11}{spec.objective!r}")
+    for name, covariate in spec.covariates.items():
+        lines.append(f"  {'covariate':<11}{name}: {_covariate(covariate)}")
     for name, modality in self.modalities.items():
         facts = [str(modality.shape), repr(modality.likelihood)]
         facts += [repr(step) for step in modality.transform]
+        if modality.exposure is not None:
+            facts.append(f"exposure={modality.exposure!r}")
         if modality.private_dim:
             facts.append(f"private_dim={modality.private_dim} from {spec.private_from}")
         encoder = self.encoders[name]
@@ -39,6 +46,20 @@ def describe(self: Described) -> str:
         lines.append(f"    encoder {_network(modality.encoder)}: {_count(encoder)}")
         lines.append(f"    decoder {_network(modality.decoder)}: {_count(decoder)}")
     return "\n".join(lines)
+
+
+def _covariate(covariate: Covariate) -> str:
+    """What a covariate can be, which networks see it, and what happens to rows without it."""
+    facts = ["a number"]
+    if covariate.levels:
+        shown = [repr(level) for level in covariate.levels[:SHOWN]]
+        if len(covariate.levels) > SHOWN:
+            shown.append(f"… {len(covariate.levels):,} levels")
+        facts = [", ".join(shown)]
+    facts.append(f"into {', '.join(covariate.into)}")
+    if covariate.missing != "error":
+        facts.append(f"missing={covariate.missing!r}")
+    return "; ".join(facts)
 
 
 def _count(module: object) -> str:

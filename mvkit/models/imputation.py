@@ -6,7 +6,7 @@ Axes: n draws, b rows, d latent.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 import attrs
 import numpy as np
@@ -19,9 +19,9 @@ from mvkit.core.batch import Batch, conform
 from mvkit.core.noise import Generator
 from mvkit.core.raw_values import Columns, Source, full_precision, widened
 from mvkit.data import write_tables
-from mvkit.data.dataset import MultimodalDataset, Rows, as_batch
-from mvkit.data.tables import from_frames, is_table
+from mvkit.data.dataset import MultimodalDataset, Rows
 from mvkit.data.transforms import keep_units
+from mvkit.data.user_rows import is_framed, is_of_arrays, rows_of
 from mvkit.data.write_tables import Frame, words_of
 from mvkit.errors import RequestError, check_option, check_whole_number, suggest
 from mvkit.models import inference
@@ -63,6 +63,7 @@ def impute(
     all: bool = False,
     to: Names = None,
     id: str | None = None,
+    covariates: object = None,
     rows: Literal["own", "all"] = "own",
     empty: Empty = "error",
     generator: Generator = None,
@@ -85,6 +86,8 @@ def impute(
         all: replace observed values too.
         to: modalities to fill; None: those that came; others are added.
         id: the column of ids of tables that have them in a column.
+        covariates: of the rows of tables or arrays, where the model is conditioned on some: a
+            table, or by name; see `MultimodalDataset.from_arrays`.
         rows: of tables: their `own`, or `all` ids of all tables.
         empty: rows that observe nothing: `error`, or filled from the `prior`.
         generator: source of randomness.
@@ -110,7 +113,7 @@ def impute(
     n = check_whole_number("impute: n", n, 1)
     if uncertain and n < 2:
         raise RequestError("impute: n=1; expected 2 draws at least to tell uncertainty")
-    original = _Original(model, data, id, all, rows == "all")
+    original = _Original(model, data, rows_of(data, id, covariates), id, all, rows == "all")
     names = original.names_of(to)
     options: dict[str, Any] = {"n": n, "empty": empty, "generator": generator}
 
@@ -181,6 +184,7 @@ def embed(
     given: Names = None,
     *,
     id: str | None = None,
+    covariates: object = None,
     empty: Empty = "error",
 ) -> Any:
     """Posterior means of the rows, (b, d).
@@ -192,6 +196,7 @@ def embed(
         data: see `impute`.
         given: modalities to look at; None: all that each row has.
         id: the column of ids of tables that have them in a column.
+        covariates: see `impute`.
         empty: rows with none of them: `error`, or the mean of the `prior`.
 
     Example:
@@ -202,13 +207,13 @@ def embed(
         ['p', 'q']
     """
     check_model(model, "embed")
-    raw = _rows_of(data, id)
+    raw = rows_of(data, id, covariates)
     z = model.encode(raw, given, empty=empty)
     values = full_precision(z).cpu().numpy()
-    if _framed(data):
+    if is_framed(data):
         like = next(iter(data.values()))
         return write_tables.embedding(values, raw.extra["id"].tolist(), like, id)
-    return values if _of_arrays(data) else z
+    return values if is_of_arrays(data) else z
 
 
 def _whole(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -219,39 +224,33 @@ def _whole(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.round().clamp(limits.min, limits.max)
 
 
-def _framed(data: Rows) -> TypeGuard[Mapping[str, Frame]]:
-    return isinstance(data, Mapping) and any(is_table(value) for value in data.values())
-
-
-def _of_arrays(data: Rows) -> bool:
-    """Whether data are a mapping without tensors."""
-    return isinstance(data, Mapping) and not any(isinstance(x, Tensor) for x in data.values())
-
-
-def _rows_of(data: Rows, id: str | None) -> Batch:
-    return from_frames(data, id) if id is not None and _framed(data) else as_batch(data)
-
-
 class _Original:
     """Data as they came, which take values of a model in their gaps.
 
     Args:
         model: the model.
         data: the user's.
+        raw: the same as a batch.
         id: the column of ids of tables.
         replace: whether to replace observed values too.
         whole: whether tables get the rows of all ids.
     """
 
     def __init__(
-        self, model: MultimodalModel, data: Rows, id: str | None, replace: bool, whole: bool
+        self,
+        model: MultimodalModel,
+        data: Rows,
+        raw: Batch,
+        id: str | None,
+        replace: bool,
+        whole: bool,
     ) -> None:
         self.model = model
         self.data = data
         self.id = id
         self.replace = replace
         self.whole = whole
-        self.raw = _rows_of(data, id)
+        self.raw = raw
         self.seen = conform(self.raw, model.schema, compact=True)
         self.gaps = {name: self._gap(name) for name in self.raw.data}
         self.raw = self._renumbered()
@@ -310,11 +309,11 @@ class _Original:
         """
         data = self.data
         merged = {name: self._merged(name, x, kind) for name, x in values.items()}
-        if _framed(data):
+        if is_framed(data):
             return self._frames(data, merged, kind)
         device = next(iter(self.raw.data.values())).device
         new: dict[str, Any] = {name: x.to(device) for name, (x, _) in merged.items()}
-        if _of_arrays(data):
+        if is_of_arrays(data):
             new = {name: full_precision(x).numpy() for name, x in new.items()}
         if isinstance(data, Mapping):
             return {**data, **new}
@@ -327,7 +326,7 @@ class _Original:
     def _merged(self, name: str, new: Tensor, kind: Kind) -> Merged:
         """Values in the encoding and the order of columns of the data, and where they changed."""
         if name not in self.raw.data:
-            dtype = torch.float64 if _framed(self.data) else self.model.like.dtype
+            dtype = torch.float64 if is_framed(self.data) else self.model.like.dtype
             return new.to(dtype), torch.ones_like(new, dtype=torch.bool)
         raw = self.raw.data[name].cpu()
         new = self._as_given(name, new)

@@ -12,6 +12,7 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from mvkit.core.batch import Batch
+from mvkit.core.covariates import Covariate
 from mvkit.core.modality import Modality
 from mvkit.core.noise import seed_of_split, seeded
 from mvkit.data.dataset import MultimodalDataset
@@ -49,6 +50,11 @@ class Splits:
     test: MultimodalDataset
     truth: object = None
     notes: Any = attrs.field(factory=dict)
+
+    @property
+    def covariates(self) -> dict[str, Covariate]:
+        """What a model may be conditioned on, as training rows have it."""
+        return self.train.covariates
 
     def with_missing(self, rate: float, test_rate: float, *, seed: int) -> Splits:
         """These splits with modalities missing at random; every row keeps at least one.
