@@ -166,7 +166,7 @@ def test_the_header_and_what_is_printed_list_covariates_and_exposures(tmp_path, 
         "site": SITES,
         "batch": tuple(range(40)),
     }
-    model = Model({"a": (2,)}, latent_dim=2, covariates=covariates)
+    model = Model({"a": (2,)}, latent_dim=2, prior="learnable", covariates=covariates)
     lines = [line.strip() for line in repr(model).splitlines()]
     assert "covariate  age: a number; into prior, decoders; missing='average'" in lines
     assert "covariate  site: 'A', 'B', 'C'; into decoders, encoders" in lines
