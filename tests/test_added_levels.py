@@ -176,3 +176,29 @@ def test_modules_of_users_and_decay_are_refused():
     for glob, message in (("covariates.sit.A", "did you mean"), ("covariates.site.E", "no level")):
         with pytest.raises(RequestError, match=message):
             mvkit.fit(plain, rows(["A"] * 4), stages=[Stage(epochs=1, trainable=[glob])])
+
+
+def test_dispersions_by_level_follow_the_covariate(tmp_path):
+    by_batch = {"name": "negative_binomial", "by": "feature_and_level", "level": "site"}
+    modality = Modality((4,), by_batch, exposure="total", input="log1p")
+    model = Model({"a": modality}, latent_dim=2, covariates={"site": SITES}, seed=0)
+    table = model.decoders["a"].likelihood.log_theta
+    assert table.shape == (3, 4)
+    data = Batch(
+        {"a": torch.poisson(torch.full((12, 4), 6.0))}, covariates={"site": list(SITES) * 4}
+    )
+    mvkit.fit(model, data, epochs=3, progress=False)
+    table = model.decoders["a"].likelihood.log_theta.detach()
+    assert len(table.unique(dim=0)) == 3
+    model.add_level("site", "D", like="C")
+    grown = model.decoders["a"].likelihood.log_theta
+    assert torch.equal(grown, torch.cat([table, table[2:]]))
+    new = Batch(data.data, covariates={"site": ["D"] * 12})
+    assert torch.isfinite(model.loss(new).loss)
+    mvkit.save(model, tmp_path / "model")
+    assert torch.equal(mvkit.load(tmp_path / "model").encode(new), model.encode(new))
+    with pytest.raises(SpecError, match="no covariate 'site' with levels"):
+        Model({"a": modality})
+    with pytest.raises(SpecError, match="has 3; leave it out"):
+        other = Modality((4,), {**by_batch, "levels": 2})
+        Model({"a": other}, covariates={"site": SITES})

@@ -107,6 +107,14 @@ class Likelihood(RenamedMethods, ABC):
         """
         return mean if self.params == 1 else None
 
+    def add_level(self, covariate: str, shares: Tensor) -> None:
+        """Called when a covariate gets a new level; numbers kept by level get one more.
+
+        Args:
+            covariate: its name.
+            shares: of the old levels in what the new one begins as, (levels,).
+        """
+
     def sanity_warning(self, x: Tensor) -> str | None:
         """What is odd about values that are allowed, and what to do; None if nothing."""
         return None

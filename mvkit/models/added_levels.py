@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mvkit.core.context_networks import takes_context
 from mvkit.core.covariates import Conditions, Level, Side
+from mvkit.core.likelihood import Likelihood
 from mvkit.errors import RequestError, suggest
 from mvkit.parts.networks import WithContext
 from mvkit.parts.priors import Shift, VampPrior
@@ -62,6 +63,9 @@ def grow(model: Conditional, name: str, level: Level, like: Level) -> None:
         shares = conditions.shares(name).double().cpu()
     else:
         shares[covariate.levels.index(like)] = 1.0
+    for _, module in model.named_modules():
+        if isinstance(module, Likelihood):
+            module.add_level(name, shares)
     for _, module, side in _seeing(model):
         if name in _seen(conditions, side):
             _widen(module, conditions.columns(name, side), shares)

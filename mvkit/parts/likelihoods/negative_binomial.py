@@ -61,10 +61,18 @@ class NegativeBinomialLikelihood(CountLikelihood):
         shapes = {
             "modality": (),
             "feature": sizes.shape,
-            "feature_and_level": (spec.levels, *sizes.shape),
+            "feature_and_level": (spec.levels or sizes.levels.get(spec.level, 0), *sizes.shape),
         }
         self.level = spec.level if spec.by == "feature_and_level" else None
         self.log_theta = None if decoded else nn.Parameter(torch.zeros(shapes[spec.by]))
+
+    def add_level(self, covariate: str, shares: Tensor) -> None:
+        """A new level's dispersions are the weighted means of the old ones', by log θ."""
+        if covariate != self.level or self.log_theta is None:
+            return
+        table = self.log_theta.detach()
+        row = torch.tensordot(shares.to(table), table, 1)
+        self.log_theta = nn.Parameter(torch.cat([table, row.unsqueeze(0)]))
 
     def log_count(
         self, x: Tensor, log_mean: Tensor, numbers: tuple[Tensor, ...], context: Context
@@ -105,7 +113,7 @@ class NegativeBinomial:
             `feature_and_level` of a covariate; or `decoded`, a second number for each element:
             log θ.
         level: the covariate, for `feature_and_level`.
-        levels: how many levels it has.
+        levels: how many levels it has; 0: those of the model's covariate of that name.
         zero_inflated: decoders emit one more logit for each element, that of the probability π of
             a zero that nothing was counted for: p(0) = π + (1 - π) NB(0).
 
@@ -128,15 +136,31 @@ class NegativeBinomial:
     zero_inflated: bool = field(default=False, check=flag)
 
     def __attrs_post_init__(self) -> None:
-        complete = bool(self.level) and self.levels > 0
-        if complete != (self.by == "feature_and_level") or bool(self.level) != (self.levels > 0):
+        if bool(self.level) != (self.by == "feature_and_level") or (
+            self.levels and not self.level
+        ):
             raise SpecError(
                 f"by={self.by!r} with level={self.level!r} and levels={self.levels}; expected "
-                "both with by='feature_and_level' (the covariate's name, and how many levels it "
-                "has), neither otherwise",
+                "a covariate's name as level= with by='feature_and_level', and neither otherwise",
                 "level",
             )
 
     def build(self, sizes: Sizes) -> NegativeBinomialLikelihood:
-        """The likelihood with its dispersions."""
+        """The likelihood with its dispersions.
+
+        Raises:
+            SpecError: by the levels of a covariate that the model does not have.
+        """
+        known = sizes.levels.get(self.level, 0)
+        if self.level and not (self.levels or known):
+            raise SpecError(
+                f"no covariate {self.level!r} with levels in the model; expected one of "
+                f"{[name for name, levels in sizes.levels.items() if levels]}, or levels=",
+                "level",
+            )
+        if self.levels and known and self.levels != known:
+            raise SpecError(
+                f"got {self.levels}, and covariate {self.level!r} has {known}; leave it out",
+                "levels",
+            )
         return NegativeBinomialLikelihood(sizes, self)
