@@ -199,6 +199,6 @@ def test_dispersions_by_level_follow_the_covariate(tmp_path):
     assert torch.equal(mvkit.load(tmp_path / "model").encode(new), model.encode(new))
     with pytest.raises(SpecError, match="no covariate 'site' with levels"):
         Model({"a": modality})
+    other = Modality((4,), {**by_batch, "levels": 2})
     with pytest.raises(SpecError, match="has 3; leave it out"):
-        other = Modality((4,), {**by_batch, "levels": 2})
         Model({"a": other}, covariates={"site": SITES})
