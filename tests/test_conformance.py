@@ -24,7 +24,7 @@ from mvkit.parts.samplers import GMM, GMMSampler
 from mvkit.registry import plugins
 from mvkit.registry.builtin_parts import mvkit_components
 from mvkit.registry.component import Component
-from mvkit.testing import ConformanceError, check_component, model_parts, other_parts
+from mvkit.testing import ConformanceError, check_component, given_checks, model_parts, other_parts
 from mvkit.training.annealing import Linear
 from mvkit.training.optimizers import Adam
 from mvkit.training.stages import Single, Stage
@@ -38,9 +38,9 @@ SKIP = {
     "joint": [
         "modalities"
     ],  # the weights of its head follow the order; test_symmetry permutes them too
-    "levels": model_parts.CHECKS["objective"],  # of a Stack
+    "levels": [*model_parts.CHECKS["objective"], "weights"],  # of a Stack
     "top_down_poe": model_parts.CHECKS["aggregator"],  # goes with the prior top_down only
-    "top_down": model_parts.CHECKS["prior"],  # and that with it
+    "top_down": [*model_parts.CHECKS["prior"], "covariates"],  # and that with it
 }
 
 
@@ -164,6 +164,25 @@ def network(wrap):
         encoder=lambda self, s, w: wrap(hidden.encoder(s, w)),
         decoder=lambda self, w, s: hidden.decoder(w, s),
     )
+
+
+class Deaf(Rounded):
+    def forward(self, x, context=None):
+        return self.layers(x)
+
+
+def deaf_network():
+    hidden = MLP(hidden=(5,))
+    return broken(
+        mvkit.Network,
+        encoder=lambda self, s, w, context=0: Deaf(hidden.encoder(s, w)),
+        decoder=lambda self, w, s, context=0: Deaf(hidden.decoder(w, s)),
+    )
+
+
+def weighed_twice(found, batch):
+    factor = 1.0 if batch.row_weight is None else 2.0
+    return attrs.evolve(found, loss=factor * found.loss)
 
 
 def objective(change):
@@ -351,6 +370,19 @@ WRONG = {
         "changed loss where fillers are",
     ),
     "network, rows": ("network", "rows", network(Centred), "expected"),
+    "network, context": ("network", "covariates", deaf_network(), "returned the same for two"),
+    "likelihood, exposure": (
+        "likelihood",
+        "exposures",
+        likelihood(lambda self, p, out, x: p, takes_exposure=True),
+        "expected twice as much",
+    ),
+    "objective, weights": (
+        "objective",
+        "weights",
+        objective(weighed_twice),
+        "returned the loss .* of rows with weights",
+    ),
     "family, scale": (
         "family",
         "finite",
@@ -474,7 +506,7 @@ def test_every_check_is_seen_to_fail():
     checks = {"docs", "json", "finite", "inputs"}
     checks |= {
         check
-        for table in (model_parts.CHECKS, other_parts.CHECKS)
+        for table in (model_parts.CHECKS, other_parts.CHECKS, given_checks.CHECKS)
         for kind in table.values()
         for check in kind
     }

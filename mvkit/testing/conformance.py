@@ -14,7 +14,7 @@ from mvkit.errors import MvkitError, SpecError, suggest
 from mvkit.models.part_checks import Fault, expect
 from mvkit.registry import plugins
 from mvkit.registry.spec import as_part, to_dict
-from mvkit.testing import model_parts, other_parts
+from mvkit.testing import given_checks, model_parts, other_parts
 
 CITED = (
     "aggregator",
@@ -57,6 +57,7 @@ def check_component(kind: str, name: str, *, skip: Iterable[str] = (), **options
     """
     every: model_parts.Checks = {"docs": _docs, "json": _json}
     every |= model_parts.CHECKS.get(kind, {}) | other_parts.CHECKS.get(kind, {})
+    every |= given_checks.CHECKS.get(kind, {})
     skipped = set(skip)
     for unknown in skipped - set(every):
         raise SpecError(

@@ -55,10 +55,10 @@ def tiny_model(kind: str, part: object, setting: Options, names: tuple[str, ...]
     options = dict(setting)
     if kind in WHOLE_MODEL:
         options[kind] = part
-    return tiny_models.model(**options, private=1, names=names, first=_first(kind, part))
+    return tiny_models.model(**options, private=1, names=names, first=first_options(kind, part))
 
 
-def _first(kind: str, part: object) -> Options:
+def first_options(kind: str, part: object) -> Options:
     """Options of modality `a` that put a likelihood or networks in their place."""
     if kind == "likelihood":
         return {"shape": _shape_of_rows(part), "likelihood": part}
@@ -119,7 +119,7 @@ def rows(model: Model, pattern: Pattern | None = None) -> Batch:
 
 def shapes(kind: str, part: Any) -> None:
     """The checks that a model makes of parts from packages, and a loss of the right shape."""
-    modalities = tiny_models.modalities(1, first=_first(kind, part))
+    modalities = tiny_models.modalities(1, first=first_options(kind, part))
     family = part if kind == "family" else Normal()
     sizes = Sizes(2, family, modalities, None)
     match kind:
