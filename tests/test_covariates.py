@@ -503,3 +503,34 @@ def test_pseudo_inputs_have_covariates_of_their_own(aggregator):
     assert model.prior.context.grad.abs().max() > 0
     model.conditions.place(model.conform(rows).covariates)
     assert model.sample(3)["a"].shape == (3, 3)
+
+
+def test_a_regression_has_the_coefficients_of_least_squares():
+    """An outcome as a modality, covariates as its predictors: y = b₀ + b x + group + noise."""
+    generator = np.random.default_rng(0)
+    n = 400
+    age, dose = 50 + 10 * generator.normal(size=n), generator.uniform(0, 5, size=n)
+    group = generator.integers(3, size=n)
+    y = 3 + 0.2 * age - 1.5 * dose + np.array([0.0, 4.0, -2.0])[group]
+    y = y + generator.normal(size=n)
+    ones = np.eye(3)[group][:, 1:]
+    design = np.column_stack([np.ones(n), age, dose, ones])
+    expected, *_ = np.linalg.lstsq(design, y, rcond=None)
+    modality = Modality(
+        (1,), {"name": "normal", "scale": "trained"}, encoder="linear", decoder="linear"
+    )
+    covariates = {"age": Covariate(), "dose": Covariate(), "group": (0, 1, 2)}
+    model = Model({"y": modality}, latent_dim=1, covariates=covariates, seed=0)
+    given = {"age": age, "dose": dose, "group": group}
+    rows = Batch({"y": torch.tensor(y, dtype=torch.float32)[:, None]}, covariates=given)
+    stages = [mvkit.Stage(epochs=400, lr_schedule={"name": "CosineAnnealingLR", "T_max": 400})]
+    mvkit.fit(model, rows, stages=stages, lr=0.05, batch_size=400, progress=False)
+
+    def mean(**changed):
+        at = {"age": 50.0, "dose": 1.0, "group": 0, **changed}
+        return float(model.decode(torch.zeros(1), covariates=at)["y"])
+
+    slopes = [mean(age=51.0) - mean(), mean(dose=2.0) - mean()]
+    slopes += [mean(group=1) - mean(), mean(group=2) - mean()]
+    assert slopes == pytest.approx(expected[1:].tolist(), rel=0.02)
+    assert mean() == pytest.approx(float(expected @ [1, 50, 1, 0, 0]), rel=0.02)

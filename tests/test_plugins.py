@@ -190,3 +190,22 @@ def test_the_package_of_the_guide(packages):
     unit = model.translate(rows, latent="mean", exposure={"a": 1.0})["a"][0]
     torch.testing.assert_close(drawn[1], 20 * unit[1])
     assert torch.isfinite(model.loss(rows).loss)
+
+
+def test_a_model_like_scvi_from_the_guide(tmp_path):
+    """It loses the batch and keeps the kind of cell, as the guide promises."""
+    space = {}
+    exec((guide_package(tmp_path) / "examples" / "scvi_like.py").read_text(), space)
+    corrected = space["corrected"]["rna"][0]
+    torch.testing.assert_close(corrected.sum(1), torch.full((300,), 1e4), rtol=1e-4, atol=0)
+
+    def explained(values, groups):
+        means = torch.stack([values[groups == g].mean(0) for g in groups.unique()])
+        within = (values - means[groups]).square().sum()
+        return float(1 - within / (values - values.mean(0)).square().sum())
+
+    logs = corrected.log1p()
+    raw = space["counts"].log1p()
+    assert explained(logs, space["batch"]) < 0.1 < 0.2 < explained(raw, space["batch"])
+    assert explained(logs, space["kind"]) > 0.8 > explained(raw, space["kind"])
+    assert explained(space["z"], space["batch"]) < 0.1
