@@ -7,6 +7,7 @@ import torch
 
 import mvkit
 from mvkit import Batch, Covariate, DataError, Modality, Model, RequestError, SpecError
+from mvkit.models import part_checks
 from mvkit.testing import tiny_models
 
 TINY = {"encoder": {"name": "mlp", "hidden": [6]}, "decoder": {"name": "mlp", "hidden": [6]}}
@@ -128,15 +129,36 @@ def test_the_loss_is_that_of_counts_given_their_total():
         assert torch.equal(other.loss, loss.loss)
 
 
-@pytest.mark.parametrize("likelihood", COUNTS)
+EVERY = {
+    **{name: {"shape": (3,), "likelihood": name, "exposure": "total"} for name in COUNTS},
+    "poisson, zeros": {"shape": (3,), "likelihood": {"name": "poisson", "zero_inflated": True}},
+    "ordinal": {"shape": (3,), "likelihood": {"name": "ordinal", "levels": 5}},
+    **{name: {"shape": (3,), "likelihood": name} for name in ("lognormal", "gamma", "beta")},
+    "decoded": {"shape": (3,), "likelihood": {"name": "normal", "scale": "decoded"}},
+    "by feature": {
+        "shape": (3,),
+        "likelihood": {"name": "student_t", "scale": "trained", "by": "feature"},
+    },
+    "hazard": {"shape": (2,), "likelihood": {"name": "hazard", "bins": 4}},
+    "foreground_background": {"shape": (3,), "likelihood": "foreground_background"},
+}
+
+
+def values(model, b):
+    """Values that the likelihood of modality `a` takes, (b, *shape)."""
+    live = model.decoders["a"].likelihood
+    shape = (b, *model.modalities["a"].shape)
+    return part_checks.supported_values(live, shape, torch.float64)
+
+
+@pytest.mark.parametrize("likelihood", EVERY)
 @pytest.mark.parametrize("aggregator", ["poe", "moe", "mopoe", "joint"])
 @pytest.mark.parametrize("objective", ["elbo", "iwae", "dreg", "telbo", "jmvae"])
-def test_counts_with_covariates_train_under_every_objective(likelihood, aggregator, objective):
-    modality = {"shape": (3,), "likelihood": likelihood, "exposure": "total"}
+def test_every_likelihood_trains_with_covariates(likelihood, aggregator, objective):
     covariates = {"site": Covariate(("A", "B"), missing="average")}
     try:
         model = tiny_models.model(
-            aggregator, "standard", objective, first=modality, covariates=covariates
+            aggregator, "standard", objective, first=EVERY[likelihood], covariates=covariates
         )
     except SpecError:
         with pytest.raises(SpecError):
@@ -144,7 +166,7 @@ def test_counts_with_covariates_train_under_every_objective(likelihood, aggregat
         return
     for missing in (False, True):
         batch = tiny_models.rows(8, missing=missing)
-        batch.data["a"] = torch.randint(9, (8, 3), generator=seeded()).double()
+        batch.data["a"] = values(model, 8)
         batch.extra["site"] = ["A", None, "B", "B", "A", "A", None, "B"]
         loss, gradients = tiny_models.loss_and_gradients(model, batch)
         assert torch.isfinite(loss.loss)
