@@ -23,12 +23,29 @@ FROZEN = [
     Stage("elbo", 1, ["encoders.*"], accumulate=2, ema=0.5),
 ]
 SKIP = {"name": "joint", "incomplete": "skip"}
+
+
+def conditional():
+    counts = {"shape": (3,), "likelihood": "poisson", "exposure": "total", "input": "log1p"}
+    covariates = {"age": mvkit.Covariate(), "site": ("A", "B")}
+    return model("poe", "standard", "elbo", first=counts, covariates=covariates)
+
+
+def given_rows(n, seed=0):
+    batch = rows(n, seed=seed)
+    batch.data["a"] = torch.arange(3.0 * n).reshape(n, 3).double() % 5
+    given = {"age": torch.arange(n) * 2.0, "site": ["AB"[i % 2] for i in range(n)]}
+    batch.extra.update({**given, "row_weight": 1.0 + torch.arange(n) % 3})
+    return batch
+
+
 CASES = {
     "unequal last batches, incomplete rows": (model, {"data": rows(9)}),
     "frozen parts": (lambda: model("joint", objective="telbo"), {"data": rows(9), "stages": FROZEN}),
     "rows that do not count": (lambda: model(SKIP), {"data": rows(9), "batch_size": 2}),
     "validation": (lambda: model("mopoe", "mog", "dreg"), {"data": rows(9), "validation": rows(3, seed=1)}),
     "a loader of one's own": (model, {"data": [rows(4), rows(1), rows(2)]}),
+    "given": (conditional, {"data": given_rows(9), "validation": given_rows(3, seed=1)}),
 }  # fmt: skip
 
 
