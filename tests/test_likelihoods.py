@@ -545,14 +545,15 @@ def test_dispersions_of_levels_are_looked_up():
     "options",
     [
         {"by": "feature_and_level"},
-        {"by": "feature_and_level", "level": "batch"},
         {"by": "feature_and_level", "levels": 3},
         {"by": "feature", "level": "batch", "levels": 3},
         {"levels": 3},
     ],
 )
 def test_dispersions_of_levels_need_both(options):
-    with pytest.raises(SpecError, match="expected both with by='feature_and_level'"):
+    with pytest.raises(
+        SpecError, match="a covariate's name as level= with by='feature_and_level'"
+    ):
         Modality((3,), {"name": "negative_binomial", **options})
 
 

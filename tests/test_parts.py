@@ -77,7 +77,9 @@ def test_bernoulli_samples_are_those_of_torch():
 
 @pytest.mark.parametrize("name", mvkit.available("likelihood"))
 def test_injected_noise_reaches_samples(name):
-    model = Model({"a": Modality((3,), name), "b": (2,)}, latent_dim=2, seed=0)
+    part = {"name": name, **({"levels": 5} if name == "ordinal" else {})}
+    shape = (2,) if name == "hazard" else (3,)
+    model = Model({"a": Modality(shape, part), "b": (2,)}, latent_dim=2, seed=0)
     x = {"b": torch.randn(4, 2)}
     with mvkit.testing.noise(lambda site, shape, dtype, device: torch.zeros(shape, dtype=dtype)):
         first, second = (model.translate(x, ["a"], n=2, sample=True)["a"] for _ in range(2))

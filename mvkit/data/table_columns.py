@@ -196,7 +196,7 @@ def without_columns(
         rest = frame.drop(columns=own) if own else frame
         if len(rest.columns) or not own:
             kept[table] = rest
-    if not kept:
+    if frames and not kept:
         raise DataError(
             f"tables: there is nothing but {', '.join(map(repr, names))}; expected columns of "
             "data; add them"
