@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mvkit.core.covariates import Covariate, Level
+from mvkit.core.raw_values import is_missing
 from mvkit.errors import DataError, ShapeError, suggest
 
 
@@ -80,13 +81,6 @@ def numbers_of(name: str, raw: Any, b: int) -> Tensor:
 def _array(items: list[Any]) -> np.ndarray[Any, Any]:
     numeric = all(isinstance(item, int | float | np.number) for item in items)
     return np.asarray(items) if numeric else np.asarray(items, dtype=object)
-
-
-def is_missing(value: object) -> bool:
-    """Whether a value is None, NaN, NaT or pandas' NA."""
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
-        return True
-    return isinstance(value, float | np.floating) and bool(np.isnan(value))
 
 
 def _level_indices(

@@ -292,3 +292,10 @@ class Source:
     def where(self) -> str:
         """How messages call it."""
         return f"batch.data[{self.name!r}]"
+
+
+def is_missing(value: object) -> bool:
+    """Whether a value is None, NaN, NaT or pandas' NA."""
+    if value is None or type(value).__name__ == "NAType":
+        return True
+    return bool(value != value)  # noqa: PLR0124 - of all values, only NaN and NaT

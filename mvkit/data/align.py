@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mvkit.core.batch import Batch
-from mvkit.core.raw_values import Columns, values_in
+from mvkit.core.raw_values import Columns, is_missing, values_in
 from mvkit.data.id_matches import Ids, check_matches, transposed_shape
 from mvkit.errors import DataError, ShapeError
 
@@ -121,19 +121,15 @@ def check_ids(where: str, ids: Iterable[object]) -> None:
                 f"{where}: row {row} has the {type(id).__name__} {id!r} as its id; expected one "
                 "value for each row, such as a number or text; give ids of one axis"
             ) from None
-        if is_missing(id):
+        if lacks_part(id):
             raise DataError(
                 f"{where}: row {row} has no id; expected one for each; fill it in, or drop the row"
             )
 
 
-def is_missing(value: object) -> bool:
-    """Whether a value is None, NaN, NaT or NA, or a tuple that holds one of them."""
-    if isinstance(value, tuple):
-        return any(map(is_missing, value))
-    if value is None or type(value).__name__ == "NAType":
-        return True
-    return bool(value != value)  # noqa: PLR0124 - of all values, only NaN and NaT
+def lacks_part(id: object) -> bool:
+    """Whether an id is missing, or a tuple with a part that is."""
+    return any(map(lacks_part, id)) if isinstance(id, tuple) else is_missing(id)
 
 
 def _joined(tables: Mapping[str, Table], rows: Mapping[str, Tensor], b: int) -> Batch:

@@ -21,7 +21,8 @@ from mvkit.core.batch import Batch
 from mvkit.core.covariates import Covariate, Level
 from mvkit.core.given import ROW_WEIGHT
 from mvkit.core.modality import Modality
-from mvkit.data.align import in_order, is_missing, library, objects
+from mvkit.core.raw_values import is_missing
+from mvkit.data.align import in_order, library, objects
 from mvkit.data.id_matches import Ids
 from mvkit.errors import DataError, ShapeError
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mvkit.core.raw_values import is_missing
+
 NONE = -1  # the index of a row without a label
 
 Words = tuple[str, ...]
@@ -78,10 +80,3 @@ def as_numbers(labels: object, words: Words | None) -> Tensor:
     tensor = torch.tensor(numbers, dtype=torch.float64).reshape(array.shape)
     complete = not bool(tensor.isnan().any())
     return tensor.long() if words is not None and complete else tensor
-
-
-def is_missing(value: object) -> bool:
-    """Whether a label is none: None, NaN, pandas' NA and NaT."""
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
-        return True
-    return isinstance(value, float) and math.isnan(value)

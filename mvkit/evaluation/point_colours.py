@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mvkit.evaluation.labels import is_missing
+from mvkit.core.raw_values import is_missing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
