@@ -145,6 +145,15 @@ class Mine(nn.Module):
         return self.layer(torch.cat([x, context], -1))
 
 
+class MineDown(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 4)
+
+    def forward(self, z, context):
+        return self.layer(torch.cat([z, context], -1))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -169,6 +178,11 @@ def test_modules_of_users_and_decay_are_refused():
     with pytest.raises(RequestError, match="encoders.a: a module of yours"):
         model.add_level("site", "D")
     assert model.spec.covariates["site"].levels == SITES
+    decoded = Modality((4,), decoder=MineDown())
+    half = Model({"a": decoded}, latent_dim=2, covariates={"site": SITES}, seed=0)
+    with pytest.raises(RequestError, match="decoders.a.network: a module of yours"):
+        half.add_level("site", "D")
+    assert half.encoders["a"].projections["0"].weight.shape[1] == 3
     plain, _ = trained()
     stage = Stage(epochs=1, trainable=["covariates.site.A"], optimizer="adamw")
     with pytest.raises(SpecError, match="weight_decay moves the others"):

@@ -106,3 +106,9 @@ def test_tables_far_from_zero_are_learnt_at_the_defaults(aggregator):
     model = Model(modalities, aggregator=aggregator, objective=OBJECTIVES[aggregator], seed=0)
     mvkit.fit(model, data, epochs=20, progress=False)
     assert model.encode(data).std(0).max() > 0.5
+
+
+def test_values_that_are_all_the_same_leave_weights_finite():
+    modality = Modality((4,), {"name": "normal", "scale": "trained", "by": "feature"})
+    model = started({"a": modality}, {"a": torch.full((20, 4), 7.0)}, latent_dim=2)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())

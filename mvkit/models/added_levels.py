@@ -63,10 +63,11 @@ def grow(model: Conditional, name: str, level: Level, like: Level) -> None:
         shares = conditions.shares(name).double().cpu()
     else:
         shares[covariate.levels.index(like)] = 1.0
+    seeing = list(_seeing(model))  # which may raise: nothing is half done then
     for _, module in model.named_modules():
         if isinstance(module, Likelihood):
             module.add_level(name, shares)
-    for _, module, side in _seeing(model):
+    for module, side in seeing:
         if name in _seen(conditions, side):
             _widen(module, conditions.columns(name, side), shares)
     conditions.add_level(name, level)
@@ -91,7 +92,7 @@ def level_columns(model: Conditional, glob: str) -> dict[nn.Parameter, Tensor]:
     if word not in words:
         raise RequestError(f"{glob!r}: no level {word!r} of {name!r}; {suggest(word, words)}")
     columns = {}
-    for _, module, side in _seeing(model):
+    for module, side in _seeing(model):
         if name in _seen(conditions, side):
             parameter = _weight(module)
             flags = torch.zeros(parameter.shape[-1], dtype=torch.bool, device=parameter.device)
@@ -104,7 +105,7 @@ def _seen(conditions: Conditions, side: Side) -> list[str]:
     return [name for name, covariate in conditions.covariates.items() if side in covariate.into]
 
 
-def _seeing(model: Conditional) -> Iterator[tuple[str, nn.Module, Side]]:
+def _seeing(model: Conditional) -> Iterator[tuple[nn.Module, Side]]:
     """Modules whose weights have a column for each number of a side's context.
 
     Raises:
@@ -115,12 +116,12 @@ def _seeing(model: Conditional) -> Iterator[tuple[str, nn.Module, Side]]:
         group = path.partition(".")[0]
         side: Side = "decoders" if group == "decoders" else "encoders"
         if isinstance(module, WithContext):
-            for key, projection in module.projections.items():
-                yield f"{path}.projections.{key}", projection, side
+            for projection in module.projections.values():
+                yield projection, side
         elif isinstance(module, Shift):
-            yield path, module, "prior"
+            yield module, "prior"
         elif isinstance(module, VampPrior) and module.context is not None:
-            yield path, module, "encoders"
+            yield module, "encoders"
         elif _is_users(path, module) and conditions.width(side):
             raise RequestError(
                 f"{path}: a module of yours, whose weights cannot be widened for a new level; "

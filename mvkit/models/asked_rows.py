@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +17,22 @@ from mvkit.core.validation import Schema
 from mvkit.errors import MvkitError, RequestError, suggest
 
 Stated = Mapping[str, object] | None
+
+
+class StatesRows(Protocol):
+    """A model whose callers may state covariates and exposures of rows."""
+
+    def row_context(
+        self,
+        where: str,
+        covariates: Stated,
+        exposure: Stated,
+        shape: tuple[int, ...] | None,
+        *,
+        partly: bool = False,
+    ) -> RowContext:
+        """What a caller states of rows; see `asked_row_context`."""
+        ...
 
 
 def asked_row_context(

@@ -19,7 +19,7 @@ from mvkit.core.decoding import Decodes
 from mvkit.core.noise import Generator
 from mvkit.core.row_context import RowContext
 from mvkit.errors import RequestError, bad_option
-from mvkit.models.asked_rows import Stated
+from mvkit.models.asked_rows import Stated, StatesRows
 from mvkit.models.clusters import check_clusters
 from mvkit.models.inference import ConditionalPosterior, Evaluable, check_count, evaluation
 from mvkit.parts.latent_model import LatentModel
@@ -139,7 +139,7 @@ def prior_draws(
     return z, component if model.n_clusters else None
 
 
-class Samples(Evaluable, Protocol):
+class Samples(Evaluable, StatesRows, Protocol):
     """A model that rows can be drawn from: `Model` or `Stack`."""
 
     latent_dim: int
@@ -166,18 +166,6 @@ class Samples(Evaluable, Protocol):
 
     def in_units(self, data: dict[str, Tensor], units: Units) -> dict[str, Tensor]:
         """Values of the model in the units asked for."""
-        ...
-
-    def row_context(
-        self,
-        where: str,
-        covariates: Stated,
-        exposure: Stated,
-        shape: tuple[int, ...] | None,
-        *,
-        partly: bool = False,
-    ) -> RowContext:
-        """What a caller states of rows that are generated."""
         ...
 
 

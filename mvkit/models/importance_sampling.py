@@ -21,10 +21,9 @@ from mvkit.core.mixture import product_of_observed
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
-from mvkit.core.row_context import RowContext
 from mvkit.data.dataset import Rows
 from mvkit.errors import NothingObserved, RequestError, check_option
-from mvkit.models.asked_rows import Stated
+from mvkit.models.asked_rows import Stated, StatesRows
 from mvkit.models.inference import Empty, Evaluable, Names, check_count, evaluation, names_of
 from mvkit.parts.latent_model import LatentModel
 from mvkit.parts.priors import as_prior
@@ -149,7 +148,7 @@ def log_mean_exp(pieces: Iterable[Tensor]) -> Tensor:
     return torch.logsumexp(torch.stack(sums), 0) - math.log(count)
 
 
-class Samples(Evaluable, Protocol):
+class Samples(Evaluable, StatesRows, Protocol):
     """A model whose importance weights can be drawn in blocks: `Model` or `Stack`."""
 
     names: tuple[str, ...]
@@ -170,18 +169,6 @@ class Samples(Evaluable, Protocol):
         self, rows: Batch, given: tuple[str, ...], empty: str, generator: Generator
     ) -> Posterior:
         """The posterior given a set of modalities."""
-        ...
-
-    def row_context(
-        self,
-        where: str,
-        covariates: Stated,
-        exposure: Stated,
-        shape: tuple[int, ...] | None,
-        *,
-        partly: bool = False,
-    ) -> RowContext:
-        """What a caller states of rows."""
         ...
 
     def weight_blocks(self, batch: Batch, sampling: Sampling) -> Iterator[Tensor]:

@@ -18,11 +18,11 @@ from mvkit.data.shards import Shards
 from mvkit.data.suspicions import suspicions
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.parts.likelihoods.scales import spread_by_feature
 from mvkit.parts.networks import Dense, WithContext
 
 ROWS = 1024  # looked at for likelihoods
 ROWS_GIVEN = 10_000  # likewise, for covariates and exposures
-SMALLEST = 1e-3  # spread of a feature, as a share of that of its modality
 
 
 def look_at_first_rows(model: MultimodalModel, data: Pipeline) -> list[str]:
@@ -97,7 +97,10 @@ def _moves(likelihood: Likelihood, x: Tensor, present: Tensor) -> bool:
 
 
 def _start_networks(model: Model, name: str, decoder: Decoder, first: Batch) -> None:
-    mean, spread = _moments(first.data[name], first.present(name))
+    x, present = first.data[name], first.present(name)
+    count = present.sum(0).clamp(min=1)
+    mean = (torch.where(present, x, 0.0).double().sum(0) / count).to(x.dtype)
+    spread = spread_by_feature(x, present).to(x.dtype)
     for network in (model.encoders[name], *model.aggregator.readers(name)):
         dense = _without_context(network)
         if isinstance(dense, Dense):
@@ -111,21 +114,6 @@ def _start_networks(model: Model, name: str, decoder: Decoder, first: Batch) -> 
 def _without_context(network: nn.Module) -> nn.Module:
     """A network itself, of one that is given a context too."""
     return network.network if isinstance(network, WithContext) else network
-
-
-def _moments(x: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each feature's observed values, (*shape) each.
-
-    Features that nobody observes have mean 0, and, as constant ones, the smallest spread allowed.
-    """
-    values = torch.where(present, x, 0.0).double()
-    count = present.sum(0)
-    mean = values.sum(0) / count.clamp(min=1)
-    residual = torch.where(present, x - mean, 0.0)
-    squares = residual.square().sum(0)
-    spread = (squares / count.clamp(min=1)).sqrt()
-    overall = (squares.sum() / count.sum()).sqrt()
-    return mean.to(x.dtype), spread.clamp(min=SMALLEST * float(overall)).to(x.dtype)
 
 
 def weighed_rows(rows: Batch) -> Batch:
