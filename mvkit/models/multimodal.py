@@ -26,10 +26,8 @@ from mvkit.data.dataset import Rows, as_batch
 from mvkit.errors import RequestError
 from mvkit.models import clusters, generation, importance_sampling, swapped_modules
 from mvkit.models.generating import GeneratingModel
-from mvkit.models.generation import GenerationOptions
 from mvkit.models.importance_sampling import Sampling
 from mvkit.models.inference import (
-    ConditionalPosterior,
     ConditioningSets,
     Empty,
     Names,
@@ -73,11 +71,6 @@ class MultimodalModel(GeneratingModel):
         super().__init__()
         self.samplers = nn.ModuleDict()  # those that `fit_sampler` fitted, by registered name
 
-    @property
-    @abstractmethod
-    def schema(self) -> Schema:
-        """What the model expects of a batch."""
-
     @abstractmethod
     def header(self) -> dict[str, Any]:
         """The model as plain JSON data, all defaults written out."""
@@ -93,12 +86,6 @@ class MultimodalModel(GeneratingModel):
         """What the encoders make of a batch; computed when first looked at."""
 
     @abstractmethod
-    def conditional_posteriors(
-        self, rows: Batch, asked: ConditioningSets
-    ) -> Iterator[ConditionalPosterior]:
-        """The posteriors given each of several sets of modalities, in turn."""
-
-    @abstractmethod
     def prior_draws(
         self,
         n: int,
@@ -109,12 +96,6 @@ class MultimodalModel(GeneratingModel):
         """Draws z (n, d) of the prior, or of one cluster, and their clusters (n,) if it has
         any.
         """
-
-    @abstractmethod
-    def generate(
-        self, options: GenerationOptions, condition: ConditionalPosterior
-    ) -> dict[str, Tensor]:
-        """Modalities {name: (n, b, *shape)} of the rows of a conditional posterior."""
 
     @abstractmethod
     def weight_blocks(self, batch: Batch, sampling: Sampling) -> Iterator[Tensor]:
