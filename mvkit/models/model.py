@@ -282,6 +282,7 @@ class Model(MultimodalModel):
         order = list(self.names)
         spec = {**to_dict(self.spec), "modalities": to_dict(self.current_modalities())}
         header = {"name": "model", "order": order, **spec, **self.sampler_header()}
+        header |= self.rows_header()
         if self.conditions is not None:
             header["covariate_rows"] = len(self.conditions.rows)
         return header
