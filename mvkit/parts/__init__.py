@@ -79,6 +79,7 @@ from mvkit.parts.priors import PosteriorMixture as PosteriorMixture
 from mvkit.parts.priors import Prior as Prior
 from mvkit.parts.priors import Standard as Standard
 from mvkit.parts.priors import Vamp as Vamp
+from mvkit.parts.relevance import ARD as ARD
 from mvkit.parts.samplers import GMM as GMM
 from mvkit.parts.samplers import Sampler as Sampler
 from mvkit.parts.top_down import TopDown as TopDown

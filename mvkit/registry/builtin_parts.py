@@ -58,6 +58,7 @@ linear mvkit.parts.networks:Linear one affine map
 mlp    mvkit.parts.networks:MLP    fully connected
 conv   mvkit.parts.networks:Conv   2-d convolutions
 conv1d mvkit.parts.networks:Conv1d 1-d convolutions
+ard    mvkit.parts.relevance:ARD   linear or mlp, unneeded latents switched off
 [schedule]
 single              mvkit.training.stages:Single            one stage
 joint_then_unimodal mvkit.training.stages:JointThenUnimodal joint encoder first, then the others

@@ -196,8 +196,8 @@ def _train(run: Run, resume: Resume, compile: bool) -> None:
     dtype = torch.bfloat16 if run.options.precision == "bf16" else None
     lock = contextlib.nullcontext() if run.writable is None else run.writable.alone()
     compiled = _compiled(run.model, compile)
-    found = penalties_found_once(run.model)
-    with lock, run.bar, put_back_at_end(device), low_precision(dtype), compiled, found:
+    penalties = penalties_found_once(run.model)
+    with lock, run.bar, put_back_at_end(device), low_precision(dtype), compiled, penalties:
         state = run.resume(resume)
         first = 0 if state is None else state.stage
         run.model.zero_grad()
