@@ -103,7 +103,7 @@ def _targets_above() -> dict[str, str]:
     targets = dict(CLASSES_ABOVE)
     for component in mvkit_components():
         module, _, name = component.target.partition(":")
-        if module.startswith("mvkit.parts."):
+        if module.startswith("mvkit.parts.") or component.kind == "recipe":
             continue
         if name in globals():
             name += component.kind.capitalize()

@@ -26,6 +26,7 @@ KINDS = [
     "transform",
     "recipe",
 ]
+FUNCTION = "recipe"  # the kind whose parts are functions, not specs
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 TARGET = re.compile(r"[\w.]+:\w+")
 
@@ -40,7 +41,8 @@ class Component:
     Args:
         kind: one of `mvkit.registry.KINDS`.
         name: `[a-z][a-z0-9_]*`; others may write it qualified, `package/name`.
-        target: `"package.module:Class"`, imported when someone first asks for it.
+        target: `"package.module:Class"`, imported when someone first asks for it; of a recipe,
+            `"package.module:function"`.
         summary: a few words for listings.
         api: the version of the abstract class of that kind it was written for.
     """

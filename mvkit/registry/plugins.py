@@ -24,6 +24,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from importlib.metadata import EntryPoint
+from typing import Any
 
 import attrs
 import pluggy
@@ -31,7 +32,7 @@ import pluggy
 from mvkit.errors import AmbiguousComponent, MvkitError, SpecError, UnknownComponent, suggest
 from mvkit.registry import builtin_parts, discovery
 from mvkit.registry.builtin_parts import EXTERNAL_PARTS
-from mvkit.registry.component import KINDS, Component, hookspec, wrong_in
+from mvkit.registry.component import FUNCTION, KINDS, Component, hookspec, wrong_in
 from mvkit.registry.component import hookimpl as hookimpl  # noqa: PLC0414
 from mvkit.registry.discovery import Problem, origin
 
@@ -86,7 +87,7 @@ class Registry:
         self.manager.add_hookspecs(Hooks)
         self.entries: list[Entry] = []
         self.problems: list[Problem] = []
-        self.loaded: dict[type, Entry] = {}
+        self.loaded: dict[Any, Entry] = {}  # by class, or function of a recipe
         self.scanned = False
         self.register(builtin_parts, "mvkit", "")
 
@@ -177,12 +178,12 @@ class Registry:
         entries = self.of_kind(kind)
         return [entry for entry in entries if name in (entry.component.name, entry.qualified)]
 
-    def load(self, entry: Entry) -> type:
-        """The class that an entry names."""
+    def load(self, entry: Entry) -> Any:
+        """The class that an entry names; of a recipe, the function."""
         target = entry.component.target
         module, _, name = target.partition(":")
         try:
-            cls = getattr(importlib.import_module(module), name)
+            part = getattr(importlib.import_module(module), name)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit and CancelledError too
@@ -190,10 +191,14 @@ class Registry:
                 f"{entry} could not be imported from {target!r}: {type(error).__name__}: {error}; "
                 "install what it lacks, or reinstall or update that package"
             ) from error
-        if not isinstance(cls, type) or not attrs.has(cls):
-            raise SpecError(f"{entry}: {target!r} is no class made by @mvkit.spec, but {cls!r}")
-        self.loaded[cls] = entry
-        return cls
+        is_class = isinstance(part, type)
+        if entry.component.kind == FUNCTION:
+            if is_class or not callable(part):
+                raise SpecError(f"{entry}: {target!r} is no function, but {part!r}")
+        elif not is_class or not attrs.has(part):
+            raise SpecError(f"{entry}: {target!r} is no class made by @mvkit.spec, but {part!r}")
+        self.loaded[part] = entry
+        return part
 
 
 @functools.cache
@@ -227,8 +232,8 @@ def declare(*components: Component) -> None:
         known.entries.append(Entry(component, "local", ""))
 
 
-def lookup(kind: str, name: str) -> type:
-    """The class registered under a bare or qualified name.
+def lookup(kind: str, name: str) -> Any:
+    """The class registered under a bare or qualified name; of a recipe, the function.
 
     Raises:
         UnknownComponent: with the nearest name and the problems met on the way.
@@ -241,9 +246,14 @@ def lookup(kind: str, name: str) -> type:
     if entries:
         offers = ", ".join(repr(entry.qualified) for entry in entries)
         raise AmbiguousComponent(f"several packages offer {kind} {name!r}; name one of {offers}")
-    problems = "".join(f"; note that {problem}" for problem in known.problems)
-    remedy = _package_to_install(kind, name) or suggest(name, available(kind))
-    raise UnknownComponent(f"unknown {kind} {name!r}; {remedy}{problems}")
+    raise UnknownComponent(f"unknown {kind} {name!r}; {remedy(kind, name)}")
+
+
+def remedy(kind: str, name: str) -> str:
+    """The end of a message about a name that nobody offers, with the problems of packages."""
+    problems = "".join(f"; note that {problem}" for problem in registry().problems)
+    advice = _package_to_install(kind, name) or suggest(name, available(kind))
+    return f"{advice}{problems}"
 
 
 def _package_to_install(kind: str, name: str) -> str | None:
@@ -253,8 +263,8 @@ def _package_to_install(kind: str, name: str) -> str | None:
     return None
 
 
-def find_entry(cls: type) -> Entry | None:
-    """The entry whose target is `cls`, if it is registered."""
+def find_entry(cls: Any) -> Entry | None:
+    """The entry whose target is a class, or function of a recipe, if it is registered."""
     known = registry()
     if cls in known.loaded:
         return known.loaded[cls]
@@ -288,7 +298,7 @@ def package_of(cls: type) -> str | None:
 
 
 @contextlib.contextmanager
-def error_context(cls: type, what: str) -> Iterator[None]:
+def error_context(cls: Any, what: str) -> Iterator[None]:
     """Inside, an error of a part `cls` that a package brought names that part and its package.
 
     Raises:
