@@ -25,7 +25,14 @@ from mvkit.core.posterior import Draws, Posterior
 from mvkit.core.terms import Draw, Reconstruct, Terms, Want
 from mvkit.core.validation import Schema
 from mvkit.errors import SpecError
-from mvkit.models import clusters, description, generation, importance_sampling, inference
+from mvkit.models import (
+    clusters,
+    description,
+    generation,
+    importance_sampling,
+    inference,
+    relevance,
+)
 from mvkit.models.added_levels import check_addable, grow
 from mvkit.models.build import ModelSpec
 from mvkit.models.multimodal import MultimodalModel
@@ -275,6 +282,7 @@ class Model(MultimodalModel):
     weight_blocks = importance_sampling.weight_blocks
     predictive_blocks = importance_sampling.predictive_blocks
     responsibilities = clusters.responsibilities
+    relevance = relevance.relevance
     __repr__ = description.describe
 
     def header(self) -> dict[str, Any]:

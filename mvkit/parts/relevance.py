@@ -82,7 +82,7 @@ class ARD(Network):
 
     w_d are the weights of the first layer from latent dimension d, shared or private; each
     modality has precisions α_d of its own, which are integrated out. The dimensions that a
-    modality does not need then lose their weights: `mvkit.relevance(model)` says which are left.
+    modality does not need then lose their weights: `model.relevance()` says which are left.
     Columns of covariates are left alone. The weights of later layers have a N(0, 1/inputs) prior,
     so that they cannot undo what the first one does. The penalty is -log p of all these weights;
     `fit` counts it once for all training rows. Encoders are those of the network, without it.
@@ -90,7 +90,8 @@ class ARD(Network):
     Args:
         network: what it is made of, whose decoder is fully connected: `mlp` or `linear`.
         concentration: a.
-        rate: b, in squared weights; far above it, a column pays in proportion to log α_d.
+        rate: b, in squared weights; a column pays by the logarithm of its squared norm where that
+            is far above b, and hardly more for being smaller than b.
 
     Reference: MacKay, Bayesian Non-Linear Modeling for the Prediction Competition, 1994; Bishop,
     Bayesian PCA, NeurIPS 1998 (linear decoders); Ainsworth, Foti, Lee and Fox, oi-VAE: Output
