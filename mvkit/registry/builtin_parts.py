@@ -34,6 +34,7 @@ jmvae  mvkit.parts.objectives.published:JMVAE          joint bound and alignment
 levels mvkit.models.levels:Levels                      one objective per level of a stack
 mvtcae mvkit.parts.objectives.published:MVTCAE         total correlation
 crmvae mvkit.parts.objectives.published:CRMVAE         joint and unimodal reconstructions
+jsd    mvkit.parts.objectives.jensen_shannon:JSD       Jensen-Shannon divergence, dynamic prior
 [family]
 normal          mvkit.parts.families:Normal         normal, log-variance
 normal_softplus mvkit.parts.families:NormalSoftplus normal, softplus scale
@@ -105,6 +106,7 @@ crmvae    mvkit.recipes:crmvae    joint and unimodal reconstructions
 mmvm      mvkit.recipes:mmvm      a latent per modality, prior of the others' posteriors
 jnf       mvkit.recipes:jnf       flows as unimodal encoders
 mhvae     mvkit.recipes:mhvae     levels of latents
+mmjsd     mvkit.recipes:mmjsd     mixture of experts, Jensen-Shannon divergence
 nexus     mvkit.recipes:nexus     two levels of models, messages with dropout
 """
 
