@@ -129,6 +129,7 @@ EXTERNAL_PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "mvkit-fusion": {
         "aggregator": ("code", "hellinger", "hoelder", "mwb"),
         "objective": ("entropy",),
+        "recipe": ("codevae", "helvae", "mwb"),
     },
 }
 
