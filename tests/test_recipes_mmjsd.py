@@ -4,7 +4,7 @@ draws.
 
 import pytest
 import torch
-from helpers import model, rows
+from helpers import fillers, loss_and_gradients, model, rows
 from test_recipes import NAMES, ROWS, Oracle, check, made
 from torch.distributions import Normal
 
@@ -112,7 +112,7 @@ def test_covariates_and_row_weights():
     assert all(torch.isfinite(torch.tensor(history["loss"] + history["valid/jsd"])))
 
 
-@pytest.mark.parametrize("prior", ["mog", "vamp"])
+@pytest.mark.parametrize("prior", ["mog", "vamp", "top_down"])
 def test_what_has_no_geometric_mean_is_refused(prior):
     shapes = {"a": (2,), "b": (2,)}
     with pytest.raises(mvkit.SpecError, match="takes the geometric mean of normals"):
@@ -123,6 +123,18 @@ def test_what_has_no_geometric_mean_is_refused(prior):
         mvkit.recipes.mmjsd(shapes, shares={"a": 0.0})
     with pytest.raises(mvkit.SpecError, match="no modality 'z'"):
         mvkit.recipes.mmjsd(shapes, shares={"z": 1.0})
+
+
+@pytest.mark.parametrize("aggregator", ["poe", "mopoe", "set", "wasserstein"])
+def test_other_aggregators_and_fillers(aggregator):
+    vae = model(aggregator, "learnable", "jsd", private=2)
+    loss, gradients = loss_and_gradients(vae, rows())
+    for value in (torch.nan, torch.inf, 1e6):
+        other, others = loss_and_gradients(vae, fillers(rows(), value))
+        assert torch.equal(loss.bound, other.bound)
+        for name, gradient in gradients.items():
+            assert torch.isfinite(gradient).all()
+            assert torch.equal(gradient, others[name]), name
 
 
 @pytest.mark.parametrize("private_dim", [None, 2])
