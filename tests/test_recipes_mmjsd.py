@@ -151,3 +151,16 @@ def test_life(private_dim, tmp_path):
     assert torch.isfinite(vae.log_likelihood(rows(), n=20)).all()
     assert all(torch.isfinite(x).all() for x in vae.translate(rows(), n=2).values())
     assert all(torch.isfinite(x).all() for x in vae.sample(5).values())
+
+
+@pytest.mark.parametrize("objective", ["jsd", "meme"])
+def test_the_top_of_a_stack(objective, tmp_path):
+    low = {name: mvkit.Modality((3,), private_dim=2, encoder="linear") for name in "ab"}
+    high = {name: mvkit.Modality((2,), encoder="linear", decoder="linear") for name in "ab"}
+    top = mvkit.Model(high, latent_dim=2, aggregator="moe", objective=objective, seed=0)
+    stack = mvkit.Stack([mvkit.Model(low, latent_dim=0, seed=0), top])
+    x = {"a": torch.randn(9, 3), "b": torch.randn(9, 3)}
+    history = mvkit.fit(stack, x, epochs=2, batch_size=4)
+    assert all(torch.isfinite(torch.tensor(history["loss"] + history["bound"])))
+    mvkit.save(stack, tmp_path / "m")
+    assert torch.equal(mvkit.load(tmp_path / "m").encode(x), stack.encode(x))
