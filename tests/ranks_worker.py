@@ -14,7 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from helpers import model, rows
 
 import mvkit
-from mvkit import Stage
+from mvkit import Stage, spec
+from mvkit.core import Metrics, all_rows, finish
+from mvkit.registry import component, plugins
 from mvkit.training.distributed import ProcessGroup
 from mvkit.training.events import CheckpointSaved
 
@@ -23,6 +25,31 @@ FROZEN = [
     Stage("elbo", 1, ["encoders.*"], accumulate=2, ema=0.5),
 ]
 SKIP = {"name": "joint", "incomplete": "skip"}
+COUPLED = {
+    "name": "sum",
+    "terms": ["elbo", {"name": "align", "estimate": "contrast", "temperature": 0.5}, "mmd"],
+}
+
+
+@spec
+class Spread(mvkit.Objective):
+    """The squared distance of a row's code from the mean of all rows' codes.
+
+    A process without rows gathers what has no gradient, as an objective of a user's may.
+    """
+
+    kl_weight: float = 1.0
+    couples_rows = True
+
+    def forward(self, model, batch, experts):
+        codes = model.joint_posterior(batch, experts).mean
+        every, _ = all_rows(codes if len(batch) else codes.detach())
+        value = (codes - every.mean(0)).square().sum(-1)
+        return finish("spread", -self.kl_weight * value, value, None, Metrics(), batch.row_weight)
+
+
+plugins.declare(component.Component("objective", "spread", f"{__name__}:Spread"))
+SPREAD = Stage({"name": "sum", "terms": ["elbo", "spread"]}, 2, ["encoders.*", "aggregator.*"])
 
 
 def conditional():
@@ -45,8 +72,13 @@ CASES = {
     "rows that do not count": (lambda: model(SKIP), {"data": rows(9), "batch_size": 2}),
     "validation": (lambda: model("mopoe", "mog", "dreg"), {"data": rows(9), "validation": rows(3, seed=1)}),
     "a loader of one's own": (model, {"data": [rows(4), rows(1), rows(2)]}),
+    "coupled rows": (lambda: model(SKIP, "mog", COUPLED), {"data": rows(9), "validation": rows(3, seed=1)}),
+    "coupled rows of a stage": (lambda: model("moe"), {"data": rows(9), "stages": [mvkit.Stage(COUPLED, 2, accumulate=2)]}),
+    "nothing to gather": (lambda: model("gpoe"), {"data": rows(9), "stages": SPREAD}),
     "given": (conditional, {"data": given_rows(9), "validation": given_rows(3, seed=1)}),
 }  # fmt: skip
+
+RESUMED = ("validation", "coupled rows")
 
 
 def quiet(site, shape, dtype, device):
@@ -81,7 +113,7 @@ def main(folder):
             nonlocal saves
             saves += isinstance(event, CheckpointSaved)
             if saves == keep_copy_at and isinstance(event, CheckpointSaved):
-                shutil.copytree(at, folder / f"stopped-{ranks.count}")
+                shutil.copytree(at, folder / f"stopped-{name}-{ranks.count}")
 
         settings = {"batch_size": 4, "epochs": 2, "save_every": 0, **options}
         with mvkit.testing.noise(quiet):
@@ -89,13 +121,13 @@ def main(folder):
         return {"history": history.rows, "weights": tiny.state_dict()}
 
     for name in CASES:
-        out[name] = run(name, keep_copy_at=4 if name == "validation" else None)
-    other = folder / "stopped-2"  # of a run by two processes: taken up by two, or by one
-    if other.exists():
+        out[name] = run(name, keep_copy_at=4 if name in RESUMED else None)
+    for name in RESUMED:  # runs by two processes: taken up by two, or by one
+        again = f"again-{name}-{ranks.count}"
         if ranks.first:
-            shutil.copytree(other, folder / f"again-{ranks.count}", dirs_exist_ok=True)
+            shutil.copytree(folder / f"stopped-{name}-2", folder / again)
         ranks.agreed(None)  # waits for the first
-        out["again"] = run("validation", resume_from=f"again-{ranks.count}")
+        out[f"again: {name}"] = run(name, resume_from=again)
     torch.save(out, folder / f"{ranks.count}-{ranks.rank}.pt")
     error = error_of_a_spoilt_model(folder / f"spoilt-{ranks.count}")
     (folder / f"error-{ranks.count}-{ranks.rank}.txt").write_text(str(error))

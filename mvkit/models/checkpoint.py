@@ -53,7 +53,8 @@ def header_of(model: MultimodalModel) -> Header:
         CheckpointError: parts were replaced that the header cannot name.
     """
     model.check_savable()
-    specs = (model.spec, *(sampler.spec for sampler in model.samplers.values()))
+    samplers = [sampler.spec for sampler in model.samplers.values()]
+    specs = (model.spec, *samplers, *model.adopted_objectives())
     return {
         "model": model.header(),
         "dtype": str(model.like.dtype).removeprefix("torch."),
@@ -181,6 +182,7 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
     samplers = options.pop("samplers", [])
     covariate_rows = options.pop("covariate_rows", 0)
     training_rows = options.pop("training_rows", None)
+    objectives = options.pop("objectives", [])
     model: Model | Stack
     if options.pop("name") == "stack":
         levels = [cast(Model, rebuilt(level, seed)) for level in options.pop("levels")]
@@ -194,6 +196,8 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
         if model.conditions is not None:
             model.conditions.keep(covariate_rows)
     model.training_rows = training_rows
+    for objective in objectives:
+        model.adopt(objective, seed=None if seed is None else 0)  # as a stack does
     for sampler in samplers:
         spec = as_part("sampler", sampler)
         install(model, spec, spec.build(model.latent_dim))

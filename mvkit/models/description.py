@@ -20,6 +20,7 @@ class Described(Protocol):
     spec: ModelSpec
     modalities: dict[str, Modality]
     latent_dim: int
+    objectives: nn.ModuleDict
     encoders: nn.ModuleDict
     decoders: nn.ModuleDict
 
@@ -34,6 +35,8 @@ def describe(self: Described) -> str:
     lines.append(f"  {'objective':<11}{spec.objective!r}")
     for path in penalised(cast(nn.Module, self)):
         lines.append(f"  {'penalty':<11}{path}")
+    for key, module in self.objectives.items():
+        lines.append(f"  {'trained':<11}objectives.{key}: {_count(module)}")
     for name, covariate in spec.covariates.items():
         lines.append(f"  {'covariate':<11}{name}: {_covariate(covariate)}")
     for name, modality in self.modalities.items():

@@ -31,10 +31,11 @@ from mvkit.models import (
     generation,
     importance_sampling,
     inference,
+    objective_modules,
     relevance,
 )
 from mvkit.models.added_levels import check_addable, grow
-from mvkit.models.build import ModelSpec
+from mvkit.models.build import ModelSpec, sizes_of
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.part_checks import assembled
 from mvkit.models.swapped_modules import (
@@ -125,6 +126,8 @@ class Model(MultimodalModel):
         self.prior = cast(nn.Module, parts.prior)
         self.cross = parts.cross
         self.conditions = parts.conditions
+        self.objectives = parts.objectives
+        self.adopted: list[Objective] = []  # specs whose modules were made after the model
         self.decoding = parts.decoding
         self.prior_name = str(plugins.name_of("prior", type(self.spec.prior)))
         self.bound_name = parts.bound_name
@@ -272,9 +275,14 @@ class Model(MultimodalModel):
         return Terms(log_px, *log_pi, *densities, private.log_ratio, private.kl, hook)
 
     def build_objective(self, objective: PartLike) -> Objective:
-        sizes = Sizes(self.latent_dim, self.family, self.modalities, self.spec.prior)
-        live: Objective = as_part("objective", objective).build(sizes)
+        live: Objective = as_part("objective", objective).build(self.sizes)
         return live
+
+    @property
+    def sizes(self) -> Sizes:
+        """What parts are told of the model."""
+        sizes = sizes_of(self.spec, self.family, self.conditions)
+        return attrs.evolve(sizes, live_prior=self.prior)
 
     conditional_posteriors = inference.conditional_posteriors
     prior_draws = generation.prior_draws
@@ -283,6 +291,9 @@ class Model(MultimodalModel):
     predictive_blocks = importance_sampling.predictive_blocks
     responsibilities = clusters.responsibilities
     relevance = relevance.relevance
+    adopt = objective_modules.adopt
+    trains_modules_of = objective_modules.trains_modules_of
+    trained = objective_modules.trained
     __repr__ = description.describe
 
     def header(self) -> dict[str, Any]:
@@ -293,12 +304,17 @@ class Model(MultimodalModel):
         header |= self.rows_header()
         if self.conditions is not None:
             header["covariate_rows"] = len(self.conditions.rows)
+        if self.adopted:
+            header["objectives"] = [to_dict(objective) for objective in self.adopted]
         return header
 
     def current_modalities(self) -> dict[str, Modality]:
         """The modalities, with the networks that replaced those that were built."""
         changes = self.changes()
         return with_swapped_networks(self.modalities, self.encoders, self.decoders, changes)
+
+    def adopted_objectives(self) -> list[Objective]:
+        return list(self.adopted)
 
     def add_level(self, covariate: str, level: Level, *, like: Level = "average") -> None:
         """Gives a covariate a new level: every network that sees it then has weights for it.
@@ -314,6 +330,7 @@ class Model(MultimodalModel):
             RequestError: no such covariate, a level that is there, or modules of the user's.
         """
         check_addable(self.conditions, covariate, level, like)
+        objective_modules.check_growth(self, covariate)
         grow(self, covariate, level, like)
         conditions = cast(Conditions, self.conditions)
         spec = attrs.evolve(self.spec, covariates=dict(conditions.covariates))  # type: ignore[misc]
@@ -327,13 +344,15 @@ class Model(MultimodalModel):
         self.built_as = architecture(self, self.spec)
         self.seeded_weights = digest_of_weights(self) if seeded else None
 
-    def note_new_prior(self) -> None:
-        """Takes the prior as it is now for what the model was made with."""
+    def note_new(self, kind: str) -> None:
+        """Takes the `prior`, or the modules of `objectives`, as they are now for what the model
+        was made with.
+        """
         if self.built_as is not None:
             now = architecture(self, self.spec)
-            rest = {k: part for k, part in self.built_as.items() if not k.startswith("prior")}
-            priors = {k: part for k, part in now.items() if k.startswith("prior")}
-            self.built_as = {**rest, **priors}
+            rest = {k: part for k, part in self.built_as.items() if not k.startswith(kind)}
+            parts = {k: part for k, part in now.items() if k.startswith(kind)}
+            self.built_as = {**rest, **parts}
 
     def check_savable(self) -> None:
         check_changes(self.changes(), self.current_modalities())

@@ -36,7 +36,7 @@ def check_plan(
     Raises:
         SpecError: `trainable` that leads to no parameters; a learning-rate schedule that needs
             what it does not get, or ends before its stage.
-        RequestError: patience without validation; an objective that holds parameters.
+        RequestError: patience without validation.
     """
     for index, stage in enumerate(plan):
         if stage.patience is not None and not validated:
@@ -44,7 +44,6 @@ def check_plan(
                 f"fit: stage {index} has patience={stage.patience}, but nothing to judge by; "
                 "give validation="
             )
-        _check_objective(stage.objective or model.spec.objective, index)
         with trainable(model, stage.trainable) as parameters:
             if not parameters:
                 reason = f"stage {index} trains {stage.trainable}, which has no parameters"
@@ -54,6 +53,25 @@ def check_plan(
             with within(f"stages.{index}"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # no optimizer steps here
                 _check_schedule(stage, stage.scheduler(optimizer), known_length(loader))
+
+
+def adopt_objectives(plan: Sequence[Stage], model: MultimodalModel, seed: int) -> None:
+    """Makes what the objectives of all stages train a part of the model.
+
+    Args:
+        plan: the stages.
+        model: the model to train.
+        seed: of their initial weights.
+
+    Raises:
+        RequestError: an objective that holds parameters itself.
+        SpecError: two objectives of one key whose modules differ.
+    """
+    for index, stage in enumerate(plan):
+        _check_objective(stage.objective or model.spec.objective, index)
+        if stage.objective is not None:
+            with within(f"stages.{index}"):
+                model.adopt(stage.objective, seed=seed)
 
 
 def _check_decay(stage: Stage, optimizer: Optimizer) -> None:
@@ -80,8 +98,8 @@ def _check_objective(objective: object, index: int) -> None:
     if names:
         raise RequestError(
             f"fit: the objective {type(objective).__name__} of stage {index} holds parameters "
-            f"({', '.join(names)}), which are neither trained nor saved; give them to a part of "
-            "the model, such as an encoder"
+            f"({', '.join(names)}), which are neither trained nor saved; make them in its method "
+            "`modules`, and take them from model.trained(self)"
         )
 
 

@@ -53,8 +53,9 @@ class Stage:
         objective: what is minimised; None: the model's own.
         epochs: how long.
         trainable: globs over parameter names (`encoders.<modality>.*`, `decoders.…`,
-            `aggregator.*`, `prior.*`, `cross.*`), or the weights of one level of a covariate,
-            `covariates.<covariate>.<level>`; the rest is frozen and in evaluation mode.
+            `aggregator.*`, `prior.*`, `cross.*`, `objectives.<key>.*`), or the weights of one
+            level of a covariate, `covariates.<covariate>.<level>`; the rest is frozen and in
+            evaluation mode.
         optimizer: `adam`, `adamw`, or a spec.
         ramps: factors by epoch, by the path of the objective's field: `{"kl_weight": "linear"}`.
         start_from: the weights that the next stage starts from: the `best` of this one (validation
@@ -65,7 +66,8 @@ class Stage:
             options; it steps every epoch, with `"every": "step"` every step.
         clip: largest norm of all gradients together; larger ones are scaled down to it.
         accumulate: batches whose gradients make one step, as one batch of all their rows would,
-            but for scales that are measured on a batch (`optimal`): each batch measures its own.
+            but for scales that are measured on a batch (`optimal`), and for objectives that
+            couple rows: each batch measures its own, and couples its own rows.
         ema: decay of an average of the weights over steps, which is then validated, kept and used
             by later stages instead of the weights.
     """
@@ -206,8 +208,8 @@ def _train_levels(
 
 
 def _check_globs(model: nn.Module, globs: Iterable[str]) -> None:
-    # names of groups end in a dot; these five count even where they have no parameters
-    groups = {"encoders.", "decoders.", "aggregator.", "prior.", "cross."}
+    # names of groups end in a dot; these six count even where they have no parameters
+    groups = {"encoders.", "decoders.", "aggregator.", "prior.", "cross.", "objectives."}
     for name, child in model.named_children():
         groups.add(f"{name}.")
         groups.update(f"{name}.{inner}." for inner, _ in child.named_children())
@@ -216,6 +218,7 @@ def _check_globs(model: nn.Module, globs: Iterable[str]) -> None:
     for glob in globs:
         if any(fnmatch.fnmatchcase(name, glob) for name in names):
             continue
+        names.discard("objectives.")  # most models have none
         groups = {name.partition(".")[0] for name in names}
         hint = suggest(glob, [f"{group}.*" for group in groups])
         reason = f"{glob!r} matches no parameter; {hint}; groups are {sorted(groups)}"
@@ -281,10 +284,11 @@ class JointThenUnimodal(Schedule):
         joint = ["aggregator.*", "decoders.*", "prior.*", "cross.*"]
         if any(modality.private_dim for modality in model.modalities.values()):
             joint.append("encoders.*")  # they emit the private latents that decoders learn to read
-        return [
-            Stage(self.joint, first, joint),
-            Stage(self.unimodal, epochs - first, facts.unimodal),
-        ]
+        unimodal = list(facts.unimodal)
+        for objective, globs in ((self.joint, joint), (self.unimodal, unimodal)):
+            if isinstance(model, Model) and model.trains_modules_of(objective):
+                globs.append("objectives.*")
+        return [Stage(self.joint, first, joint), Stage(self.unimodal, epochs - first, unimodal)]
 
 
 def as_stages(stages: StagesLike, model: MultimodalModel, epochs: int) -> list[Stage]:
