@@ -114,9 +114,11 @@ class Gradients:
         self.some = False
         self.lacking = False
 
-    def note(self, loss: Tensor, counts: Mapping[str, Tensor]) -> None:
-        """Notes a batch by its loss, and by how many rows count in its metrics."""
-        if loss.requires_grad:
+    def note(self, trains: bool, counts: Mapping[str, Tensor]) -> None:
+        """Notes a batch by whether its objective has a gradient, and how many rows count in its
+        metrics.
+        """
+        if trains:
             self.some = True
         elif not self.lacking:
             some_count = any(bool((count > 0).any()) for count in counts.values())
