@@ -1,7 +1,8 @@
 """Published models, each a filled-in `Model` of a few lines: what they are made of, nothing else.
 
 Every recipe takes `modalities` and `latent_dim`, its paper's options, and whatever else `Model`
-takes.
+takes. `mvkit.available("recipe")` names them all, with those of packages, which are attributes of
+this module too; `get("package/name")` says which package's.
 """
 # fmt: off
 
@@ -19,9 +20,14 @@ from mvkit.errors import SpecError, check_number, check_option, check_whole_numb
 from mvkit.models.model import Model
 from mvkit.models.stack import Stack
 from mvkit.parts.objectives.objective import check_names
+from mvkit.registry import recipe_names
 from mvkit.registry.spec import as_part
 from mvkit.training.annealing import Linear
 from mvkit.training.stages import JointThenUnimodal, Single
+
+get = recipe_names.get
+__dir__ = recipe_names.listing
+__getattr__ = recipe_names.attribute  # recipes of packages
 
 Modalities = Mapping[str, ModalityLike]
 Factors = Mapping[str, float]  # by modality

@@ -22,6 +22,7 @@ from mvkit.parts.objectives.objective import Objective, check_names
 from mvkit.parts.priors import Prior, as_prior, raw_of_one
 from mvkit.registry import plugins
 from mvkit.registry.fields import choice, count
+from mvkit.registry.loading import live_part
 from mvkit.registry.spec import QUIET, factors, field, one_of, part, spec
 
 LIVE: dict[str, tuple[type, ...]] = {
@@ -171,11 +172,7 @@ def _built(spec: ModelSpec, kind: str, sizes: Sizes | None) -> Any:
     """The live part of a kind."""
     part = getattr(spec, kind)
     with within(kind), plugins.error_context(type(part), "when it was built"):
-        live = part.build(sizes)
-        if not isinstance(live, LIVE[kind]):
-            names = " or ".join(cls.__name__ for cls in LIVE[kind])
-            raise TypeError(f"build returned {live!r}; expected a {names}")
-    return live
+        return live_part(part, kind, LIVE[kind], sizes)
 
 
 def _name(spec: ModelSpec, kind: str) -> str:

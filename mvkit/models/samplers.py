@@ -18,6 +18,7 @@ from mvkit.errors import DataError, RequestError
 from mvkit.models.multimodal import MultimodalModel, check_model
 from mvkit.parts.samplers import Sampler
 from mvkit.registry import plugins
+from mvkit.registry.loading import live_part
 from mvkit.registry.spec import as_part
 
 
@@ -76,7 +77,9 @@ def fit_sampler(
             "fit_sampler: the model's latents are not finite; expected numbers; train it again"
         )
     with noise.global_seed(seed):  # of samplers with networks
-        fitted = spec.build(model.latent_dim).to(model.like)
+        with plugins.error_context(type(spec), "when it was built"):
+            live = live_part(spec, "sampler", (Sampler,), model.latent_dim)
+        fitted = live.to(model.like)
         fitted.fit(z, seed)
     install(model, spec, fitted.eval())
     return cast(Sampler, fitted)

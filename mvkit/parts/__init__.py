@@ -102,12 +102,12 @@ def _targets_above() -> dict[str, str]:
     """Targets of the classes that are defined in folders above, by exported name."""
     targets = dict(CLASSES_ABOVE)
     for component in mvkit_components():
-        module, _, name = component.target.partition(":")
-        if module.startswith("mvkit.parts."):
+        module, _, name = component.path.partition(":")
+        if module.startswith("mvkit.parts.") or component.kind == "recipe":
             continue
         if name in globals():
             name += component.kind.capitalize()
-        targets[name] = component.target
+        targets[name] = component.path
     return targets
 
 

@@ -90,6 +90,22 @@ frechet        mvkit.evaluation.frechet:Frechet               distance of featur
 [dataset]
 polydigits      mvkit.data.datasets.catalogue:PolyDigits     five pictures of a digit, real images
 linear_gaussian mvkit.data.datasets.catalogue:LinearGaussian known truth, for proofs
+[recipe]
+telbo     mvkit.recipes:telbo     joint and unimodal bounds
+jmvae     mvkit.recipes:jmvae     joint encoder, aligned with unimodal surrogates
+cvae      mvkit.recipes:cvae      conditioned on covariates, in the prior too
+mopoe     mvkit.recipes:mopoe     mixture of products over subsets
+cmvae     mvkit.recipes:cmvae     clusters: mixture of experts, mixture prior, private latents
+mvae      mvkit.recipes:mvae      product of experts, sub-sampled bounds
+mmvae     mvkit.recipes:mmvae     mixture of Laplace experts, importance-weighted
+mmvaeplus mvkit.recipes:mmvaeplus mmvae with private latents
+mvtcae    mvkit.recipes:mvtcae    total correlation
+dmvae     mvkit.recipes:dmvae     private and shared latents, crossed reconstructions
+crmvae    mvkit.recipes:crmvae    joint and unimodal reconstructions
+mmvm      mvkit.recipes:mmvm      a latent per modality, prior of the others' posteriors
+jnf       mvkit.recipes:jnf       flows as unimodal encoders
+mhvae     mvkit.recipes:mhvae     levels of latents
+nexus     mvkit.recipes:nexus     two levels of models, messages with dropout
 """
 
 # parts of packages that are installed apart, for the message that says which

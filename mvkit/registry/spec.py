@@ -20,6 +20,7 @@ from torch import nn
 
 from mvkit.errors import SpecError, suggest, within
 from mvkit.registry import plugins
+from mvkit.registry.loading import bases_of
 
 T = TypeVar("T")
 Check = Callable[[object], str | None]
@@ -157,6 +158,12 @@ def positional_spec(cls: type[T]) -> type[T]:
 
 
 def _define(cls: type[T], *, kw_only: bool) -> type[T]:
+    if issubclass(cls, nn.Module):
+        raise SpecError(
+            f"{cls.__name__}: a spec is frozen and holds options, an nn.Module holds parameters; "
+            "expected two classes: a spec that inherits neither, whose build(sizes) returns the "
+            f"module, and the module, class {cls.__name__}Module(nn.Module, {bases_of(cls)})"
+        )
     for name in inspect.get_annotations(cls):
         default = cls.__dict__.get(name, attrs.NOTHING)
         if not type(default).__module__.startswith("attr"):
