@@ -15,6 +15,7 @@ from mvkit.core.decoding import Decoding
 from mvkit.core.family import Family
 from mvkit.core.modality import Modality, Sizes, as_modalities
 from mvkit.errors import SpecError, within
+from mvkit.models.objective_modules import add_modules
 from mvkit.parts.aggregators.aggregator import Aggregator
 from mvkit.parts.networks import encoder_of
 from mvkit.parts.objectives.objective import Objective, check_names
@@ -57,6 +58,7 @@ class Parts:
     aggregator: Aggregator
     prior: Prior | nn.Module
     objective: Objective
+    objectives: nn.ModuleDict  # the objective's trained modules, by key
     encoders: nn.ModuleDict
     decoders: nn.ModuleDict
     cross: nn.ParameterDict
@@ -98,7 +100,7 @@ def assemble(spec: ModelSpec) -> Parts:
         )
     family = _built(spec, "family", None)
     conditions = _conditions(spec)
-    sizes = _sizes(spec, family, conditions)
+    sizes = sizes_of(spec, family, conditions)
     prior = _built(spec, "prior", sizes)
     sizes = attrs.evolve(sizes, live_prior=prior)
     aggregator = _built(spec, "aggregator", sizes)
@@ -112,6 +114,9 @@ def assemble(spec: ModelSpec) -> Parts:
         p = modality.private_dim
         if p and modality.cross_prior == "learned" and rule == "evidence":
             cross[name] = nn.Parameter(raw_of_one(family, (p,)))
+    objectives = nn.ModuleDict()
+    with within("objective"):
+        add_modules(objectives, objective, sizes)
     _warn_of_idle_encoders(spec, aggregator, objective)
     return Parts(
         spec,
@@ -119,6 +124,7 @@ def assemble(spec: ModelSpec) -> Parts:
         aggregator,
         prior,
         objective,
+        objectives,
         encoders,
         decoders,
         cross,
@@ -128,7 +134,7 @@ def assemble(spec: ModelSpec) -> Parts:
     )
 
 
-def _sizes(spec: ModelSpec, family: Family, conditions: Conditions | None) -> Sizes:
+def sizes_of(spec: ModelSpec, family: Family, conditions: Conditions | None) -> Sizes:
     """What parts are told of a model."""
     contexts: dict[str, int] = {}
     levels = {}

@@ -180,6 +180,7 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
     options = dict(header)
     samplers = options.pop("samplers", [])
     covariate_rows = options.pop("covariate_rows", 0)
+    objectives = options.pop("objectives", [])
     model: Model | Stack
     if options.pop("name") == "stack":
         levels = [cast(Model, rebuilt(level, seed)) for level in options.pop("levels")]
@@ -192,6 +193,8 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
             model = Model(**options, seed=seed)
         if model.conditions is not None:
             model.conditions.keep(covariate_rows)
+    for objective in objectives:
+        model.adopt(objective, seed=seed)
     for sampler in samplers:
         spec = as_part("sampler", sampler)
         install(model, spec, spec.build(model.latent_dim))

@@ -19,6 +19,7 @@ class Described(Protocol):
     spec: ModelSpec
     modalities: dict[str, Modality]
     latent_dim: int
+    objectives: nn.ModuleDict
     encoders: nn.ModuleDict
     decoders: nn.ModuleDict
 
@@ -31,6 +32,8 @@ def describe(self: Described) -> str:
     for kind in ("aggregator", "prior"):
         lines.append(f"  {kind:<11}{getattr(spec, kind)!r}: {_count(getattr(self, kind))}")
     lines.append(f"  {'objective':<11}{spec.objective!r}")
+    for key, module in self.objectives.items():
+        lines.append(f"  {'trained':<11}objectives.{key}: {_count(module)}")
     for name, covariate in spec.covariates.items():
         lines.append(f"  {'covariate':<11}{name}: {_covariate(covariate)}")
     for name, modality in self.modalities.items():

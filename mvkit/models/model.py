@@ -25,9 +25,16 @@ from mvkit.core.posterior import Draws, Posterior
 from mvkit.core.terms import Draw, Reconstruct, Terms, Want
 from mvkit.core.validation import Schema
 from mvkit.errors import SpecError
-from mvkit.models import clusters, description, generation, importance_sampling, inference
+from mvkit.models import (
+    clusters,
+    description,
+    generation,
+    importance_sampling,
+    inference,
+    objective_modules,
+)
 from mvkit.models.added_levels import check_addable, grow
-from mvkit.models.build import ModelSpec
+from mvkit.models.build import ModelSpec, sizes_of
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.part_checks import assembled
 from mvkit.models.swapped_modules import (
@@ -118,6 +125,8 @@ class Model(MultimodalModel):
         self.prior = cast(nn.Module, parts.prior)
         self.cross = parts.cross
         self.conditions = parts.conditions
+        self.objectives = parts.objectives
+        self.adopted: list[Objective] = []  # specs whose modules were made after the model
         self.decoding = parts.decoding
         self.prior_name = str(plugins.name_of("prior", type(self.spec.prior)))
         self.bound_name = parts.bound_name
@@ -265,9 +274,14 @@ class Model(MultimodalModel):
         return Terms(log_px, *log_pi, *densities, private.log_ratio, private.kl, hook)
 
     def build_objective(self, objective: PartLike) -> Objective:
-        sizes = Sizes(self.latent_dim, self.family, self.modalities, self.spec.prior)
-        live: Objective = as_part("objective", objective).build(sizes)
+        live: Objective = as_part("objective", objective).build(self.sizes)
         return live
+
+    @property
+    def sizes(self) -> Sizes:
+        """What parts are told of the model."""
+        sizes = sizes_of(self.spec, self.family, self.conditions)
+        return attrs.evolve(sizes, live_prior=self.prior)
 
     conditional_posteriors = inference.conditional_posteriors
     prior_draws = generation.prior_draws
@@ -275,6 +289,9 @@ class Model(MultimodalModel):
     weight_blocks = importance_sampling.weight_blocks
     predictive_blocks = importance_sampling.predictive_blocks
     responsibilities = clusters.responsibilities
+    adopt = objective_modules.adopt
+    trains_modules_of = objective_modules.trains_modules_of
+    trained = objective_modules.trained
     __repr__ = description.describe
 
     def header(self) -> dict[str, Any]:
@@ -284,6 +301,8 @@ class Model(MultimodalModel):
         header = {"name": "model", "order": order, **spec, **self.sampler_header()}
         if self.conditions is not None:
             header["covariate_rows"] = len(self.conditions.rows)
+        if self.adopted:
+            header["objectives"] = [to_dict(objective) for objective in self.adopted]
         return header
 
     def current_modalities(self) -> dict[str, Modality]:
@@ -305,6 +324,7 @@ class Model(MultimodalModel):
             RequestError: no such covariate, a level that is there, or modules of the user's.
         """
         check_addable(self.conditions, covariate, level, like)
+        objective_modules.check_growth(self, covariate)
         grow(self, covariate, level, like)
         conditions = cast(Conditions, self.conditions)
         spec = attrs.evolve(self.spec, covariates=dict(conditions.covariates))  # type: ignore[misc]
@@ -318,13 +338,15 @@ class Model(MultimodalModel):
         self.built_as = architecture(self, self.spec)
         self.seeded_weights = digest_of_weights(self) if seeded else None
 
-    def note_new_prior(self) -> None:
-        """Takes the prior as it is now for what the model was made with."""
+    def note_new(self, kind: str) -> None:
+        """Takes the `prior`, or the modules of `objectives`, as they are now for what the model
+        was made with.
+        """
         if self.built_as is not None:
             now = architecture(self, self.spec)
-            rest = {k: part for k, part in self.built_as.items() if not k.startswith("prior")}
-            priors = {k: part for k, part in now.items() if k.startswith("prior")}
-            self.built_as = {**rest, **priors}
+            rest = {k: part for k, part in self.built_as.items() if not k.startswith(kind)}
+            parts = {k: part for k, part in now.items() if k.startswith(kind)}
+            self.built_as = {**rest, **parts}
 
     def check_savable(self) -> None:
         check_changes(self.changes(), self.current_modalities())

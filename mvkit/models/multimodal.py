@@ -79,6 +79,12 @@ class MultimodalModel(GeneratingModel):
     def build_objective(self, objective: ObjectiveLike) -> Objective:
         """An objective by name or spec, checked against this model."""
 
+    def adopt(self, objective: ObjectiveLike, *, seed: int | None = None) -> None:
+        """Makes the trained modules of an objective a part of the model, if it has any.
+
+        A model of one's own that does not say how does nothing.
+        """
+
     @abstractmethod
     def experts(
         self, batch: Batch, *, training: bool = False, generator: Generator = None

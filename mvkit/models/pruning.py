@@ -121,5 +121,5 @@ def _with_clusters(model: Model, kept: tuple[int, ...]) -> Model:
     pruned.n_clusters = len(kept)
     prior = attrs.evolve(model.spec.prior, components=len(kept))
     pruned.spec = attrs.evolve(model.spec, prior=prior)  # type: ignore[misc]
-    pruned.note_new_prior()
+    pruned.note_new("prior")
     return pruned

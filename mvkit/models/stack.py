@@ -32,6 +32,7 @@ from mvkit.models.inference import ConditionalPosterior, ConditioningSets
 from mvkit.models.levels import Levels
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.models.objective_modules import seeded_again
 from mvkit.models.swapped_modules import architecture, digest_of_weights
 from mvkit.parts.objectives.objective import Objective
 from mvkit.registry.fields import switch
@@ -137,6 +138,8 @@ class Stack(MultimodalModel):
         self.built_as = architecture(self, self.spec)
         if all(level.seeded_weights == digest_of_weights(level) for level in levels):
             self.seeded_weights = digest_of_weights(self)
+        seeded = all(level.seeded_weights is not None for level in levels)
+        self.adopt(self.objective, seed=0 if seeded else None)
 
     def check_savable(self) -> None:
         super().check_savable()
@@ -156,6 +159,13 @@ class Stack(MultimodalModel):
     @property
     def schema(self) -> Schema:
         return self.bottom.schema
+
+    def adopt(self, objective: PartLike, *, seed: int | None = None) -> None:
+        """Makes the trained modules of an objective's levels a part of these levels."""
+        built = self.build_objective(objective)
+        with seeded_again(self):
+            for level, own in zip((self.bottom, self.top), built.inner, strict=True):
+                level.adopt(own, seed=seed)
 
     def build_objective(self, objective: PartLike) -> Objective:
         levels = as_part("objective", objective)

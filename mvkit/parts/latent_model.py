@@ -6,7 +6,7 @@ Axes: n samples, b rows, m modalities, d latent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -46,6 +46,9 @@ class LatentModel(Protocol):
     @property
     def private_betas(self) -> Tensor | None:
         """Factors of the private KLs, (m,); None if all are 1."""
+
+    def trained(self, objective: Any) -> Any:
+        """The modules of an objective that has trained parameters, as it made them."""
 
     def likelihood_weights(self, extra: Mapping[str, float] | None = None) -> Tensor | None:
         """Factors λ of the log-likelihoods, times `extra`, (m,); None if all are 1."""

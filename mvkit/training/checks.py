@@ -37,7 +37,7 @@ def check_plan(
     Raises:
         SpecError: `trainable` that leads to no parameters; a learning-rate schedule that needs
             what it does not get, or ends before its stage.
-        RequestError: patience without validation; an objective that holds parameters.
+        RequestError: patience without validation.
     """
     for index, stage in enumerate(plan):
         if stage.patience is not None and not validated:
@@ -45,7 +45,6 @@ def check_plan(
                 f"fit: stage {index} has patience={stage.patience}, but nothing to judge by; "
                 "give validation="
             )
-        _check_objective(stage.objective or model.spec.objective, index)
         with stage.training(model) as parameters:
             if not parameters:
                 reason = f"stage {index} trains {stage.trainable}, which has no parameters"
@@ -80,6 +79,25 @@ def _warn_of_milestones(stage: Stage, index: int, batches: int | None) -> None:
         )
 
 
+def adopt_objectives(plan: Sequence[Stage], model: MultimodalModel, seed: int) -> None:
+    """Makes what the objectives of all stages train a part of the model.
+
+    Args:
+        plan: the stages.
+        model: the model to train.
+        seed: of their initial weights.
+
+    Raises:
+        RequestError: an objective that holds parameters itself.
+        SpecError: two objectives of one key whose modules differ.
+    """
+    for index, stage in enumerate(plan):
+        _check_objective(stage.objective or model.spec.objective, index)
+        if stage.objective is not None:
+            with within(f"stages.{index}"):
+                model.adopt(stage.objective, seed=seed)
+
+
 def _check_decay(stage: Stage, optimizer: Optimizer) -> None:
     """Raises SpecError for weight decay where a level is trained alone: it moves all levels."""
     levels = [glob for glob in stage.trainable if glob.startswith(PREFIX)]
@@ -104,8 +122,8 @@ def _check_objective(objective: object, index: int) -> None:
     if names:
         raise RequestError(
             f"fit: the objective {type(objective).__name__} of stage {index} holds parameters "
-            f"({', '.join(names)}), which are neither trained nor saved; give them to a part of "
-            "the model, such as an encoder"
+            f"({', '.join(names)}), which are neither trained nor saved; make them in its method "
+            "`modules`, and take them from model.trained(self)"
         )
 
 

@@ -19,7 +19,7 @@ from mvkit.data.pipeline import Pipeline, as_pipeline
 from mvkit.errors import RequestError, check_number, check_option, check_whole_number
 from mvkit.models.multimodal import MultimodalModel, check_model
 from mvkit.parts.priors import as_prior
-from mvkit.training.checks import check_plan
+from mvkit.training.checks import adopt_objectives, check_plan
 from mvkit.training.distributed import ProcessGroup
 from mvkit.training.events import Listener, Listeners, RunFinished
 from mvkit.training.history import History
@@ -78,7 +78,8 @@ def fit(
         patience: epochs without a better validation loss after which a stage ends, where the stage
             says nothing itself; None: it does not end early.
         stages: a list of stages, or a schedule; None: the model's own schedule.
-        seed: of the order of rows and of all noise; not of the initial weights.
+        seed: of the order of rows and of all noise; of initial weights only those that the
+            objectives of stages add to the model.
         device: `auto` (an accelerator if there is one) or a torch device.
         progress: show a bar; None: on a terminal only.
         checkpoint: folder of the run (see `mvkit.training.run_folder`); None: nothing is written.
@@ -137,6 +138,7 @@ def fit(
     batches = functools.partial(_batches, model, options, group, workers)
     loader = batches(data)
     valid = None if validation is None else batches(validation, shuffle=False)
+    adopt_objectives(plan, model, seed)
     check_plan(plan, model, loader, lr, validated=valid is not None)
     folder = None if checkpoint is None else Folder(checkpoint, keep)
     events = Listeners(listeners) if group.first else Listeners((), {})

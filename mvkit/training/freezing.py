@@ -99,8 +99,8 @@ def _matches(name: str, globs: Iterable[str]) -> bool:
 
 
 def _check_globs(model: nn.Module, globs: Iterable[str]) -> None:
-    # names of groups end in a dot; these five count even where they have no parameters
-    groups = {"encoders.", "decoders.", "aggregator.", "prior.", "cross."}
+    # names of groups end in a dot; these six count even where they have no parameters
+    groups = {"encoders.", "decoders.", "aggregator.", "prior.", "cross.", "objectives."}
     for name, child in model.named_children():
         groups.add(f"{name}.")
         groups.update(f"{name}.{inner}." for inner, _ in child.named_children())
@@ -115,6 +115,7 @@ def _check_globs(model: nn.Module, globs: Iterable[str]) -> None:
                 "alone, or the name of a parameter",
                 "trainable",
             )
+        names.discard("objectives.")  # most models have none
         groups = {name.partition(".")[0] for name in names}
         hint = suggest(glob, [f"{group}.*" for group in groups])
         reason = f"{glob!r} matches no parameter; {hint}; groups are {sorted(groups)}"

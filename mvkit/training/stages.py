@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mvkit.errors import SpecError, suggest, within
+from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.parts.objectives.objective import ObjectiveLike
 from mvkit.registry import plugins
@@ -51,9 +52,10 @@ class Stage:
         objective: what is minimised; None: the model's own.
         epochs: how long.
         trainable: globs over parameter names (`encoders.<modality>.*`, `decoders.…`,
-            `aggregator.*`, `prior.*`, `cross.*`), or the weights of one level of a covariate,
-            `covariates.<covariate>.<level>`; the rest is frozen and in evaluation mode. Globs
-            after "!" leave out what they match: `["!encoders.a.*"]` is all but one encoder.
+            `aggregator.*`, `prior.*`, `cross.*`, `objectives.<key>.*`), or the weights of one
+            level of a covariate, `covariates.<covariate>.<level>`; the rest is frozen and in
+            evaluation mode. Globs after "!" leave out what they match: `["!encoders.a.*"]` is
+            all but one encoder.
         optimizer: `adam`, `adamw`, `sgd`, or a spec.
         ramps: factors by epoch, by the path of the objective's field: `{"kl_weight": "linear"}`.
         start_from: the weights that the next stage starts from: the `best` of this one (validation
@@ -196,10 +198,11 @@ class JointThenUnimodal(Schedule):
         joint = ["aggregator.*", "decoders.*", "prior.*", "cross.*"]
         if any(modality.private_dim for modality in model.modalities.values()):
             joint.append("encoders.*")  # they emit the private latents that decoders learn to read
-        return [
-            Stage(self.joint, first, joint),
-            Stage(self.unimodal, epochs - first, facts.unimodal),
-        ]
+        unimodal = list(facts.unimodal)
+        for objective, globs in ((self.joint, joint), (self.unimodal, unimodal)):
+            if isinstance(model, Model) and model.trains_modules_of(objective):
+                globs.append("objectives.*")
+        return [Stage(self.joint, first, joint), Stage(self.unimodal, epochs - first, unimodal)]
 
 
 def as_stages(stages: StagesLike, model: MultimodalModel, epochs: int) -> list[Stage]:
