@@ -69,6 +69,7 @@ cyclical mvkit.training.annealing:Cyclical repeated linear ramps
 [optimizer]
 adam  mvkit.training.optimizers:Adam  fused Adam
 adamw mvkit.training.optimizers:AdamW fused Adam, decoupled decay
+sgd   mvkit.training.optimizers:SGD   gradient descent with momentum
 [transform]
 standardise mvkit.data.transforms:Standardise mean 0 and standard deviation 1
 log1p       mvkit.data.transforms:Log1p       log(1 + x)

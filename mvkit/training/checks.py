@@ -17,8 +17,9 @@ from mvkit.errors import RequestError, SpecError, within
 from mvkit.models.added_levels import PREFIX
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.registry import plugins
-from mvkit.training.optimizers import OptimizerSpec
-from mvkit.training.stages import Stage, trainable
+from mvkit.training.lr_schedules import check_rates, pieces, unreached
+from mvkit.training.optimizers import OptimizerSpec, group_names, optimizer_of
+from mvkit.training.stages import Stage
 
 
 def check_plan(
@@ -44,15 +45,38 @@ def check_plan(
                 f"fit: stage {index} has patience={stage.patience}, but nothing to judge by; "
                 "give validation="
             )
-        with trainable(model, stage.trainable) as parameters:
+        with stage.training(model) as parameters:
             if not parameters:
                 reason = f"stage {index} trains {stage.trainable}, which has no parameters"
                 raise SpecError(reason, "trainable")
-            optimizer = cast(OptimizerSpec, stage.optimizer).optimizer(parameters, lr)
+            optimizer = _optimizer(stage, index, model, lr)
             _check_decay(stage, optimizer)
+            batches = known_length(loader)
             with within(f"stages.{index}"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # no optimizer steps here
-                _check_schedule(stage, stage.scheduler(optimizer), known_length(loader))
+                with within("lr_schedule"):
+                    check_rates(stage.lr_schedule, group_names(optimizer))
+                _check_schedule(stage, stage.scheduler(optimizer), batches)
+            _warn_of_milestones(stage, index, batches)
+
+
+def _optimizer(stage: Stage, index: int, model: MultimodalModel, lr: float) -> Optimizer:
+    """A fresh optimizer of a stage, whose parameters alone have gradients now."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with within(f"stages.{index}.optimizer"):
+        return optimizer_of(cast(OptimizerSpec, stage.optimizer), trained, lr)
+
+
+def _warn_of_milestones(stage: Stage, index: int, batches: int | None) -> None:
+    """Warns of schedules that never get their turn."""
+    steps = _steps(stage, batches)
+    for milestone in unreached(stage.lr_schedule, steps):
+        unit = "steps" if stage.schedules_steps else "epochs"
+        warnings.warn(
+            f"fit: stage {index}: lr_schedule: milestone {milestone} is not reached in {steps} "
+            f"{unit}; the schedules after it never begin; take a smaller one, or more {unit}",
+            stacklevel=4,
+        )
 
 
 def adopt_objectives(plan: Sequence[Stage], model: MultimodalModel, seed: int) -> None:
@@ -153,14 +177,14 @@ def _check_schedule(stage: Stage, scheduler: LRScheduler | None, batches: int | 
                 "lr_schedule",
             )
         return
-    steps = _steps(stage, batches)
-    if isinstance(scheduler, OneCycleLR) and steps is not None and steps > scheduler.total_steps:
-        unit = "steps" if stage.schedules_steps else "epochs"
-        raise SpecError(
-            f"OneCycleLR ends after {scheduler.total_steps} {unit}, and the stage has {steps}; "
-            f"expected as many at least; take total_steps={steps}",
-            "lr_schedule",
-        )
+    for piece, steps in pieces(scheduler, _steps(stage, batches)):
+        if isinstance(piece, OneCycleLR) and steps is not None and steps > piece.total_steps:
+            unit = "steps" if stage.schedules_steps else "epochs"
+            raise SpecError(
+                f"OneCycleLR ends after {piece.total_steps} {unit}, and the stage has {steps}; "
+                f"expected as many at least; take total_steps={steps}",
+                "lr_schedule",
+            )
     try:
         scheduler.step()
     except (TypeError, ValueError) as error:

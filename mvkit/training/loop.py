@@ -27,11 +27,11 @@ from mvkit.training import run_folder
 from mvkit.training.checks import Gradients
 from mvkit.training.events import CheckpointSaved, EpochFinished, NonFinite, StageStarted
 from mvkit.training.history import Row, Totals
+from mvkit.training.lr_schedules import step_schedule
 from mvkit.training.nonfinite import Guard, locate, nonfinite_gradients
-from mvkit.training.optimizers import OptimizerSpec, step_schedule
+from mvkit.training.optimizers import OptimizerSpec, learning_rates, optimizer_of
 from mvkit.training.run import Run
 from mvkit.training.run_folder import Json, State
-from mvkit.training.stages import trainable
 
 # the numbers that say where a stage stands
 PLACE = ("epoch", "batch", "steps", "best", "stale", "skipped")
@@ -67,7 +67,7 @@ def train_stage(run: Run, index: int, state: State | None) -> None:
     """
     model, stage = run.model, run.plan[index]
     model.train()
-    with trainable(model, stage.trainable):
+    with stage.training(model):
         training = StageRun(run, index)
         if state is not None:
             training.restore(state)
@@ -115,7 +115,7 @@ class StageRun:
         self.device = run.model.like.device
         self.parameters = {n: p for n, p in run.model.named_parameters() if p.requires_grad}
         spec = cast(OptimizerSpec, self.stage.optimizer)
-        self.optimizer = spec.optimizer([*self.parameters.values()], run.options.lr)
+        self.optimizer = optimizer_of(spec, self.parameters, run.options.lr)
         self.scheduler = self.stage.scheduler(self.optimizer)
         self.module = run.group.parallel(run.model)
         self.gathered = run.group.gathered_rows(run.model, self._objective(None))
@@ -169,7 +169,7 @@ class StageRun:
         rate = (self.batch - first) * run.options.batch_size / seconds
         row: Row = {"stage": self.index, "epoch": self.epoch + 1, "step": run.step + self.batch}
         row |= self._means(self.totals)
-        row["lr"] = self.optimizer.param_groups[0]["lr"]
+        row |= learning_rates(self.optimizer)
         if self.skipped:
             row["skipped"] = self.skipped
         self._end_epoch(row, rate)
@@ -338,7 +338,7 @@ class StageRun:
 
     def state(self) -> State:
         """The complete state of the run, for a checkpoint."""
-        optimizer, tensors = run_folder.optimizer_state(self.optimizer, list(self.parameters))
+        optimizer, tensors = run_folder.optimizer_state(self.optimizer, self.parameters)
         tensors |= {f"best/{name}": value for name, value in self.weights.items()}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
         place: Json = {name: getattr(self, name) for name in PLACE}
@@ -356,9 +356,7 @@ class StageRun:
         for name in PLACE:
             setattr(self, name, place[name])
         tensors = state.part("optimizer/")
-        run_folder.restore_optimizer(
-            self.optimizer, list(self.parameters), place["optimizer"], tensors
-        )
+        run_folder.restore_optimizer(self.optimizer, self.parameters, place["optimizer"], tensors)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(place["scheduler"])
         self.weights = _copies(state.part("best/"), self.device)
