@@ -210,6 +210,21 @@ def mmvm(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, sta
                   objective=objective, prior=parts.PosteriorMixture(standard=standard))
 
 
+def mmjsd(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, samples: int = 1,
+          private_dim: int | None = None, shares: Factors | None = None, prior_share: float = 1.0,
+          **options: Any) -> Model:
+    """mmJSD: mixture of experts; Jensen-Shannon divergence of the experts and the prior.
+
+    `shares` and `prior_share` are relative weights π. Subsets are answered by the mixture.
+
+    Reference: Sutter, Daunhawer and Vogt, NeurIPS 2020, https://arxiv.org/abs/2006.08242.
+    """
+    objective = parts.JSD(shares=shares or {}, prior_share=prior_share, kl_weight=beta,
+                          samples=samples)
+    return _model(options, _each(modalities, private_dim=private_dim), latent_dim=latent_dim,
+                  aggregator="moe", objective=objective, private_from="observed")
+
+
 def jnf(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, samples: int = 1,
         share: float = 0.5, flow: PartLike = "mvkit-flows/maf", conditional: bool = True,
         steps: int = 20, **options: Any) -> Model:

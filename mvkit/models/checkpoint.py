@@ -181,6 +181,7 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
     samplers = options.pop("samplers", [])
     covariate_rows = options.pop("covariate_rows", 0)
     objectives = options.pop("objectives", [])
+    training_rows = options.pop("training_rows", None)
     model: Model | Stack
     if options.pop("name") == "stack":
         levels = [cast(Model, rebuilt(level, seed)) for level in options.pop("levels")]
@@ -195,6 +196,7 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
             model.conditions.keep(covariate_rows)
     for objective in objectives:
         model.adopt(objective, seed=seed)
+    model.training_rows = training_rows
     for sampler in samplers:
         spec = as_part("sampler", sampler)
         install(model, spec, spec.build(model.latent_dim))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import nn
 
 from mvkit.core.covariates import Covariate
 from mvkit.core.modality import Modality
 from mvkit.models.build import ModelSpec
+from mvkit.models.penalties import penalised
 
 SHOWN = 8  # levels of a covariate
 
@@ -34,6 +35,8 @@ def describe(self: Described) -> str:
     lines.append(f"  {'objective':<11}{spec.objective!r}")
     for key, module in self.objectives.items():
         lines.append(f"  {'trained':<11}objectives.{key}: {_count(module)}")
+    for path in penalised(cast(nn.Module, self)):
+        lines.append(f"  {'penalty':<11}{path}")
     for name, covariate in spec.covariates.items():
         lines.append(f"  {'covariate':<11}{name}: {_covariate(covariate)}")
     for name, modality in self.modalities.items():

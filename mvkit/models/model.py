@@ -32,6 +32,7 @@ from mvkit.models import (
     importance_sampling,
     inference,
     objective_modules,
+    relevance,
 )
 from mvkit.models.added_levels import check_addable, grow
 from mvkit.models.build import ModelSpec, sizes_of
@@ -292,6 +293,7 @@ class Model(MultimodalModel):
     adopt = objective_modules.adopt
     trains_modules_of = objective_modules.trains_modules_of
     trained = objective_modules.trained
+    relevance = relevance.relevance
     __repr__ = description.describe
 
     def header(self) -> dict[str, Any]:
@@ -299,6 +301,7 @@ class Model(MultimodalModel):
         order = list(self.names)
         spec = {**to_dict(self.spec), "modalities": to_dict(self.current_modalities())}
         header = {"name": "model", "order": order, **spec, **self.sampler_header()}
+        header |= self.rows_header()
         if self.conditions is not None:
             header["covariate_rows"] = len(self.conditions.rows)
         if self.adopted:

@@ -36,6 +36,7 @@ from mvkit.models.inference import (
     names_of,
     subsets_of,
 )
+from mvkit.models.penalties import with_penalties
 from mvkit.parts.aggregators.aggregator import Aggregator
 from mvkit.parts.objectives.objective import Objective, ObjectiveLike
 from mvkit.registry.spec import to_dict
@@ -66,6 +67,7 @@ class MultimodalModel(GeneratingModel):
     built_as: swapped_modules.Architecture | None = (
         None  # None: nobody noted it when the model was made
     )
+    training_rows: int | None = None  # noted by `fit` if a module has a penalty
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,6 +123,10 @@ class MultimodalModel(GeneratingModel):
         """The samplers' part of the header; nothing where none was fitted."""
         specs = [to_dict(sampler.spec) for sampler in self.samplers.values()]
         return {"samplers": specs} if specs else {}
+
+    def rows_header(self) -> dict[str, Any]:
+        """The number of training rows in the header; nothing where no penalty asks for it."""
+        return {} if self.training_rows is None else {"training_rows": self.training_rows}
 
     @property
     def like(self) -> Tensor:
@@ -180,7 +186,10 @@ class MultimodalModel(GeneratingModel):
     def loss(
         self, batch: Rows, *, objective: ObjectiveLike | None = None, generator: Generator = None
     ) -> Loss:
-        """The objective on a batch.
+        """The objective on a batch, and the penalties of the model's modules.
+
+        What is meant for all rows together is divided by `training_rows`, which `fit` notes, and
+        without them by the rows of the batch.
 
         Args:
             batch: rows that observe one modality at least.
@@ -203,7 +212,9 @@ class MultimodalModel(GeneratingModel):
         # an objective takes the kind of model that it was built for
         loss = chosen.forward(self, rows, experts)  # type: ignore[arg-type]
         weighted = rows.row_weight is not None
-        return loss.checked(len(rows.observed), type(chosen), weighted=weighted)
+        b = len(rows.observed)
+        loss = loss.checked(b, type(chosen), weighted=weighted)
+        return with_penalties(self, loss, self.training_rows or max(b, 1))
 
     forward = loss  # so that wrappers such as DistributedDataParallel see it
 

@@ -319,7 +319,8 @@ class Stack(MultimodalModel):
         keys = ("objective", "schedule", "through_top")
         rest = {key: to_dict(getattr(self.spec, key)) for key in keys}
         levels = [self.bottom.header(), self.top.header()]
-        return {"name": "stack", "levels": levels, **rest, **self.sampler_header()}
+        quiet = {**self.sampler_header(), **self.rows_header()}
+        return {"name": "stack", "levels": levels, **rest, **quiet}
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.parameters())

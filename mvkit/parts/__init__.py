@@ -68,6 +68,7 @@ from mvkit.parts.objectives.composite import Sum as Sum
 from mvkit.parts.objectives.elbo import ELBO as ELBO
 from mvkit.parts.objectives.importance_weighted import IWAE as IWAE
 from mvkit.parts.objectives.importance_weighted import DReG as DReG
+from mvkit.parts.objectives.jensen_shannon import JSD as JSD
 from mvkit.parts.objectives.mmd import MMD as MMD
 from mvkit.parts.objectives.objective import Objective as Objective
 from mvkit.parts.objectives.published import CRMVAE as CRMVAE
@@ -80,6 +81,7 @@ from mvkit.parts.priors import PosteriorMixture as PosteriorMixture
 from mvkit.parts.priors import Prior as Prior
 from mvkit.parts.priors import Standard as Standard
 from mvkit.parts.priors import Vamp as Vamp
+from mvkit.parts.relevance import ARD as ARD
 from mvkit.parts.samplers import GMM as GMM
 from mvkit.parts.samplers import Sampler as Sampler
 from mvkit.parts.top_down import TopDown as TopDown

@@ -35,6 +35,7 @@ jmvae  mvkit.parts.objectives.published:JMVAE          joint bound and alignment
 levels mvkit.models.levels:Levels                      one objective per level of a stack
 mvtcae mvkit.parts.objectives.published:MVTCAE         total correlation
 crmvae mvkit.parts.objectives.published:CRMVAE         joint and unimodal reconstructions
+jsd    mvkit.parts.objectives.jensen_shannon:JSD       Jensen-Shannon divergence, dynamic prior
 [family]
 normal          mvkit.parts.families:Normal         normal, log-variance
 normal_softplus mvkit.parts.families:NormalSoftplus normal, softplus scale
@@ -59,6 +60,7 @@ linear mvkit.parts.networks:Linear one affine map
 mlp    mvkit.parts.networks:MLP    fully connected
 conv   mvkit.parts.networks:Conv   2-d convolutions
 conv1d mvkit.parts.networks:Conv1d 1-d convolutions
+ard    mvkit.parts.relevance:ARD   linear or mlp, unneeded latents switched off
 [schedule]
 single              mvkit.training.stages:Single            one stage
 joint_then_unimodal mvkit.training.stages:JointThenUnimodal joint encoder first, then the others
@@ -106,6 +108,7 @@ crmvae    mvkit.recipes:crmvae    joint and unimodal reconstructions
 mmvm      mvkit.recipes:mmvm      a latent per modality, prior of the others' posteriors
 jnf       mvkit.recipes:jnf       flows as unimodal encoders
 mhvae     mvkit.recipes:mhvae     levels of latents
+mmjsd     mvkit.recipes:mmjsd     mixture of experts, Jensen-Shannon divergence
 nexus     mvkit.recipes:nexus     two levels of models, messages with dropout
 """
 

@@ -305,6 +305,19 @@ def _recognise(cls: Any) -> None:
                 known.load(entry)
 
 
+def package_of(cls: type) -> str | None:
+    """The package, with its version, whose code a class is in; None if it offers no parts."""
+    root = cls.__module__.partition(".")[0]
+    if root == "mvkit":
+        return None
+    known = registry()
+    known.scan()
+    for entry in known.entries:
+        if entry.component.target.partition(":")[0].partition(".")[0] == root:
+            return origin(entry.package, entry.version, entry.entry_point)
+    return None
+
+
 @contextlib.contextmanager
 def error_context(cls: Any, what: str) -> Iterator[None]:
     """Inside, an error of a part `cls` that a package brought names that part and its package.

@@ -18,6 +18,7 @@ from mvkit.data.holdout import hold_out
 from mvkit.data.pipeline import Pipeline, as_pipeline
 from mvkit.errors import RequestError, check_number, check_option, check_whole_number
 from mvkit.models.multimodal import MultimodalModel, check_model
+from mvkit.models.penalties import penalties_found_once
 from mvkit.parts.priors import as_prior
 from mvkit.training.checks import adopt_objectives, check_plan
 from mvkit.training.distributed import ProcessGroup
@@ -28,7 +29,7 @@ from mvkit.training.nonfinite import OnNonFinite
 from mvkit.training.run import Options, Precision, Resume, Run
 from mvkit.training.run_folder import Folder
 from mvkit.training.stages import Stage, StagesLike, as_stages, with_patience
-from mvkit.training.starts import look_at_first_rows, weighed_rows
+from mvkit.training.starts import look_at_first_rows, note_training_rows, weighed_rows
 from mvkit.training.verdict import judge
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ def fit(
     folder = None if checkpoint is None else Folder(checkpoint, keep)
     events = Listeners(listeners) if group.first else Listeners((), {})
     bar = _bar(plan, progress if group.first else False)
+    note_training_rows(model, loader)
     run = Run(model, plan, loader, valid, options, group, folder, events, bar)
     run.look_at_data()
     run.weigh_rows()
@@ -196,7 +198,8 @@ def _train(run: Run, resume: Resume, compile: bool) -> None:
     dtype = torch.bfloat16 if run.options.precision == "bf16" else None
     lock = contextlib.nullcontext() if run.writable is None else run.writable.alone()
     compiled = _compiled(run.model, compile)
-    with lock, run.bar, put_back_at_end(device), low_precision(dtype), compiled:
+    penalties = penalties_found_once(run.model)
+    with lock, run.bar, put_back_at_end(device), low_precision(dtype), compiled, penalties:
         state = run.resume(resume)
         first = 0 if state is None else state.stage
         run.model.zero_grad()

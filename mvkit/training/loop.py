@@ -22,6 +22,7 @@ from mvkit.core.loss import Loss
 from mvkit.data.pipeline import Pipeline
 from mvkit.errors import NonFiniteError
 from mvkit.models.inference import evaluation
+from mvkit.models.penalties import nonfinite_penalties
 from mvkit.parts.objectives.objective import ObjectiveLike
 from mvkit.training import run_folder
 from mvkit.training.checks import Gradients
@@ -265,8 +266,9 @@ class StageRun:
         if not bad_steps:
             return
         batches = bad_steps[0]
-        terms = filter(None, map(self._located, batches))
-        what = ", ".join(terms) or nonfinite_gradients(self.parameters)
+        what = nonfinite_penalties(run.model, run.model.training_rows or 1)
+        terms = filter(None, () if what else map(self._located, batches))
+        what = what or ", ".join(terms) or nonfinite_gradients(self.parameters)
         what = what or "the loss of another process"
         text = f"{self.where}, batch {batches[-1].place + 1}: not finite: {what}"
         run.listeners.tell(NonFinite(text))

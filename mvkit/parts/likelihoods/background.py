@@ -84,16 +84,16 @@ class ForegroundBackgroundLikelihood(nn.Module, Likelihood):
         log_mean = torch.where(uniform < torch.sigmoid(logit), below, above)
         return negative_binomial_draws(log_mean, self.log_theta, context.generator)
 
-    def penalty(self) -> Tensor:
-        """KL of the backgrounds' posterior to their prior, in nats, ().
+    def penalty(self, rows: int = 1) -> Tensor:
+        """KL of the backgrounds' posterior to their prior by the number of training rows, ().
 
-        The prior is the normal law of log-backgrounds that is closest to all of them together: its
-        loc and scale have a closed form, and need no training of their own.
+        In nats. The prior is the normal law of log-backgrounds that is closest to all of them
+        together: its loc and scale have a closed form, and need no training of their own.
         """
         variance = (2 * self.log_scale).exp()
         spread = self.background - self.background.mean()
         log_prior_scale = 0.5 * (variance + spread.square()).mean().log()
-        return (log_prior_scale - self.log_scale).sum()
+        return (log_prior_scale - self.log_scale).sum() / rows
 
     def out_of_support(self, x: Tensor) -> Tensor:
         return is_no_count(x)
@@ -121,7 +121,7 @@ class ForegroundBackground:
     feature is trained, as a normal posterior of log μ_b: in training, densities are its expected
     log-densities (by quadrature); outside training, those at its median. The prior of log μ_b is
     normal with trained loc and scale; `penalty()` of the live likelihood is the KL to it in nats,
-    for all rows together. Objectives will add it in a later version; no objective does today.
+    for all rows together, which the loss of a model counts once for all of its training rows.
     Dispersions θ are trained, one for each feature. Training starts backgrounds at the lower
     quartile of the counts. Backgrounds by level of a covariate are left for later.
 
