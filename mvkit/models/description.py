@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import nn
 
 from mvkit.core.covariates import Covariate
+from mvkit.core.missingness import Missingness
 from mvkit.core.modality import Modality
 from mvkit.models.build import ModelSpec
 
@@ -21,6 +22,7 @@ class Described(Protocol):
     latent_dim: int
     encoders: nn.ModuleDict
     decoders: nn.ModuleDict
+    missingness: Missingness | None
 
 
 def describe(self: Described) -> str:
@@ -31,6 +33,8 @@ def describe(self: Described) -> str:
     for kind in ("aggregator", "prior"):
         lines.append(f"  {kind:<11}{getattr(spec, kind)!r}: {_count(getattr(self, kind))}")
     lines.append(f"  {'objective':<11}{spec.objective!r}")
+    if spec.missingness is not None:
+        lines.append(f"  missingness {spec.missingness!r}: {_count(self.missingness)}")
     for name, covariate in spec.covariates.items():
         lines.append(f"  {'covariate':<11}{name}: {_covariate(covariate)}")
     for name, modality in self.modalities.items():
