@@ -2,6 +2,7 @@
 decoders, in bounds, in their gradients, and in what is asked of a trained model.
 """
 
+import contextlib
 import math
 
 import attrs
@@ -180,7 +181,8 @@ def compared(model, batch, loop_bound, weight=None):
             got, want, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}"
         )
     reached = [name for name in gradients if name.startswith("missingness.")]
-    assert reached and all(gradients[name].any() for name in reached)
+    assert reached
+    assert all(gradients[name].any() for name in reached)
 
 
 @pytest.mark.parametrize("private", [0, 1])
@@ -301,7 +303,8 @@ def test_a_model_without_it_keeps_its_bits_and_keys():
     plain = Model(modalities, latent_dim=2, seed=0)
     explained = Model(modalities, latent_dim=2, missingness="self", seed=0)
     own = {key for key in explained.state_dict() if key.startswith("missingness.")}
-    assert set(explained.state_dict()) - own == set(plain.state_dict()) and own
+    assert set(explained.state_dict()) - own == set(plain.state_dict())
+    assert own
     for key, value in plain.state_dict().items():
         assert torch.equal(value, explained.state_dict()[key])
     assert "missingness" not in plain.header()
@@ -420,7 +423,8 @@ def test_likelihoods_whose_draws_have_gradients(likelihood):
     loss = model.loss(rows, generator=seeded(0)).loss
     loss.backward()
     gradient = next(model.decoders["a"].network.parameters()).grad
-    assert torch.isfinite(gradient).all() and torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()
+    assert torch.isfinite(loss)
 
 
 @pytest.mark.parametrize(
@@ -480,12 +484,10 @@ def test_it_is_saved_described_and_resumed(tmp_path):
         if isinstance(event, mvkit.training.events.EpochFinished) and event.row["epoch"] == 2:
             raise KeyboardInterrupt
 
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         mvkit.fit(
             stopped, rows, epochs=4, checkpoint=tmp_path / "run", listeners=[stop], **options
         )
-    except KeyboardInterrupt:
-        pass
     again = make()
     mvkit.fit(again, rows, epochs=4, checkpoint=tmp_path / "run", **options)
     for name, value in whole.state_dict().items():
@@ -523,7 +525,8 @@ def test_no_processes_rows_and_float64():
     batch = model.conform(Batch(data()))
     nothing = batch.take(torch.tensor([], dtype=torch.long))
     loss = model.loss(attrs.evolve(nothing, first_empty_row=None)).loss
-    assert loss == 0 and loss.dtype == torch.float64
+    assert loss == 0
+    assert loss.dtype == torch.float64
     loss.backward()
 
 

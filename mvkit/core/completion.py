@@ -81,24 +81,36 @@ def completion(
     names = explained(missingness, batch)
     if missingness is None or not names:
         return NOTHING_EXPLAINED
+    observed = {name: _present(model.decoding, batch, name) for name in names}
+    if not missingness.looks_at_values:
+        return Completion(log_ps=_log_ps(missingness, {}, observed, z))
     decoding = model.decoding
     private = {name: _private(decoding, batch, name, w[name], generator) for name in w}
     every_row = dict.fromkeys(names)
     outputs = decoding.outputs(every_row, z, private, decoding.context(batch.covariates))
     x = {}
-    observed = {}
     for name in names:
         x[name] = _completed(decoding, batch, name, outputs[name], z, generator)
-        present = batch.present(name)
-        has_classes = decoding.decoders[name].likelihood.class_axis
-        observed[name] = present[..., 0] if has_classes else present
+    return Completion(outputs, x, _log_ps(missingness, x, observed, z))
+
+
+def _present(decoding: Decoding, batch: Batch, name: str) -> Tensor:
+    """Which values are observed, (b, *shape) bool, without an axis of classes."""
+    present = batch.present(name)
+    return present[..., 0] if decoding.decoders[name].likelihood.class_axis else present
+
+
+def _log_ps(
+    missingness: Missingness, x: Mapping[str, Tensor], observed: Mapping[str, Tensor], z: Tensor
+) -> Tensor:
+    """The log-probabilities of a part, whose shape is checked."""
     log_ps = missingness.log_prob(x, observed, z)
     if log_ps.shape != z.shape[:-1]:
         raise ShapeError(
             f"missingness {type(missingness).__name__}: log_prob returned "
             f"{tuple(log_ps.shape)}; expected {tuple(z.shape[:-1])}: samples, components, rows"
         )
-    return Completion(outputs, x, log_ps)
+    return log_ps
 
 
 def _private(

@@ -20,11 +20,14 @@ class Missingness(ABC):
 
     To implement one, write a spec whose `build(sizes)` returns an object with `log_prob`: a
     `torch.nn.Module` too, if it has parameters. Set `modalities` on it: those whose gaps it
-    explains. Their likelihoods need draws with gradients, such as the normal's. The probabilities
-    of all patterns of observed and missing values of a row sum to 1, whatever the values.
+    explains. Their likelihoods need draws with gradients, such as the normal's, unless
+    `looks_at_values` is False: what is missing then depends on z alone, and `x` is empty. The
+    probabilities of all patterns of observed and missing values of a row sum to 1, whatever the
+    values.
     """
 
     modalities: tuple[str, ...]
+    looks_at_values = True
 
     @abstractmethod
     def log_prob(

@@ -143,7 +143,7 @@ def _missingness(spec: ModelSpec, sizes: Sizes, decoders: nn.ModuleDict) -> Miss
         return None
     live = cast(Missingness, _built(spec, "missingness", sizes))
     check_names(live.modalities, sizes.names, "missingness")
-    for name in live.modalities:
+    for name in live.modalities if live.looks_at_values else ():
         decoder = cast(Decoder, decoders[name])
         if not decoder.likelihood.reparametrised:
             part = plugins.name_of("likelihood", type(spec.modalities[name].likelihood))
