@@ -14,6 +14,7 @@ from mvkit.core.covariates import Covariate
 from mvkit.core.family import Family
 from mvkit.core.likelihood import Likelihood
 from mvkit.core.loss import Loss
+from mvkit.core.missingness import Missingness
 from mvkit.core.mixture import Mixture
 from mvkit.core.modality import Modality
 from mvkit.data.dataset import MultimodalDataset
@@ -72,6 +73,7 @@ __all__ = [
     "Likelihood",
     "Loss",
     "Metric",
+    "Missingness",
     "Mixture",
     "Modality",
     "Model",

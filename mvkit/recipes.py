@@ -252,6 +252,30 @@ def mhvae(modalities: Modalities, latent_dim: int = 10, *, levels: int | Sequenc
                   schedule=_warmup(warmup))
 
 
+def miwae(modalities: Modalities, latent_dim: int = 10, *, samples: int = 20,
+          aggregator: PartLike = POE, **options: Any) -> Model:
+    """MIWAE: importance-weighted bound on what each row has; the rest is missing at random.
+
+    Reference: Mattei and Frellsen, ICML 2019, https://arxiv.org/abs/1812.02633.
+    """
+    return _model(options, modalities, latent_dim=latent_dim, aggregator=aggregator,
+                  objective=parts.IWAE(samples=samples))
+
+
+def not_miwae(modalities: Modalities, latent_dim: int = 10, *, samples: int = 20,
+              missingness: PartLike = "self", aggregator: PartLike = POE,
+              **options: Any) -> Model:
+    """not-MIWAE: MIWAE and a model of what is missing, given the values: not at random.
+
+    Where it is known which values go missing, say so: `missingness={"name": "self", "sign":
+    "high"}`.
+
+    Reference: Ipsen, Mattei and Frellsen, ICLR 2021, https://arxiv.org/abs/2006.12871.
+    """
+    return _model(options, modalities, latent_dim=latent_dim, aggregator=aggregator,
+                  objective=parts.IWAE(samples=samples), missingness=missingness)
+
+
 def nexus(modalities: Modalities, latent_dim: int = 10, *,
           bottom_dim: int | Mapping[str, int] = 8, message_dim: int = 64,
           dropout_rate: float = 0.7, bottom_beta: float = 1.0, top_beta: float = 0.2,

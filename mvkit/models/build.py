@@ -13,6 +13,7 @@ from mvkit.core.covariates import SIDES, Conditions, as_covariates
 from mvkit.core.decoder import Decoder
 from mvkit.core.decoding import Decoding
 from mvkit.core.family import Family
+from mvkit.core.missingness import Missingness
 from mvkit.core.modality import Modality, Sizes, as_modalities
 from mvkit.errors import SpecError, within
 from mvkit.models.objective_modules import add_modules
@@ -30,6 +31,7 @@ LIVE: dict[str, tuple[type, ...]] = {
     "aggregator": (Aggregator,),
     "objective": (Objective,),
     "prior": (Prior, nn.Module),
+    "missingness": (Missingness,),
 }
 Rescale = Literal["dims"] | Mapping[str, float] | None
 
@@ -48,6 +50,7 @@ class ModelSpec:
     private_from: str | None = choice(None, "evidence", "observed")
     schedule: Any = part("schedule", default="single")
     covariates: Any = attrs.field(factory=dict, converter=as_covariates, metadata={QUIET: True})
+    missingness: Any = part("missingness", default=None, optional=True, quiet=True)
 
 
 @attrs.frozen(eq=False)
@@ -66,6 +69,7 @@ class Parts:
     likelihood_weights: dict[str, float]
     order: tuple[int, ...]  # of the modalities; the same however they are declared
     conditions: Conditions | None  # the covariates, if there are any
+    missingness: Missingness | None  # why values are missing; None: at random
 
     @property
     def decoding(self) -> Decoding:
@@ -132,7 +136,32 @@ def assemble(spec: ModelSpec) -> Parts:
         _likelihood_weights(spec, sizes),
         sizes.canonical,
         conditions,
+        _missingness(spec, sizes, decoders),
     )
+
+
+def _missingness(spec: ModelSpec, sizes: Sizes, decoders: nn.ModuleDict) -> Missingness | None:
+    """The live model of what is missing; None without one.
+
+    Raises:
+        SpecError: it explains gaps of a modality whose draws have no gradients.
+    """
+    if spec.missingness is None:
+        return None
+    live = cast(Missingness, _built(spec, "missingness", sizes))
+    check_names(live.modalities, sizes.names, "missingness")
+    for name in live.modalities if live.looks_at_values else ():
+        decoder = cast(Decoder, decoders[name])
+        if not decoder.likelihood.reparametrised:
+            part = plugins.name_of("likelihood", type(spec.modalities[name].likelihood))
+            raise SpecError(
+                f"draws of {name!r} (likelihood {part!r}) have no gradients, so that decoders "
+                "would not learn from what is missing; expected 'normal', 'laplace', "
+                "'student_t' or 'lognormal'; take one of these, or leave the modality out of "
+                "modalities=",
+                "missingness",
+            )
+    return live
 
 
 def sizes_of(spec: ModelSpec, family: Family, conditions: Conditions | None) -> Sizes:

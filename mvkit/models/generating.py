@@ -176,6 +176,11 @@ class GeneratingModel(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         """Modalities `to` generated from those `given`, {name: (n, b, *shape)}: imputation.
 
+        In a model that explains what is missing, `Model(missingness=…)`, missing values of what is
+        given are draws of p(x_mis|x_O, s), picked from ten times as many by their importance
+        weights; with `latent="mean"` they are the weighted mean of all of these. Modalities that
+        are not given say nothing by being missing.
+
         Args:
             batch: rows.
             to: wanted modalities; None: all.

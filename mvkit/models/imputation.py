@@ -75,6 +75,9 @@ def impute(
     probable; whole numbers and bits are rounded, in columns of tables too). Uncertainty is that
     of x ~ p(x|z) at such draws.
 
+    In a model with `missingness`, that a value is missing counts: the mean is E[x_mis|x_O, s] by
+    importance weights of 10 n draws; uncertainty is that of draws picked by these weights.
+
     Args:
         model: trained.
         data: a mapping of tables or arrays, a dataset or a batch; the same comes back, tables with
@@ -116,10 +119,12 @@ def impute(
     original = _Original(model, data, rows_of(data, id, covariates), id, all, rows == "all")
     names = original.names_of(to)
     options: dict[str, Any] = {"n": n, "empty": empty, "generator": generator}
+    latent: Any = "draw" if model.missingness is None else "mean"
 
     def statistics(block: Batch) -> Tensors:
         values = {}
-        for name, x in model.translate(block, names, units="model", **options).items():
+        means = model.translate(block, names, units="model", latent=latent, **options)
+        for name, x in means.items():
             values[f"mean/{name}"] = _restored(model, name, x.mean(0, keepdim=True))
         if uncertain:
             samples = model.translate(block, names, units="model", sample=True, **options)

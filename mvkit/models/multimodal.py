@@ -18,6 +18,7 @@ from mvkit.core.batch import Batch, check_not_empty, conform
 from mvkit.core.decoding import Decodes
 from mvkit.core.experts import Experts
 from mvkit.core.loss import Loss
+from mvkit.core.missingness import Missingness
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
@@ -62,6 +63,7 @@ class MultimodalModel(GeneratingModel):
     prior: nn.Module
     aggregator: Aggregator
     decoding: Decodes
+    missingness: Missingness | None  # why values are missing; None: at random
     seeded_weights: str | None = None  # a digest of those that the seed gave; None: no seed
     left_weights: str | None = None  # likewise of those that a run left, where it is compared
     built_as: swapped_modules.Architecture | None = (
@@ -71,6 +73,7 @@ class MultimodalModel(GeneratingModel):
 
     def __init__(self) -> None:
         super().__init__()
+        self.missingness = None
         self.samplers = nn.ModuleDict()  # those that `fit_sampler` fitted, by registered name
 
     @abstractmethod

@@ -331,7 +331,16 @@ class Stack(MultimodalModel):
 
 
 def _check_levels(bottom: Model, top: Model) -> None:
-    """Raises SpecError if the top does not model the latents of the bottom."""
+    """Raises SpecError if the top does not model the latents of the bottom, or if a level explains
+    what is missing.
+    """
+    for i, level in enumerate((bottom, top)):
+        if level.missingness is not None:
+            raise SpecError(
+                "it explains what is missing, at latents that a stack draws twice, once for each "
+                "level; expected missingness=None; take a Model with private latents",
+                f"stack.levels.{i}.missingness",
+            )
     wanted = {name: (modality.private_dim,) for name, modality in bottom.modalities.items()}
     shapes = {name: modality.shape for name, modality in top.modalities.items()}
     if bottom.latent_dim or (0,) in wanted.values():

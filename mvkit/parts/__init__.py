@@ -27,6 +27,7 @@ import importlib
 
 from mvkit.core.family import Family as Family
 from mvkit.core.likelihood import Likelihood as Likelihood
+from mvkit.core.missingness import Missingness as Missingness
 from mvkit.core.mixture import product_of_observed as product_of_observed
 from mvkit.core.mixture import raw_experts as raw_experts
 from mvkit.parts import families, samplers
@@ -58,6 +59,10 @@ from mvkit.parts.likelihoods import Normal as Normal
 from mvkit.parts.likelihoods import Ordinal as Ordinal
 from mvkit.parts.likelihoods import Poisson as Poisson
 from mvkit.parts.likelihoods import StudentT as StudentT
+from mvkit.parts.missingness import LogisticMasking as LogisticMasking
+from mvkit.parts.missingness import SelfMasking as SelfMasking
+from mvkit.parts.missingness import explained_modalities as explained_modalities
+from mvkit.parts.missingness import log_prob_of_pattern as log_prob_of_pattern
 from mvkit.parts.networks import MLP as MLP
 from mvkit.parts.networks import Conv as Conv
 from mvkit.parts.networks import Conv1d as Conv1d

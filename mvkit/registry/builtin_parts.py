@@ -55,6 +55,9 @@ gamma       mvkit.parts.likelihoods.positive:Gamma          positive numbers, me
 beta        mvkit.parts.likelihoods.positive:Beta           numbers between 0 and 1
 hazard      mvkit.parts.likelihoods.hazard:Hazard           times to an event, some censored
 foreground_background mvkit.parts.likelihoods.background:ForegroundBackground counts on background
+[missingness]
+self     mvkit.parts.missingness:SelfMasking     each value decides whether it is missing
+logistic mvkit.parts.missingness:LogisticMasking all values of a modality decide
 [network]
 linear mvkit.parts.networks:Linear one affine map
 mlp    mvkit.parts.networks:MLP    fully connected

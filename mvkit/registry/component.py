@@ -19,6 +19,7 @@ KINDS = [
     "objective",
     "family",
     "likelihood",
+    "missingness",
     "network",
     "schedule",
     "ramp",

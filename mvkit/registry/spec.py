@@ -63,6 +63,7 @@ def part(
     module: bool = False,
     optional: bool = False,
     kw_only: bool = False,
+    quiet: bool = False,
 ) -> Any:
     """A field that holds a part of `kind`; with `module`, an `nn.Module` will do too."""
 
@@ -71,7 +72,7 @@ def part(
             return None
         return as_part(kind, value, module=module)
 
-    return _field(convert, default, kw_only)
+    return _field(convert, default, kw_only, quiet)
 
 
 def parts(

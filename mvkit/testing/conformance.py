@@ -24,6 +24,7 @@ CITED = (
     "objective",
     "family",
     "likelihood",
+    "missingness",
     "network",
     "optimizer",
     "dataset",
@@ -39,10 +40,10 @@ def check_component(kind: str, name: str, *, skip: Iterable[str] = (), **options
     """Runs the conformance suite on a registered part; one line in a package's tests.
 
     For every kind `docs` and `json`. Parts of models (aggregator, prior, objective, family,
-    likelihood, network), in tiny float64 models beside several built-in ones: `shapes` (with
-    `finite` values, and `inputs` left alone), `masks` (all patterns), `fillers` (bit for bit),
-    `gradients`, `save`, `determinism`, `rows`, `modalities` (both permuted), `precision`. All
-    other kinds: `contract`.
+    likelihood, missingness, network), in tiny float64 models beside several built-in ones:
+    `shapes` (with `finite` values, and `inputs` left alone), `masks` (all patterns), `fillers`
+    (bit for bit), `gradients`, `save`, `determinism`, `rows`, `modalities` (both permuted),
+    `precision`, and of missingness `patterns`. All other kinds: `contract`.
 
     Args:
         kind: one of `mvkit.plugins.KINDS`.

@@ -45,6 +45,8 @@ class AroundCentre(nn.Module, Likelihood):
         numbers: what else there is, in the order of files: before the scale.
     """
 
+    reparametrised = True
+
     def __init__(
         self, scale: float | str, shape: tuple[int, ...] = (), **numbers: nn.Module
     ) -> None:
