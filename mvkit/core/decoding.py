@@ -27,6 +27,8 @@ from mvkit.core.posterior import Draws, Posterior
 from mvkit.core.row_context import NOTHING_GIVEN, RowContext
 from mvkit.errors import ShapeError
 
+NONE_DRAWN: Mapping[str, Tensor] = {}  # private latents
+
 
 class Decodes(Protocol):
     """p(x, w | z) of all modalities."""
@@ -50,9 +52,17 @@ class Decodes(Protocol):
         ...
 
     def from_latents(
-        self, z: Tensor, *, sample: bool, rows: RowContext = NOTHING_GIVEN, generator: Generator
+        self,
+        z: Tensor,
+        *,
+        sample: bool,
+        rows: RowContext = NOTHING_GIVEN,
+        private: Mapping[str, Tensor] = NONE_DRAWN,
+        generator: Generator,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Rows {name: (n, *shape)} at z (n, d), and private latents, drawn from their priors."""
+        """Rows {name: (n, *shape)} at z (n, d), and private latents, drawn from their priors
+        unless they are given, {name: (n, p)}.
+        """
         ...
 
 
@@ -343,15 +353,20 @@ class Decoding:
         return eps * self.family.scale(self.cross[name])
 
     def from_latents(
-        self, z: Tensor, *, sample: bool, rows: RowContext = NOTHING_GIVEN, generator: Generator
+        self,
+        z: Tensor,
+        *,
+        sample: bool,
+        rows: RowContext = NOTHING_GIVEN,
+        private: Mapping[str, Tensor] = NONE_DRAWN,
+        generator: Generator,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Rows {name: (n, *shape)} at z (n, d), and private latents, drawn from their priors."""
-        private = self.private_prior(z, generator)
+        latents = self.private_prior(z, generator) | dict(private)
         data = {}
         for name in self.modalities:
-            w = private.get(name)
+            w = latents.get(name)
             data[name] = self.decode(name, z, w, sample=sample, rows=rows, generator=generator)
-        return data, private
+        return data, latents
 
 
 def _share(posterior: Posterior, experts: Experts, *, by_component: bool) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mvkit.core import bounds
 from mvkit.core.batch import Batch
 from mvkit.core.covariates import Conditions, Level
-from mvkit.core.decoding import Decoding
+from mvkit.core.decoding import NONE_DRAWN, Decoding
 from mvkit.core.experts import Experts
 from mvkit.core.modality import PartLike, ScheduleLike
 from mvkit.core.noise import Generator
@@ -28,11 +28,12 @@ from mvkit.errors import RequestError, SpecError
 from mvkit.models.build import ModelSpec
 from mvkit.models.generation import GenerationOptions
 from mvkit.models.importance_sampling import Sampling, block_sizes, check_proper
-from mvkit.models.inference import ConditionalPosterior, ConditioningSets
+from mvkit.models.inference import ConditionalLatents, ConditionalPosterior, ConditioningSets
 from mvkit.models.levels import Levels
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.swapped_modules import architecture, digest_of_weights
+from mvkit.parts.conditional_samplers import SamplerSizes
 from mvkit.parts.objectives.objective import Objective
 from mvkit.registry.fields import switch
 from mvkit.registry.spec import as_part, field, part, spec, to_dict
@@ -79,14 +80,20 @@ class StackDecoding:
         return self.bottom.decode(name, nothing, w, sample=sample, rows=rows, generator=generator)
 
     def from_latents(
-        self, z: Tensor, *, sample: bool, rows: RowContext = NOTHING_GIVEN, generator: Generator
+        self,
+        z: Tensor,
+        *,
+        sample: bool,
+        rows: RowContext = NOTHING_GIVEN,
+        private: Mapping[str, Tensor] = NONE_DRAWN,
+        generator: Generator,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Rows {name: (n, *shape)} at z (n, d), and the z_m in between."""
-        private, _ = self.top.from_latents(z, sample=False, generator=generator)
+        """Rows {name: (n, *shape)} at z (n, d), and the z_m in between, which are the top's."""
+        latents, _ = self.top.from_latents(z, sample=False, generator=generator)
         data = {}
-        for name, w in private.items():
+        for name, w in latents.items():
             data[name] = self.decode(name, z, w, sample=sample, rows=rows, generator=generator)
-        return data, private
+        return data, latents
 
 
 class Stack(MultimodalModel):
@@ -200,7 +207,7 @@ class Stack(MultimodalModel):
             yield ConditionalPosterior(hidden, experts.given(hidden), condition.posterior)
 
     def generate(
-        self, options: GenerationOptions, condition: ConditionalPosterior
+        self, options: GenerationOptions, condition: ConditionalLatents
     ) -> dict[str, Tensor]:
         """Down to every modality; what was given comes from its own latent unless
         `through_top`.
@@ -221,6 +228,10 @@ class Stack(MultimodalModel):
                 name, z, w, sample=options.sample, rows=rows, generator=generator
             )
         return data
+
+    def sampler_sizes(self) -> SamplerSizes:
+        """Of the top's latents; the bottom's are generated from them."""
+        return SamplerSizes(self.latent_dim, self.names, {}, self.context_width)
 
     def prior_draws(
         self,
