@@ -27,8 +27,6 @@ from mvkit.core.posterior import Draws, Posterior
 from mvkit.core.row_context import NOTHING_GIVEN, RowContext
 from mvkit.errors import ShapeError
 
-NONE_DRAWN: Mapping[str, Tensor] = {}  # private latents
-
 
 class Decodes(Protocol):
     """p(x, w | z) of all modalities."""
@@ -52,17 +50,9 @@ class Decodes(Protocol):
         ...
 
     def from_latents(
-        self,
-        z: Tensor,
-        *,
-        sample: bool,
-        rows: RowContext = NOTHING_GIVEN,
-        private: Mapping[str, Tensor] = NONE_DRAWN,
-        generator: Generator,
+        self, z: Tensor, *, sample: bool, rows: RowContext = NOTHING_GIVEN, generator: Generator
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Rows {name: (n, *shape)} at z (n, d), and private latents, drawn from their priors
-        unless they are given, {name: (n, p)}.
-        """
+        """Rows {name: (n, *shape)} at z (n, d), and private latents, drawn from their priors."""
         ...
 
 
@@ -353,20 +343,15 @@ class Decoding:
         return eps * self.family.scale(self.cross[name])
 
     def from_latents(
-        self,
-        z: Tensor,
-        *,
-        sample: bool,
-        rows: RowContext = NOTHING_GIVEN,
-        private: Mapping[str, Tensor] = NONE_DRAWN,
-        generator: Generator,
+        self, z: Tensor, *, sample: bool, rows: RowContext = NOTHING_GIVEN, generator: Generator
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        latents = self.private_prior(z, generator) | dict(private)
+        """Rows {name: (n, *shape)} at z (n, d), and private latents, drawn from their priors."""
+        private = self.private_prior(z, generator)
         data = {}
         for name in self.modalities:
-            w = latents.get(name)
+            w = private.get(name)
             data[name] = self.decode(name, z, w, sample=sample, rows=rows, generator=generator)
-        return data, latents
+        return data, private
 
 
 def _share(posterior: Posterior, experts: Experts, *, by_component: bool) -> Tensor:

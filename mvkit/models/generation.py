@@ -6,7 +6,7 @@ Axes: n samples, b rows, d latent, p private latent.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, Protocol, overload
+from typing import Any, Literal, Protocol, cast, overload
 
 import attrs
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mvkit.core import noise
 from mvkit.core.batch import Batch
+from mvkit.core.decoding import Decoding
 from mvkit.core.noise import Generator
 from mvkit.core.row_context import RowContext
 from mvkit.errors import RequestError, bad_option
@@ -238,12 +239,27 @@ def sample(
             z, picked = self.prior_draws(n, cluster, generator, rows.covariates)
         else:
             z, drawn = sampled_latents(self, sampler, n, rows.covariates, generator)
-        own = {"private": drawn} if drawn else {}
-        data, private = self.decoding.from_latents(
-            z, sample=sample, rows=rows, generator=generator, **own
-        )
+        options: dict[str, Any] = {"sample": sample, "rows": rows, "generator": generator}
+        if drawn:
+            data, private = _decoded(self, z, drawn, options)
+        else:
+            data, private = self.decoding.from_latents(z, **options)
         data = self.in_units(data, units)
     return (data, Latents(z, private, picked)) if latents else data
+
+
+def _decoded(
+    model: Samples, z: Tensor, drawn: Mapping[str, Tensor], options: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Rows {name: (n, *shape)} at z (n, d) and private latents that were drawn {name: (n, p)}, and
+    all private latents: the others are drawn from their priors.
+    """
+    priors = cast(Decoding, model.decoding).private_prior(z, options["generator"])
+    private = {**priors, **drawn}
+    data = {}
+    for name in model.names:
+        data[name] = model.decoding.decode(name, z, private.get(name), **options)
+    return data, private
 
 
 def _sampled_rows(

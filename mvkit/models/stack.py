@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mvkit.core import bounds
 from mvkit.core.batch import Batch
 from mvkit.core.covariates import Conditions, Level
-from mvkit.core.decoding import NONE_DRAWN, Decoding
+from mvkit.core.decoding import Decoding
 from mvkit.core.experts import Experts
 from mvkit.core.modality import PartLike, ScheduleLike
 from mvkit.core.noise import Generator
@@ -80,20 +80,14 @@ class StackDecoding:
         return self.bottom.decode(name, nothing, w, sample=sample, rows=rows, generator=generator)
 
     def from_latents(
-        self,
-        z: Tensor,
-        *,
-        sample: bool,
-        rows: RowContext = NOTHING_GIVEN,
-        private: Mapping[str, Tensor] = NONE_DRAWN,
-        generator: Generator,
+        self, z: Tensor, *, sample: bool, rows: RowContext = NOTHING_GIVEN, generator: Generator
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Rows {name: (n, *shape)} at z (n, d), and the z_m in between, which are the top's."""
-        latents, _ = self.top.from_latents(z, sample=False, generator=generator)
+        """Rows {name: (n, *shape)} at z (n, d), and the z_m in between."""
+        private, _ = self.top.from_latents(z, sample=False, generator=generator)
         data = {}
-        for name, w in latents.items():
+        for name, w in private.items():
             data[name] = self.decode(name, z, w, sample=sample, rows=rows, generator=generator)
-        return data, latents
+        return data, private
 
 
 class Stack(MultimodalModel):

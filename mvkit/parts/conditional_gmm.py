@@ -223,8 +223,8 @@ class ConditionalGMMSampler(nn.Module, ConditionalSampler):
         """All latents, (r, d + Σ p), of those that were wanted (r, t) and what is known (r, k)."""
         latents = values.new_empty(len(values), self.features.latents)
         latents[:, wanted.to(values.device)] = values
-        told = [i for i in self.features.told_by(pattern) if i < self.features.latents]
-        latents[:, told] = known[:, : len(told)]
+        drawn = [i for i in self.features.told_by(pattern) if i < self.features.latents]
+        latents[:, drawn] = known[:, : len(drawn)]
         return latents
 
     def _parts(self, latents: Tensor) -> LatentDraws:
