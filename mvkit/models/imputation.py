@@ -66,6 +66,7 @@ def impute(
     covariates: object = None,
     rows: Literal["own", "all"] = "own",
     empty: Empty = "error",
+    sampler: str | None = None,
     generator: Generator = None,
 ) -> Filled:
     """The data with gaps filled from what each row has.
@@ -93,6 +94,7 @@ def impute(
             table, or by name; see `MultimodalDataset.from_arrays`.
         rows: of tables: their `own`, or `all` ids of all tables.
         empty: rows that observe nothing: `error`, or filled from the `prior`.
+        sampler: where z comes from instead of the posterior; see `Model.translate`.
         generator: source of randomness.
 
     Raises:
@@ -118,7 +120,7 @@ def impute(
         raise RequestError("impute: n=1; expected 2 draws at least to tell uncertainty")
     original = _Original(model, data, rows_of(data, id, covariates), id, all, rows == "all")
     names = original.names_of(to)
-    options: dict[str, Any] = {"n": n, "empty": empty, "generator": generator}
+    options: dict[str, Any] = {"n": n, "empty": empty, "sampler": sampler, "generator": generator}
     latent: Any = "draw" if model.missingness is None else "mean"
 
     def statistics(block: Batch) -> Tensors:

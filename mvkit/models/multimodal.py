@@ -25,7 +25,13 @@ from mvkit.core.posterior import Posterior
 from mvkit.core.validation import Schema
 from mvkit.data.dataset import Rows, as_batch
 from mvkit.errors import RequestError
-from mvkit.models import clusters, generation, importance_sampling, swapped_modules
+from mvkit.models import (
+    clusters,
+    generation,
+    importance_sampling,
+    sampler_requests,
+    swapped_modules,
+)
 from mvkit.models.generating import GeneratingModel
 from mvkit.models.importance_sampling import Sampling
 from mvkit.models.inference import (
@@ -39,6 +45,7 @@ from mvkit.models.inference import (
 )
 from mvkit.models.penalties import with_penalties
 from mvkit.parts.aggregators.aggregator import Aggregator
+from mvkit.parts.conditional_samplers import SamplerSizes
 from mvkit.parts.objectives.objective import Objective, ObjectiveLike
 from mvkit.registry.spec import to_dict
 
@@ -75,6 +82,8 @@ class MultimodalModel(GeneratingModel):
         super().__init__()
         self.missingness = None
         self.samplers = nn.ModuleDict()  # those that `fit_sampler` fitted, by registered name
+        self.fitted_to: dict[str, str] = {}  # digests of the weights that they were fitted to
+        self.seen_weights: dict[str, tuple[object, str]] = {}  # those of their last use
 
     @abstractmethod
     def header(self) -> dict[str, Any]:
@@ -124,8 +133,25 @@ class MultimodalModel(GeneratingModel):
 
     def sampler_header(self) -> dict[str, Any]:
         """The samplers' part of the header; nothing where none was fitted."""
+        if not self.samplers:
+            return {}
         specs = [to_dict(sampler.spec) for sampler in self.samplers.values()]
-        return {"samplers": specs} if specs else {}
+        fitted_to = {"samplers_fitted_to": self.fitted_to} if self.fitted_to else {}
+        return {"samplers": specs, **fitted_to}
+
+    def sampler_sizes(self) -> SamplerSizes:
+        """What samplers are told of the model."""
+        private = {}
+        for name, modality in self.modalities.items():
+            if modality.private_dim:
+                private[name] = modality.private_dim
+        return SamplerSizes(self.latent_dim, self.names, private, self.context_width)
+
+    @property
+    def context_width(self) -> int:
+        """How many numbers of the covariates decoders see of a row."""
+        conditions = self.decoding.conditions
+        return 0 if conditions is None else conditions.width("decoders")
 
     def rows_header(self) -> dict[str, Any]:
         """The number of training rows in the header; nothing where no penalty asks for it."""
@@ -298,6 +324,8 @@ class MultimodalModel(GeneratingModel):
         return self.in_blocks(means, batch)
 
     sample = generation.sample
+    conditional_sampler = sampler_requests.conditional_sampler
+    sampled_given = sampler_requests.sampled_given
     log_weights = importance_sampling.log_weights
     log_likelihood = importance_sampling.log_likelihood
     clusters = clusters.clusters

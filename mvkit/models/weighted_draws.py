@@ -20,10 +20,11 @@ from mvkit.core.completion import completion, explained
 from mvkit.core.noise import Generator
 from mvkit.core.raw_values import widened
 from mvkit.core.terms import Terms
+from mvkit.errors import RequestError
 from mvkit.models import generation
 from mvkit.models.generation import GenerationOptions
 from mvkit.models.importance_sampling import block_sizes
-from mvkit.models.inference import ConditionalPosterior
+from mvkit.models.inference import ConditionalLatents, ConditionalPosterior
 from mvkit.parts.latent_model import LatentModel
 
 PROPOSALS = 10  # for each draw that is asked for
@@ -68,15 +69,23 @@ class WeightedDraws:
 
 
 def generate(
-    model: LatentModel, options: GenerationOptions, condition: ConditionalPosterior
+    model: LatentModel, options: GenerationOptions, condition: ConditionalLatents
 ) -> Values:
-    """Modalities {name: (n, b, *shape)} of the rows of a conditional posterior.
+    """Modalities {name: (n, b, *shape)} of the rows of a conditional posterior or sampler.
 
     Where a model explains gaps, those that no question hides are draws of p(x_mis|x_O, s), by
     sampling importance resampling; with `latent="mean"` their mean, by self-normalised weights.
+
+    Raises:
+        RequestError: a sampler, and gaps that the model explains.
     """
     if not explained(model.missingness, condition.batch):
         return generation.generate(model, options, condition)
+    if not isinstance(condition, ConditionalPosterior):
+        raise RequestError(
+            "translate: a sampler knows nothing of why values are missing, which the model "
+            "explains; expected no sampler; leave sampler= out"
+        )
 
     def values(draws: WeightedDraws) -> Values:
         return _values(model, options, condition, draws)

@@ -313,7 +313,7 @@ def package_of(cls: type) -> str | None:
     known = registry()
     known.scan()
     for entry in known.entries:
-        if entry.component.target.partition(":")[0].partition(".")[0] == root:
+        if entry.component.path.partition(":")[0].partition(".")[0] == root:
             return origin(entry.package, entry.version, entry.entry_point)
     return None
 
