@@ -39,12 +39,18 @@ def given_rows(n, seed=0):
     return batch
 
 
+def explained():
+    """A model of what is missing."""
+    return model("mopoe", objective="iwae", likelihood="normal", missingness="self")
+
+
 CASES = {
     "unequal last batches, incomplete rows": (model, {"data": rows(9)}),
     "frozen parts": (lambda: model("joint", objective="telbo"), {"data": rows(9), "stages": FROZEN}),
     "rows that do not count": (lambda: model(SKIP), {"data": rows(9), "batch_size": 2}),
     "validation": (lambda: model("mopoe", "mog", "dreg"), {"data": rows(9), "validation": rows(3, seed=1)}),
     "a loader of one's own": (model, {"data": [rows(4), rows(1), rows(2)]}),
+    "what is missing": (explained, {"data": rows(9), "validation": rows(3, seed=1)}),
     "given": (conditional, {"data": given_rows(9), "validation": given_rows(3, seed=1)}),
 }  # fmt: skip
 

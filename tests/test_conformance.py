@@ -17,6 +17,7 @@ from mvkit.evaluation.metric import Metric, mean
 from mvkit.parts.aggregators.products import PoE
 from mvkit.parts.families import Normal
 from mvkit.parts.likelihoods import Normal as NormalLikelihood
+from mvkit.parts.missingness import SelfMaskingModel
 from mvkit.parts.networks import MLP
 from mvkit.parts.objectives.elbo import ELBO
 from mvkit.parts.priors import DiagonalPrior
@@ -128,6 +129,22 @@ class Density:
 
     def sample(self, shape):
         return self.mixture.sample(*shape)[0]
+
+
+def missingness(change):
+    """Self-masking with its log-probabilities changed."""
+
+    class Live(SelfMaskingModel):
+        def log_prob(self, x, observed, z):
+            return change(super().log_prob(x, observed, z))
+
+    shapes = {"a": (3,), "b": (2, 2), "c": (4,)}
+
+    def build(self, sizes):
+        names = sizes.names
+        return Live({name: shapes[name] for name in names}, "high", "trained")
+
+    return broken(object, build=build)
 
 
 def likelihood(log_prob, **methods):
@@ -346,6 +363,12 @@ WRONG = {
     ),
     "prior, shape": ("prior", "shapes", prior(lambda p: p.sum(-1)), "log_prob of z"),
     "prior, NaN": ("prior", "finite", prior(lambda p: p * torch.nan), "not finite"),
+    "missingness, scaled": (
+        "missingness",
+        "patterns",
+        missingness(lambda p: 1.5 * p),
+        "expected 1 for each row",
+    ),
     "likelihood, summed": (
         "likelihood",
         "shapes",

@@ -35,7 +35,7 @@ def test_all_processes_end_with_the_same_bits(outcomes):
 
 
 def test_two_processes_train_as_one(outcomes):
-    assert len(outcomes["1-0"]) == 7
+    assert len(outcomes["1-0"]) == 8
     for name, alone in outcomes["1-0"].items():
         both = outcomes["2-0"][name]
         for key, value in alone["weights"].items():
