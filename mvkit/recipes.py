@@ -225,6 +225,21 @@ def mmjsd(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, sa
                   aggregator="moe", objective=objective, private_from="observed")
 
 
+def meme(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, alpha: float = 1.0,
+         samples: int = 10, pseudo_samples: int = 50, stop_weights: bool = False,
+         **options: Any) -> Model:
+    """MEME: two modalities, the posterior of each being the prior of the other.
+
+    Where one is missing, the posteriors of its trained pseudo-samples stand in; rows that observe
+    both do not train these, so that `sample` then needs a fitted sampler.
+
+    Reference: Joy et al., ICLR 2022, https://arxiv.org/abs/2106.12570.
+    """
+    objective = parts.MEME(kl_weight=beta, alpha=alpha, samples=samples, stop_weights=stop_weights)
+    return _model(options, modalities, latent_dim=latent_dim, aggregator="moe",
+                  objective=objective, prior=parts.Vamp(components=pseudo_samples))
+
+
 def jnf(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, samples: int = 1,
         share: float = 0.5, flow: PartLike = "mvkit-flows/maf", conditional: bool = True,
         steps: int = 20, **options: Any) -> Model:

@@ -8,6 +8,7 @@ import attrs
 import pytest
 import torch
 from helpers import loss_and_gradients, model, rows
+from installs import guide_package
 from torch import nn
 
 import mvkit
@@ -308,6 +309,15 @@ def test_backgrounds_of_proteins_pay_their_divergence_once_for_all_rows():
         part.background.copy_(torch.tensor([0.0, 1.0, 3.0]))
     found = tiny.loss({"proteins": counts.double()}).metrics["penalty"]
     torch.testing.assert_close(found, part.penalty().detach() / 30, rtol=1e-12, atol=0)
+
+
+def test_the_example_of_the_guide(tmp_path):
+    space = {}
+    exec((guide_package(tmp_path) / "examples" / "lasso.py").read_text(), space)
+    weight = space["modality"].decoder.weight
+    expected = (weight.abs() / 0.05 + torch.tensor(0.1).log()).sum().item()
+    assert space["nats"] == pytest.approx(expected, rel=0.02)  # of the last epoch's steps
+    assert space["history"]["loss"][-1] < space["history"]["loss"][0]
 
 
 @pytest.fixture(scope="module")

@@ -104,24 +104,27 @@ def linear_data(seed, n=500):
     data = {}
     for name, latents in {"a": [0, 1, 2], "b": [0, 1], "c": [1, 2]}.items():
         weight = torch.linalg.qr(torch.randn(6, 6, generator=generator))[0][:, : len(latents)]
-        scale = torch.tensor([2.2, 1.4, 0.9])[latents]
+        scale = torch.tensor([2.0, 1.75, 1.5])[latents]
         noise = 0.5 * torch.randn(n, 6, generator=generator)
         data[name] = z[:, latents] @ (weight * scale).T + noise
     return data
 
 
+TANH = {"name": "mlp", "hidden": [32], "activation": "tanh"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_three_of_eight_latents_are_kept_and_each_where_it_is_needed(seed):
-    networks = {"encoder": "linear", "decoder": ARD("linear")}
+    networks = {"encoder": {"name": "mlp", "hidden": [32]}, "decoder": ARD(TANH)}
     data = linear_data(seed)
     normal = {"name": "normal", "scale": "trained"}
     modalities = {name: Modality((6,), normal, **networks) for name in data}
     vae = mvkit.Model(modalities, latent_dim=8, seed=seed)
-    mvkit.fit(vae, data, epochs=150, batch_size=100, lr=1e-2, seed=seed, progress=False)
+    mvkit.fit(vae, data, epochs=250, batch_size=100, lr=5e-3, seed=seed, progress=False)
     table = vae.relevance()
-    needed = table > 0.3
-    assert (table[~needed] < 0.03).all()
+    needed = table > 0.1
+    assert (table[~needed] < 0.01).all()
     assert needed.any(1).sum() == 3
     assert needed.sum(0).tolist() == [3, 2, 2]
     assert (needed[:, 1] & needed[:, 2]).sum() == 1  # the second latent, which both have

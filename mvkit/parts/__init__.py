@@ -75,6 +75,7 @@ from mvkit.parts.objectives.importance_weighted import IWAE as IWAE
 from mvkit.parts.objectives.importance_weighted import DReG as DReG
 from mvkit.parts.objectives.jensen_shannon import JSD as JSD
 from mvkit.parts.objectives.mmd import MMD as MMD
+from mvkit.parts.objectives.mutual import MEME as MEME
 from mvkit.parts.objectives.objective import Objective as Objective
 from mvkit.parts.objectives.published import CRMVAE as CRMVAE
 from mvkit.parts.objectives.published import JMVAE as JMVAE

@@ -35,6 +35,7 @@ jmvae  mvkit.parts.objectives.published:JMVAE          joint bound and alignment
 levels mvkit.models.levels:Levels                      one objective per level of a stack
 mvtcae mvkit.parts.objectives.published:MVTCAE         total correlation
 crmvae mvkit.parts.objectives.published:CRMVAE         joint and unimodal reconstructions
+meme   mvkit.parts.objectives.mutual:MEME              two modalities that supervise each other
 jsd    mvkit.parts.objectives.jensen_shannon:JSD       Jensen-Shannon divergence, dynamic prior
 [family]
 normal          mvkit.parts.families:Normal         normal, log-variance
@@ -111,6 +112,7 @@ crmvae    mvkit.recipes:crmvae    joint and unimodal reconstructions
 mmvm      mvkit.recipes:mmvm      a latent per modality, prior of the others' posteriors
 jnf       mvkit.recipes:jnf       flows as unimodal encoders
 mhvae     mvkit.recipes:mhvae     levels of latents
+meme      mvkit.recipes:meme      two modalities that supervise each other
 mmjsd     mvkit.recipes:mmjsd     mixture of experts, Jensen-Shannon divergence
 nexus     mvkit.recipes:nexus     two levels of models, messages with dropout
 """
@@ -132,6 +134,7 @@ EXTERNAL_PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "mvkit-fusion": {
         "aggregator": ("code", "hellinger", "hoelder", "mwb"),
         "objective": ("entropy",),
+        "recipe": ("codevae", "helvae", "mwb"),
     },
 }
 
