@@ -43,7 +43,8 @@ def check_component(kind: str, name: str, *, skip: Iterable[str] = (), **options
     likelihood, missingness, network), in tiny float64 models beside several built-in ones:
     `shapes` (with `finite` values, and `inputs` left alone), `masks` (all patterns), `fillers`
     (bit for bit), `gradients`, `save`, `determinism`, `rows`, `modalities` (both permuted),
-    `precision`, and of missingness `patterns`. All other kinds: `contract`.
+    `precision`; of missingness `patterns` too, of objectives `coupling` (of rows, as they
+    say). All other kinds: `contract`.
 
     Args:
         kind: one of `mvkit.plugins.KINDS`.
