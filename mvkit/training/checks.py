@@ -18,6 +18,7 @@ from mvkit.models.added_levels import PREFIX
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.registry import plugins
 from mvkit.training.optimizers import OptimizerSpec
+from mvkit.training.placing import check_placing
 from mvkit.training.stages import Stage, trainable
 
 
@@ -35,8 +36,9 @@ def check_plan(
 
     Raises:
         SpecError: `trainable` that leads to no parameters; a learning-rate schedule that needs
-            what it does not get, or ends before its stage.
-        RequestError: patience without validation; an objective that holds parameters.
+            what it does not get, or ends before its stage; a prior that cannot be placed.
+        RequestError: patience without validation; an objective that holds parameters; a stream
+            that is to place a prior.
     """
     for index, stage in enumerate(plan):
         if stage.patience is not None and not validated:
@@ -45,6 +47,7 @@ def check_plan(
                 "give validation="
             )
         _check_objective(stage.objective or model.spec.objective, index)
+        check_placing(stage, index, model, loader)
         with trainable(model, stage.trainable) as parameters:
             if not parameters:
                 reason = f"stage {index} trains {stage.trainable}, which has no parameters"

@@ -27,6 +27,7 @@ from mvkit.training.events import CheckpointSaved, EpochFinished, NonFinite, Sta
 from mvkit.training.history import Row, Totals
 from mvkit.training.nonfinite import Guard, locate, nonfinite_gradients
 from mvkit.training.optimizers import OptimizerSpec, step_schedule
+from mvkit.training.placing import place_prior
 from mvkit.training.run import Run
 from mvkit.training.run_folder import Json, State
 from mvkit.training.stages import trainable
@@ -64,6 +65,8 @@ def train_stage(run: Run, index: int, state: State | None) -> None:
         state: where to resume; None: at the beginning of the stage.
     """
     model, stage = run.model, run.plan[index]
+    if state is None:
+        place_prior(run, index)
     model.train()
     with trainable(model, stage.trainable):
         training = StageRun(run, index)
