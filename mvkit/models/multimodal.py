@@ -131,6 +131,10 @@ class MultimodalModel(GeneratingModel):
     def responsibilities(self, rows: Batch) -> Tensor:
         """p(c|z_m) at the mean of each modality's own posterior, (m, b, c)."""
 
+    def prior_context(self, covariates: Mapping[str, Tensor]) -> Tensor | None:
+        """What the prior sees of rows with these covariates, (b, c); None: nothing."""
+        return None
+
     def sampler_header(self) -> dict[str, Any]:
         """The samplers' part of the header; nothing where none was fitted."""
         if not self.samplers:

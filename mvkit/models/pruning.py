@@ -18,10 +18,12 @@ from torch import Tensor
 from mvkit.core.batch import Batch
 from mvkit.core.mixture import Mixture
 from mvkit.data.dataset import Rows
-from mvkit.errors import RequestError
-from mvkit.models.clusters import majority
+from mvkit.errors import RequestError, check_option
+from mvkit.models.clusters import Rule, majority
 from mvkit.models.model import Model
 from mvkit.parts.priors import MoGPrior
+from mvkit.registry import plugins
+from mvkit.registry.spec import as_part
 
 
 @attrs.frozen(eq=False)
@@ -42,7 +44,9 @@ class Pruning:
         return iter((self.model, self.entropy))
 
 
-def prune_clusters(model: Model, data: Rows, *, beta: float | None = None) -> Pruning:
+def prune_clusters(
+    model: Model, data: Rows, *, beta: float | None = None, rule: Rule = "votes"
+) -> Pruning:
     """A new model with the number of clusters whose assignment entropy is lowest.
 
     From all C clusters down to 2: h_n = mean over rows and observed m of
@@ -50,10 +54,14 @@ def prune_clusters(model: Model, data: Rows, *, beta: float | None = None) -> Pr
     π that sum to one over the n clusters; then the cluster that the fewest rows voted for is
     dropped. The old model is left alone.
 
+    The new model trains on by one stage, since its mixture has been placed.
+
     Args:
         model: a model with a mixture prior, the shared latent D wide.
         data: rows to assign.
         beta: β; None: the objective's `kl_weight`.
+        rule: `votes`: as above; `joint`: with the posterior mean z given all that a row has in the
+            place of the z_m.
 
     Raises:
         RequestError: the prior has no clusters, or only one.
@@ -65,8 +73,10 @@ def prune_clusters(model: Model, data: Rows, *, beta: float | None = None) -> Pr
         raise RequestError(
             "prune_clusters: needs a mixture prior of two clusters or more, such as prior='mog'"
         )
+    check_option("prune_clusters: rule", rule, "joint", "votes")
     beta = model.spec.objective.kl_weight if beta is None else beta
-    log_joint = model.in_blocks(lambda rows: _log_joint(model, rows), data)
+    of_rows = _log_joint if rule == "votes" else _log_joint_of_all
+    log_joint = model.in_blocks(lambda rows: of_rows(model, rows), data)
     log_pi = cast(Mixture, model.prior_at()).log_weight[:, 0].detach()
     active = list(range(model.n_clusters))
     entropy: dict[int, float] = {}
@@ -95,6 +105,13 @@ def _log_joint(model: Model, rows: Batch) -> Tensor:
     return torch.where(rearrange(rows.observed, "b m -> b m 1"), each, torch.nan)
 
 
+def _log_joint_of_all(model: Model, rows: Batch) -> Tensor:
+    """Log π_c + log p(z|c) at the posterior means given all that rows have, (b, 1, c)."""
+    posterior = model.posterior_given(rows, model.names, "error", inference=True)
+    prior = cast(Mixture, model.prior_at(context=model.prior_context(rows.covariates)))
+    return rearrange(prior.joint(posterior.mean), "b c -> b 1 c")
+
+
 def _entropy(log_joint: Tensor, beta: float, d: int) -> float:
     """h_n, the mean over rows and observed modalities."""
     log_p = torch.log_softmax(log_joint, dim=-1)
@@ -120,6 +137,9 @@ def _with_clusters(model: Model, kept: tuple[int, ...]) -> Model:
     cast(MoGPrior, pruned.prior).keep(kept)
     pruned.n_clusters = len(kept)
     prior = attrs.evolve(model.spec.prior, components=len(kept))
-    pruned.spec = attrs.evolve(model.spec, prior=prior)  # type: ignore[misc]
+    schedule = model.spec.schedule
+    if plugins.name_of("schedule", type(schedule)) == "warmup_then_mixture":
+        schedule = as_part("schedule", "single")  # which would place the mixture anew
+    pruned.spec = attrs.evolve(model.spec, prior=prior, schedule=schedule)  # type: ignore[misc]
     pruned.note_new("prior")
     return pruned

@@ -20,7 +20,7 @@ mean_message mvkit.parts.aggregators.messages:MeanMessage   mean of messages and
 standard          mvkit.parts.priors:Standard         standard of the family
 learnable         mvkit.parts.priors:Learnable        diagonal, trained
 vamp              mvkit.parts.priors:Vamp             posterior of trained pseudo-inputs
-posterior_mixture mvkit.parts.priors:PosteriorMixture mixture of the row's unimodal posteriors
+posterior_mixture mvkit.parts.row_priors:PosteriorMixture mixture of the row's unimodal posteriors
 top_down          mvkit.parts.top_down:TopDown        levels of latents, each given those above
 mog               mvkit.parts.priors:MoG              mixture of the family, trained
 [objective]
@@ -68,6 +68,7 @@ ard    mvkit.parts.relevance:ARD   linear or mlp, unneeded latents switched off
 [schedule]
 single              mvkit.training.stages:Single            one stage
 joint_then_unimodal mvkit.training.stages:JointThenUnimodal joint encoder first, then the others
+warmup_then_mixture mvkit.training.stages:WarmupThenMixture standard prior, then a placed mixture
 [ramp]
 linear   mvkit.training.annealing:Linear   straight to the end value
 cosine   mvkit.training.annealing:Cosine   half a cosine

@@ -19,6 +19,7 @@ from mvkit.models.multimodal import MultimodalModel
 from mvkit.registry import plugins
 from mvkit.training.lr_schedules import check_rates, pieces, unreached
 from mvkit.training.optimizers import OptimizerSpec, group_names, optimizer_of
+from mvkit.training.placing import check_placing
 from mvkit.training.stages import Stage
 
 
@@ -36,8 +37,8 @@ def check_plan(
 
     Raises:
         SpecError: `trainable` that leads to no parameters; a learning-rate schedule that needs
-            what it does not get, or ends before its stage.
-        RequestError: patience without validation.
+            what it does not get, or ends before its stage; a prior that cannot be placed.
+        RequestError: patience without validation; a stream that is to place a prior.
     """
     for index, stage in enumerate(plan):
         if stage.patience is not None and not validated:
@@ -45,6 +46,7 @@ def check_plan(
                 f"fit: stage {index} has patience={stage.patience}, but nothing to judge by; "
                 "give validation="
             )
+        check_placing(stage, index, model, loader)
         with stage.training(model) as parameters:
             if not parameters:
                 reason = f"stage {index} trains {stage.trainable}, which has no parameters"

@@ -31,6 +31,7 @@ from mvkit.training.history import Row, Totals
 from mvkit.training.lr_schedules import step_schedule
 from mvkit.training.nonfinite import Guard, locate, nonfinite_gradients
 from mvkit.training.optimizers import OptimizerSpec, learning_rates, optimizer_of
+from mvkit.training.placing import place_prior
 from mvkit.training.run import Run
 from mvkit.training.run_folder import Json, State
 
@@ -67,6 +68,8 @@ def train_stage(run: Run, index: int, state: State | None) -> None:
         state: where to resume; None: at the beginning of the stage.
     """
     model, stage = run.model, run.plan[index]
+    if state is None:
+        place_prior(run, index)
     model.train()
     with stage.training(model):
         training = StageRun(run, index)

@@ -19,6 +19,7 @@ from mvkit.errors import SpecError, suggest, within
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.parts.objectives.objective import ObjectiveLike
+from mvkit.parts.priors import as_prior
 from mvkit.registry import plugins
 from mvkit.registry.fields import count
 from mvkit.registry.spec import (
@@ -73,6 +74,9 @@ class Stage:
             couple rows: each batch measures its own, and couples its own rows.
         ema: decay of an average of the weights over steps, which is then validated, kept and used
             by later stages instead of the weights.
+        place: what happens to a mixture prior before the first step. `prior`: its components are
+            placed by a fit of a mixture to the codes of at most 10,000 training rows, given all
+            that these have; `standard`: they all become the standard prior; None: nothing.
     """
 
     objective: ObjectiveLike | None = part("objective", default=None, optional=True)
@@ -92,6 +96,9 @@ class Stage:
     accumulate: int = field(default=1, check=integer(1), kw_only=True)
     ema: float | None = field(
         default=None, check=one_of(None, other=number(0.0, 1.0)), kw_only=True
+    )
+    place: Literal["prior", "standard"] | None = field(
+        default=None, check=one_of(None, "prior", "standard"), kw_only=True, quiet=True
     )
 
     def training(self, model: nn.Module) -> AbstractContextManager[list[nn.Parameter]]:
@@ -204,6 +211,48 @@ class JointThenUnimodal(Schedule):
             if isinstance(model, Model) and model.trains_modules_of(objective):
                 globs.append("objectives.*")
         return [Stage(self.joint, first, joint), Stage(self.unimodal, epochs - first, unimodal)]
+
+
+@spec
+class WarmupThenMixture(Schedule):
+    """The standard prior first; then the mixture prior, placed by the codes, is trained too.
+
+    Components that are placed before encoders know anything find clusters of nothing. In the first
+    stage all of them are the standard prior, and stay so. A single epoch trains the mixture as it
+    is; so does `stages="single"`, with which a model whose mixture was placed trains on.
+
+    Args:
+        share: share of the epochs that the first stage gets.
+    """
+
+    share: float = field(default=0.5, check=number(high=1.0, above=0.0))
+
+    def stages(self, model: MultimodalModel, epochs: int) -> list[Stage]:
+        if not as_prior(model.prior).places:
+            raise SpecError(
+                "schedule 'warmup_then_mixture' needs a mixture prior to place, and "
+                f"{model.prior_name!r} is none; take prior='mog', or schedule='single'"
+            )
+        if epochs < 2:
+            return [Stage(None, epochs)]
+        first = max(1, min(epochs - 1, round(epochs * self.share)))
+        return [
+            Stage(None, first, _all_but_the_prior(model), place="standard"),
+            Stage(None, epochs - first, place="prior"),
+        ]
+
+
+def _all_but_the_prior(model: MultimodalModel) -> tuple[str, ...]:
+    """Globs over the parameters of every part but the prior."""
+    prior = set(model.prior.parameters())
+    globs: dict[str, None] = {}
+    for name, parameter in model.named_parameters():
+        path = name.split(".")
+        depth = 3 if path[0] == "levels" else 1
+        group = ".".join(path[:depth])
+        if parameter not in prior and group != "samplers":
+            globs[f"{group}.*"] = None
+    return tuple(globs)
 
 
 def as_stages(stages: StagesLike, model: MultimodalModel, epochs: int) -> list[Stage]:
