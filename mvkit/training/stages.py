@@ -23,6 +23,7 @@ from mvkit.registry import plugins
 from mvkit.registry.fields import count
 from mvkit.registry.spec import (
     as_part,
+    converted,
     field,
     integer,
     is_spec,
@@ -37,9 +38,8 @@ from mvkit.registry.spec import (
 from mvkit.training.annealing import Ramp
 from mvkit.training.freezing import trainable
 from mvkit.training.lr_schedules import ScheduleLike, lr_schedule, scheduler_of
-from mvkit.training.optimizers import OptimizerSpec
+from mvkit.training.opponent import Opponent, OptimizerLike, as_opponent
 
-OptimizerLike = str | Mapping[str, object] | OptimizerSpec
 RampLike = str | Mapping[str, object] | Ramp
 none_or_positive = one_of(None, other=integer(1))
 
@@ -72,6 +72,7 @@ class Stage:
             but for scales that are measured on a batch (`optimal`): each batch measures its own.
         ema: decay of an average of the weights over steps, which is then validated, kept and used
             by later stages instead of the weights.
+        opponent: what is trained against the objective, an `Opponent` or a dict of its options.
     """
 
     objective: ObjectiveLike | None = part("objective", default=None, optional=True)
@@ -92,10 +93,19 @@ class Stage:
     ema: float | None = field(
         default=None, check=one_of(None, other=number(0.0, 1.0)), kw_only=True
     )
+    opponent: Opponent | None = converted(as_opponent, default=None)
 
     def training(self, model: nn.Module) -> AbstractContextManager[list[nn.Parameter]]:
         """Inside, the model trains what the stage trains; see `trainable`."""
-        return trainable(model, self.trainable)
+        rivals = self.rivals(model)
+        return trainable(model, self.trainable, set(rivals.values()))
+
+    def rivals(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The parameters of the opponent by name, if there is one."""
+        if self.opponent is None:
+            return {}
+        with within("opponent"):
+            return self.opponent.parameters(cast(MultimodalModel, model))
 
     def scheduler(self, optimizer: Optimizer) -> LRScheduler | None:
         """The learning-rate schedule of an optimizer; None without one.
