@@ -11,6 +11,7 @@ from torch import nn
 
 import mvkit
 from mvkit import SpecError, spec
+from mvkit.core.all_rows import all_rows
 from mvkit.core.mixture import product_of_observed
 from mvkit.data.transforms import Log1p
 from mvkit.evaluation.metric import Metric, mean
@@ -188,6 +189,27 @@ def weighed_twice(found, batch):
 def objective(change):
     return broken(
         ELBO,
+        forward=lambda self, model, batch, experts: change(
+            ELBO.forward(self, model, batch, experts), batch
+        ),
+    )
+
+
+def coupled(found, batch):
+    """The loss and the square of the mean bound of the rows at hand."""
+    return attrs.evolve(found, loss=found.loss + found.bound.mean() ** 2)
+
+
+def weighted_by_the_square(found, batch):
+    square = 0.0 if batch.row_weight is None else (batch.row_weight**2).mean() - 1.0
+    return attrs.evolve(found, loss=found.loss + square)
+
+
+def coupling(change):
+    """An objective that says that it couples rows."""
+    return broken(
+        ELBO,
+        couples_rows=True,
         forward=lambda self, model, batch, experts: change(
             ELBO.forward(self, model, batch, experts), batch
         ),
@@ -400,6 +422,36 @@ WRONG = {
         "gradients",
         objective(lambda found, batch: attrs.evolve(found, loss=found.loss.detach())),
         "without gradient",
+    ),
+    "coupled, unsaid": (
+        "objective",
+        "coupling",
+        objective(coupled),
+        "mean of its rows' losses alone.*couples_rows",
+    ),
+    "coupled, not gathered": (
+        "objective",
+        "coupling",
+        coupling(coupled),
+        "mean over two shares.*all_rows",
+    ),
+    "coupled, in order": (
+        "objective",
+        "coupling",
+        coupling(lambda found, batch: attrs.evolve(found, loss=found.loss + found.bound[0])),
+        "in another order",
+    ),
+    "coupled, gathered by some": (
+        "objective",
+        "coupling",
+        coupling(lambda found, batch: found if len(batch) == 5 or all_rows(found.bound) else None),
+        "called all_rows 0 times for one share of a batch, and 1 for another",
+    ),
+    "coupled, weights": (
+        "objective",
+        "weights",
+        coupling(weighted_by_the_square),
+        "for the sum of two sets of weights",
     ),
     "ramp, infinite": (
         "ramp",

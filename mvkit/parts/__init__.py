@@ -68,6 +68,7 @@ from mvkit.parts.objectives.composite import Sum as Sum
 from mvkit.parts.objectives.elbo import ELBO as ELBO
 from mvkit.parts.objectives.importance_weighted import IWAE as IWAE
 from mvkit.parts.objectives.importance_weighted import DReG as DReG
+from mvkit.parts.objectives.mmd import MMD as MMD
 from mvkit.parts.objectives.objective import Objective as Objective
 from mvkit.parts.objectives.published import CRMVAE as CRMVAE
 from mvkit.parts.objectives.published import JMVAE as JMVAE

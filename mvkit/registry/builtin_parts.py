@@ -27,7 +27,8 @@ mog               mvkit.parts.priors:MoG              mixture of the family, tra
 elbo   mvkit.parts.objectives.elbo:ELBO                evidence lower bound
 iwae   mvkit.parts.objectives.importance_weighted:IWAE importance-weighted bound
 dreg   mvkit.parts.objectives.importance_weighted:DReG iwae, doubly reparametrised gradient
-align  mvkit.parts.objectives.composite:Align          KL to the unimodal posteriors
+align  mvkit.parts.objectives.composite:Align          KL to the unimodal posteriors, or contrast
+mmd    mvkit.parts.objectives.mmd:MMD                  draws of the posterior against the prior's
 sum    mvkit.parts.objectives.composite:Sum            weighted sum of objectives
 telbo  mvkit.parts.objectives.published:TELBO          joint and unimodal bounds
 jmvae  mvkit.parts.objectives.published:JMVAE          joint bound and alignment

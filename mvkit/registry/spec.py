@@ -318,6 +318,11 @@ def numbers(value: object) -> str | None:
     return None if fine else "a list of numbers"
 
 
+def name(value: object) -> str | None:
+    """A check: a string that is not empty."""
+    return None if isinstance(value, str) and value else "a name"
+
+
 def names(value: object) -> str | None:
     """A check: a tuple of strings."""
     fine = isinstance(value, tuple) and all(isinstance(v, str) for v in value)

@@ -38,8 +38,8 @@ def check_component(kind: str, name: str, *, skip: Iterable[str] = (), **options
     For every kind `docs` and `json`. Parts of models (aggregator, prior, objective, family,
     likelihood, network), in tiny float64 models beside several built-in ones: `shapes` (with
     `finite` values, and `inputs` left alone), `masks` (all patterns), `fillers` (bit for bit),
-    `gradients`, `save`, `determinism`, `rows`, `modalities` (both permuted), `precision`. All
-    other kinds: `contract`.
+    `gradients`, `save`, `determinism`, `rows`, `modalities` (both permuted), `precision`; of
+    objectives `coupling` (of rows, as they say) too. All other kinds: `contract`.
 
     Args:
         kind: one of `mvkit.plugins.KINDS`.

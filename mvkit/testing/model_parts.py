@@ -30,6 +30,7 @@ from mvkit.models.part_checks import Fault, expect
 from mvkit.parts.families import Normal
 from mvkit.parts.networks import Network
 from mvkit.testing import tiny_models
+from mvkit.testing.coupled_rows import check_coupling
 from mvkit.testing.injected_noise import bound_noise, noise
 from mvkit.testing.tiny_models import NAMES, Options, loss_and_gradients
 
@@ -47,6 +48,7 @@ ROWS = ((3,), (2,))  # shapes that likelihoods are tried with
 PARAMETERS = {  # where a model keeps those of a part
     "network": ("encoders.a.", "decoders.a.network."),
     "likelihood": ("decoders.a.likelihood.",),
+    "objective": ("objectives.",),
 }
 
 
@@ -327,6 +329,13 @@ def _check_gradient(model: Model, batch: Batch) -> None:
             ) from None
 
 
+def coupling(kind: str, part: object) -> None:
+    """Rows are coupled if the objective says so, and then across the shares of processes."""
+    for setting, model in models(kind, part):
+        if not setting:  # components that are drawn depend on the rows beside
+            check_coupling(model, rows(model))
+
+
 _EVERY: Checks = {
     "shapes": shapes,
     "masks": masks,
@@ -339,3 +348,4 @@ _EVERY: Checks = {
     "precision": precision,
 }
 CHECKS = dict.fromkeys((*WHOLE_MODEL, "likelihood", "network"), _EVERY)
+CHECKS["objective"] = {**_EVERY, "coupling": coupling}

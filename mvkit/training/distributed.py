@@ -15,10 +15,14 @@ import attrs
 import torch
 from torch import Tensor, distributed, nn
 
+from mvkit.core.all_rows import connected
 from mvkit.core.batch import Batch
 from mvkit.core.devices import device_of
 from mvkit.core.loss import Loss
-from mvkit.parts.objectives.objective import Objective
+from mvkit.models.multimodal import MultimodalModel
+from mvkit.models.objective_modules import every_objective
+from mvkit.parts.objectives.objective import Objective, ObjectiveLike
+from mvkit.training.gathered import GatheredRows
 
 T = TypeVar("T")
 Sums = dict[str, tuple[float, float]]  # by metric: its sum over rows, and the number of rows
@@ -117,6 +121,19 @@ class ProcessGroup:
             for value in (*model.parameters(), *model.buffers()):
                 distributed.broadcast(value.detach(), src=0)
 
+    def gathered_rows(
+        self, model: MultimodalModel, objective: ObjectiveLike
+    ) -> GatheredRows | None:
+        """What gathers the rows of all processes, to be called in each of them; None if this is
+        the only one, or the objective does not couple rows.
+        """
+        if self.count == 1:
+            return None
+        parts = every_objective(model.build_objective(objective))
+        if not any(part.couples_rows for part in parts):
+            return None
+        return GatheredRows(self.rank, distributed.new_group(backend="gloo"), model)
+
     def parallel(self, model: nn.Module) -> nn.Module:
         """A module whose loss has the gradients of all processes, averaged."""
         module = LossModule(model, connected=self.count > 1)
@@ -149,7 +166,7 @@ class LossModule(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Loss (), metrics and counts."""
         result: Loss = self.model(batch, objective=objective, generator=generator)
-        loss = result.loss
+        loss = connected(result.loss)
         if self.connected and torch.is_grad_enabled() and not loss.requires_grad:
             for parameter in self.model.parameters():
                 loss = loss + (parameter * 0.0).sum()

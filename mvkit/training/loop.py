@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from mvkit.core.all_rows import shared_rows
 from mvkit.core.batch import Batch
 from mvkit.core.loss import Loss
 from mvkit.data.pipeline import Pipeline
@@ -76,6 +78,7 @@ class StageRun:
         average: averages of the trained parameters by name, with `ema`.
         totals, skipped: metrics of this epoch so far; steps skipped in it.
         accumulated: batches whose gradients wait for the step.
+        gathered: what gathers rows, if the objective couples them and processes share them.
     """
 
     def __init__(self, run: Run, index: int, opponent: OpponentRun | None = None) -> None:
@@ -99,6 +102,7 @@ class StageRun:
         self.optimizer = optimizer_of(spec, self.parameters, run.options.lr)
         self.scheduler = self.stage.scheduler(self.optimizer)
         self.module = run.group.parallel(run.model)
+        self.gathered = run.group.gathered_rows(run.model, self._objective(None))
         mode = run.options.on_nonfinite
         alone = opponent is None
         self.guard: Guard[list[MicroBatch]] = Guard(
@@ -204,12 +208,16 @@ class StageRun:
         run.pooled(0)
         run.raise_if_interrupted(run.step)
 
+    def _all_rows(self) -> AbstractContextManager[None]:
+        """Inside, objectives that couple rows see those of all processes, which all take part."""
+        return contextlib.nullcontext() if self.gathered is None else shared_rows(self.gathered)
+
     def _add_gradient(self, batch: Batch, objective: ObjectiveLike) -> bool:
         """Adds a batch's gradient, weighted by its rows; returns whether a checkpoint is due."""
         group = self.run.group
         if not self.accumulated:  # a bad step is undone with all of its batches
             self.guard.snapshot()
-        with self.noise.at(self.epoch, self.batch) as generator:
+        with self.noise.at(self.epoch, self.batch) as generator, self._all_rows():
             loss, metrics, counts = self.module(batch, objective, generator)
         rows, due = self.run.pooled(len(batch))
         self.gradients.note(loss.requires_grad, counts)
@@ -317,7 +325,8 @@ class StageRun:
         totals = Totals()
         with self._averaged(), evaluation(run.model), torch.no_grad():
             for place, batch in enumerate(run.batches(valid, 0, 0)):
-                loss = self._loss(batch, objective, -1, place)
+                with self._all_rows():
+                    loss = self._loss(batch, objective, -1, place)
                 totals.add(loss.metrics, loss.counts, len(batch))
             means = self._means(totals)
             self.stale += 1

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mvkit.core.all_rows import connected, shared_rows
 from mvkit.core.batch import Batch
 from mvkit.core.loss import Loss
 from mvkit.training.checks import Gradients
@@ -49,6 +50,7 @@ class OpponentRun:
         self.guard: Guard[None] = Guard(run.model, self.optimizer, mode, at_once=True)
         device = run.model.like.device
         self.noise = StepNoise(run.options.seed, index, run.group.rank, device)
+        self.gathered = run.group.gathered_rows(run.model, self.spec.objective)
         self.gradients = Gradients()
         self.asleep: list[nn.Module] | None = None  # its modules while the stage steps
         self.totals = Totals()
@@ -102,9 +104,10 @@ class OpponentRun:
         losses = []
         self.guard.snapshot()
         for i, batch in enumerate(batches):
-            result = self._loss(batch, epoch, place + i, step)
+            with self._all_rows():
+                result = self._loss(batch, epoch, place + i, step)
+                loss = connected(result.loss) * len(batch)
             losses.append(result)
-            loss = result.loss * len(batch)
             total = total + loss.detach()
             parts: Sequence[Tensor | None] = []
             if loss.requires_grad:
@@ -124,6 +127,10 @@ class OpponentRun:
         self.optimizer.zero_grad()
         for batch, result in zip(batches, losses, strict=True):
             self.totals.add(result.metrics, result.counts, len(batch), skip=bad)
+
+    def _all_rows(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, objectives that couple rows see those of all processes, which all take part."""
+        return contextlib.nullcontext() if self.gathered is None else shared_rows(self.gathered)
 
     def _loss(self, batch: Batch, *place: int) -> Loss:
         """The opponent's loss of a batch, with the noise of its epoch, place and step."""

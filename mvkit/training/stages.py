@@ -69,7 +69,8 @@ class Stage:
             [5]}.
         clip: largest norm of all gradients together; larger ones are scaled down to it.
         accumulate: batches whose gradients make one step, as one batch of all their rows would,
-            but for scales that are measured on a batch (`optimal`): each batch measures its own.
+            but for scales that are measured on a batch (`optimal`), and for objectives that
+            couple rows: each batch measures its own, and couples its own rows.
         ema: decay of an average of the weights over steps, which is then validated, kept and used
             by later stages instead of the weights.
         opponent: what is trained against the objective, an `Opponent` or a dict of its options.
