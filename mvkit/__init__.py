@@ -49,6 +49,7 @@ from mvkit.registry.plugins import available
 from mvkit.registry.spec import field, spec
 from mvkit.training.fit import fit
 from mvkit.training.history import History
+from mvkit.training.opponent import Opponent
 from mvkit.training.stages import Stage
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ __all__ = [
     "Network",
     "NonFiniteError",
     "Objective",
+    "Opponent",
     "Pipeline",
     "Prior",
     "Report",

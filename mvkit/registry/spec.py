@@ -94,6 +94,16 @@ def parts(
     return _field(convert, default, kw_only)
 
 
+def converted(convert: Callable[[object], object], *, default: object) -> Any:
+    """A quiet keyword field that a function makes from whatever it is given.
+
+    Args:
+        convert: returns a spec, or None; raises SpecError.
+        default: value when the user gives none.
+    """
+    return _field(convert, default, kw_only=True, quiet=True)
+
+
 def _field(
     convert: Callable[[object], object], default: object, kw_only: bool, quiet: bool = False
 ) -> Any:
@@ -134,7 +144,7 @@ def _frozen(value: object) -> object:
 
 
 @dataclass_transform(
-    kw_only_default=True, frozen_default=True, field_specifiers=(field, part, parts)
+    kw_only_default=True, frozen_default=True, field_specifiers=(field, part, parts, converted)
 )
 def spec(cls: type[T]) -> type[T]:
     """Class decorator for a part's options: frozen, keyword-only, compared by value.
@@ -152,7 +162,7 @@ def spec(cls: type[T]) -> type[T]:
     return _define(cls, kw_only=True)
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(field, part, parts))
+@dataclass_transform(frozen_default=True, field_specifiers=(field, part, parts, converted))
 def positional_spec(cls: type[T]) -> type[T]:
     """A spec whose first fields may be given by position (`Modality`, `Stage`, ramps)."""
     return _define(cls, kw_only=False)

@@ -47,6 +47,8 @@ def check_plan(
                 "give validation="
             )
         check_placing(stage, index, model, loader)
+        with within(f"stages.{index}"):
+            _check_opponent(stage, model, lr)
         with stage.training(model) as parameters:
             if not parameters:
                 reason = f"stage {index} trains {stage.trainable}, which has no parameters"
@@ -60,6 +62,14 @@ def check_plan(
                     check_rates(stage.lr_schedule, group_names(optimizer))
                 _check_schedule(stage, stage.scheduler(optimizer), batches)
             _warn_of_milestones(stage, index, batches)
+
+
+def _check_opponent(stage: Stage, model: MultimodalModel, lr: float) -> None:
+    """Raises SpecError for an opponent whose parameters or optimizer cannot be had."""
+    parameters = stage.rivals(model)
+    if stage.opponent is not None:
+        with within("opponent.optimizer"):
+            optimizer_of(cast(OptimizerSpec, stage.opponent.optimizer), parameters, lr)
 
 
 def _optimizer(stage: Stage, index: int, model: MultimodalModel, lr: float) -> Optimizer:
@@ -98,6 +108,10 @@ def adopt_objectives(plan: Sequence[Stage], model: MultimodalModel, seed: int) -
         if stage.objective is not None:
             with within(f"stages.{index}"):
                 model.adopt(stage.objective, seed=seed)
+        if stage.opponent is not None:
+            _check_objective(stage.opponent.objective, index)
+            with within(f"stages.{index}.opponent"):
+                model.adopt(stage.opponent.objective, seed=seed)
 
 
 def _check_decay(stage: Stage, optimizer: Optimizer) -> None:
@@ -140,9 +154,9 @@ class Gradients:
         self.some = False
         self.lacking = False
 
-    def note(self, loss: Tensor, counts: Mapping[str, Tensor]) -> None:
-        """Notes a batch by its loss, and by how many rows count in its metrics."""
-        if loss.requires_grad:
+    def note(self, reached: bool, counts: Mapping[str, Tensor]) -> None:
+        """Notes whether a batch reached parameters, and how many rows count in its metrics."""
+        if reached:
             self.some = True
         elif not self.lacking:
             some_count = any(bool((count > 0).any()) for count in counts.values())

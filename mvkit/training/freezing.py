@@ -17,31 +17,58 @@ from mvkit.models.model import Model
 NOT = "!"  # before a glob: what it matches is left out
 
 
+def selected(model: nn.Module, globs: Iterable[str]) -> dict[nn.Parameter, str]:
+    """Parameters with their names that globs match, but for what the user froze.
+
+    Globs after "!" leave out what they match, wherever they stand; with none but such, all else is
+    selected.
+
+    Raises:
+        SpecError: a glob that matches no parameter.
+    """
+    globs = list(globs)
+    excluded = [glob.removeprefix(NOT) for glob in globs if glob.startswith(NOT)]
+    included = [glob for glob in globs if not glob.startswith(NOT)]
+    if excluded and not included:
+        included = ["*"]
+    _check_globs(model, included)
+    _check_globs(model, excluded)
+    chosen = {}
+    for name, parameter in model.named_parameters():
+        wanted = _matches(name, included) and not _matches(name, excluded)
+        if wanted and parameter.requires_grad:
+            chosen[parameter] = name
+    return chosen
+
+
 @contextlib.contextmanager
-def trainable(model: nn.Module, globs: Sequence[str]) -> Iterator[list[nn.Parameter]]:
+def trainable(
+    model: nn.Module, globs: Sequence[str], but: Container[nn.Parameter] = ()
+) -> Iterator[list[nn.Parameter]]:
     """Trains only the parameters that match, inside; restores everything on exit.
 
     Globs after "!" leave out what they match, wherever they stand; with none but such, all else is
     trained. Modules whose parameters are all frozen are in evaluation mode, so that no statistic
     or dropout moves. What the user froze stays frozen.
 
+    Args:
+        model: the model.
+        globs: over names of parameters, or levels.
+        but: parameters that are frozen all the same.
+
     Raises:
         SpecError: a glob that matches no parameter.
     """
     levels = [glob for glob in globs if glob.startswith(PREFIX)]
-    globs = tuple(glob for glob in globs if not glob.startswith(PREFIX))
-    excluded = [glob.removeprefix(NOT) for glob in globs if glob.startswith(NOT)]
-    included = [glob for glob in globs if not glob.startswith(NOT)]
-    if excluded and not included and not levels:
-        included = ["*"]
-    _check_globs(model, included)
-    _check_globs(model, excluded)
-    left_out = {p for name, p in model.named_parameters() if _matches(name, excluded)}
+    plain = [glob for glob in globs if not glob.startswith(PREFIX)]
+    excluded = [glob for glob in plain if glob.startswith(NOT)]
     chosen: dict[nn.Parameter, str] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter not in left_out and _matches(name, included):
-            chosen[parameter] = name
-    hooks = _train_levels(model, levels, chosen, left_out)
+    if plain != excluded or not levels:
+        chosen = selected(model, plain)
+    for parameter in [parameter for parameter in chosen if parameter in but]:
+        del chosen[parameter]
+    rest = selected(model, excluded) if excluded else None
+    hooks = _train_levels(model, levels, chosen, rest)
     try:
         with _frozen_rest(model, chosen):
             yield list(chosen)
@@ -58,10 +85,8 @@ def _frozen_rest(model: nn.Module, chosen: Container[nn.Parameter]) -> Iterator[
     try:
         for parameter in flags:
             parameter.requires_grad_(parameter in chosen)
-        for module in modes:
-            own = set(module.parameters())
-            if own and not any(parameter in chosen for parameter in own):
-                module.eval()
+        for module in idle_modules(model, chosen):
+            module.training = False
         yield
     finally:
         for parameter, flag in flags.items():
@@ -70,14 +95,29 @@ def _frozen_rest(model: nn.Module, chosen: Container[nn.Parameter]) -> Iterator[
             module.training = mode
 
 
+def idle_modules(model: nn.Module, chosen: Container[nn.Parameter]) -> set[nn.Module]:
+    """Modules with parameters of which none is chosen, and all modules inside them."""
+    idle: set[nn.Module] = set()
+    for module in model.modules():
+        own = set(module.parameters())
+        if own and not any(parameter in chosen for parameter in own):
+            idle.update(module.modules())
+    return idle
+
+
 def _train_levels(
     model: nn.Module,
     globs: Iterable[str],
     chosen: dict[nn.Parameter, str],
-    left_out: Container[nn.Parameter],
+    among: Container[nn.Parameter] | None,
 ) -> list[RemovableHandle]:
-    """Adds the parameters of levels to those that are chosen, but for those that are left out;
-    hooks let no other column move.
+    """Adds the parameters of levels to those that are chosen; hooks let no other column move.
+
+    Args:
+        model: the model.
+        globs: levels.
+        chosen: what is trained wholly.
+        among: the parameters that may be added; None: all.
     """
     bottom = cast(Model, getattr(model, "bottom", model))
     flags: dict[nn.Parameter, Tensor] = {}
@@ -86,7 +126,9 @@ def _train_levels(
             flags[parameter] = flags.get(parameter, columns) | columns
     hooks = []
     for parameter, columns in flags.items():
-        if parameter in chosen or parameter in left_out or not parameter.requires_grad:
+        if parameter in chosen or not parameter.requires_grad:
+            continue
+        if among is not None and parameter not in among:
             continue
         chosen[parameter] = PREFIX
         keep = columns.to(parameter)

@@ -135,14 +135,13 @@ class SGD(Grouped):
     def optimizer(self, parameters: Parameters, lr: float) -> Optimizer:
         """A fresh optimizer; its own `lr`, if any, takes precedence over `fit`'s."""
         rate = lr if self.lr is None else self.lr
+        # not fused: such a step, skipped as the first, would leave its sum uninitialised
         return torch.optim.SGD(
             parameters,
             rate,
             momentum=self.momentum,
             nesterov=self.nesterov,
             weight_decay=self.weight_decay,
-            # the fused step that is skipped as the first would leave its sum uninitialised
-            fused=self.momentum == 0,
         )
 
 

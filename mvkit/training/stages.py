@@ -24,6 +24,7 @@ from mvkit.registry import plugins
 from mvkit.registry.fields import count
 from mvkit.registry.spec import (
     as_part,
+    converted,
     field,
     integer,
     is_spec,
@@ -38,9 +39,8 @@ from mvkit.registry.spec import (
 from mvkit.training.annealing import Ramp
 from mvkit.training.freezing import trainable
 from mvkit.training.lr_schedules import ScheduleLike, lr_schedule, scheduler_of
-from mvkit.training.optimizers import OptimizerSpec
+from mvkit.training.opponent import Opponent, OptimizerLike, as_opponent
 
-OptimizerLike = str | Mapping[str, object] | OptimizerSpec
 RampLike = str | Mapping[str, object] | Ramp
 none_or_positive = one_of(None, other=integer(1))
 
@@ -77,6 +77,7 @@ class Stage:
         place: what happens to a mixture prior before the first step. `prior`: its components are
             placed by a fit of a mixture to the codes of at most 10,000 training rows, given all
             that these have; `standard`: they all become the standard prior; None: nothing.
+        opponent: what is trained against the objective, an `Opponent` or a dict of its options.
     """
 
     objective: ObjectiveLike | None = part("objective", default=None, optional=True)
@@ -100,10 +101,19 @@ class Stage:
     place: Literal["prior", "standard"] | None = field(
         default=None, check=one_of(None, "prior", "standard"), kw_only=True, quiet=True
     )
+    opponent: Opponent | None = converted(as_opponent, default=None)
 
     def training(self, model: nn.Module) -> AbstractContextManager[list[nn.Parameter]]:
         """Inside, the model trains what the stage trains; see `trainable`."""
-        return trainable(model, self.trainable)
+        rivals = self.rivals(model)
+        return trainable(model, self.trainable, set(rivals.values()))
+
+    def rivals(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The parameters of the opponent by name, if there is one."""
+        if self.opponent is None:
+            return {}
+        with within("opponent"):
+            return self.opponent.parameters(cast(MultimodalModel, model))
 
     def scheduler(self, optimizer: Optimizer) -> LRScheduler | None:
         """The learning-rate schedule of an optimizer; None without one.
