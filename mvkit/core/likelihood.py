@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mvkit.core.noise import Generator
 from mvkit.registry.renamed import RenamedMethods
@@ -115,6 +115,15 @@ class Likelihood(RenamedMethods, ABC):
             covariate: its name.
             shares: of the old levels in what the new one begins as, (levels,).
         """
+
+    def by_level(self, covariate: str) -> tuple[nn.Parameter, ...]:
+        """Parameters that begin with an axis of the levels of a covariate, (levels, ...), which
+        `fit` may train for one level alone.
+
+        Args:
+            covariate: its name.
+        """
+        return ()
 
     def sanity_warning(self, x: Tensor) -> str | None:
         """What is odd about values that are allowed, and what to do; None if nothing."""

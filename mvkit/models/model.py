@@ -36,7 +36,7 @@ from mvkit.models import (
     relevance,
     weighted_draws,
 )
-from mvkit.models.added_levels import check_addable, grow
+from mvkit.models.added_levels import check_addable, grow, modalities_with_more_levels
 from mvkit.models.build import ModelSpec, sizes_of
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.part_checks import assembled
@@ -326,7 +326,8 @@ class Model(MultimodalModel):
     def add_level(self, covariate: str, level: Level, *, like: Level = "average") -> None:
         """Gives a covariate a new level: every network that sees it then has weights for it.
 
-        `fit` with `Stage(trainable=["covariates.<covariate>.<level>"])` trains these alone.
+        `fit` with `Stage(trainable=["covariates.<covariate>.<level>"])` trains these alone, and
+        what likelihoods keep by level.
 
         Args:
             covariate: its name.
@@ -340,8 +341,11 @@ class Model(MultimodalModel):
         objective_modules.check_growth(self, covariate)
         grow(self, covariate, level, like)
         conditions = cast(Conditions, self.conditions)
-        spec = attrs.evolve(self.spec, covariates=dict(conditions.covariates))  # type: ignore[misc]
-        self.spec = spec
+        modalities = modalities_with_more_levels(self.modalities, covariate)
+        self.modalities.update(modalities)
+        self.spec = attrs.evolve(  # type: ignore[misc]
+            self.spec, covariates=dict(conditions.covariates), modalities=modalities
+        )
         for decoder in self.decoders.values():
             cast(Decoder, decoder).context = conditions.width("decoders")
         self._schemas.clear()
