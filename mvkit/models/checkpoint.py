@@ -53,7 +53,8 @@ def header_of(model: MultimodalModel) -> Header:
         CheckpointError: parts were replaced that the header cannot name.
     """
     model.check_savable()
-    specs = (model.spec, *(sampler.spec for sampler in model.samplers.values()))
+    samplers = [sampler.spec for sampler in model.samplers.values()]
+    specs = (model.spec, *samplers, *model.adopted_objectives())
     return {
         "model": model.header(),
         "dtype": str(model.like.dtype).removeprefix("torch."),
@@ -196,7 +197,7 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
         if model.conditions is not None:
             model.conditions.keep(covariate_rows)
     for objective in objectives:
-        model.adopt(objective, seed=seed)
+        model.adopt(objective, seed=None if seed is None else 0)  # as a stack does
     model.training_rows = training_rows
     for sampler in samplers:
         spec = as_part("sampler", sampler)

@@ -99,6 +99,10 @@ class MultimodalModel(GeneratingModel):
         A model of one's own that does not say how does nothing.
         """
 
+    def adopted_objectives(self) -> list[Objective]:
+        """Specs of the objectives whose modules `adopt` has added."""
+        return []
+
     @abstractmethod
     def experts(
         self, batch: Batch, *, training: bool = False, generator: Generator = None
