@@ -154,9 +154,11 @@ class Gradients:
         self.some = False
         self.lacking = False
 
-    def note(self, reached: bool, counts: Mapping[str, Tensor]) -> None:
-        """Notes whether a batch reached parameters, and how many rows count in its metrics."""
-        if reached:
+    def note(self, trains: bool, counts: Mapping[str, Tensor]) -> None:
+        """Notes a batch by whether its objective has a gradient, and how many rows count in its
+        metrics.
+        """
+        if trains:
             self.some = True
         elif not self.lacking:
             some_count = any(bool((count > 0).any()) for count in counts.values())
