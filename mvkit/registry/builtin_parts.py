@@ -35,6 +35,7 @@ jmvae  mvkit.parts.objectives.published:JMVAE          joint bound and alignment
 levels mvkit.models.levels:Levels                      one objective per level of a stack
 mvtcae mvkit.parts.objectives.published:MVTCAE         total correlation
 crmvae mvkit.parts.objectives.published:CRMVAE         joint and unimodal reconstructions
+adversary mvkit.parts.objectives.adversary:Adversary critic of modalities, and encoders against it
 [family]
 normal          mvkit.parts.families:Normal         normal, log-variance
 normal_softplus mvkit.parts.families:NormalSoftplus normal, softplus scale
