@@ -29,6 +29,9 @@ COUPLED = {
     "name": "sum",
     "terms": ["elbo", {"name": "align", "estimate": "contrast", "temperature": 0.5}, "mmd"],
 }
+FOOLED = {"name": "sum", "terms": ["elbo", {"name": "adversary", "side": "fool"}]}
+TELLING = {"objective": {"name": "adversary", "side": "tell"}, "steps": 2}
+AGAINST = [Stage(FOOLED, 1, opponent=TELLING), Stage(FOOLED, 1, accumulate=2, opponent=TELLING)]
 
 
 @spec
@@ -81,10 +84,11 @@ CASES = {
     "coupled rows": (lambda: model(SKIP, "mog", COUPLED), {"data": rows(9), "validation": rows(3, seed=1)}),
     "coupled rows of a stage": (lambda: model("moe"), {"data": rows(9), "stages": [mvkit.Stage(COUPLED, 2, accumulate=2)]}),
     "nothing to gather": (lambda: model("gpoe"), {"data": rows(9), "stages": SPREAD}),
+    "opponent": (lambda: model("moe"), {"data": rows(9), "stages": AGAINST, "validation": rows(3, seed=1)}),
     "given": (conditional, {"data": given_rows(9), "validation": given_rows(3, seed=1)}),
 }  # fmt: skip
 
-RESUMED = ("validation", "coupled rows")
+RESUMED = ("validation", "coupled rows", "opponent")
 
 
 def quiet(site, shape, dtype, device):

@@ -68,6 +68,7 @@ from mvkit.parts.networks import Conv as Conv
 from mvkit.parts.networks import Conv1d as Conv1d
 from mvkit.parts.networks import Linear as Linear
 from mvkit.parts.networks import Network as Network
+from mvkit.parts.objectives.adversary import Adversary as Adversary
 from mvkit.parts.objectives.composite import Align as Align
 from mvkit.parts.objectives.composite import Sum as Sum
 from mvkit.parts.objectives.elbo import ELBO as ELBO
