@@ -1,9 +1,15 @@
 """The conformance checks of conditional samplers: the built-in one passes, broken ones do not."""
 
+import importlib
+import sys
+
 import pytest
 import torch
+from installs import guide_package
+from test_conditional_samplers import SUBSETS, closed_form, drawn_rows, linear_gaussian
 from test_conformance import broken
 
+import mvkit
 from mvkit.parts import GMM
 from mvkit.parts.conditional_gmm import ConditionalGMMSampler
 from mvkit.registry import Component, plugins
@@ -104,3 +110,32 @@ def test_broken_ones_are_told_apart(monkeypatch, cls):
     plugins.declare(Component("sampler", name, f"{__name__}:Spec{name}"))
     with pytest.raises(ConformanceError, match=WRONG[cls]):
         check_component("sampler", name, **options)
+
+
+def test_the_sampler_of_the_guide(tmp_path, monkeypatch):
+    """The example of docs/plugins.md conforms, and learns what a mixture of one normal knows."""
+    monkeypatch.syspath_prepend(guide_package(tmp_path) / "examples")
+    monkeypatch.delitem(sys.modules, "conditional_sampler", raising=False)
+    importlib.import_module("conditional_sampler")
+    check_component("sampler", "amortised", steps=200)
+
+    model = linear_gaussian()
+    mvkit.fit_sampler(model, drawn_rows(2000, seed=1), {"name": "amortised", "steps": 400})
+    batch = drawn_rows(200, seed=2, missing=False)
+    for subset in SUBSETS:
+        mean, sd = closed_form(batch, subset)
+        generator = torch.Generator().manual_seed(0)
+        z = model.translate(batch, "c", subset, 50, sampler="amortised", generator=generator)["c"]
+        assert (z.mean(0) - mean).square().mean().sqrt() < 0.25
+        torch.testing.assert_close(z.std(0).mean(0), sd, rtol=0.15, atol=0)
+    path = tmp_path / "m"
+    decoders = {"b": model.decoders["b"].network, "a": model.decoders["a"].network}
+    decoders["c"] = model.decoders["c"].network
+    encoders = {name: model.encoders[name] for name in model.names}
+    mvkit.save(model, path)
+    again = mvkit.load(path, encoders=encoders, decoders=decoders)
+    first, second = (
+        m.translate(batch, "c", ("a",), sampler="amortised", latent="mean")["c"]
+        for m in (model, again)
+    )
+    assert torch.equal(first, second)

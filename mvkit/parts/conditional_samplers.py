@@ -154,7 +154,7 @@ class Condition:
             columns += [code.loc, code.scale.log()]
         if self.context is not None:
             columns.append(self.context)
-        return torch.cat(columns, 1)
+        return torch.where(self.present(), torch.cat(columns, 1), 0.0)
 
     def present(self) -> Tensor:
         """Which of the `features` tell something of a row, (b, the same) bool."""

@@ -150,7 +150,7 @@ def test_a_conditional_flow_learns_what_every_subset_tells():
             model.encoders[name] = torch.nn.Sequential(torch.nn.Flatten(), linear)
     rows = correlated(3000)
     mvkit.fit_sampler(model, rows, {"name": "gmm", "components": 1, "conditional": True})
-    flow = {"name": "flow", "transforms": 2, "hidden": [32, 32], "steps": 800, "lr": 5e-3}
+    flow = {"name": "flow", "transforms": 1, "hidden": [32], "steps": 400, "lr": 1e-2}
     mvkit.fit_sampler(model, rows, {**flow, "conditional": True})
     asked = correlated(200, seed=1)
     complete = Batch(asked.data)
@@ -166,7 +166,7 @@ def test_a_conditional_flow_learns_what_every_subset_tells():
                 draws[name] = latents.draw(300, sets.generator)[0]
         exact, learnt = draws["gmm"], draws["flow"]
         spread = exact.std(0).mean()
-        assert (learnt.mean(0) - exact.mean(0)).square().mean().sqrt() < 0.25 * spread
+        assert (learnt.mean(0) - exact.mean(0)).square().mean().sqrt() < 0.3 * spread
         assert (learnt.std(0).mean() / spread).item() == pytest.approx(1, abs=0.15)
 
 
