@@ -63,7 +63,7 @@ def test_built_in(kind, name):
 class Documented:
     """Broken on purpose. Reference: none; options: power, start, end, epochs, lr, betas,
     prior_expert, hidden, activation, scale, kl_weight, samples, draw, density, condition, reduce,
-    reconstruct, weights, ramps, components, floor."""
+    reconstruct, weights, ramps, components, floor, conditional."""
 
 
 def broken(base, **methods):

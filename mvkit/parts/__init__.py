@@ -41,6 +41,7 @@ from mvkit.parts.aggregators.mixtures import MoE as MoE
 from mvkit.parts.aggregators.mixtures import MoPoE as MoPoE
 from mvkit.parts.aggregators.products import GPoE as GPoE
 from mvkit.parts.aggregators.products import PoE as PoE
+from mvkit.parts.conditional_samplers import ConditionalSampler as ConditionalSampler
 from mvkit.parts.families import LaplaceSoftmax as LaplaceSoftmax
 from mvkit.parts.families import NormalSoftplus as NormalSoftplus
 from mvkit.parts.families import check_product as check_product

@@ -24,7 +24,7 @@ from mvkit.evaluation.evaluate import evaluate
 from mvkit.evaluation.metric import Metric
 from mvkit.models.model import Model
 from mvkit.models.part_checks import Fault, expect, made_up_values
-from mvkit.testing import tiny_models
+from mvkit.testing import sampler_checks, tiny_models
 from mvkit.testing.model_parts import Checks
 from mvkit.training.annealing import Ramp
 from mvkit.training.freezing import trainable
@@ -187,6 +187,9 @@ def _fitted(part: Transform) -> tuple[Transform, Tensor]:
 
 def sampler(kind: str, part: Any) -> None:
     """Fitted to latents, draws (b, d) that follow the generator, from state that files hold."""
+    if sampler_checks.is_conditional(part):
+        sampler_checks.conditions(part)
+        return
     model = tiny_models.model(private=1).eval()
     z = torch.randn(200, 2, generator=seeded(0), dtype=torch.float64)
     fitted = part.build(2).double()
