@@ -23,6 +23,10 @@ FROZEN = [
     Stage("elbo", 1, ["encoders.*"], accumulate=2, ema=0.5),
 ]
 SKIP = {"name": "joint", "incomplete": "skip"}
+COUPLED = {
+    "name": "sum",
+    "terms": ["elbo", {"name": "align", "estimate": "contrast", "temperature": 0.5}, "mmd"],
+}
 
 
 def conditional():
@@ -39,14 +43,24 @@ def given_rows(n, seed=0):
     return batch
 
 
+def explained():
+    """A model of what is missing."""
+    return model("mopoe", objective="iwae", likelihood="normal", missingness="self")
+
+
 CASES = {
     "unequal last batches, incomplete rows": (model, {"data": rows(9)}),
     "frozen parts": (lambda: model("joint", objective="telbo"), {"data": rows(9), "stages": FROZEN}),
     "rows that do not count": (lambda: model(SKIP), {"data": rows(9), "batch_size": 2}),
     "validation": (lambda: model("mopoe", "mog", "dreg"), {"data": rows(9), "validation": rows(3, seed=1)}),
     "a loader of one's own": (model, {"data": [rows(4), rows(1), rows(2)]}),
+    "what is missing": (explained, {"data": rows(9), "validation": rows(3, seed=1)}),
+    "coupled rows": (lambda: model(SKIP, "mog", COUPLED), {"data": rows(9), "validation": rows(3, seed=1)}),
+    "coupled rows of a stage": (lambda: model("moe"), {"data": rows(9), "stages": [mvkit.Stage(COUPLED, 2, accumulate=2)]}),
     "given": (conditional, {"data": given_rows(9), "validation": given_rows(3, seed=1)}),
 }  # fmt: skip
+
+RESUMED = ("validation", "coupled rows")
 
 
 def quiet(site, shape, dtype, device):
@@ -81,7 +95,7 @@ def main(folder):
             nonlocal saves
             saves += isinstance(event, CheckpointSaved)
             if saves == keep_copy_at and isinstance(event, CheckpointSaved):
-                shutil.copytree(at, folder / f"stopped-{ranks.count}")
+                shutil.copytree(at, folder / f"stopped-{name}-{ranks.count}")
 
         settings = {"batch_size": 4, "epochs": 2, "save_every": 0, **options}
         with mvkit.testing.noise(quiet):
@@ -89,13 +103,13 @@ def main(folder):
         return {"history": history.rows, "weights": tiny.state_dict()}
 
     for name in CASES:
-        out[name] = run(name, keep_copy_at=4 if name == "validation" else None)
-    other = folder / "stopped-2"  # of a run by two processes: taken up by two, or by one
-    if other.exists():
+        out[name] = run(name, keep_copy_at=4 if name in RESUMED else None)
+    for name in RESUMED:  # runs by two processes: taken up by two, or by one
+        again = f"again-{name}-{ranks.count}"
         if ranks.first:
-            shutil.copytree(other, folder / f"again-{ranks.count}", dirs_exist_ok=True)
+            shutil.copytree(folder / f"stopped-{name}-2", folder / again)
         ranks.agreed(None)  # waits for the first
-        out["again"] = run("validation", resume_from=f"again-{ranks.count}")
+        out[f"again: {name}"] = run(name, resume_from=again)
     torch.save(out, folder / f"{ranks.count}-{ranks.rank}.pt")
     error = error_of_a_spoilt_model(folder / f"spoilt-{ranks.count}")
     (folder / f"error-{ranks.count}-{ranks.rank}.txt").write_text(str(error))

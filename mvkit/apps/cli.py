@@ -134,6 +134,7 @@ def _commands_of_results(command: AddCommand) -> None:
         "-o", "--output", type=Path, help="the page; report.html in the run's folder by default"
     )
     report.add_argument("--data", help="a dataset by name, instead of what run.toml says")
+    report.add_argument("--sampler", help="generate from latents of this fitted sampler")
     report.add_argument("--seed", type=int, default=0)
     explore = command(
         "explore", _explore, "serve a page on this machine to look around in a run's model"
@@ -209,7 +210,8 @@ def _report(options: argparse.Namespace) -> None:
     from mvkit.apps.html_report import write_page
 
     output = options.output or options.run / "report.html"
-    _say(write_page(options.run, output, data=options.data, seed=options.seed))
+    chosen = {"data": options.data, "sampler": options.sampler, "seed": options.seed}
+    _say(write_page(options.run, output, **chosen))
     _say(f"\npage: {output}")
 
 

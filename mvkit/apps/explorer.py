@@ -23,6 +23,7 @@ from mvkit.errors import DataError, RequestError
 from mvkit.models.asked_rows import stated_covariates
 from mvkit.models.checkpoint import load
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.parts.conditional_samplers import ConditionalSampler
 from mvkit.training.loss_curves import axes_of
 
 if TYPE_CHECKING:
@@ -136,7 +137,14 @@ def layout(model: MultimodalModel, data: MultimodalDataset) -> Any:
         return pn.bind(draw_again, row, *widgets)
 
     controls = [row, pn.pane.Markdown("observed"), seen, seed]
-    views = [view(imputed, seen, seed), view(responsibilities, seen, width=450)]
+    drawn_by: list[Any] = [seed]
+    samplers = conditional_samplers(model)
+    if samplers:
+        choices = {"posterior": None, **dict(zip(samplers, samplers, strict=True))}
+        sampler = pn.widgets.Select(name="latents from", options=choices)
+        controls.append(sampler)
+        drawn_by.append(sampler)
+    views = [view(imputed, seen, *drawn_by), view(responsibilities, seen, width=450)]
     if dims:
         controls += [dim, shift]
         views.append(view(moved, seen, dim, shift))
@@ -144,19 +152,26 @@ def layout(model: MultimodalModel, data: MultimodalDataset) -> Any:
     return pn.Row(left, pn.Column(*views, sizing_mode="stretch_width"))
 
 
+def conditional_samplers(model: MultimodalModel) -> list[str]:
+    """Names of the fitted samplers that draw latents given what a row has."""
+    return [name for name, part in model.samplers.items() if isinstance(part, ConditionalSampler)]
+
+
 def imputed(
     model: MultimodalModel,
     row: Batch,
     given: Sequence[str],
     seed: int = 0,
+    sampler: str | None = None,
     figure: plots.FigureLike = None,
 ) -> plots.Grid:
-    """A row's modalities from those given; axes (6, m).
+    """A row's modalities from those given, by the posterior or a sampler; axes (6, m).
 
     Lines: real, mean, at two draws of z, ends of the interval.
     """
     generator = noise.seeded(seed, model.like.device)
-    generate = functools.partial(model.translate, row, given=given, generator=generator)
+    options: dict[str, Any] = {"given": given, "sampler": sampler, "generator": generator}
+    generate = functools.partial(model.translate, row, **options)
     samples = generate(n=DRAWS, sample=True)
     draws = generate(n=2)
     means = generate(latent="mean")

@@ -11,6 +11,7 @@ from pathlib import Path
 from mvkit._version import __version__
 from mvkit.errors import SpecError, suggest, within
 from mvkit.registry import plugins
+from mvkit.registry.component import FUNCTION
 
 TEMPLATES = files("mvkit.apps") / "templates"
 FILES = {  # of the package, and their templates; words between @ are filled in, in names too
@@ -57,6 +58,8 @@ def new_plugin(name: str, kind: str, folder: Path) -> Path:
     words = {"name": name, "kind": kind, "part": part, "mvkit": __version__}
     words["package"] = name.replace("-", "_")
     words["Class"] = "".join(word.capitalize() for word in part.split("_"))
+    if kind == FUNCTION:
+        words["Class"] = part
     for path, template in FILES.items():
         source = TEMPLATES / _filled(template, words)
         file = root / _filled(path, words)

@@ -6,6 +6,7 @@ Modules of this folder import one another, never this page.
 
 from mvkit.core import bounds as bounds
 from mvkit.core import noise as noise
+from mvkit.core.all_rows import all_rows as all_rows
 from mvkit.core.batch import Batch as Batch
 from mvkit.core.decoding import Decoding as Decoding
 from mvkit.core.experts import Experts as Experts

@@ -19,7 +19,7 @@ from mvkit.errors import CheckpointError, MvkitError
 from mvkit.models.claimed_tensors import REALS, Allowance, check_tensors
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel, check_model
-from mvkit.models.samplers import install
+from mvkit.models.samplers import built, install
 from mvkit.models.stack import Stack
 from mvkit.registry import plugins
 from mvkit.registry.spec import as_part, is_spec
@@ -179,7 +179,10 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
     """The model of `model.header()`, with fresh weights, drawn from a seed if one is given."""
     options = dict(header)
     samplers = options.pop("samplers", [])
+    fitted_to = options.pop("samplers_fitted_to", {})
     covariate_rows = options.pop("covariate_rows", 0)
+    objectives = options.pop("objectives", [])
+    training_rows = options.pop("training_rows", None)
     model: Model | Stack
     if options.pop("name") == "stack":
         levels = [cast(Model, rebuilt(level, seed)) for level in options.pop("levels")]
@@ -192,9 +195,13 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
             model = Model(**options, seed=seed)
         if model.conditions is not None:
             model.conditions.keep(covariate_rows)
+    for objective in objectives:
+        model.adopt(objective, seed=seed)
+    model.training_rows = training_rows
     for sampler in samplers:
         spec = as_part("sampler", sampler)
-        install(model, spec, spec.build(model.latent_dim))
+        install(model, spec, built(model, spec))
+    model.fitted_to = dict(fitted_to)
     return model
 
 

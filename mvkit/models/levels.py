@@ -69,6 +69,10 @@ class Levels(Objective):
     levels: tuple[Any, ...] = parts("objective", default=())
     kl_weight: float = factor()
 
+    @property
+    def couples_rows(self) -> bool:  # type: ignore[override]
+        return any(level.couples_rows for level in self.levels)
+
     def build(self, sizes: Sizes) -> Objective:
         """Refuses a `Model`, which has one level: a stack builds the levels' own objectives."""
         raise SpecError(

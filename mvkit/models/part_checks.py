@@ -24,6 +24,7 @@ from mvkit.core.decoder import Decoder
 from mvkit.core.experts import Experts, on_rows
 from mvkit.core.family import Family
 from mvkit.core.likelihood import Context, Likelihood, mean_of, sample_of
+from mvkit.core.missingness import Missingness
 from mvkit.core.mixture import Mixture
 from mvkit.core.modality import Modality, Sizes
 from mvkit.core.noise import global_seed, kept_global, seeded
@@ -91,6 +92,8 @@ def check_parts(parts: Parts) -> None:
     _check("family", spec.family, family, parts.family)
     _check("aggregator", spec.aggregator, aggregator, parts.aggregator, sizes)
     _check("prior", spec.prior, prior, parts.prior, sizes)
+    if parts.missingness is not None:
+        _check("missingness", spec.missingness, missingness, parts.missingness, sizes)
     for name, modality in spec.modalities.items():
         path = f"modalities.{name}"
         live = cast(Decoder, parts.decoders[name]).likelihood
@@ -296,6 +299,25 @@ def prior(part: Prior | nn.Module, sizes: Sizes) -> None:
         _check_tensor(density.log_prob(z), (2, ROWS), "log_prob of z (2, 3, d)")
         if not live.conditional:
             _check_tensor(density.sample(ROWS)[0], (ROWS, d), "sample of 3")
+
+
+def missingness(part: Missingness, sizes: Sizes) -> None:
+    """Raises Fault unless log-probabilities of patterns are (s, j, b), finite and at most 0."""
+    dtype = _dtype_of(part)
+    x = {}
+    observed = {}
+    for name in part.modalities:
+        shape = sizes.modalities[name].shape
+        if part.looks_at_values:
+            x[name] = _steps((2, 1, ROWS, *shape), dtype)
+        observed[name] = _steps((ROWS, *shape), dtype) > 0
+    inputs = {f"x[{name!r}]": values for name, values in x.items()}
+    inputs |= {f"observed[{name!r}]": flags for name, flags in observed.items()}
+    with _trial(part, "log_prob", inputs):
+        log_ps = part.log_prob(x, observed, _steps((2, 1, ROWS, sizes.latent), dtype))
+    log_ps = _check_tensor(log_ps, (2, 1, ROWS), "log_prob of z (2, 1, 3, d)")
+    reason = f"returned a probability above 1: its logarithm is {float(log_ps.max())}"
+    expect((log_ps <= 1e-6).all(), f"{reason}; expected 0 at most", "finite")
 
 
 def likelihood(part: Likelihood, shape: tuple[int, ...]) -> None:

@@ -196,5 +196,5 @@ def _with_clusters(model: Model, kept: tuple[int, ...]) -> Model:
     if plugins.name_of("schedule", type(schedule)) == "warmup_then_mixture":
         schedule = as_part("schedule", "single")  # which would place the mixture anew
     pruned.spec = attrs.evolve(model.spec, prior=prior, schedule=schedule)  # type: ignore[misc]
-    pruned.note_new_prior()
+    pruned.note_new("prior")
     return pruned

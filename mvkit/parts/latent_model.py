@@ -6,13 +6,14 @@ Axes: n samples, b rows, m modalities, d latent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from mvkit.core.batch import Batch
 from mvkit.core.decoding import Decoding
 from mvkit.core.experts import Experts
+from mvkit.core.missingness import Missingness
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
@@ -29,6 +30,7 @@ class LatentModel(Protocol):
     n_clusters: int
     prior: nn.Module
     decoding: Decoding
+    missingness: Missingness | None  # why values are missing; None: at random
     order: Tensor  # of the modalities, (m,), whatever the order of their declaration
 
     @property
@@ -46,6 +48,9 @@ class LatentModel(Protocol):
     @property
     def private_betas(self) -> Tensor | None:
         """Factors of the private KLs, (m,); None if all are 1."""
+
+    def trained(self, objective: Any) -> Any:
+        """The modules of an objective that has trained parameters, as it made them."""
 
     def likelihood_weights(self, extra: Mapping[str, float] | None = None) -> Tensor | None:
         """Factors λ of the log-likelihoods, times `extra`, (m,); None if all are 1."""

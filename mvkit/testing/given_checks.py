@@ -97,7 +97,10 @@ def _means(decoder: Decoder, out: Tensor, exposure: Tensor) -> Tensor:
 
 
 def weights(kind: str, part: object) -> None:
-    """The loss of rows with weights is Σ w_i ℓ_i / b, ℓ_i the loss of row i alone."""
+    """The loss of rows with weights is Σ w_i ℓ_i / b, ℓ_i the loss of row i alone.
+
+    Where rows are coupled, ℓ_i is not known: the loss is then linear in the weights.
+    """
     for setting, model in model_parts.models(kind, part):
         if setting:
             continue  # components that are drawn depend on the rows beside
@@ -107,6 +110,9 @@ def weights(kind: str, part: object) -> None:
             loss = loss_and_gradients(model, weighted)[0].loss
         except RequestError:
             return  # it says that it does not look at weights
+        if model.objective.couples_rows:
+            _check_linear(model, batch)
+            continue
         total = torch.zeros_like(loss)
         for i, weight in enumerate(WEIGHTS[: len(batch)]):
             total = total + weight * _alone(model, batch, i) / len(batch)
@@ -116,6 +122,40 @@ def weights(kind: str, part: object) -> None:
             f"{float(total):.6g}, the weighted sum of the rows' losses by the number of rows; "
             "hand batch.row_weight to mvkit.core.loss.finish",
         )
+
+
+def _check_linear(model: Model, batch: Batch) -> None:
+    """Raises Fault unless the loss of coupled rows is linear in their weights, and rows of weight
+    0 are as if absent.
+    """
+    b = len(batch)
+    first = [max(weight, 0.25) for weight in WEIGHTS[:b]]
+    ones = _weighted_total(model, batch, [1.0] * b)
+    unweighted = float(loss_and_gradients(model, batch)[0].loss.detach()) * b
+    both = _weighted_total(model, batch, [1.0 + weight for weight in first])
+    separate = ones + _weighted_total(model, batch, first)
+    kept = [i for i in range(b) if WEIGHTS[i] > 0]
+    zeros = _weighted_total(model, batch, list(WEIGHTS[:b]))
+    absent = _weighted_total(model, batch, [WEIGHTS[i] for i in kept], kept)
+    for total, expected, what in (
+        (ones, unweighted, "weights of 1, which change nothing"),
+        (both, separate, "the sum of two sets of weights"),
+        (zeros, absent, "rows of weight 0, which are as if absent"),
+    ):
+        expect(
+            abs(total - expected) <= 1e-8 * abs(expected) + 1e-10,
+            f"returned the total {total:.6g} for {what}; expected {expected:.6g}; multiply each "
+            "row's own term by its weight",
+        )
+
+
+def _weighted_total(
+    model: Model, batch: Batch, weights: list[float], rows: list[int] | None = None
+) -> float:
+    """The loss of rows with weights, times their number; None: of all rows."""
+    ids = list(range(len(batch))) if rows is None else rows
+    weighted = attrs.evolve(batch.take(ids), extra={"row_weight": weights})
+    return float(loss_and_gradients(model, weighted, ids=ids)[0].loss.detach()) * len(ids)
 
 
 def _alone(model: Model, batch: Batch, i: int) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import attrs
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from mvkit.core.batch import Batch
@@ -30,12 +30,13 @@ from mvkit.models.part_checks import Fault, expect
 from mvkit.parts.families import Normal
 from mvkit.parts.networks import Network
 from mvkit.testing import tiny_models
+from mvkit.testing.coupled_rows import check_coupling
 from mvkit.testing.injected_noise import bound_noise, noise
 from mvkit.testing.tiny_models import NAMES, Options, loss_and_gradients
 
 Checks = dict[str, Callable[[str, Any], None]]  # by name; each takes the kind and the part
 Pattern = tuple[bool, ...]
-WHOLE_MODEL = ("aggregator", "prior", "objective", "family")
+WHOLE_MODEL = ("aggregator", "prior", "objective", "family", "missingness")
 PERMUTED = ("c", "a", "b")
 SETTINGS: tuple[Options, ...] = (
     {},
@@ -47,6 +48,7 @@ ROWS = ((3,), (2,))  # shapes that likelihoods are tried with
 PARAMETERS = {  # where a model keeps those of a part
     "network": ("encoders.a.", "decoders.a.network."),
     "likelihood": ("decoders.a.likelihood.",),
+    "objective": ("objectives.",),
 }
 
 
@@ -55,6 +57,8 @@ def tiny_model(kind: str, part: object, setting: Options, names: tuple[str, ...]
     options = dict(setting)
     if kind in WHOLE_MODEL:
         options[kind] = part
+    if kind == "missingness":  # which needs draws with gradients
+        options["likelihood"] = "normal"
     return tiny_models.model(**options, private=1, names=names, first=first_options(kind, part))
 
 
@@ -134,6 +138,8 @@ def shapes(kind: str, part: Any) -> None:
             part_checks.aggregator(part.build(sizes), sizes)
         case "prior":
             part_checks.prior(part.build(sizes), sizes)
+        case "missingness":
+            part_checks.missingness(part.build(sizes), sizes)
     for _, model in models(kind, part):
         model.loss(rows(model))
 
@@ -327,6 +333,42 @@ def _check_gradient(model: Model, batch: Batch) -> None:
             ) from None
 
 
+def _move(live: object) -> None:
+    """Moves parameters away from where they start, which may be a special place."""
+    parameters = live.parameters() if isinstance(live, nn.Module) else ()
+    with torch.no_grad():
+        for parameter in parameters:
+            steps = torch.arange(1.0, parameter.numel() + 1)
+            parameter.copy_(torch.sin(steps).reshape(parameter.shape))
+
+
+def patterns(kind: str, part: Any) -> None:
+    """Probabilities of all patterns of observed and missing values sum to 1."""
+    modality = tiny_models.modalities(1, ("a",))
+    live = part.build(Sizes(2, Normal(), modality, None))
+    _move(live)
+    generator = seeded(0)
+    z = torch.randn(2, 1, 2, 2, generator=generator)
+    x = {"a": torch.randn(2, 1, 2, 3, generator=generator)}
+    total = torch.zeros(2, 1, 2)
+    for flags in itertools.product([True, False], repeat=3):
+        observed = {"a": torch.tensor([flags, flags])}
+        with torch.no_grad():
+            total += live.log_prob(x, observed, z).exp()
+    expect(
+        torch.allclose(total, torch.ones(2, 1, 2), atol=1e-5),
+        f"returned probabilities of all patterns that sum to {total.flatten().tolist()}; "
+        "expected 1 for each row, whatever its values",
+    )
+
+
+def coupling(kind: str, part: object) -> None:
+    """Rows are coupled if the objective says so, and then across the shares of processes."""
+    for setting, model in models(kind, part):
+        if not setting:  # components that are drawn depend on the rows beside
+            check_coupling(model, rows(model))
+
+
 _EVERY: Checks = {
     "shapes": shapes,
     "masks": masks,
@@ -339,3 +381,5 @@ _EVERY: Checks = {
     "precision": precision,
 }
 CHECKS = dict.fromkeys((*WHOLE_MODEL, "likelihood", "network"), _EVERY)
+CHECKS["missingness"] = {**_EVERY, "patterns": patterns}
+CHECKS["objective"] = {**_EVERY, "coupling": coupling}

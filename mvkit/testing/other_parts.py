@@ -27,7 +27,8 @@ from mvkit.models.part_checks import Fault, expect, made_up_values
 from mvkit.testing import tiny_models
 from mvkit.testing.model_parts import Checks
 from mvkit.training.annealing import Ramp
-from mvkit.training.stages import Schedule, Stage, trainable
+from mvkit.training.freezing import trainable
+from mvkit.training.stages import Schedule, Stage
 
 
 def ramp(kind: str, part: Ramp) -> None:

@@ -29,7 +29,10 @@ Options = dict[str, Any]  # of a model or of a modality, by name
 
 
 def modalities(
-    private: int = 0, names: Names = NAMES, first: Options | None = None
+    private: int = 0,
+    names: Names = NAMES,
+    first: Options | None = None,
+    likelihood: PartLike | None = None,
 ) -> dict[str, Modality]:
     """A normal, a bernoulli and a categorical modality with tiny networks.
 
@@ -37,6 +40,7 @@ def modalities(
         private: width of their private latents.
         names: which of them, in the order of the model.
         first: other options of modality `a`.
+        likelihood: of all of them; None: each its own.
     """
     shared: Options = {"encoder": TINY, "decoder": TINY, "private_dim": private}
     options = {"shape": (3,), **shared, **(first or {})}
@@ -45,6 +49,9 @@ def modalities(
     binary = Modality((2, 2), "bernoulli", **shared)
     classes = Modality((4,), "categorical", private_beta=beta, **shared)
     every = {"a": continuous, "b": binary, "c": classes}
+    if likelihood is not None:
+        for name, modality in every.items():
+            every[name] = attrs.evolve(modality, likelihood=likelihood)  # type: ignore[misc]
     return {name: every[name] for name in names}
 
 
@@ -53,6 +60,7 @@ def model(
     private: int = 0,
     names: Names = NAMES,
     first: Options | None = None,
+    likelihood: PartLike | None = None,
     **options: Any,
 ) -> Model:
     """A tiny model in float64, without the warning about unimodal encoders that learn little.
@@ -62,9 +70,10 @@ def model(
         private: width of the private latents.
         names: the modalities in the model's order.
         first: other options of modality `a`.
+        likelihood: of all modalities; None: each its own.
         options: other options of `Model`.
     """
-    every = modalities(private, names, first)
+    every = modalities(private, names, first, likelihood)
     by_kind = zip(("aggregator", "prior", "objective", "family"), parts, strict=False)
     options = {"seed": 0, **dict(by_kind), **options}
     with warnings.catch_warnings():

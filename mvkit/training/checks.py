@@ -17,9 +17,10 @@ from mvkit.errors import RequestError, SpecError, within
 from mvkit.models.added_levels import PREFIX
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.registry import plugins
-from mvkit.training.optimizers import OptimizerSpec
+from mvkit.training.lr_schedules import check_rates, pieces, unreached
+from mvkit.training.optimizers import OptimizerSpec, group_names, optimizer_of
 from mvkit.training.placing import check_placing
-from mvkit.training.stages import Stage, trainable
+from mvkit.training.stages import Stage
 
 
 def check_plan(
@@ -37,8 +38,7 @@ def check_plan(
     Raises:
         SpecError: `trainable` that leads to no parameters; a learning-rate schedule that needs
             what it does not get, or ends before its stage; a prior that cannot be placed.
-        RequestError: patience without validation; an objective that holds parameters; a stream
-            that is to place a prior.
+        RequestError: patience without validation; a stream that is to place a prior.
     """
     for index, stage in enumerate(plan):
         if stage.patience is not None and not validated:
@@ -46,17 +46,72 @@ def check_plan(
                 f"fit: stage {index} has patience={stage.patience}, but nothing to judge by; "
                 "give validation="
             )
-        _check_objective(stage.objective or model.spec.objective, index)
         check_placing(stage, index, model, loader)
-        with trainable(model, stage.trainable) as parameters:
+        with within(f"stages.{index}"):
+            _check_opponent(stage, model, lr)
+        with stage.training(model) as parameters:
             if not parameters:
                 reason = f"stage {index} trains {stage.trainable}, which has no parameters"
                 raise SpecError(reason, "trainable")
-            optimizer = cast(OptimizerSpec, stage.optimizer).optimizer(parameters, lr)
+            optimizer = _optimizer(stage, index, model, lr)
             _check_decay(stage, optimizer)
+            batches = known_length(loader)
             with within(f"stages.{index}"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # no optimizer steps here
-                _check_schedule(stage, stage.scheduler(optimizer), known_length(loader))
+                with within("lr_schedule"):
+                    check_rates(stage.lr_schedule, group_names(optimizer))
+                _check_schedule(stage, stage.scheduler(optimizer), batches)
+            _warn_of_milestones(stage, index, batches)
+
+
+def _check_opponent(stage: Stage, model: MultimodalModel, lr: float) -> None:
+    """Raises SpecError for an opponent whose parameters or optimizer cannot be had."""
+    parameters = stage.rivals(model)
+    if stage.opponent is not None:
+        with within("opponent.optimizer"):
+            optimizer_of(cast(OptimizerSpec, stage.opponent.optimizer), parameters, lr)
+
+
+def _optimizer(stage: Stage, index: int, model: MultimodalModel, lr: float) -> Optimizer:
+    """A fresh optimizer of a stage, whose parameters alone have gradients now."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with within(f"stages.{index}.optimizer"):
+        return optimizer_of(cast(OptimizerSpec, stage.optimizer), trained, lr)
+
+
+def _warn_of_milestones(stage: Stage, index: int, batches: int | None) -> None:
+    """Warns of schedules that never get their turn."""
+    steps = _steps(stage, batches)
+    for milestone in unreached(stage.lr_schedule, steps):
+        unit = "steps" if stage.schedules_steps else "epochs"
+        warnings.warn(
+            f"fit: stage {index}: lr_schedule: milestone {milestone} is not reached in {steps} "
+            f"{unit}; the schedules after it never begin; take a smaller one, or more {unit}",
+            stacklevel=4,
+        )
+
+
+def adopt_objectives(plan: Sequence[Stage], model: MultimodalModel, seed: int) -> None:
+    """Makes what the objectives of all stages train a part of the model.
+
+    Args:
+        plan: the stages.
+        model: the model to train.
+        seed: of their initial weights.
+
+    Raises:
+        RequestError: an objective that holds parameters itself.
+        SpecError: two objectives of one key whose modules differ.
+    """
+    for index, stage in enumerate(plan):
+        _check_objective(stage.objective or model.spec.objective, index)
+        if stage.objective is not None:
+            with within(f"stages.{index}"):
+                model.adopt(stage.objective, seed=seed)
+        if stage.opponent is not None:
+            _check_objective(stage.opponent.objective, index)
+            with within(f"stages.{index}.opponent"):
+                model.adopt(stage.opponent.objective, seed=seed)
 
 
 def _check_decay(stage: Stage, optimizer: Optimizer) -> None:
@@ -83,8 +138,8 @@ def _check_objective(objective: object, index: int) -> None:
     if names:
         raise RequestError(
             f"fit: the objective {type(objective).__name__} of stage {index} holds parameters "
-            f"({', '.join(names)}), which are neither trained nor saved; give them to a part of "
-            "the model, such as an encoder"
+            f"({', '.join(names)}), which are neither trained nor saved; make them in its method "
+            "`modules`, and take them from model.trained(self)"
         )
 
 
@@ -99,9 +154,9 @@ class Gradients:
         self.some = False
         self.lacking = False
 
-    def note(self, loss: Tensor, counts: Mapping[str, Tensor]) -> None:
-        """Notes a batch by its loss, and by how many rows count in its metrics."""
-        if loss.requires_grad:
+    def note(self, reached: bool, counts: Mapping[str, Tensor]) -> None:
+        """Notes whether a batch reached parameters, and how many rows count in its metrics."""
+        if reached:
             self.some = True
         elif not self.lacking:
             some_count = any(bool((count > 0).any()) for count in counts.values())
@@ -138,14 +193,14 @@ def _check_schedule(stage: Stage, scheduler: LRScheduler | None, batches: int | 
                 "lr_schedule",
             )
         return
-    steps = _steps(stage, batches)
-    if isinstance(scheduler, OneCycleLR) and steps is not None and steps > scheduler.total_steps:
-        unit = "steps" if stage.schedules_steps else "epochs"
-        raise SpecError(
-            f"OneCycleLR ends after {scheduler.total_steps} {unit}, and the stage has {steps}; "
-            f"expected as many at least; take total_steps={steps}",
-            "lr_schedule",
-        )
+    for piece, steps in pieces(scheduler, _steps(stage, batches)):
+        if isinstance(piece, OneCycleLR) and steps is not None and steps > piece.total_steps:
+            unit = "steps" if stage.schedules_steps else "epochs"
+            raise SpecError(
+                f"OneCycleLR ends after {piece.total_steps} {unit}, and the stage has {steps}; "
+                f"expected as many at least; take total_steps={steps}",
+                "lr_schedule",
+            )
     try:
         scheduler.step()
     except (TypeError, ValueError) as error:

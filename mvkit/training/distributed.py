@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import atexit
 import os
-from typing import TypeVar
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import attrs
 import torch
 from torch import Tensor, distributed, nn
 
+from mvkit.core.all_rows import connected
 from mvkit.core.batch import Batch
 from mvkit.core.devices import device_of
 from mvkit.core.loss import Loss
-from mvkit.parts.objectives.objective import Objective
+from mvkit.models.multimodal import MultimodalModel
+from mvkit.models.objective_modules import every_objective
+from mvkit.parts.objectives.objective import Objective, ObjectiveLike
+from mvkit.training.gathered import GatheredRows
 
 T = TypeVar("T")
 Sums = dict[str, tuple[float, float]]  # by metric: its sum over rows, and the number of rows
@@ -74,6 +79,16 @@ class ProcessGroup:
         total: list[float] = sums.tolist()
         return total
 
+    def added(self, values: Tensor) -> Tensor:
+        """Sums of numbers (n,) over all processes, in place, on the device that trains."""
+        if self.count > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def first_has(self, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        """Sums over all processes by metric, which the first one takes over; zeros in others."""
+        return {key: pair if self.first else (0.0, 0.0) for key, pair in pairs}
+
     def pooled(self, sums: Sums) -> Sums:
         """Sums of metrics over all processes, metric by metric."""
         if self.count == 1:
@@ -105,6 +120,19 @@ class ProcessGroup:
         if self.count > 1:
             for value in (*model.parameters(), *model.buffers()):
                 distributed.broadcast(value.detach(), src=0)
+
+    def gathered_rows(
+        self, model: MultimodalModel, objective: ObjectiveLike
+    ) -> GatheredRows | None:
+        """What gathers the rows of all processes, to be called in each of them; None if this is
+        the only one, or the objective does not couple rows.
+        """
+        if self.count == 1:
+            return None
+        parts = every_objective(model.build_objective(objective))
+        if not any(part.couples_rows for part in parts):
+            return None
+        return GatheredRows(self.rank, distributed.new_group(backend="gloo"), model)
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """A module whose loss has the gradients of all processes, averaged."""
@@ -138,7 +166,7 @@ class LossModule(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Loss (), metrics and counts."""
         result: Loss = self.model(batch, objective=objective, generator=generator)
-        loss = result.loss
+        loss = connected(result.loss)
         if self.connected and torch.is_grad_enabled() and not loss.requires_grad:
             for parameter in self.model.parameters():
                 loss = loss + (parameter * 0.0).sum()

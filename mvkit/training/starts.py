@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from mvkit.core.batch import Batch
 from mvkit.core.decoder import Decoder
 from mvkit.core.likelihood import Likelihood
+from mvkit.data.dataset import as_batch
 from mvkit.data.pipeline import Pipeline
 from mvkit.data.shards import Shards
+from mvkit.data.sources import Loaded, Stream
 from mvkit.data.suspicions import suspicions
+from mvkit.errors import RequestError
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.models.penalties import penalised
 from mvkit.parts.likelihoods.scales import spread_by_feature
 from mvkit.parts.networks import Dense, WithContext
 
@@ -50,6 +54,34 @@ def look_at_first_rows(model: MultimodalModel, data: Pipeline) -> list[str]:
         if present.any() and _moves(decoder.likelihood, typical.data[name], present):
             _start_networks(bottom, name, decoder, typical)
     return suspicions(first, model.schema, model.modalities)
+
+
+def note_training_rows(model: MultimodalModel, data: Pipeline) -> None:
+    """Tells a model with penalties how many rows it is trained on, in all processes together.
+
+    Raises:
+        RequestError: data whose rows are not known beforehand, and the model was not told.
+    """
+    paths = [*penalised(model)]
+    if not paths:
+        return
+    rows = _known_rows(data)
+    if rows is not None:
+        model.training_rows = rows
+    elif model.training_rows is None:
+        raise RequestError(
+            f"fit: the penalty of {', '.join(paths)} is divided by the number of training rows, "
+            "which these data do not tell; expected data in memory, shards, or a source with a "
+            "length; say it before: model.training_rows = …"
+        )
+
+
+def _known_rows(data: Pipeline) -> int | None:
+    """The number of rows of all shares of the data; None of streams, which do not tell."""
+    rows = data.rows
+    if isinstance(rows, Loaded) and isinstance(rows.batches, list | tuple):
+        return sum(len(as_batch(batch)) for batch in rows.batches)
+    return None if isinstance(rows, Loaded | Stream) else len(rows)
 
 
 def _place_given(model: Model, data: Pipeline) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mvkit.core.batch import Batch
 from mvkit.core.experts import Experts
@@ -19,9 +19,10 @@ from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
 from mvkit.errors import SpecError
 from mvkit.parts.latent_model import LatentModel
+from mvkit.parts.objectives.contrast import Temperature, contrast
 from mvkit.parts.objectives.objective import Objective, active_rows
 from mvkit.registry.fields import choice, count, factor
-from mvkit.registry.spec import field, numbers, parts, spec
+from mvkit.registry.spec import field, name, number, numbers, parts, spec
 
 
 def kl_to(
@@ -86,30 +87,71 @@ def auxiliary_loss(
 class Align(Objective):
     """Alignment -α Σ_{m∈O} KL(q(z|x_O) ‖ q_m(z|x_m)) of the posterior and the unimodal ones.
 
+    With `contrast`, each row's unimodal codes are told from those of the other rows instead:
+    InfoNCE, with a trained temperature, over the pairs of modalities that a row observes (see
+    `mvkit.parts.objectives.contrast`).
+
     Args:
         alpha: α.
         kl_weight: a further factor, for ramps.
         estimate: `auto`: by components in closed form where there is one, else from samples;
-            `samples`.
+            `samples`; `contrast`.
         samples: draws S from each component where sampled.
+        temperature: of `contrast`, at first; it is trained, between 0.01 and 1.
+        key: what the trained temperature is called in the model; two that differ in it have one
+            each.
 
     Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep Generative Models,
-    2016, https://arxiv.org/abs/1611.01891.
+    2016, https://arxiv.org/abs/1611.01891; for the contrast Radford et al., Learning Transferable
+    Visual Models From Natural Language Supervision (CLIP), 2021,
+    https://arxiv.org/abs/2103.00020, and van den Oord, Li and Vinyals, Representation Learning
+    with Contrastive Predictive Coding, 2018, https://arxiv.org/abs/1807.03748.
     """
 
     alpha: float = factor()
     kl_weight: float = factor()
-    estimate: str = choice("auto", "samples")
+    estimate: str = choice("auto", "samples", "contrast")
     samples: int = count(1)
+    temperature: float = field(default=0.07, check=number(0.01, 1.0), quiet=True)
+    key: str = field(default="align", check=name, quiet=True)
     trains_unimodal = True
+
+    @property
+    def couples_rows(self) -> bool:  # type: ignore[override]
+        return self.estimate == "contrast"
+
+    def build(self, sizes: Sizes) -> Align:
+        if self.estimate == "contrast" and (len(sizes.names) < 2 or not sizes.latent):
+            raise SpecError(
+                f"'contrast' compares the shared codes of two modalities; got {len(sizes.names)} "
+                f"and latent_dim={sizes.latent}; take another",
+                "estimate",
+            )
+        return self
+
+    def modules(self, sizes: Sizes) -> nn.Module | None:
+        return Temperature(self.temperature) if self.estimate == "contrast" else None
 
     def forward(self, model: LatentModel, batch: Batch, experts: Experts) -> Loss:
         posterior = model.joint_posterior(batch, experts)
+        if self.estimate == "contrast":
+            return self._contrast(model, batch, experts, active_rows(posterior, batch))
         samples = self.samples if self.estimate == "samples" else None
         kl = kl_to_unimodal(model, batch, experts, posterior, samples)
         weight = -self.alpha * self.kl_weight
         active = active_rows(posterior, batch)
         return auxiliary_loss("align", kl, weight, active, batch.row_weight)
+
+    def _contrast(
+        self, model: LatentModel, batch: Batch, experts: Experts, active: Tensor
+    ) -> Loss:
+        """The loss of `contrast`, which reports the temperature too."""
+        scale = model.trained(self)()
+        values = contrast(model, batch, experts, scale)
+        weight = -self.alpha * self.kl_weight
+        loss = auxiliary_loss("align", values, weight, active, batch.row_weight)
+        metrics = {**loss.metrics, "temperature": 1 / scale.detach()}
+        return attrs.evolve(loss, metrics=metrics)
 
 
 @spec
@@ -139,6 +181,10 @@ class Sum(Objective):
     @property
     def whole_density(self) -> bool:  # type: ignore[override]
         return any(term.whole_density for term in self.terms)
+
+    @property
+    def couples_rows(self) -> bool:  # type: ignore[override]
+        return any(term.couples_rows for term in self.terms)
 
     def build(self, sizes: Sizes) -> Sum:
         terms, weights = self.terms, self.weights
