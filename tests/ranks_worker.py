@@ -35,6 +35,11 @@ def conditional():
     return model("poe", "standard", "elbo", first=counts, covariates=covariates)
 
 
+def placed():
+    prior = {"name": "mog", "components": 2, "covariance": "tied"}
+    return model("moe", prior, schedule="warmup_then_mixture")
+
+
 def given_rows(n, seed=0):
     batch = rows(n, seed=seed)
     batch.data["a"] = torch.arange(3.0 * n).reshape(n, 3).double() % 5
@@ -57,6 +62,7 @@ CASES = {
     "what is missing": (explained, {"data": rows(9), "validation": rows(3, seed=1)}),
     "coupled rows": (lambda: model(SKIP, "mog", COUPLED), {"data": rows(9), "validation": rows(3, seed=1)}),
     "coupled rows of a stage": (lambda: model("moe"), {"data": rows(9), "stages": [mvkit.Stage(COUPLED, 2, accumulate=2)]}),
+    "placed": (placed, {"data": rows(9)}),
     "given": (conditional, {"data": given_rows(9), "validation": given_rows(3, seed=1)}),
 }  # fmt: skip
 
