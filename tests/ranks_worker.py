@@ -61,6 +61,11 @@ def conditional():
     return model("poe", "standard", "elbo", first=counts, covariates=covariates)
 
 
+def placed():
+    prior = {"name": "mog", "components": 2, "covariance": "tied"}
+    return model("moe", prior, schedule="warmup_then_mixture")
+
+
 def given_rows(n, seed=0):
     batch = rows(n, seed=seed)
     batch.data["a"] = torch.arange(3.0 * n).reshape(n, 3).double() % 5
@@ -85,6 +90,7 @@ CASES = {
     "coupled rows of a stage": (lambda: model("moe"), {"data": rows(9), "stages": [mvkit.Stage(COUPLED, 2, accumulate=2)]}),
     "nothing to gather": (lambda: model("gpoe"), {"data": rows(9), "stages": SPREAD}),
     "opponent": (lambda: model("moe"), {"data": rows(9), "stages": AGAINST, "validation": rows(3, seed=1)}),
+    "placed": (placed, {"data": rows(9)}),
     "given": (conditional, {"data": given_rows(9), "validation": given_rows(3, seed=1)}),
 }  # fmt: skip
 

@@ -205,15 +205,17 @@ def made(prior=None, schedule="single", **options):
     return model("moe", prior, schedule=schedule, **options)
 
 
-@pytest.mark.parametrize("covariance", COVARIANCES)
-def test_a_stage_places_the_prior_at_the_blobs(covariance):
-    """Encoders hand on what they see, with small scales, so that codes are known."""
-    z, label = blobs(300, d=2, c=3)
-    z = (z - z.mean(0)) / z.std(0)
+def seeing(components, covariance):
+    """A model whose encoder hands on what it sees, with small scales, so that codes are known."""
     vae = Model(
         {"a": {"shape": (2,), "encoder": "linear"}},
         latent_dim=2,
-        prior={"name": "mog", "components": 3, "covariance": covariance, "learn_scale": True},
+        prior={
+            "name": "mog",
+            "components": components,
+            "covariance": covariance,
+            "learn_scale": True,
+        },
         aggregator={"name": "poe", "prior_expert": False},
         seed=0,
     ).double()
@@ -222,6 +224,14 @@ def test_a_stage_places_the_prior_at_the_blobs(covariance):
         linear.weight.zero_()
         linear.weight[:2] = torch.eye(2)
         linear.bias.copy_(torch.tensor([0.0, 0.0, -14.0, -14.0]))
+    return vae
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_a_stage_places_the_prior_at_the_blobs(covariance):
+    z, label = blobs(300, d=2, c=3)
+    z = (z - z.mean(0)) / z.std(0)
+    vae = seeing(3, covariance)
     mvkit.fit(vae, {"a": z}, epochs=1, stages=Stage(None, 1, place="prior"), lr=0.0)
     assert [int(c) for c in vae.clusters({"a": z}).unique()] == [0, 1, 2]
     cluster = vae.clusters({"a": z})
@@ -349,13 +359,13 @@ def test_models_with_correlated_priors_are_saved_and_pruned(tmp_path):
         again = mvkit.load(path)
         assert torch.equal(again.clusters(rows(), soft=True), tiny.clusters(rows(), soft=True))
         for rule in ("joint", "votes"):
-            pruned = mvkit.prune_clusters(tiny, rows(40), rule=rule).model
-            kept = mvkit.prune_clusters(tiny, rows(40), rule=rule).kept
-            z = torch.randn(3, 8, tiny.latent_dim).double()
-            joint = tiny.prior_at().joint(z)[..., list(kept)]
-            torch.testing.assert_close(
-                torch.softmax(joint, -1), torch.softmax(pruned.prior_at().joint(z), -1)
-            )
+            pruning = mvkit.prune_clusters(tiny, rows(40), rule=rule)
+            pruned, kept = pruning.model, list(pruning.kept)
+            assert pruned.n_clusters == len(kept)
+            if rule == "votes":
+                z = torch.randn(3, 8, tiny.latent_dim).double()
+                share = torch.softmax(tiny.prior_at().joint(z)[..., kept], -1)
+                torch.testing.assert_close(share, pruned.prior.assign(z))
             assert len(mvkit.fit(pruned, rows(9), epochs=3)) == 3
             assert pruned.header()["schedule"]["name"] == "single"
 
@@ -414,3 +424,57 @@ def test_covariates_shift_what_is_placed():
     x = Batch({"a": torch.randn(40, 3)}, covariates={"age": torch.arange(40.0)})
     mvkit.fit(vae, x, epochs=2, stages="warmup_then_mixture")
     assert torch.isfinite(vae.clusters(x, soft=True)).all()
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_pruning_by_fits_finds_how_many_blobs_there_are(covariance):
+    z, label = blobs(300, d=2, c=3)
+    z = (z - z.mean(0)) / z.std(0)
+    vae = seeing(7, covariance)
+    vae.prior.place(z, z[None])
+    pruning = mvkit.prune_clusters(vae, {"a": z}, rule="joint")
+    assert pruning.model.n_clusters == 3
+    assert set(pruning.entropy) == {2, 3, 4, 5, 6, 7}
+    cluster = pruning.model.clusters({"a": z})
+    assert len(set(zip(cluster.tolist(), label.tolist(), strict=True))) == 3
+    assert vae.n_clusters == 7
+    by_default = mvkit.prune_clusters(vae, {"a": z})
+    rule = "votes" if covariance == "diagonal" else "joint"
+    assert by_default.entropy == mvkit.prune_clusters(vae, {"a": z}, rule=rule).entropy
+
+
+@pytest.mark.parametrize("kind", COVARIANCES)
+def test_information_is_that_of_scikit_learn(kind):
+    from sklearn.mixture import GaussianMixture
+
+    z, _ = blobs(300, c=3, seed=4)
+    fit = fit_mixture(z, 3, kind, seed=0)
+    name = "diag" if kind == "diagonal" else kind
+    other = GaussianMixture(3, covariance_type=name, n_init=5, random_state=0, tol=1e-6)
+    bic = other.fit(z.numpy()).bic(z.numpy())
+    assert fit.information == pytest.approx(bic / 600, abs=2e-3)
+
+
+def test_pruning_by_fits_needs_normals():
+    tiny = model("moe", "mog", family="laplace_softmax")
+    with pytest.raises(RequestError, match="fits normals to codes"):
+        mvkit.prune_clusters(tiny, rows(), rule="joint")
+
+
+# reports
+
+
+def test_a_report_says_where_k_means_does_better():
+    z, label = blobs(300, d=2, c=3)
+    z = (z - z.mean(0)) / z.std(0)
+    vae = seeing(3, "tied")
+    vae.prior.become_standard()
+    batch = Batch({"a": z}, extra={"label": label})
+    report = mvkit.evaluate(vae, batch, ["clusters"])
+    assert report["clusters/k-means, accuracy"] == 1.0
+    (note,) = [note for note in report.notes if "k-means on the same latents" in note]
+    assert note.startswith("clusters: k-means on the same latents is right in 100.0% of the rows")
+    vae.prior.place(z, z[None])
+    report = mvkit.evaluate(vae, batch, ["clusters"])
+    assert report["clusters/mixture, accuracy"] == 1.0
+    assert not any("k-means on the same latents" in note for note in report.notes)

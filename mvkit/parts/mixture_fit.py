@@ -47,13 +47,24 @@ class MixtureFit:
     row_weight: Tensor
     floor: float
 
-    def moments(self, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def information(self) -> float:
+        """Half the Bayesian information criterion per row, in nats; the lower, the better.
+
+        Reference: Schwarz, Estimating the Dimension of a Model, Annals of Statistics 6, 1978.
+        """
+        (b, c), d = self.shares.shape, self.loc.shape[1]
+        numbers = {"diagonal": c * d, "tied": d * (d + 1) / 2, "full": c * d * (d + 1) / 2}
+        free = c - 1 + c * d + numbers[self.kind]
+        return free * math.log(b) / (2 * b) - self.log_prob
+
+    def moments(self, draws: Tensor, kind: CovarianceKind) -> tuple[Tensor, Tensor, Tensor]:
         """Weights (c,), means (c, d) and covariances (c, d, d) of draws of the rows, (s, b, d)."""
         s = len(draws)
         z = rearrange(draws.to(self.shares), "s b d -> (s b) d")
         weight = repeat(self.row_weight / s, "b -> (s b)", s=s)
         shares = repeat(self.shares, "b c -> (s b) c", s=s)
-        pi, loc, covariance = moments(z, weight, shares, self.kind)
+        pi, loc, covariance = moments(z, weight, shares, kind)
         return pi, loc, covariance + self.floor * torch.eye(z.shape[1]).to(z)
 
 
@@ -81,7 +92,7 @@ def fit_mixture(
         centres, distance = k_means(z, components, weight, generator)
         if distance < lowest:
             best, lowest = centres, distance
-    return _maximised(z, weight, _nearest(z, best), kind)
+    return maximised(z, weight, _nearest(z, best), kind)
 
 
 def k_means(
@@ -139,8 +150,15 @@ def _nearest(z: Tensor, centres: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(nearest, len(centres)).to(z)
 
 
-def _maximised(z: Tensor, weight: Tensor, shares: Tensor, kind: CovarianceKind) -> MixtureFit:
-    """Expectation maximisation from these responsibilities, (b, c)."""
+def maximised(z: Tensor, weight: Tensor, shares: Tensor, kind: CovarianceKind) -> MixtureFit:
+    """Expectation maximisation from given responsibilities.
+
+    Args:
+        z: codes of rows, (b, d), in float64.
+        weight: how much each row counts, (b,), 1 in all.
+        shares: responsibilities of the components for the rows, (b, c).
+        kind: of the covariances.
+    """
     variance = moments(z, weight, torch.ones_like(shares[:, :1]), "diagonal")[2]
     floor = max(FLOOR * float(variance.diagonal(dim1=-2, dim2=-1).mean()), 1e-12)
     before = -torch.inf

@@ -22,7 +22,7 @@ from mvkit.core.modality import Sizes
 from mvkit.core.posterior import Posterior, as_density
 from mvkit.errors import DataError, RequestError, SpecError
 from mvkit.parts.aggregators.aggregator import Aggregator
-from mvkit.parts.mixture_fit import CovarianceKind, fit_mixture, precision_roots
+from mvkit.parts.mixture_fit import CovarianceKind, MixtureFit, fit_mixture, precision_roots
 from mvkit.parts.objectives.objective import Objective
 from mvkit.registry.fields import choice, count, switch
 from mvkit.registry.renamed import RenamedMethods
@@ -349,11 +349,21 @@ class MoGPrior(_Scales, Prior):
             raise DataError(
                 f"prior 'mog': needs {self.clusters} rows at least to be placed; got {len(codes)}"
             )
-        if context is not None and self.loc_shift is not None:
-            shift = self.loc_shift(context)
-            codes, draws = codes - rearrange(shift, "1 b d -> b d"), draws - shift
-        mixture = fit_mixture(codes, self.clusters, self.covariance, seed=seed, weight=weight)
-        pi, loc, covariance = mixture.moments(draws)
+        codes, draws = self.unshifted(codes, context), self.unshifted(draws, context)
+        self.place_at(
+            fit_mixture(codes, self.clusters, self.covariance, seed=seed, weight=weight), draws
+        )
+
+    def unshifted(self, z: Tensor, context: Tensor | None) -> Tensor:
+        """Latents without what covariates add to the components, (..., b, d)."""
+        if context is None or self.loc_shift is None:
+            return z
+        return z - rearrange(self.loc_shift(context), "1 b d -> b d")
+
+    @torch.no_grad()
+    def place_at(self, mixture: MixtureFit, draws: Tensor) -> None:
+        """Gives components the moments of the draws (s, b, d) of the rows that are theirs."""
+        pi, loc, covariance = mixture.moments(draws, self.covariance)
         self.logits.copy_(pi.log())
         self.loc.copy_(rearrange(loc, "c d -> c 1 d"))
         if self.raw is not None:

@@ -49,8 +49,7 @@ def train_stage(run: Run, index: int, state: State | None) -> None:
         state: where to resume; None: at the beginning of the stage.
     """
     model, stage = run.model, run.plan[index]
-    if state is None:
-        place_prior(run, index)
+    place_prior(run, index, state)
     model.train()
     opponent = None if stage.opponent is None else OpponentRun(run, index)
     with stage.training(model):

@@ -19,6 +19,7 @@ from mvkit.errors import RequestError, SpecError, within
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.parts.priors import as_prior
 from mvkit.training.run import Run
+from mvkit.training.run_folder import State
 from mvkit.training.stages import Stage
 
 ROWS = 10_000  # whose posteriors place a prior, at most
@@ -63,16 +64,22 @@ def _read_once(data: Pipeline) -> bool:
     return isinstance(rows, Stream) and isinstance(rows.items, Iterator)
 
 
-def place_prior(run: Run, index: int) -> None:
+def place_prior(run: Run, index: int, state: State | None) -> None:
     """What a stage does to the prior before its first step: nothing, unless it has `place`.
 
     Every process does the same, with rows of all.
+
+    Args:
+        run: the run.
+        index: the number of the stage.
+        state: where the stage is resumed; None: it begins.
     """
     stage, model = run.plan[index], run.model
+    if stage.place is None or state is not None:
+        return
     prior = as_prior(model.prior)
     if stage.place == "standard":
         prior.become_standard()
-    if stage.place != "prior":
         return
     seed = noise.seed_of(run.options.seed, index)
     generator = noise.seeded(seed, model.like.device)

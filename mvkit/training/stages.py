@@ -253,16 +253,11 @@ class WarmupThenMixture(Schedule):
 
 
 def _all_but_the_prior(model: MultimodalModel) -> tuple[str, ...]:
-    """Globs over the parameters of every part but the prior."""
+    """A glob over every parameter but those of the prior."""
     prior = set(model.prior.parameters())
-    globs: dict[str, None] = {}
-    for name, parameter in model.named_parameters():
-        path = name.split(".")
-        depth = 3 if path[0] == "levels" else 1
-        group = ".".join(path[:depth])
-        if parameter not in prior and group != "samplers":
-            globs[f"{group}.*"] = None
-    return tuple(globs)
+    path = next(name for name, parameter in model.named_parameters() if parameter in prior)
+    above, _, _ = path.partition("prior.")
+    return (f"!{above}prior.*",)
 
 
 def as_stages(stages: StagesLike, model: MultimodalModel, epochs: int) -> list[Stage]:
