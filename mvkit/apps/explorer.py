@@ -8,16 +8,18 @@ from __future__ import annotations
 import functools
 import html
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import attrs
 import numpy as np
 
 from mvkit import plots
 from mvkit.apps.html_report import run_data, weights_of
 from mvkit.core import noise
 from mvkit.core.batch import Batch
+from mvkit.core.covariates import Conditions, Level
 from mvkit.data.dataset import MultimodalDataset
 from mvkit.errors import DataError, RequestError
 from mvkit.models.asked_rows import stated_covariates
@@ -33,6 +35,8 @@ NAMES = (HOST, "localhost")
 UNUSED = 5000  # milliseconds that what a closed page showed is kept
 LEVEL = 0.8  # of the intervals
 DRAWS = 99
+OF_THE_ROW = "(of the row)"
+STEPS = 60  # of a slider from the least to the largest number of training
 
 
 def explore(run: Path, *, data: str | None = None, port: int = 5006, show: bool = True) -> None:
@@ -117,6 +121,7 @@ def layout(model: MultimodalModel, data: MultimodalDataset) -> Any:
     dims = list(range(model.latent_dim))
     dim = pn.widgets.Select(name="latent dimension", options=dims)
     shift = pn.widgets.FloatSlider(name="moved by", start=-3, end=3, step=0.25, value=0)
+    chosen = [CovariateControl.of(model, name) for name in model.schema.covariates]
     for widget in (row, seen, seed, dim, shift):
         widget.sizing_mode = "stretch_width"
 
@@ -124,18 +129,24 @@ def layout(model: MultimodalModel, data: MultimodalDataset) -> Any:
         """A picture of the row that follows the widgets, or why it cannot be drawn."""
 
         def draw_again(number: int, *values: object) -> Any:
+            drawn = values[: len(widgets)]
+            states = values[len(widgets) :]
+            covariates = stated_by(chosen, states)
             try:
                 picked = model.conform(data.batch.take([number]))
-                figure = plots.figure_of(draw(model, picked, *values))
+                figure = plots.figure_of(draw(model, picked, *drawn, covariates=covariates))
             except (RequestError, DataError) as error:
                 text = html.escape(str(error))  # it quotes names, which may look like HTML
                 return pn.pane.HTML(text, css_classes=["alert"], styles={"color": "#8a4b00"})
             size = {"sizing_mode": "scale_width", "max_width": width}
             return pn.pane.Matplotlib(figure, format="png", dpi=110, **size)
 
-        return pn.bind(draw_again, row, *widgets)
+        watched = [widget for control in chosen for widget in control.widgets]
+        return pn.bind(draw_again, row, *widgets, *watched)
 
     controls = [row, pn.pane.Markdown("observed"), seen, seed]
+    for control in chosen:
+        controls += control.widgets
     views = [view(imputed, seen, seed), view(responsibilities, seen, width=450)]
     if dims:
         controls += [dim, shift]
@@ -144,19 +155,91 @@ def layout(model: MultimodalModel, data: MultimodalDataset) -> Any:
     return pn.Row(left, pn.Column(*views, sizing_mode="stretch_width"))
 
 
+@attrs.frozen(eq=False)
+class CovariateControl:
+    """What chooses a covariate of the rows that are generated: the row's own, or another.
+
+    Args:
+        name: of the covariate.
+        levels: its levels; none: it is a number.
+        widgets: a dropdown of its levels; or a box for the row's own number, and a slider.
+    """
+
+    name: str
+    levels: tuple[Level, ...]
+    widgets: list[Any]
+
+    @classmethod
+    def of(cls, model: MultimodalModel, name: str) -> CovariateControl:
+        """The widgets of a covariate of a model."""
+        import panel as pn
+
+        levels = model.schema.covariates[name].levels
+        if levels:
+            options = {OF_THE_ROW: None, **{str(level): level for level in levels}}
+            widgets = [pn.widgets.Select(name=name, options=options, value=None)]
+        else:
+            low, high = range_of(model, name)
+            box = pn.widgets.Checkbox(name=f"{name} {OF_THE_ROW}", value=True)
+            middle = (low + high) / 2
+            step = (high - low) / STEPS
+            slider = pn.widgets.FloatSlider(
+                name=name, start=low, end=high, step=step, value=middle
+            )
+            widgets = [box, slider]
+        for widget in widgets:
+            widget.sizing_mode = "stretch_width"
+        return cls(name, levels, widgets)
+
+
+def range_of(model: MultimodalModel, name: str) -> tuple[float, float]:
+    """The range of a number of the rows in training; around 0 where none is known."""
+    conditions = cast(Conditions, model.decoding.conditions)
+    column = list(conditions.covariates).index(name)
+    known = conditions.rows[:, column]
+    known = known[~known.isnan()]
+    if not len(known) or bool((known == known[0]).all()):
+        return -3.0, 3.0
+    return float(known.min()), float(known.max())
+
+
+def stated_by(controls: Sequence[CovariateControl], states: Sequence[object]) -> dict[str, object]:
+    """The covariates that controls choose, {name: value}, without those of the row.
+
+    Args:
+        controls: of all covariates.
+        states: the values of all of their widgets, one after another.
+    """
+    stated: dict[str, object] = {}
+    states = list(states)
+    for control in controls:
+        if control.levels:
+            level = states.pop(0)
+            if level is not None:
+                stated[control.name] = level
+            continue
+        of_the_row, number = states.pop(0), states.pop(0)
+        if not of_the_row:
+            stated[control.name] = number
+    return stated
+
+
 def imputed(
     model: MultimodalModel,
     row: Batch,
     given: Sequence[str],
     seed: int = 0,
     figure: plots.FigureLike = None,
+    covariates: Mapping[str, object] | None = None,
 ) -> plots.Grid:
     """A row's modalities from those given; axes (6, m).
 
-    Lines: real, mean, at two draws of z, ends of the interval.
+    Lines: real, mean, at two draws of z, ends of the interval. They are generated as if the row
+    had other covariates, where some are stated.
     """
     generator = noise.seeded(seed, model.like.device)
-    generate = functools.partial(model.translate, row, given=given, generator=generator)
+    options: dict[str, Any] = {"given": given, "covariates": covariates, "generator": generator}
+    generate = functools.partial(model.translate, row, **options)
     samples = generate(n=DRAWS, sample=True)
     draws = generate(n=2)
     means = generate(latent="mean")
@@ -175,9 +258,13 @@ def imputed(
 
 
 def responsibilities(
-    model: MultimodalModel, row: Batch, given: Sequence[str], ax: plots.AxesLike = None
+    model: MultimodalModel,
+    row: Batch,
+    given: Sequence[str],
+    ax: plots.AxesLike = None,
+    covariates: Mapping[str, object] | None = None,
 ) -> Axes:
-    """The clusters of a row by what is given of it."""
+    """The clusters of a row by what is given of it; covariates are always its own."""
     shares = model.clusters(row.hide(given), soft=True)[0].cpu()
     ax = axes_of(ax)
     ax.bar(np.arange(len(shares)), shares.numpy())
@@ -192,15 +279,16 @@ def moved(
     dim: int,
     by: float,
     figure: plots.FigureLike = None,
+    covariates: Mapping[str, object] | None = None,
 ) -> plots.Grid:
     """All modalities decoded at the row's posterior mean, and after a move; axes (2, m).
 
-    One dimension of the latent moves; covariates stay those of the row.
+    One dimension of the latent moves; covariates are those stated, else those of the row.
     """
     z = model.encode(row, given, empty="prior")[0]
     there = z.clone()
     there[dim] += by
-    stated = stated_covariates(row)
+    stated = {**stated_covariates(row), **(covariates or {})}
     lines: list[plots.Line] = []
     for label, latent in {"at the mean": z, f"z{dim} {by:+g}": there}.items():
         lines.append((label, model.decode(latent, covariates=stated).values()))
