@@ -27,6 +27,7 @@ from mvkit.models import part_checks
 from mvkit.models.checkpoint import load, save
 from mvkit.models.model import Model
 from mvkit.models.part_checks import Fault, expect
+from mvkit.parts.families import Normal
 from mvkit.parts.networks import Network
 from mvkit.registry.spec import as_part
 from mvkit.testing import tiny_models
