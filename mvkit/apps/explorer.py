@@ -122,23 +122,14 @@ def layout(model: MultimodalModel, data: MultimodalDataset) -> Any:
     for widget in (row, seen, seed, dim, shift):
         widget.sizing_mode = "stretch_width"
 
+    watched = [widget for control in chosen for widget in control.widgets]
+
     def view(draw: plots.Draw, *widgets: object, width: int = 900) -> Any:
-        """A picture of the row that follows the widgets, or why it cannot be drawn."""
-
         def draw_again(number: int, *values: object) -> Any:
+            covariates = stated_by(chosen, values[len(widgets) :])
             drawn = values[: len(widgets)]
-            states = values[len(widgets) :]
-            covariates = stated_by(chosen, states)
-            try:
-                picked = model.conform(data.batch.take([number]))
-                figure = plots.figure_of(draw(model, picked, *drawn, covariates=covariates))
-            except (RequestError, DataError) as error:
-                text = html.escape(str(error))  # it quotes names, which may look like HTML
-                return pn.pane.HTML(text, css_classes=["alert"], styles={"color": "#8a4b00"})
-            size = {"sizing_mode": "scale_width", "max_width": width}
-            return pn.pane.Matplotlib(figure, format="png", dpi=110, **size)
+            return _picture(model, data.batch, draw, width, number, drawn, covariates)
 
-        watched = [widget for control in chosen for widget in control.widgets]
         return pn.bind(draw_again, row, *widgets, *watched)
 
     controls = [row, pn.pane.Markdown("observed"), seen, seed]
@@ -152,6 +143,28 @@ def layout(model: MultimodalModel, data: MultimodalDataset) -> Any:
         views.append(view(moved, seen, dim, shift))
     left = pn.Column(*controls, width=220)
     return pn.Row(left, pn.Column(*views, sizing_mode="stretch_width"))
+
+
+def _picture(
+    model: MultimodalModel,
+    batch: Batch,
+    draw: plots.Draw,
+    width: int,
+    number: int,
+    values: Sequence[object],
+    covariates: Mapping[str, object],
+) -> Any:
+    """A picture of a row that follows the widgets, or why it cannot be drawn."""
+    import panel as pn
+
+    try:
+        picked = model.conform(batch.take([number]))
+        figure = plots.figure_of(draw(model, picked, *values, covariates=covariates))
+    except (RequestError, DataError) as error:
+        text = html.escape(str(error))  # it quotes names, which may look like HTML
+        return pn.pane.HTML(text, css_classes=["alert"], styles={"color": "#8a4b00"})
+    size = {"sizing_mode": "scale_width", "max_width": width}
+    return pn.pane.Matplotlib(figure, format="png", dpi=110, **size)
 
 
 def imputed(
