@@ -9,7 +9,7 @@ this module too; `get("package/name")` says which package's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import attrs
 
@@ -19,11 +19,12 @@ from mvkit.core.modality import Modality, ModalityLike, PartLike, as_modalities
 from mvkit.errors import SpecError, check_number, check_option, check_whole_number
 from mvkit.models.model import Model
 from mvkit.models.stack import Stack
+from mvkit.parts.mixture_fit import CovarianceKind
 from mvkit.parts.objectives.objective import check_names
 from mvkit.registry import recipe_names
 from mvkit.registry.spec import as_part
 from mvkit.training.annealing import Linear
-from mvkit.training.stages import JointThenUnimodal, Single
+from mvkit.training.stages import JointThenUnimodal, Single, WarmupThenMixture
 
 get = recipe_names.get
 __dir__ = recipe_names.listing
@@ -119,15 +120,25 @@ def mopoe(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0,
 
 def cmvae(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 4,
           clusters: int = 10, beta: float = 1.0, samples: int = 10, gradient: str = "dreg",
-          bound: str = "loose", cross_prior: str = "learned", **options: Any) -> Model:
+          bound: str = "loose", cross_prior: str = "learned", covariance: str | None = None,
+          **options: Any) -> Model:
     """CMVAE: mixture of experts, mixture prior, private latents; see `prune_clusters`.
+
+    The first half of the epochs has the standard prior; then the mixture is placed. `covariance`
+    is that of the clusters; None: tied, and diagonal where experts are not normal. docs/models.md
+    has the setting of the paper.
 
     Reference: Palumbo et al., ICLR 2024, https://openreview.net/forum?id=k5THrhXDV3.
     """
     each = _each(modalities, private_dim=private_dim, cross_prior=cross_prior)
     objective = {"name": gradient, "kl_weight": beta, "samples": samples, "bound": bound}
+    if covariance is None:
+        family = as_part("family", options.get("family", "normal"))
+        covariance = "tied" if family.density == "normal" else "diagonal"
+    prior = parts.MoG(components=clusters, covariance=cast(CovarianceKind, covariance))
+    options = {"schedule": WarmupThenMixture(), **options}
     return _model(options, each, latent_dim=latent_dim, aggregator="moe", objective=objective,
-                  prior=parts.MoG(components=clusters))
+                  prior=prior)
 
 
 def mvae(modalities: Modalities, latent_dim: int = 10, *, subsets: int = 1, warmup: int = 0,
@@ -265,6 +276,30 @@ def mhvae(modalities: Modalities, latent_dim: int = 10, *, levels: int | Sequenc
     return _model(options, modalities, latent_dim=latent_dim, aggregator="top_down_poe",
                   prior={"name": "top_down", "levels": levels}, objective=objective,
                   schedule=_warmup(warmup))
+
+
+def miwae(modalities: Modalities, latent_dim: int = 10, *, samples: int = 20,
+          aggregator: PartLike = POE, **options: Any) -> Model:
+    """MIWAE: importance-weighted bound on what each row has; the rest is missing at random.
+
+    Reference: Mattei and Frellsen, ICML 2019, https://arxiv.org/abs/1812.02633.
+    """
+    return _model(options, modalities, latent_dim=latent_dim, aggregator=aggregator,
+                  objective=parts.IWAE(samples=samples))
+
+
+def not_miwae(modalities: Modalities, latent_dim: int = 10, *, samples: int = 20,
+              missingness: PartLike = "self", aggregator: PartLike = POE,
+              **options: Any) -> Model:
+    """not-MIWAE: MIWAE and a model of what is missing, given the values: not at random.
+
+    Where it is known which values go missing, say so: `missingness={"name": "self", "sign":
+    "high"}`.
+
+    Reference: Ipsen, Mattei and Frellsen, ICLR 2021, https://arxiv.org/abs/2006.12871.
+    """
+    return _model(options, modalities, latent_dim=latent_dim, aggregator=aggregator,
+                  objective=parts.IWAE(samples=samples), missingness=missingness)
 
 
 def nexus(modalities: Modalities, latent_dim: int = 10, *,

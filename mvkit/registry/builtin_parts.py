@@ -20,7 +20,7 @@ mean_message mvkit.parts.aggregators.messages:MeanMessage   mean of messages and
 standard          mvkit.parts.priors:Standard         standard of the family
 learnable         mvkit.parts.priors:Learnable        diagonal, trained
 vamp              mvkit.parts.priors:Vamp             posterior of trained pseudo-inputs
-posterior_mixture mvkit.parts.priors:PosteriorMixture mixture of the row's unimodal posteriors
+posterior_mixture mvkit.parts.row_priors:PosteriorMixture mixture of the row's unimodal posteriors
 top_down          mvkit.parts.top_down:TopDown        levels of latents, each given those above
 mog               mvkit.parts.priors:MoG              mixture of the family, trained
 [objective]
@@ -37,6 +37,7 @@ mvtcae mvkit.parts.objectives.published:MVTCAE         total correlation
 crmvae mvkit.parts.objectives.published:CRMVAE         joint and unimodal reconstructions
 meme   mvkit.parts.objectives.mutual:MEME              two modalities that supervise each other
 jsd    mvkit.parts.objectives.jensen_shannon:JSD       Jensen-Shannon divergence, dynamic prior
+adversary mvkit.parts.objectives.adversary:Adversary critic of modalities, and encoders against it
 [family]
 normal          mvkit.parts.families:Normal         normal, log-variance
 normal_softplus mvkit.parts.families:NormalSoftplus normal, softplus scale
@@ -56,6 +57,9 @@ gamma       mvkit.parts.likelihoods.positive:Gamma          positive numbers, me
 beta        mvkit.parts.likelihoods.positive:Beta           numbers between 0 and 1
 hazard      mvkit.parts.likelihoods.hazard:Hazard           times to an event, some censored
 foreground_background mvkit.parts.likelihoods.background:ForegroundBackground counts on background
+[missingness]
+self     mvkit.parts.missingness:SelfMasking     each value decides whether it is missing
+logistic mvkit.parts.missingness:LogisticMasking all values of a modality decide
 [network]
 linear mvkit.parts.networks:Linear one affine map
 mlp    mvkit.parts.networks:MLP    fully connected
@@ -65,6 +69,7 @@ ard    mvkit.parts.relevance:ARD   linear or mlp, unneeded latents switched off
 [schedule]
 single              mvkit.training.stages:Single            one stage
 joint_then_unimodal mvkit.training.stages:JointThenUnimodal joint encoder first, then the others
+warmup_then_mixture mvkit.training.stages:WarmupThenMixture standard prior, then a placed mixture
 [ramp]
 linear   mvkit.training.annealing:Linear   straight to the end value
 cosine   mvkit.training.annealing:Cosine   half a cosine
@@ -72,6 +77,7 @@ cyclical mvkit.training.annealing:Cyclical repeated linear ramps
 [optimizer]
 adam  mvkit.training.optimizers:Adam  fused Adam
 adamw mvkit.training.optimizers:AdamW fused Adam, decoupled decay
+sgd   mvkit.training.optimizers:SGD   gradient descent with momentum
 [transform]
 standardise mvkit.data.transforms:Standardise mean 0 and standard deviation 1
 log1p       mvkit.data.transforms:Log1p       log(1 + x)

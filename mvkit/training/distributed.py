@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import atexit
 import os
-from typing import TypeVar
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import attrs
 import torch
@@ -77,6 +78,16 @@ class ProcessGroup:
         distributed.all_reduce(sums, group=self.group)
         total: list[float] = sums.tolist()
         return total
+
+    def added(self, values: Tensor) -> Tensor:
+        """Sums of numbers (n,) over all processes, in place, on the device that trains."""
+        if self.count > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def first_has(self, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        """Sums over all processes by metric, which the first one takes over; zeros in others."""
+        return {key: pair if self.first else (0.0, 0.0) for key, pair in pairs}
 
     def pooled(self, sums: Sums) -> Sums:
         """Sums of metrics over all processes, metric by metric."""
