@@ -29,12 +29,7 @@ from mvkit.training.nonfinite import OnNonFinite
 from mvkit.training.run import Options, Precision, Resume, Run
 from mvkit.training.run_folder import Folder
 from mvkit.training.stages import Stage, StagesLike, as_stages, with_patience
-from mvkit.training.starts import (
-    far_from_training,
-    look_at_first_rows,
-    note_training_rows,
-    weighed_rows,
-)
+from mvkit.training.starts import far_from_training, look_at_first_rows, weighed_rows
 from mvkit.training.verdict import judge
 
 if TYPE_CHECKING:
@@ -145,7 +140,6 @@ def fit(
     folder = None if checkpoint is None else Folder(checkpoint, keep)
     events = Listeners(listeners) if group.first else Listeners((), {})
     bar = _bar(plan, progress if group.first else False)
-    note_training_rows(model, loader)
     run = Run(model, plan, loader, valid, options, group, folder, events, bar)
     run.look_at_data()
     run.weigh_rows()

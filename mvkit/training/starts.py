@@ -42,7 +42,8 @@ def look_at_first_rows(
     start there too: encoders as if the values were standardised, decoders around their means.
     What was trained already stays. Streams and loaders, whose first rows may not come again, are
     left alone unless the model has covariates or exposures; so is what a source of the user's
-    returns, unless parameters are to be placed. A stack starts at its bottom.
+    returns, unless parameters are to be placed. A stack starts at its bottom. A model with
+    penalties is told how many rows there are.
 
     Args:
         model: the model.
@@ -52,6 +53,7 @@ def look_at_first_rows(
     Returns:
         Sentences about what is odd in these rows.
     """
+    _note_training_rows(model, data)
     bottom = cast(Model, getattr(model, "bottom", model))
     learnt = _place_given(bottom, data)
     if notes is not None:
@@ -69,7 +71,7 @@ def look_at_first_rows(
     return suspicions(first, model.schema, model.modalities)
 
 
-def note_training_rows(model: MultimodalModel, data: Pipeline) -> None:
+def _note_training_rows(model: MultimodalModel, data: Pipeline) -> None:
     """Tells a model with penalties how many rows it is trained on, in all processes together.
 
     Raises:
