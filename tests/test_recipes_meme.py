@@ -141,6 +141,13 @@ def test_other_numbers_of_modalities_and_private_latents_are_refused():
         recipes.meme({"a": (2,), "b": Modality((2,), private_dim=1)})
 
 
+def test_models_of_what_is_missing_are_refused():
+    missingness = {"name": "self", "modalities": ["a"]}
+    vae = made(missingness=missingness)
+    with pytest.raises(mvkit.SpecError, match="says nothing of why values are missing"):
+        vae.loss(rows(ROWS, NAMES))
+
+
 def test_without_pseudo_inputs_the_prior_stands_in():
     modalities = two()
     vae = mvkit.Model(modalities, latent_dim=2, aggregator="moe", objective="meme", seed=0)

@@ -96,6 +96,12 @@ class MEME(Objective):
         return self
 
     def forward(self, model: LatentModel, batch: Batch, experts: Experts) -> Loss:
+        if model.missingness is not None:
+            raise SpecError(
+                "objective 'meme' says nothing of why values are missing, and the model has a "
+                "missingness; expected None; take 'elbo', 'iwae' or 'jsd' with it",
+                "objective",
+            )
         unimodal = [*model.aggregator.unimodal(experts, batch).values()]
         prior = model.prior_at(experts, model.joint_posterior(batch, experts))
         pseudo = _of_pseudo_samples(model, batch)
