@@ -14,6 +14,7 @@ from torch.nn import functional
 
 import mvkit
 from mvkit import Batch, Modality, Model, SpecError
+from mvkit.apps import cli
 from mvkit.testing import bound_noise, noise
 from mvkit.testing.tiny_models import loss_and_gradients
 
@@ -594,3 +595,8 @@ def test_the_mean_is_that_of_the_draws():
     drawn = model.translate(rows, to="a", n=5000, generator=seeded(1))["a"].mean(0)
     gaps = rows["a"].isnan()
     torch.testing.assert_close(drawn[gaps], mean[0][gaps], rtol=0, atol=0.06)
+
+
+def test_it_is_listed(capsys):
+    assert cli.main(["list", "missingness"]) == 0
+    assert capsys.readouterr().out == "missingness: logistic self\n"
