@@ -275,6 +275,12 @@ def _shown(answer: dict[str, Any]) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
+def write_page(results: dict[str, Any]) -> None:
+    """Writes `docs/benchmarks.md` anew, but for the sections of other benchmarks at its end."""
+    _, heading, others = PAGE.read_text().partition("\n## ")
+    PAGE.write_text(page(results) + heading + others)
+
+
 def page(results: dict[str, Any]) -> str:
     """`docs/benchmarks.md`."""
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
@@ -344,7 +350,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.render:
-        PAGE.write_text(page(json.loads(RESULTS.read_text())))
+        write_page(json.loads(RESULTS.read_text()))
         return
     pythons: dict[str, Path | str] = {
         "mvkit": sys.executable,
@@ -372,7 +378,7 @@ def run(options: argparse.Namespace, pythons: dict[str, Path | str]) -> None:
         )
         if not options.quick:  # a case may take an hour; what is done is kept
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-            PAGE.write_text(page(results))
+            write_page(results)
         print(f"{case} done", file=sys.stderr)
     for worker in workers:
         worker.close()

@@ -10,6 +10,7 @@ from torch.distributions import Normal
 
 import mvkit
 from mvkit import Modality, SpecError, recipes
+from mvkit.apps.cli import main
 from mvkit.models.checkpoint import rebuilt
 from mvkit.testing import bound_noise
 from mvkit.testing.tiny_models import loss_and_gradients
@@ -165,3 +166,36 @@ def test_a_run_file_names_it(tmp_path):
     assert model.spec.missingness == mvkit.parts.SelfMasking(sign="high")
     again = rebuilt(json.loads(json.dumps(model.header())))
     assert again.spec == model.spec
+
+
+RUN = """
+[data]
+name = "linear_gaussian"
+rows = 60
+missing = 0.3
+[model]
+recipe = "not_miwae"
+latent_dim = 2
+samples = 3
+[model.missingness]
+name = "self"
+sign = "low"
+[train]
+epochs = 2
+batch_size = 20
+"""
+
+
+def test_a_run_by_file_gives_the_same_numbers_again(tmp_path):
+    (tmp_path / "a.toml").write_text(RUN)
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert main(["train", str(tmp_path / "a.toml"), "--folder", str(one)]) == 0
+    assert main(["train", str(one / "run.toml"), "--folder", str(other)]) == 0
+    assert (one / "history.jsonl").read_text() == (other / "history.jsonl").read_text()
+    assert 'sign = "low"' in (one / "run.toml").read_text()
+    left, right = (mvkit.load(path / "model.safetensors") for path in (one, other))
+    assert left.spec == right.spec
+    assert left.spec.missingness == mvkit.parts.SelfMasking(sign="low")
+    for name, value in left.state_dict().items():
+        assert torch.equal(value, right.state_dict()[name])
+    assert any(values.any() for values in left.missingness.threshold.values())

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 import mvkit
 from mvkit import Batch, Modality, Model, SpecError
+from mvkit.apps import cli
 from mvkit.testing import bound_noise, noise
 from mvkit.testing.tiny_models import loss_and_gradients
 
@@ -550,3 +551,52 @@ def test_a_report_says_that_what_is_missing_is_scored():
     names = [score.name for score in report.scores]
     assert "log p(all), what is missing included" in names
     assert "log p(a | b), what is missing included" in names
+
+
+def test_both_estimators_score_the_same_thing():
+    model = made(1, missingness=HIGH)
+    batch = {name: x[:2] for name, x in data().items()}
+    options = {"of": "a", "n": 60_000}
+    importance = model.log_likelihood(batch, generator=seeded(0), **options)
+    predictive = model.log_likelihood(
+        batch, estimator="predictive", empty="prior", generator=seeded(1), **options
+    )
+    assert importance[1] == 0.0  # which has neither
+    torch.testing.assert_close(importance[:1], predictive[:1], rtol=0, atol=0.03)
+
+
+def test_rows_as_if_of_another_level_are_decoded_anew():
+    """A gap filled for a row's own level is not what it would be in another."""
+    model = made(covariates={"site": ("A", "B")}, missingness=HIGH).eval()
+    batch = Batch(data(), covariates={"site": SITES})
+    own = model.translate(batch, to="a", n=4, generator=seeded(0))["a"]
+    same = model.translate(batch, to="a", n=4, generator=seeded(0))["a"]
+    other = model.translate(batch, to="a", n=4, covariates={"site": "B"}, generator=seeded(0))["a"]
+    assert torch.equal(own, same)
+    assert not torch.equal(own[:, 1], other[:, 1])
+    assert torch.isfinite(other).all()
+
+
+def test_nothing_given_is_the_prior_and_explains_nothing():
+    explained, plain = made(1), made(1, missingness={"name": "self", "slope": 0.0})
+    drawn = []
+    for model in (explained, plain):
+        drawn.append(
+            model.translate(data(), to="a", given=(), n=2, empty="prior", generator=seeded(3))["a"]
+        )
+    assert torch.equal(*drawn)
+
+
+def test_the_mean_is_that_of_the_draws():
+    model = made(1, missingness=HIGH)
+    rows = {name: x[:2] for name, x in data().items()}
+    mean = model.translate(rows, to="a", n=5000, latent="mean", generator=seeded(0))["a"]
+    assert torch.equal(mean[0], mean[-1])
+    drawn = model.translate(rows, to="a", n=5000, generator=seeded(1))["a"].mean(0)
+    gaps = rows["a"].isnan()
+    torch.testing.assert_close(drawn[gaps], mean[0][gaps], rtol=0, atol=0.06)
+
+
+def test_it_is_listed(capsys):
+    assert cli.main(["list", "missingness"]) == 0
+    assert capsys.readouterr().out == "missingness: logistic self\n"

@@ -141,3 +141,16 @@ def test_a_model_tries_a_part_of_a_package(monkeypatch):
     plugins.declare(Component("missingness", "broken", f"{__name__}:Broken"))
     with pytest.raises(SpecError, match="in a trial on three rows: returned log_prob of z"):
         mvkit.Model({"a": (2,)}, latent_dim=1, missingness="broken")
+
+
+class Nameless(SelfMaskingModel):
+    def __init__(self, *options):
+        super().__init__(*options)
+        del self.modalities
+
+
+def test_a_part_that_names_no_modalities(monkeypatch):
+    monkeypatch.setattr(f"{__name__}.Broken", broken(Nameless), raising=False)
+    plugins.declare(Component("missingness", "broken", f"{__name__}:Broken"))
+    with pytest.raises(SpecError, match="missingness: .*when it was asked for modalities"):
+        mvkit.Model({"a": (2,)}, latent_dim=1, missingness="broken")

@@ -206,7 +206,7 @@ def _show(options: argparse.Namespace) -> None:
 
 def _list(options: argparse.Namespace) -> None:
     for kind in [options.kind] if options.kind else component.KINDS:
-        print(f"{kind + ':':<12}{' '.join(available(kind))}")
+        print(f"{kind + ':':<13}{' '.join(available(kind))}")
 
 
 def _report(options: argparse.Namespace) -> None:

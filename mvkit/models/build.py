@@ -149,13 +149,15 @@ def _missingness(spec: ModelSpec, sizes: Sizes, decoders: nn.ModuleDict) -> Miss
     if spec.missingness is None:
         return None
     live = cast(Missingness, _built(spec, "missingness", sizes))
-    check_names(live.modalities, sizes.names, "missingness")
+    part = type(spec.missingness)
+    with within("missingness"), plugins.error_context(part, "when it was asked for modalities"):
+        check_names(live.modalities, sizes.names, "modalities")
     for name in live.modalities if live.looks_at_values else ():
         decoder = cast(Decoder, decoders[name])
         if not decoder.likelihood.reparametrised:
-            part = plugins.name_of("likelihood", type(spec.modalities[name].likelihood))
+            law = plugins.name_of("likelihood", type(spec.modalities[name].likelihood))
             raise SpecError(
-                f"draws of {name!r} (likelihood {part!r}) have no gradients, so that decoders "
+                f"draws of {name!r} (likelihood {law!r}) have no gradients, so that decoders "
                 "would not learn from what is missing; expected 'normal', 'laplace', "
                 "'student_t' or 'lognormal'; take one of these, or leave the modality out of "
                 "modalities=",
