@@ -273,3 +273,12 @@ def test_what_files_say_of_samplers():
     ]
     assert list(header["samplers_fitted_to"]) == ["gmm"]
     assert "samplers_fitted_to" not in model("poe").header()
+
+
+@pytest.mark.parametrize("make", [lambda: model("poe"), stack], ids=["model", "stack"])
+def test_a_model_shows_its_samplers(make):
+    made = make()
+    plain = repr(made).replace(",", "")
+    assert "sampler" not in plain
+    mvkit.fit_sampler(made.eval(), rows(16, names=made.names), SPEC)
+    assert repr(made).splitlines()[-1] == f"  sampler    {SPEC!r}"

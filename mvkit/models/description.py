@@ -21,6 +21,7 @@ class Described(Protocol):
     latent_dim: int
     encoders: nn.ModuleDict
     decoders: nn.ModuleDict
+    samplers: nn.ModuleDict
 
 
 def describe(self: Described) -> str:
@@ -45,7 +46,12 @@ def describe(self: Described) -> str:
         lines.append(f"  {name}: {', '.join(facts)}")
         lines.append(f"    encoder {_network(modality.encoder)}: {_count(encoder)}")
         lines.append(f"    decoder {_network(modality.decoder)}: {_count(decoder)}")
-    return "\n".join(lines)
+    return "\n".join(lines + sampler_lines(self.samplers))
+
+
+def sampler_lines(samplers: nn.ModuleDict) -> list[str]:
+    """A line for each fitted sampler."""
+    return [f"  {'sampler':<11}{sampler.spec!r}" for sampler in samplers.values()]
 
 
 def _covariate(covariate: Covariate) -> str:
