@@ -19,7 +19,8 @@ from mvkit.registry.fields import count
 from mvkit.registry.spec import flag
 
 BATCH = 256  # rows of a step
-LEAST = 1e-6  # spread of what a flow sees
+LEAST = 1e-6  # spread of latents
+LEAST_TOLD = 1e-3  # spread of what a condition tells; rounding of constant scales is none
 
 
 @spec
@@ -143,7 +144,7 @@ class ConditionalFlowSampler(nn.Module, ConditionalSampler):
             if i >= flags and known.sum() > 1:
                 values = features[known, i]
                 self.centre[i] = values.mean()
-                self.spread[i] = values.std().clamp(min=LEAST)
+                self.spread[i] = values.std().clamp(min=LEAST_TOLD)
 
     def _context(self, condition: Condition) -> Tensor:
         """What the flow sees of a condition, (b, f), zeros for what is not there."""
