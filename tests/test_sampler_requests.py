@@ -10,7 +10,7 @@ from helpers import model, rows
 from test_samplers import stack
 
 import mvkit
-from mvkit import Batch, Covariate, DataError, Model, RequestError, recipes
+from mvkit import Batch, Covariate, DataError, Model, RequestError, ShapeError, recipes
 from mvkit.parts import GMM
 
 FILES = Path(__file__).parent / "files" / "before_layers"
@@ -273,3 +273,43 @@ def test_what_files_say_of_samplers():
     ]
     assert list(header["samplers_fitted_to"]) == ["gmm"]
     assert "samplers_fitted_to" not in model("poe").header()
+
+
+@pytest.mark.parametrize("make", [lambda: model("poe"), stack], ids=["model", "stack"])
+def test_a_model_shows_its_samplers(make):
+    made = make()
+    plain = repr(made).replace(",", "")
+    assert "sampler" not in plain
+    mvkit.fit_sampler(made.eval(), rows(16, names=made.names), SPEC)
+    assert repr(made).splitlines()[-1] == f"  sampler    {SPEC!r}"
+
+
+def test_private_latents_that_a_sampler_leaves_out_are_as_without_it():
+    made = fitted(model("mopoe", private=1).eval(), b=16)
+    batch = rows(4, missing=False)
+    z = torch.randn(4, 2, generator=seeded(), dtype=torch.float64)
+    made.samplers["gmm"].mean = lambda condition, generator: (z, {})
+    values = made.translate(batch, None, "a", latent="mean", sampler="gmm")
+    own = made.private(batch)
+    expected = made.decode(z, {"a": own["a"]})  # others at the mean of their priors
+    for name in made.names:
+        assert torch.equal(values[name][0], expected[name])
+
+
+def test_what_a_sampler_returns_is_checked():
+    made = fitted(model("mopoe", private=1).eval(), b=16)
+    sampler = made.samplers["gmm"]
+    batch = rows(4, missing=False)
+    z = torch.zeros(1, 4, 3, dtype=torch.float64)
+    sampler.sample = lambda condition, n, generator: (z, {})
+    for ask in (
+        lambda: made.translate(batch, sampler="gmm"),
+        lambda: made.sample(4, sampler="gmm"),
+    ):
+        with pytest.raises(
+            ShapeError, match=r"returned z of shape \(1, 4, 3\); expected \(1, 4, 2\)"
+        ):
+            ask()
+    sampler.sample = lambda condition, n, generator: (z[..., :2], {"a": z})
+    with pytest.raises(ShapeError, match="the private latent of 'a' of shape"):
+        made.translate(batch, sampler="gmm")

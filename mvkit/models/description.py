@@ -25,6 +25,7 @@ class Described(Protocol):
     encoders: nn.ModuleDict
     decoders: nn.ModuleDict
     missingness: Missingness | None
+    samplers: nn.ModuleDict
 
 
 def describe(self: Described) -> str:
@@ -45,7 +46,12 @@ def describe(self: Described) -> str:
         lines.append(f"  {'covariate':<11}{name}: {_covariate(covariate)}")
     for name in self.modalities:
         lines += _modality(self, name)
-    return "\n".join(lines)
+    return "\n".join(lines + sampler_lines(self.samplers))
+
+
+def sampler_lines(samplers: nn.ModuleDict) -> list[str]:
+    """A line for each fitted sampler."""
+    return [f"  {'sampler':<11}{sampler.spec!r}" for sampler in samplers.values()]
 
 
 def _modality(self: Described, name: str) -> list[str]:

@@ -5,6 +5,7 @@ Axes: n draws, b rows, d latent, p private latent, k components.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, cast
@@ -33,7 +34,8 @@ from mvkit.parts.samplers import Prior, Sampler
 from mvkit.registry import plugins
 
 DRAWS_OF_SCALE = 100  # of a posterior that has no scale in closed form
-APART = {"samplers", "objectives", "prior"}  # no latent of a sampler depends on what is there
+# of a model, or of a level of one; no latent of a sampler depends on what is there
+APART = re.compile(r"(levels\.\d+\.)?(samplers|objectives|prior)\.")
 
 
 class HasSamplers(Protocol):
@@ -276,7 +278,7 @@ def _weights(model: HasSamplers) -> dict[str, Tensor]:
     """Tensors of the model but for those of samplers, objectives and the prior."""
     weights = {}
     for path, value in model.state_dict().items():
-        if isinstance(value, Tensor) and APART.isdisjoint(path.split(".")):
+        if isinstance(value, Tensor) and not APART.match(path):
             weights[path] = value
     return weights
 

@@ -26,6 +26,7 @@ from mvkit.core.row_picks import indices_of
 from mvkit.core.validation import Schema
 from mvkit.errors import RequestError, SpecError
 from mvkit.models.build import ModelSpec
+from mvkit.models.description import sampler_lines
 from mvkit.models.generation import GenerationOptions
 from mvkit.models.importance_sampling import Sampling, block_sizes, check_proper
 from mvkit.models.inference import ConditionalLatents, ConditionalPosterior, ConditioningSets
@@ -335,7 +336,7 @@ class Stack(MultimodalModel):
         lines = [f"Stack({count:,} parameters)"]
         for i, level in enumerate(self.levels):
             lines.append(f"  {i}: " + repr(level).replace("\n", "\n  "))
-        return "\n".join(lines)
+        return "\n".join(lines + sampler_lines(self.samplers))
 
 
 def _check_levels(bottom: Model, top: Model) -> None:

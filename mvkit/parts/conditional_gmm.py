@@ -110,13 +110,18 @@ class Features:
         """
         observed = dict(zip(self.sizes.names, pattern, strict=True))
         n = len(next(iter(w.values()))) if w else 1
-        columns = [condition.observed.new_zeros(n, len(condition), 0, dtype=torch.float64)]
-        columns += [w[name].double() for name in self.private if observed[name]]
+        own = [w[name] for name in self.private if observed[name]]
+        codes = []
         for name in self.codes:
-            if observed[name]:
-                code = condition.codes[name].loc.double()
-                columns.append(code.expand(n, *code.shape))
-        return torch.cat(columns, -1)
+            code = condition.codes[name].loc
+            shown = code if observed[name] else code[:, :0]
+            codes.append(shown.expand(n, *shown.shape))
+        return _precise(torch.cat([*own, *codes], -1))
+
+
+def _precise(x: Tensor) -> Tensor:
+    """Numbers in float64, on the CPU if their device has none."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def _positions(positions: Sequence[int]) -> Tensor:
@@ -173,7 +178,7 @@ class ConditionalGMMSampler(nn.Module, ConditionalSampler):
             own = condition.take(rows)
             known = self.features.values(pattern, own, {key: x[:, rows] for key, x in w.items()})
             wanted, conditional = self._given(pattern)
-            x = rearrange(known.expand(n, -1, -1), "n r k -> (n r) k").to(conditional.loc)
+            x = rearrange(known.expand(n, -1, -1), "n r k -> (n r) k")
             u = rearrange(uniform[:, rows], "n r -> (n r)")
             e = rearrange(eps[:, rows][..., wanted.to(eps.device)], "n r t -> (n r) t")
             drawn = _draws(conditional, x, u.to(x), e.to(x)).to(like)
@@ -191,7 +196,7 @@ class ConditionalGMMSampler(nn.Module, ConditionalSampler):
             own = condition.take(rows)
             w = {name: rearrange(code.loc, "b p -> 1 b p") for name, code in own.private.items()}
             wanted, conditional = self._given(pattern)
-            x = self.features.values(pattern, own, w)[0].to(conditional.loc)
+            x = self.features.values(pattern, own, w)[0]
             log_joint, loc = conditional.at(x)
             share = torch.softmax(log_joint, 1)
             mean = einsum(share, loc, "r c, c r t -> r t").to(like)
@@ -211,11 +216,10 @@ class ConditionalGMMSampler(nn.Module, ConditionalSampler):
 
     def _given(self, pattern: Pattern) -> tuple[Tensor, Conditional]:
         """The latents that a pattern leaves open, as positions (t,), and their distribution."""
-        device = "cpu" if self.loc.device.type == "mps" else self.loc.device  # has no float64
         known = self.features.told_by(pattern)
         wanted = [i for i in range(self.features.latents) if i not in known]
-        tensors = (self.weight, self.loc, self.factor)
-        mixture = GaussianMixture(*(tensor.to(device).double() for tensor in tensors))
+        mixture = GaussianMixture(*map(_precise, (self.weight, self.loc, self.factor)))
+        device = mixture.loc.device
         positions = _positions(wanted).to(device)
         return positions, mixture.given(_positions(known).to(device), positions)
 

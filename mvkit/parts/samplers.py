@@ -85,7 +85,8 @@ class GMM:
     With `conditional`, it is a mixture over z, the private latents and each modality's own code
     (the mean of the posterior given it alone), fitted to rows with gaps by EM. Draws given what a
     row has are then those of the mixture given its codes and private latents, those of modalities
-    that the row lacks integrated out. It knows nothing of covariates.
+    that the row lacks integrated out. It knows nothing of covariates. Its covariances are of
+    d + Σ p + m d features, so that it suits latents of moderate width.
 
     Args:
         components: number of components.

@@ -19,7 +19,8 @@ from mvkit.registry.fields import count
 from mvkit.registry.spec import flag
 
 BATCH = 256  # rows of a step
-LEAST = 1e-6  # spread of what a flow sees
+LEAST = 1e-6  # spread of latents
+LEAST_TOLD = 1e-3  # spread of what a condition tells; rounding of constant scales is none
 
 
 @spec
@@ -93,7 +94,11 @@ class FlowSampler(nn.Module, Sampler):
 
 
 class ConditionalFlowSampler(nn.Module, ConditionalSampler):
-    """A flow on standardised latents, given the standardised numbers of a condition."""
+    """A flow on standardised latents, given the standardised numbers of a condition.
+
+    An affine transform comes first: it moves and shrinks latents as codes tell, so that splines,
+    which bend between -5 and 5, see residuals.
+    """
 
     spec: Flow
     loc: Tensor
@@ -106,7 +111,10 @@ class ConditionalFlowSampler(nn.Module, ConditionalSampler):
         self.spec = spec
         d, f = sizes.latent, sizes.features
         hidden = list(spec.hidden)
-        self.flow = zuko.flows.NSF(d, f, transforms=spec.transforms, hidden_features=hidden)
+        affine = zuko.flows.MAF(d, f, transforms=1, hidden_features=hidden)
+        splines = zuko.flows.NSF(d, f, transforms=spec.transforms, hidden_features=hidden)
+        transforms = [*affine.transform.transforms, *splines.transform.transforms]
+        self.flow = zuko.lazy.Flow(transforms, splines.base)
         self.register_buffer("loc", torch.zeros(d))
         self.register_buffer("scale", torch.ones(d))
         self.register_buffer("centre", torch.zeros(f))
@@ -136,7 +144,7 @@ class ConditionalFlowSampler(nn.Module, ConditionalSampler):
             if i >= flags and known.sum() > 1:
                 values = features[known, i]
                 self.centre[i] = values.mean()
-                self.spread[i] = values.std().clamp(min=LEAST)
+                self.spread[i] = values.std().clamp(min=LEAST_TOLD)
 
     def _context(self, condition: Condition) -> Tensor:
         """What the flow sees of a condition, (b, f), zeros for what is not there."""
@@ -151,8 +159,10 @@ class ConditionalFlowSampler(nn.Module, ConditionalSampler):
 
 
 def _subset(condition: Condition, generator: torch.Generator) -> Condition:
-    """A random subset of what each row has; how much of it is kept differs by row."""
+    """All of what every other row has, which is asked for most, and of the rest a random subset;
+    how much of it is kept differs by row.
+    """
     b, m = condition.observed.shape
-    share = torch.rand(b, 1, generator=generator)
+    share = 2 * torch.rand(b, 1, generator=generator)
     kept = torch.rand(b, m, generator=generator) < share
     return condition.keep(kept.to(condition.observed.device))
