@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from helpers import modalities, model, rows
+from installs import guide_package
 from torch import nn
 from torch.nn import functional
 
@@ -293,3 +294,12 @@ def test_it_is_saved_and_loaded(tmp_path):
         assert torch.equal(again.state_dict()[name], value), name
     loss = again.loss(rows(8), objective=adversary(side="tell")).loss
     torch.testing.assert_close(loss, tiny.loss(rows(8), objective=adversary(side="tell")).loss)
+
+
+def test_the_example_of_the_guide_runs(tmp_path):
+    space = {}
+    exec((guide_package(tmp_path) / "examples" / "two_sides.py").read_text(), space)
+    history = space["history"]
+    assert len(history) == 25
+    assert history["lr/encoders.*"][-1] < history["lr/encoders.*"][8] <= 5e-4
+    assert 0.3 < history["opponent/told"][-1] < 0.8
