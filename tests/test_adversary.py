@@ -47,15 +47,17 @@ def by_loops(tiny, batch, *, side, alpha, aim, penalty, parts=None):
     """The loss, as the docstring of `Adversary` says it; sides apart in `parts`, if given."""
     codes = codes_of(tiny, batch)
     weight = [1.0] * len(batch) if batch.row_weight is None else batch.row_weight.tolist()
-    totals = {m: sum(weight[i] for i in code) for m, code in codes.items()}
-    present = [m for m, total in totals.items() if total > 0]
+    counts = {m: sum(weight[i] > 0 for i in code) for m, code in codes.items()}
+    present = [m for m, count in counts.items() if count]
     shares = {}
     for m in present:
         for i in codes[m]:
-            shares[m, i] = weight[i] / totals[m] / len(present)
+            shares[m, i] = (weight[i] > 0) / counts[m] / len(present)
     assert math.isclose(sum(shares.values()), 1.0)
     mean = sum(share * codes[m][i].detach() for (m, i), share in shares.items())
     variance = sum(share * (codes[m][i].detach() - mean) ** 2 for (m, i), share in shares.items())
+    live = sum(w > 0 for w in weight) / len(weight)  # rows of weight 0 are absent, but for b
+    shares = {(m, i): share * weight[i] * live for (m, i), share in shares.items()}
     critic = tiny.objectives["adversary"]
     frozen = {name: value.detach() for name, value in critic.named_parameters()}
     names = list(codes)
