@@ -81,7 +81,7 @@ def stage(options: argparse.Namespace, alpha: float) -> Stage:
     if options.side == "fool":
         opponent = Opponent(
             {**critic, "side": "tell"},
-            optimizer={"name": "adam", "betas": (0.5, 0.99)},
+            optimizer={"name": "adam", "lr": options.critic_lr, "betas": (0.5, 0.99)},
             steps=options.steps,
         )
     ramp = {"name": "linear", "epochs": max(1, options.epochs // 3)}
@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("--latent", type=int, default=16)
     parser.add_argument("--private", type=int, default=8)
     parser.add_argument("--critic", type=int, nargs="*", default=[64, 64])
+    parser.add_argument("--critic-lr", type=float, default=2e-3)
     parser.add_argument("--hidden", type=int, nargs="+", default=[512, 512])
     parser.add_argument("--penalty", type=float, default=1.0)
     parser.add_argument("--steps", type=int, default=2)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from helpers import modalities, model, rows
+from installs import guide_package
 from torch import nn
 from torch.nn import functional
 
@@ -46,15 +47,17 @@ def by_loops(tiny, batch, *, side, alpha, aim, penalty, parts=None):
     """The loss, as the docstring of `Adversary` says it; sides apart in `parts`, if given."""
     codes = codes_of(tiny, batch)
     weight = [1.0] * len(batch) if batch.row_weight is None else batch.row_weight.tolist()
-    totals = {m: sum(weight[i] for i in code) for m, code in codes.items()}
-    present = [m for m, total in totals.items() if total > 0]
+    counts = {m: sum(weight[i] > 0 for i in code) for m, code in codes.items()}
+    present = [m for m, count in counts.items() if count]
     shares = {}
     for m in present:
         for i in codes[m]:
-            shares[m, i] = weight[i] / totals[m] / len(present)
+            shares[m, i] = (weight[i] > 0) / counts[m] / len(present)
     assert math.isclose(sum(shares.values()), 1.0)
     mean = sum(share * codes[m][i].detach() for (m, i), share in shares.items())
     variance = sum(share * (codes[m][i].detach() - mean) ** 2 for (m, i), share in shares.items())
+    live = sum(w > 0 for w in weight) / len(weight)  # rows of weight 0 are absent, but for b
+    shares = {(m, i): share * weight[i] * live for (m, i), share in shares.items()}
     critic = tiny.objectives["adversary"]
     frozen = {name: value.detach() for name, value in critic.named_parameters()}
     names = list(codes)
@@ -293,3 +296,12 @@ def test_it_is_saved_and_loaded(tmp_path):
         assert torch.equal(again.state_dict()[name], value), name
     loss = again.loss(rows(8), objective=adversary(side="tell")).loss
     torch.testing.assert_close(loss, tiny.loss(rows(8), objective=adversary(side="tell")).loss)
+
+
+def test_the_example_of_the_guide_runs(tmp_path):
+    space = {}
+    exec((guide_package(tmp_path) / "examples" / "two_sides.py").read_text(), space)
+    history = space["history"]
+    assert len(history) == 25
+    assert history["lr/encoders.*"][-1] < history["lr/encoders.*"][8] <= 5e-4
+    assert 0.3 < history["opponent/told"][-1] < 0.8

@@ -165,14 +165,14 @@ class OpponentRun:
     def _report(self, batches: Sequence[Batch], at: tuple[int, int, int], stop: Stop) -> None:
         """Ends the run with what is not finite about a step, and in which of its batches."""
         epoch, place, step = at
-        found = []
+        located = []
         for i, batch in enumerate(batches):
 
             def evaluate(rows: Batch, i: int = i) -> Loss:
                 return self._loss(rows, epoch, place + i, step)
 
-            found.append(locate(batch, self.run.rows_of(place + i), evaluate))
-        what = ", ".join(filter(None, found)) or nonfinite_gradients(self.parameters)
+            located.append(locate(batch, self.run.rows_of(place + i), evaluate))
+        what = ", ".join(filter(None, located)) or nonfinite_gradients(self.parameters)
         stop(f"of the opponent: {what or 'the loss of another process'}", place + len(batches))
 
     def row(self) -> Row:

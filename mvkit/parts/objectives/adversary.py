@@ -41,7 +41,8 @@ class Adversary(Objective):
 
     Its cross-entropy is the mean over modalities of -log D_m(z_m) over the rows that observe m, so
     that a modality that is seldom observed counts as much as the others. D sees codes that are
-    standardised over the batch, hence no scale hides anything from it.
+    standardised over the batch, hence no scale hides anything from it. Weights of rows multiply
+    their own terms; a row of weight 0 is in no sum.
 
     Args:
         side: `tell`: D learns, encoders stand still (for a stage's opponent); `fool`: the encoders
@@ -95,8 +96,8 @@ class Adversary(Objective):
     def forward(self, model: LatentModel, batch: Batch, experts: Experts) -> Loss:
         critic: nn.Module = model.trained(self)
         codes = self._codes(model, batch, experts)
-        share, present = balanced(batch.observed.to(codes), batch.row_weight)
-        codes = standardised(codes, share, batch.row_weight)
+        share, present = balanced(_counted(batch).to(codes))
+        codes = standardised(codes, share)
         weight = self.alpha * self.kl_weight
         log_d = functional.log_softmax(critic(codes.detach()), -1)
         cross_entropy = -right(log_d)
@@ -105,8 +106,8 @@ class Adversary(Objective):
             values = cross_entropy + self._penalty(critic, codes)
         if self.side != "tell":
             values = values + weight * self._fooling(critic, codes, present)
-        told = log_d.argmax(-1) == torch.arange(log_d.shape[-1], device=log_d.device)
-        return _loss(batch, share, values, cross_entropy.detach(), told)
+        correct = log_d.argmax(-1) == torch.arange(log_d.shape[-1], device=log_d.device)
+        return _loss(batch, share, values, cross_entropy.detach(), correct)
 
     def _codes(self, model: LatentModel, batch: Batch, experts: Experts) -> Tensor:
         """A code of each modality, (b, m, d); zeros where it is not observed."""
@@ -145,46 +146,49 @@ def right(values: Tensor) -> Tensor:
     return torch.diagonal(values, dim1=1, dim2=2)
 
 
-def balanced(observed: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+def balanced(counted: Tensor) -> tuple[Tensor, Tensor]:
     """Factors of codes, (b, m), by which all modalities count alike, and which there are, (m,).
 
-    Times the weights of rows, their sum over all c rows is c.
+    Their sum over all rows is the number of rows that count.
 
     Args:
-        observed: which rows have a code, (b, m), ones and zeros.
-        weight: of the rows, (b,); None: all alike.
+        counted: which codes count, (b, m), ones and zeros.
     """
-    counted = observed
-    if weight is not None:
-        counted = observed * rearrange(weight, "b -> b 1")
     everything, _ = all_rows(counted)
     totals = everything.sum(0)
     present = totals > 0
-    factor = len(everything) / (present.sum() * torch.where(present, totals, 1.0))
-    return torch.where(present, observed * factor, 0.0), present
+    rows = everything.amax(1).sum()  # those of weight 0 are as if absent
+    factor = rows / (present.sum() * torch.where(present, totals, 1.0))
+    return torch.where(present, counted * factor, 0.0), present
 
 
-def standardised(codes: Tensor, share: Tensor, weight: Tensor | None) -> Tensor:
+def standardised(codes: Tensor, share: Tensor) -> Tensor:
     """Codes (b, m, d) with mean 0 and deviation 1 of each latent over all rows and modalities,
-    each modality counted alike; the gradient does not pass through these numbers.
+    by their shares (b, m); the gradient does not pass through these numbers.
     """
-    if weight is not None:
-        share = share * rearrange(weight, "b -> b 1")
     everything, _ = all_rows(codes.detach())
     shares, _ = all_rows(share)
-    shares = shares / max(len(shares), 1)
-    mean = einsum(shares, everything, "c m, c m d -> d")
-    variance = einsum(shares, (everything - mean).square(), "c m, c m d -> d")
+    shares = shares / shares.sum().clamp(min=1)
+    mean: Tensor = einsum(shares, everything, "c m, c m d -> d")
+    variance: Tensor = einsum(shares, (everything - mean).square(), "c m, c m d -> d")
     return (codes - mean) / (variance.sqrt() + FLOOR)
 
 
+def _counted(batch: Batch) -> Tensor:
+    """The codes that count, (b, m) bool: those of observed modalities, in rows with weight."""
+    counted = batch.observed
+    if batch.row_weight is not None:
+        counted = counted & rearrange(batch.row_weight > 0, "b -> b 1")
+    return counted
+
+
 def _loss(
-    batch: Batch, share: Tensor, values: Tensor, cross_entropy: Tensor, told: Tensor
+    batch: Batch, share: Tensor, values: Tensor, cross_entropy: Tensor, correct: Tensor
 ) -> Loss:
     """The loss of values (b, m) of codes, with the share of each; and how well D tells."""
     active = (share > 0).any(1)
     means = []
-    for of_codes in (cross_entropy, told.to(cross_entropy)):
+    for of_codes in (cross_entropy, correct.to(cross_entropy)):
         of_rows = torch.where(share > 0, share * of_codes, 0.0).sum(1)
         means.append(of_rows)
     weight = batch.row_weight
