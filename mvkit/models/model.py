@@ -25,7 +25,14 @@ from mvkit.core.posterior import Draws, Posterior
 from mvkit.core.terms import Draw, Reconstruct, Terms, Want
 from mvkit.core.validation import Schema
 from mvkit.errors import SpecError
-from mvkit.models import clusters, description, generation, importance_sampling, inference
+from mvkit.models import (
+    clusters,
+    description,
+    exported,
+    generation,
+    importance_sampling,
+    inference,
+)
 from mvkit.models.added_levels import check_addable, grow
 from mvkit.models.build import ModelSpec
 from mvkit.models.multimodal import MultimodalModel
@@ -155,6 +162,9 @@ class Model(MultimodalModel):
             context=self._context(batch, "encoders") if context is None else context,
             generator=generator,
         )
+
+    def exported_means(self, batch: Batch, names: tuple[str, ...]) -> Tensor:
+        return exported.means(self, self.schema, batch, names)
 
     def _context(self, batch: Batch, side: Side) -> Tensor | None:
         """What a side sees of the covariates of a conformed batch, (b, c); None: nothing."""
