@@ -31,6 +31,30 @@ def test_readme_snippets_run(tmp_path, monkeypatch):
         exec(small(snippet), space)
 
 
+def guide_examples():
+    """Those of docs/plugins.md that are no files of its package, by their heading or first words."""
+    text = (ROOT / "docs" / "plugins.md").read_text()
+    examples = []
+    for match in re.finditer(r"```python\n(.*?)```", text, re.DOTALL):
+        if not match[1].startswith("# "):
+            before = text[: match.start()].strip().splitlines()
+            heading = [line for line in before if re.match(r"#+ |\*\*", line)][-1]
+            examples.append(pytest.param(match[1], id=heading.strip("#* `").split("*")[0][:30]))
+    return examples
+
+
+@pytest.mark.parametrize("source", guide_examples())
+@pytest.mark.filterwarnings("ignore")  # of the libraries around a model
+def test_examples_of_the_guide_run(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for library in re.findall(r"^import (lightning|accelerate)$", source, re.MULTILINE):
+        pytest.importorskip(library, reason=f"{library} is not installed")
+    space = {"__name__": "guide"}
+    exec(source, space)
+    if "z" in space:
+        assert bool(space["z"].isfinite().all())
+
+
 def small(source):
     """A tutorial's or README's settings, cut down: two epochs, two trials, few rows."""
     source = re.sub(r'(epochs=|"epochs": |trials=)\d+', r"\g<1>2", source)

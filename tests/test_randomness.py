@@ -48,6 +48,8 @@ ALLOWED = {
     "evaluation/evaluate.py": "factors of a fingerprint, always the same",
     "testing/injected_noise.py": "noise in the place of every draw",
     "testing/tiny_models.py": "rows of checks; a generator of their own",
+    "testing/density_checks.py": "outputs and parameters of checks; a generator of their own",
+    "testing/objective_checks.py": "rows and weights of checks; a generator of their own",
     "testing/given_checks.py": "likewise",
     "testing/other_parts.py": "latents of a check; a generator of their own",
     "testing/sampler_checks.py": "likewise",

@@ -134,7 +134,8 @@ class Experts:
         else:
             inputs = x if rows is None else x.index_select(0, rows)
         output = on_rows(self.encoders[name], inputs, self.context_of(rows))
-        if tuple(output.shape) != (len(inputs), total):
+        n = inputs.shape[0]  # len() would fix the number of rows of an export
+        if output.ndim != 2 or output.shape[0] != n or output.shape[1] != total:
             raise ShapeError(
                 f"encoders.{name}: emitted {tuple(output.shape)} for {tuple(inputs.shape)}; "
                 f"expected {(len(inputs), total)}: {self.width} numbers for the aggregator and "
@@ -212,12 +213,13 @@ def on_rows(module: nn.Module, rows: Tensor, context: Tensor | None = None) -> T
     which needs two rows at least to train on, takes its running statistics for fewer.
     """
     shown = [values for values in (rows, context) if values is not None]
-    if not len(rows):
+    n = rows.shape[0]  # len() would fix the number of rows of an export
+    if not n:
         shown = [values.new_zeros(1, *values.shape[1:]) for values in shown]
-    few = module.training and len(rows) < 2
+    few = module.training and n < 2
     with _running_statistics(module) if few else contextlib.nullcontext():
         output = _output(module, shown)
-    return output if len(rows) else output[:0]
+    return output if n else output[:0]
 
 
 def _output(module: nn.Module, inputs: Sequence[Tensor]) -> Tensor:

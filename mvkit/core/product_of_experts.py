@@ -120,6 +120,8 @@ def _over_subsets(members: Tensor, values: Tensor) -> Tensor:
 
 def _blocks(members: Tensor, precision: Tensor) -> list[slice]:
     """Slices of the subset axis; mostly one."""
+    if torch.compiler.is_exporting():  # a choice would bound the number of rows
+        return [slice(0, len(members))]
     if 0 < len(members) * precision[0].numel() * FLOAT32 <= PRODUCTS:
         return [slice(0, len(members))]
     return block_slices(len(members), block_size(precision[0].numel(), PRODUCTS))

@@ -29,6 +29,7 @@ from mvkit.errors import SpecError
 from mvkit.models import (
     clusters,
     description,
+    exported,
     generation,
     importance_sampling,
     inference,
@@ -172,6 +173,9 @@ class Model(MultimodalModel):
             context=self._context(batch, "encoders") if context is None else context,
             generator=generator,
         )
+
+    def exported_means(self, batch: Batch, names: tuple[str, ...]) -> Tensor:
+        return exported.means(self, self.schema, batch, names)
 
     def _context(self, batch: Batch, side: Side) -> Tensor | None:
         """What a side sees of the covariates of a conformed batch, (b, c); None: nothing."""

@@ -281,14 +281,23 @@ class MultimodalModel(GeneratingModel):
         """Posterior mean of each row from whatever it has, or from `given`, (b, d).
 
         The aggregator says which posterior: mopoe takes the product of what is given, so that this
-        need not equal `posterior().mean`.
+        need not equal `posterior().mean`. While torch.export traces it, values are not checked.
         """
         names = names_of(given, self.names)
+        if torch.compiler.is_exporting():
+            return self.exported_means(as_batch(batch), names)
 
         def means(rows: Batch) -> Tensor:
             return self.posterior_given(rows, names, empty, inference=True).mean
 
         return self.in_blocks(means, batch)
+
+    def exported_means(self, batch: Batch, names: tuple[str, ...]) -> Tensor:
+        """What `encode` returns while torch.export traces it, (b, d)."""
+        raise RequestError(
+            f"encode: a {type(self).__name__} cannot be exported; expected a Model; export the "
+            "encoders of its levels"
+        )
 
     def encode_subsets(
         self,

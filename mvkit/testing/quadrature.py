@@ -12,7 +12,7 @@ import attrs
 import torch
 from torch import Tensor
 
-NODES = 4001
+NODES = 20_001
 REACH = 4.5  # of the nodes before their double exponential
 FAR = 1e6  # what is allowed there has no end
 STEPS = 200  # of bisection

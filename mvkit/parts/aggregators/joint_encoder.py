@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 
+import attrs
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -104,7 +105,9 @@ class JointAggregator(nn.Module, Aggregator):
     def _joined(self, experts: Experts, batch: Batch, *, skip: bool) -> Mixture:
         """The joint encoder's in complete rows; in others surrogates, or with `skip` N(0, I)."""
         complete = batch.complete_rows
-        if complete is None:
+        if torch.compiler.is_exporting():
+            loc, scale = self._traced(experts, batch)
+        elif complete is None:
             loc, scale = self._encode(experts, batch)
         else:
             loc, scale = self._incomplete(experts, batch, complete, skip=skip)
@@ -115,6 +118,14 @@ class JointAggregator(nn.Module, Aggregator):
                 scale = scale.index_copy(1, complete, joint_scale)
         active = batch.observed.all(1) if skip else None
         return one_component(experts, loc, scale, batch.observed, active)
+
+    def _traced(self, experts: Experts, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Both in all rows, of which the mask picks one, (1, b, d) each."""
+        joint = self._encode(experts, attrs.evolve(batch, complete_rows=None))
+        surrogate = self._surrogate(experts, batch.observed)
+        complete = rearrange(batch.observed.all(1), "b -> 1 b 1")
+        loc, scale = (torch.where(complete, *both) for both in zip(joint, surrogate, strict=True))
+        return loc, scale
 
     def _encode(self, experts: Experts, batch: Batch) -> tuple[Tensor, Tensor]:
         """Parameters of the complete rows, (1, n, d) each."""
