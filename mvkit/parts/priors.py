@@ -358,7 +358,8 @@ class MoGPrior(_Scales, Prior):
         """Latents without what covariates add to the components, (..., b, d)."""
         if context is None or self.loc_shift is None:
             return z
-        return z - rearrange(self.loc_shift(context), "1 b d -> b d")
+        shift: Tensor = self.loc_shift(context)
+        return z - rearrange(shift, "1 b d -> b d")
 
     @torch.no_grad()
     def place_at(self, mixture: MixtureFit, draws: Tensor) -> None:
