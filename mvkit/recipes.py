@@ -230,8 +230,8 @@ def mmjsd(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, sa
 
     Reference: Sutter, Daunhawer and Vogt, NeurIPS 2020, https://arxiv.org/abs/2006.08242.
     """
-    objective = parts.JSD(shares=shares or {}, prior_share=prior_share, kl_weight=beta,
-                          samples=samples)
+    objective = parts.JSD(shares={} if shares is None else shares, prior_share=prior_share,
+                          kl_weight=beta, samples=samples)
     return _model(options, _each(modalities, private_dim=private_dim), latent_dim=latent_dim,
                   aggregator="moe", objective=objective, private_from="observed")
 

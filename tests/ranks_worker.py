@@ -14,7 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from helpers import model, rows
 
 import mvkit
-from mvkit import Stage
+from mvkit import Stage, spec
+from mvkit.core import Metrics, all_rows, finish
+from mvkit.registry import component, plugins
 from mvkit.training.distributed import ProcessGroup
 from mvkit.training.events import CheckpointSaved
 
@@ -27,6 +29,30 @@ COUPLED = {
     "name": "sum",
     "terms": ["elbo", {"name": "align", "estimate": "contrast", "temperature": 0.5}, "mmd"],
 }
+FOOLED = {"name": "sum", "terms": ["elbo", {"name": "adversary", "side": "fool"}]}
+TELLING = {"objective": {"name": "adversary", "side": "tell"}, "steps": 2}
+AGAINST = [Stage(FOOLED, 1, opponent=TELLING), Stage(FOOLED, 1, accumulate=2, opponent=TELLING)]
+
+
+@spec
+class Spread(mvkit.Objective):
+    """The squared distance of a row's code from the mean of all rows' codes.
+
+    A process without rows gathers what has no gradient, as an objective of a user's may.
+    """
+
+    kl_weight: float = 1.0
+    couples_rows = True
+
+    def forward(self, model, batch, experts):
+        codes = model.joint_posterior(batch, experts).mean
+        every, _ = all_rows(codes if len(batch) else codes.detach())
+        value = (codes - every.mean(0)).square().sum(-1)
+        return finish("spread", -self.kl_weight * value, value, None, Metrics(), batch.row_weight)
+
+
+plugins.declare(component.Component("objective", "spread", f"{__name__}:Spread"))
+SPREAD = Stage({"name": "sum", "terms": ["elbo", "spread"]}, 2, ["encoders.*", "aggregator.*"])
 
 
 def conditional():
@@ -62,11 +88,13 @@ CASES = {
     "what is missing": (explained, {"data": rows(9), "validation": rows(3, seed=1)}),
     "coupled rows": (lambda: model(SKIP, "mog", COUPLED), {"data": rows(9), "validation": rows(3, seed=1)}),
     "coupled rows of a stage": (lambda: model("moe"), {"data": rows(9), "stages": [mvkit.Stage(COUPLED, 2, accumulate=2)]}),
+    "nothing to gather": (lambda: model("gpoe"), {"data": rows(9), "stages": SPREAD}),
+    "opponent": (lambda: model("moe"), {"data": rows(9), "stages": AGAINST, "validation": rows(3, seed=1)}),
     "placed": (placed, {"data": rows(9)}),
     "given": (conditional, {"data": given_rows(9), "validation": given_rows(3, seed=1)}),
 }  # fmt: skip
 
-RESUMED = ("validation", "coupled rows")
+RESUMED = ("validation", "coupled rows", "opponent")
 
 
 def quiet(site, shape, dtype, device):

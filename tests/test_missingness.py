@@ -542,3 +542,11 @@ def test_patterns_sum_to_one():
         total += log_p.detach().exp().item()
     assert total == pytest.approx(1.0, abs=1e-12)
     assert functional.logsigmoid(torch.tensor(-800.0)) == -800.0  # no pattern is -inf
+
+
+def test_a_report_says_that_what_is_missing_is_scored():
+    model = made(objective="iwae")
+    report = mvkit.evaluate(model, Batch(data()), ["likelihood"], progress=False)
+    names = [score.name for score in report.scores]
+    assert "log p(all), what is missing included" in names
+    assert "log p(a | b), what is missing included" in names

@@ -9,6 +9,8 @@ from torch import nn
 
 import mvkit
 from mvkit import CheckpointError, Covariate, RequestError, SpecError, Stage, field, recipes, spec
+from mvkit.apps.cli import main
+from mvkit.models.checkpoint import rebuilt
 from mvkit.parts.objectives.composite import Sum, auxiliary_loss
 from mvkit.registry import component, plugins
 from mvkit.registry.spec import to_dict
@@ -85,6 +87,15 @@ def test_they_get_gradients_and_ramped_copies_find_them():
     ramped = {**SCORED, "kl_weight": 0.5}
     half = loss_and_gradients(tiny, rows(), objective=ramped)[1][NAMES[1]]
     torch.testing.assert_close(half, gradients[NAMES[1]] / 2)
+
+
+def test_a_file_names_the_packages_of_stages_objectives(tmp_path):
+    tiny, two = model(), stack()
+    tiny.adopt(SCORED, seed=0)
+    two.adopt({"name": "levels", "levels": ["elbo", SCORED]}, seed=0)
+    for which in (tiny, two):
+        mvkit.save(which, tmp_path / "model.safetensors")
+        assert list(mvkit.describe(tmp_path / "model.safetensors")["packages"]) == ["local"]
 
 
 def test_a_file_keeps_them(tmp_path):
@@ -222,6 +233,48 @@ def test_levels_of_a_stack_have_their_own(tmp_path):
     assert gradients[f"levels.1.{NAMES[0]}"].any()
     mvkit.save(built, tmp_path / "model.safetensors")
     assert mvkit.load(tmp_path / "model.safetensors").header() == built.header()
+
+
+def test_a_stack_is_rebuilt_with_the_weights_of_its_seed():
+    tiny = stack({"name": "levels", "levels": ["elbo", SCORED]})
+    again = rebuilt(tiny.header(), seed=0).double()
+    key = f"levels.1.{NAMES[0]}"
+    assert torch.equal(again.state_dict()[key], tiny.state_dict()[key])
+
+
+TOML = """
+[data]
+name = "linear_gaussian"
+rows = 60
+[model]
+latent_dim = 2
+seed = 3
+[train]
+epochs = 2
+batch_size = 20
+[[train.stages]]
+epochs = 1
+[[train.stages]]
+epochs = 1
+[train.stages.objective]
+name = "sum"
+terms = ["elbo", {name = "align", estimate = "contrast", temperature = 0.2}, "mmd"]
+"""
+
+
+def test_a_run_file_names_them(tmp_path, capsys):
+    (tmp_path / "a.toml").write_text(TOML)
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert main(["train", str(tmp_path / "a.toml"), "--folder", str(one)]) == 0
+    assert main(["train", str(one / "run.toml"), "--folder", str(other)]) == 0
+    assert (one / "history.jsonl").read_text() == (other / "history.jsonl").read_text()
+    left, right = (mvkit.load(folder / "model.safetensors") for folder in (one, other))
+    assert_same_weights(left.state_dict(), right.state_dict())
+    assert float(left.objectives["align"].log_scale.detach().exp()) == pytest.approx(5.0, rel=0.05)
+    assert main(["show", str(one / "model.safetensors")]) == 0
+    assert '"estimate": "contrast"' in capsys.readouterr().out
+    assert main(["list", "objective"]) == 0
+    assert "mmd" in capsys.readouterr().out
 
 
 def test_modules_by_level_keep_a_covariate_from_growing():

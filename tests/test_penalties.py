@@ -189,6 +189,13 @@ def test_frozen_modules_keep_their_weights_and_count():
     assert history["penalty"] == [pytest.approx(0.5 * before.square().sum().item() / 8)]
 
 
+def test_a_stage_that_trains_penalties_alone_is_refused_as_without_them():
+    stage = Stage("align", 1, ["decoders.*"])
+    for tiny in (model("joint", objective="jmvae"), shrunk(aggregator="joint", objective="jmvae")):
+        with pytest.raises(mvkit.RequestError, match="so that nothing is trained"):
+            mvkit.fit(tiny, rows(8), stages=[stage])
+
+
 def test_swapped_modules_are_found():
     tiny = model(first={"decoder": nn.Linear(2, 3)})
     assert "penalty" not in tiny.loss(rows()).metrics

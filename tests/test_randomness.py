@@ -50,6 +50,7 @@ ALLOWED = {
     "testing/tiny_models.py": "rows of checks; a generator of their own",
     "testing/given_checks.py": "likewise",
     "testing/other_parts.py": "latents of a check; a generator of their own",
+    "testing/sampler_checks.py": "likewise",
 }
 
 

@@ -4,7 +4,7 @@ draws.
 
 import pytest
 import torch
-from helpers import model, rows
+from helpers import fillers, loss_and_gradients, model, rows
 from test_recipes import NAMES, ROWS, Oracle, check, made
 from torch.distributions import Normal
 
@@ -112,7 +112,7 @@ def test_covariates_and_row_weights():
     assert all(torch.isfinite(torch.tensor(history["loss"] + history["valid/jsd"])))
 
 
-@pytest.mark.parametrize("prior", ["mog", "vamp"])
+@pytest.mark.parametrize("prior", ["mog", "vamp", "top_down"])
 def test_what_has_no_geometric_mean_is_refused(prior):
     shapes = {"a": (2,), "b": (2,)}
     with pytest.raises(mvkit.SpecError, match="takes the geometric mean of normals"):
@@ -123,6 +123,18 @@ def test_what_has_no_geometric_mean_is_refused(prior):
         mvkit.recipes.mmjsd(shapes, shares={"a": 0.0})
     with pytest.raises(mvkit.SpecError, match="no modality 'z'"):
         mvkit.recipes.mmjsd(shapes, shares={"z": 1.0})
+
+
+@pytest.mark.parametrize("aggregator", ["poe", "mopoe", "set", "wasserstein"])
+def test_other_aggregators_and_fillers(aggregator):
+    vae = model(aggregator, "learnable", "jsd", private=2)
+    loss, gradients = loss_and_gradients(vae, rows())
+    for value in (torch.nan, torch.inf, 1e6):
+        other, others = loss_and_gradients(vae, fillers(rows(), value))
+        assert torch.equal(loss.bound, other.bound)
+        for name, gradient in gradients.items():
+            assert torch.isfinite(gradient).all()
+            assert torch.equal(gradient, others[name]), name
 
 
 @pytest.mark.parametrize("private_dim", [None, 2])
@@ -139,3 +151,16 @@ def test_life(private_dim, tmp_path):
     assert torch.isfinite(vae.log_likelihood(rows(), n=20)).all()
     assert all(torch.isfinite(x).all() for x in vae.translate(rows(), n=2).values())
     assert all(torch.isfinite(x).all() for x in vae.sample(5).values())
+
+
+@pytest.mark.parametrize("objective", ["jsd", "meme"])
+def test_the_top_of_a_stack(objective, tmp_path):
+    low = {name: mvkit.Modality((3,), private_dim=2, encoder="linear") for name in "ab"}
+    high = {name: mvkit.Modality((2,), encoder="linear", decoder="linear") for name in "ab"}
+    top = mvkit.Model(high, latent_dim=2, aggregator="moe", objective=objective, seed=0)
+    stack = mvkit.Stack([mvkit.Model(low, latent_dim=0, seed=0), top])
+    x = {"a": torch.randn(9, 3), "b": torch.randn(9, 3)}
+    history = mvkit.fit(stack, x, epochs=2, batch_size=4)
+    assert all(torch.isfinite(torch.tensor(history["loss"] + history["bound"])))
+    mvkit.save(stack, tmp_path / "m")
+    assert torch.equal(mvkit.load(tmp_path / "m").encode(x), stack.encode(x))

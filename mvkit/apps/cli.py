@@ -156,6 +156,9 @@ def _commands_of_packages(command: AddCommand) -> None:
     scaffold.add_argument("name", help="of the package, such as mvkit-sharp")
     scaffold.add_argument("--kind", default="aggregator", help="of the part (default: aggregator)")
     scaffold.add_argument(
+        "--add", metavar="PART", help="write a further part of that name into the existing package"
+    )
+    scaffold.add_argument(
         "--folder", type=Path, default=Path(), help="where the package's folder goes"
     )
 
@@ -234,8 +237,13 @@ def _doctor(options: argparse.Namespace) -> None:
 
 
 def _new_plugin(options: argparse.Namespace) -> None:
-    from mvkit.apps.new_plugin import new_plugin
+    from mvkit.apps.new_plugin import add_part, new_plugin
 
+    if options.add is not None:
+        root = add_part(options.name, options.kind, options.add, options.folder)
+        print(f"wrote the {options.kind} {options.add!r} into {root}; next:")
+        print(f"  pytest {root}")
+        return
     root = new_plugin(options.name, options.kind, options.folder)
     print(f"wrote {root}; next:")
     print(f"  pip install --editable '{root}[dev]' && pytest {root}")

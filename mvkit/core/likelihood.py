@@ -85,6 +85,14 @@ class Likelihood(RenamedMethods, ABC):
         """Elements outside the support, shaped like x, bool."""
         return ~torch.isfinite(x)
 
+    def outcomes(self, shape: tuple[int, ...]) -> Tensor | None:
+        """All that a row can be, (n, *shape), where elements depend on one another.
+
+        Their probabilities sum to one, which conformance checks. None: elements are independent,
+        and conformance finds out what each can be.
+        """
+        return None
+
     def start(self, x: Tensor, observed: Tensor) -> None:
         """Called by `fit` before the first step if `starts`; may place parameters by the data.
 

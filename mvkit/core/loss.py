@@ -31,6 +31,7 @@ class Loss:
         counts: how many rows a metric is a mean of, 0-d, or the sum of their weights; absent: all
             of the batch.
         weighted: whether rows count as much as `batch.row_weight` says.
+        trains: whether the objective has a gradient, apart from penalties, where there are some.
     """
 
     loss: Tensor
@@ -38,6 +39,7 @@ class Loss:
     metrics: dict[str, Tensor]
     counts: dict[str, Tensor] = attrs.field(factory=dict)
     weighted: bool = False
+    trains: bool = True
 
     def checked(self, b: int, objective: type, *, weighted: bool = False) -> Loss:
         """Itself, if loss and bound have the right shapes for b rows; looks at no value.

@@ -31,6 +31,7 @@ from mvkit.errors import DataError, RequestError, suggest
 from mvkit.evaluation.labels import Words, as_numbers, words_of
 from mvkit.evaluation.metric import ROW, EvaluationContext, Function, Metric, Score
 from mvkit.evaluation.report import Report
+from mvkit.models.far_covariates import warn_if_far
 from mvkit.models.multimodal import MultimodalModel, check_model
 from mvkit.registry import plugins
 from mvkit.registry.spec import as_part
@@ -236,7 +237,13 @@ def _batches(model: MultimodalModel, data: Data) -> list[Batch]:
     if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
         rows = [rows]
     batches = [as_batch(part).to("cpu").map(_detached) for part in rows]
-    return [conform(batch, model.schema) for batch in batches if len(batch)]
+    conformed: list[Batch] = []
+    for batch in batches:
+        if len(batch):
+            known = bool(conformed) or batch.schema is not None  # the first batch tells
+            conformed.append(conform(batch, model.schema))
+            warn_if_far(model.decoding.conditions, conformed[-1], conformed=known)
+    return conformed
 
 
 def _detached(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Axes: n samples, b rows, d latent, p private latent.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, TypeVar
@@ -22,6 +23,7 @@ from mvkit.core.validation import Schema
 from mvkit.data.dataset import Rows
 from mvkit.errors import RequestError, ShapeError, bad_option, suggest
 from mvkit.models.asked_rows import asked_row_context
+from mvkit.models.far_covariates import far_numbers
 from mvkit.models.generation import GenerationOptions, Units
 from mvkit.models.inference import (
     ConditionalLatents,
@@ -100,10 +102,14 @@ class GeneratingModel(nn.Module, ABC):
         """What a caller states of rows that are generated; see `asked_row_context`."""
         if not covariates and not exposure and (shape is None or self.decoding.conditions is None):
             return NOTHING_GIVEN
-        schema = self.schema
-        return asked_row_context(
-            schema, self.like, where, covariates, exposure, shape, partly=partly
+        rows = asked_row_context(
+            self.schema, self.like, where, covariates, exposure, shape, partly=partly
         )
+        conditions = self.decoding.conditions
+        if conditions is not None:
+            for sentence in far_numbers(conditions, rows.covariates, "value"):
+                warnings.warn(f"{where}: {sentence}", stacklevel=3)
+        return rows
 
     def in_units(self, data: dict[str, Tensor], units: Units) -> dict[str, Tensor]:
         """Values {name: (..., *shape)} of the model in the units asked for."""

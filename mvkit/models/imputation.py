@@ -24,6 +24,7 @@ from mvkit.data.user_rows import is_framed, is_of_arrays, rows_of
 from mvkit.data.write_tables import Frame, words_of
 from mvkit.errors import RequestError, check_option, check_whole_number, suggest
 from mvkit.models import inference
+from mvkit.models.far_covariates import warn_if_far
 from mvkit.models.imputed_spread import restored, spread_of
 from mvkit.models.inference import Empty, Names
 from mvkit.models.multimodal import MultimodalModel, check_model
@@ -222,6 +223,7 @@ class _Original:
         self.whole = whole
         self.raw = raw
         self.seen = conform(self.raw, model.schema, compact=True)
+        warn_if_far(model.decoding.conditions, self.seen, conformed=raw.schema is not None)
         self.gaps = {name: self._gap(name) for name in self.raw.data}
         self.raw = self._renumbered()
 

@@ -323,6 +323,9 @@ class Model(MultimodalModel):
         changes = self.changes()
         return with_swapped_networks(self.modalities, self.encoders, self.decoders, changes)
 
+    def adopted_objectives(self) -> list[Objective]:
+        return list(self.adopted)
+
     def add_level(self, covariate: str, level: Level, *, like: Level = "average") -> None:
         """Gives a covariate a new level: every network that sees it then has weights for it.
 

@@ -32,6 +32,7 @@ from mvkit.models import (
     sampler_requests,
     swapped_modules,
 )
+from mvkit.models.far_covariates import warn_if_far
 from mvkit.models.generating import GeneratingModel
 from mvkit.models.importance_sampling import Sampling
 from mvkit.models.inference import (
@@ -98,6 +99,10 @@ class MultimodalModel(GeneratingModel):
 
         A model of one's own that does not say how does nothing.
         """
+
+    def adopted_objectives(self) -> list[Objective]:
+        """Specs of the objectives whose modules `adopt` has added."""
+        return []
 
     @abstractmethod
     def experts(
@@ -178,7 +183,9 @@ class MultimodalModel(GeneratingModel):
         batch = data if isinstance(data, Batch) else as_batch(data)
         schema = self.schema
         device = self.like.device
-        return conform(batch, schema).to(device)
+        rows = conform(batch, schema)
+        warn_if_far(self.decoding.conditions, rows, conformed=batch.schema is not None)
+        return rows.to(device)
 
     def in_blocks(
         self,
@@ -200,8 +207,10 @@ class MultimodalModel(GeneratingModel):
         batch = as_batch(data)
         schema = self.schema
         device = self.like.device
+        conformed = conform(batch, schema, compact=True)
+        warn_if_far(self.decoding.conditions, conformed, conformed=batch.schema is not None)
         with evaluation(self), torch.no_grad():
-            return by_rows(function, conform(batch, schema, compact=True), device, dim, rows)
+            return by_rows(function, conformed, device, dim, rows)
 
     def posterior_given(
         self,

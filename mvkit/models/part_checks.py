@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec, cast
 
+import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -185,7 +186,7 @@ def _experts(part: Aggregator, sizes: Sizes) -> Experts:
     data = {}
     encoders = {}
     for i, (name, modality) in enumerate(sizes.modalities.items()):
-        data[name] = _steps((ROWS, *modality.shape), dtype)
+        data[name] = _rows_of(name, modality, sizes, dtype)
         data[name][~mask[:, i]] = 0.0
         encoders[name] = _StandIn(width + 2 * modality.private_dim)
         shapes[name] = modality.shape
@@ -198,6 +199,18 @@ def _experts(part: Aggregator, sizes: Sizes) -> Experts:
         training=False,
         generator=seeded(0),
     )
+
+
+def _rows_of(name: str, modality: Modality, sizes: Sizes, dtype: torch.dtype) -> Tensor:
+    """Three rows of values that the modality's likelihood allows."""
+    shape = (ROWS, *modality.shape)
+    with kept_global():
+        live = modality.likelihood.build(attrs.evolve(sizes, name=name))
+    values = _steps(shape, dtype)
+    if not live.out_of_support(values).any():
+        return values
+    allowed = supported_values(live, shape, dtype)
+    return values if allowed is None else allowed
 
 
 @contextlib.contextmanager
@@ -341,11 +354,28 @@ def likelihood(part: Likelihood, shape: tuple[int, ...]) -> None:
 def supported_values(
     part: Likelihood, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor | None:
-    """The first of normal, uniform, count and one-hot values that a likelihood takes, if any."""
+    """The first of normal, uniform, count and one-hot values that a likelihood takes.
+
+    If it takes none, draws of its own; None if it does not take those.
+    """
     for x in made_up_values(shape, dtype):
         if not part.out_of_support(x).any():
             return x
-    return None
+    draws = _draws(part, shape, dtype)
+    fits = tuple(draws.shape) == shape and not part.out_of_support(draws).any()
+    return draws if fits else None
+
+
+@torch.no_grad()
+def _draws(part: Likelihood, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Draws of a likelihood, (*shape)."""
+    numbers = (part.params,) if part.params > 1 else ()
+    out = _steps((1, *shape, *numbers), dtype)
+    if isinstance(part, nn.Module):
+        out = out.to(_dtype_of(part))
+    with kept_global():
+        draws = sample_of(part, out, Context(generator=seeded(0)))
+    return draws[0].to(dtype)
 
 
 def made_up_values(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -97,7 +97,7 @@ def with_penalties(model: nn.Module, loss: Loss, rows: int) -> Loss:
     total = sum_of(values).to(loss.loss)
     whole = loss.loss + total
     metrics = {**loss.metrics, "loss": whole.detach(), "penalty": total.detach()}
-    return attrs.evolve(loss, loss=whole, metrics=metrics)
+    return attrs.evolve(loss, loss=whole, metrics=metrics, trains=loss.loss.requires_grad)
 
 
 def _value(path: str, module: Penalised, rows: int) -> Tensor:

@@ -121,9 +121,7 @@ def _by_fits(model: Model, data: Rows) -> Pruning:
         )
     prior = cast(MoGPrior, model.prior)
     batch = as_batch(data)
-    if len(batch) > FITTED:
-        index = torch.linspace(0, len(batch) - 1, FITTED, dtype=torch.float64)
-        batch = batch.take(index.round().long())
+    batch = batch.take(slice(None, None, max(1, math.ceil(len(batch) / FITTED))))
 
     def unshifted(rows: Batch) -> Tensor:
         posterior = model.posterior_given(rows, model.names, "error", inference=True)

@@ -33,7 +33,7 @@ from mvkit.parts.samplers import Prior, Sampler
 from mvkit.registry import plugins
 
 DRAWS_OF_SCALE = 100  # of a posterior that has no scale in closed form
-APART = {"samplers", "objectives"}  # no latent depends on what is there
+APART = {"samplers", "objectives", "prior"}  # no latent of a sampler depends on what is there
 
 
 class HasSamplers(Protocol):
@@ -273,7 +273,7 @@ def digest_of_fit(model: HasSamplers) -> str | None:
 
 
 def _weights(model: HasSamplers) -> dict[str, Tensor]:
-    """Tensors of the model that are neither a sampler's nor an objective's."""
+    """Tensors of the model but for those of samplers, objectives and the prior."""
     weights = {}
     for path, value in model.state_dict().items():
         if isinstance(value, Tensor) and APART.isdisjoint(path.split(".")):

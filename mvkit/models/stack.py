@@ -168,6 +168,9 @@ class Stack(MultimodalModel):
             for level, own in zip((self.bottom, self.top), built.inner, strict=True):
                 level.adopt(own, seed=seed)
 
+    def adopted_objectives(self) -> list[Objective]:
+        return [*self.bottom.adopted, *self.top.adopted]
+
     def build_objective(self, objective: PartLike) -> Objective:
         levels = as_part("objective", objective)
         if not isinstance(levels, Levels):

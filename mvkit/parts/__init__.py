@@ -41,6 +41,7 @@ from mvkit.parts.aggregators.mixtures import MoE as MoE
 from mvkit.parts.aggregators.mixtures import MoPoE as MoPoE
 from mvkit.parts.aggregators.products import GPoE as GPoE
 from mvkit.parts.aggregators.products import PoE as PoE
+from mvkit.parts.conditional_samplers import ConditionalSampler as ConditionalSampler
 from mvkit.parts.families import LaplaceSoftmax as LaplaceSoftmax
 from mvkit.parts.families import NormalSoftplus as NormalSoftplus
 from mvkit.parts.families import check_product as check_product
@@ -68,6 +69,7 @@ from mvkit.parts.networks import Conv as Conv
 from mvkit.parts.networks import Conv1d as Conv1d
 from mvkit.parts.networks import Linear as Linear
 from mvkit.parts.networks import Network as Network
+from mvkit.parts.objectives.adversary import Adversary as Adversary
 from mvkit.parts.objectives.composite import Align as Align
 from mvkit.parts.objectives.composite import Sum as Sum
 from mvkit.parts.objectives.elbo import ELBO as ELBO

@@ -37,6 +37,12 @@ class SamplerSizes:
     private: Mapping[str, int]
     context: int = 0
 
+    @property
+    def features(self) -> int:
+        """How many numbers `Condition.features` has of a row."""
+        private = sum(self.private.values())
+        return len(self.names) * (2 * self.latent + 1) + 2 * private + self.context
+
 
 @attrs.frozen(eq=False)
 class Code:
@@ -148,6 +154,17 @@ class Condition:
             columns += [code.loc, code.scale.log()]
         if self.context is not None:
             columns.append(self.context)
+        return torch.where(self.present(), torch.cat(columns, 1), 0.0)
+
+    def present(self) -> Tensor:
+        """Which of the `features` tell something of a row, (b, the same) bool."""
+        columns = [torch.ones_like(self.observed)]
+        for codes in (self.codes, self.private):
+            for name, code in codes.items():
+                known = rearrange(self.observes(name), "b -> b 1")
+                columns.append(known.expand(-1, 2 * code.loc.shape[1]))
+        if self.context is not None:
+            columns.append(torch.ones_like(self.context, dtype=torch.bool))
         return torch.cat(columns, 1)
 
     @property

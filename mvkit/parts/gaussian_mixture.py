@@ -16,8 +16,9 @@ from torch import Tensor
 
 from mvkit.core.blocks import block_size, block_slices
 
-ROUNDS = 500  # of EM at most
-TOLERANCE = 1e-5  # nats per row that a round must gain
+ROUNDS = 300  # of EM at most
+TOLERANCE = 1e-5  # nats per row by which the last round changes the likelihood
+UNSETTLED = 1e-2  # nats per row that the last round may gain without a warning
 MEMORY = 2**26  # bytes of rows that are filled in at a time
 FLOAT64 = 8  # bytes of a number
 LEAST = 1e-10  # rows of a component: keeps means of empty ones finite
@@ -164,17 +165,19 @@ def fit_with_gaps(
     sums = _first_sums(values, patterns, responsibilities, variance)
     mixture = sums.mixture(floor)
     before = -math.inf
+    gain = math.inf
     for _ in range(ROUNDS):
         sums = _expected(values, patterns, mixture)
         mixture = sums.mixture(floor)
         reached = float(sums.log_prob) / len(values)
-        if reached - before < TOLERANCE:
-            break
+        gain = reached - before
         before = reached
-    else:
+        if abs(gain) < TOLERANCE:  # the floor may cost likelihood at first
+            break
+    if gain > UNSETTLED:
         warnings.warn(
-            f"sampler 'gmm': EM still gained {reached - before:.1e} nats per row after {ROUNDS} "
-            "rounds; expected it to settle; fit to more rows, or take fewer components",
+            f"sampler 'gmm': EM still gained {gain:.1e} nats per row after {ROUNDS} rounds; "
+            "expected it to settle; fit to more rows, or take fewer components",
             stacklevel=2,
         )
     return attrs.evolve(mixture, loc=mixture.loc + centre)

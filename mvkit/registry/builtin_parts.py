@@ -37,6 +37,7 @@ mvtcae mvkit.parts.objectives.published:MVTCAE         total correlation
 crmvae mvkit.parts.objectives.published:CRMVAE         joint and unimodal reconstructions
 meme   mvkit.parts.objectives.mutual:MEME              two modalities that supervise each other
 jsd    mvkit.parts.objectives.jensen_shannon:JSD       Jensen-Shannon divergence, dynamic prior
+adversary mvkit.parts.objectives.adversary:Adversary critic of modalities, and encoders against it
 [family]
 normal          mvkit.parts.families:Normal         normal, log-variance
 normal_softplus mvkit.parts.families:NormalSoftplus normal, softplus scale

@@ -53,6 +53,13 @@ class Hooks:
         If it raises, that is reported once, and it is disabled for the rest of the run.
         """
 
+    @hookspec
+    def mvkit_migrate(self, header: dict[str, Any], version: str) -> dict[str, Any] | None:
+        """The header of a model that an older version of the package saved, as today's parts are.
+
+        Called when a file is loaded. None: nothing is to be changed.
+        """
+
 
 class Registry:
     """Entries by kind and name, and the problems met while collecting them."""
@@ -64,11 +71,13 @@ class Registry:
         self.problems: list[Problem] = []
         self.loaded: dict[Any, dict[str, Entry]] = {}  # by class, or function, and by kind
         self.scanned = False
+        self.modules: dict[str, list[object]] = {}  # that declare, by package
         self.register(builtin_parts, "mvkit", "")
 
     def register(self, plugin: object, package: str, version: str, entry_point: str = "") -> None:
         """Takes a plugin's components; raises what the plugin raises."""
         declared = self._declared_by(plugin, origin(package, version, entry_point))
+        self.modules.setdefault(package, []).append(plugin)
         for component in declared:
             entry = Entry(component, package, version, entry_point)
             reason = wrong_in(component)
@@ -87,9 +96,7 @@ class Registry:
             if not self.manager.get_hookcallers(plugin):
                 hooks = "mvkit_components or mvkit_event"
                 raise MvkitError(f"it implements no hook; decorate {hooks} with @hookimpl")
-            others = [other for other in self.manager.get_plugins() if other is not plugin]
-            caller = self.manager.subset_hook_caller("mvkit_components", remove_plugins=others)
-            declared = itertools.chain.from_iterable(caller())
+            declared = itertools.chain.from_iterable(self._caller("mvkit_components", plugin)())
             components = list(itertools.islice(declared, MOST + 1))
             if len(components) > MOST:
                 raise MvkitError(
@@ -101,6 +108,18 @@ class Registry:
             if self.manager.get_plugin(name) is plugin:
                 self.manager.unregister(plugin)
             raise
+
+    def _caller(self, hook: str, plugin: object) -> pluggy.HookCaller:
+        """A hook of one plugin alone."""
+        others = [other for other in self.manager.get_plugins() if other is not plugin]
+        return self.manager.subset_hook_caller(hook, remove_plugins=others)
+
+    def migrated(self, package: str, header: dict[str, Any], version: str) -> dict[str, Any]:
+        """A header by the hooks of a package; raises what they raise."""
+        for plugin in self.modules.get(package, ()):
+            for changed in self._caller("mvkit_migrate", plugin)(header=header, version=version):
+                header = changed
+        return header
 
     def scan(self) -> None:
         """Asks the installed packages, once; all of them, before anything is raised."""

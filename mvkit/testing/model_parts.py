@@ -29,6 +29,7 @@ from mvkit.models.model import Model
 from mvkit.models.part_checks import Fault, expect
 from mvkit.parts.families import Normal
 from mvkit.parts.networks import Network
+from mvkit.registry.spec import as_part
 from mvkit.testing import tiny_models
 from mvkit.testing.coupled_rows import check_coupling
 from mvkit.testing.injected_noise import bound_noise, noise
@@ -74,6 +75,9 @@ def first_options(kind: str, part: object) -> Options:
 
 def _shape_of_rows(part: Any) -> tuple[int, ...]:
     """The first shape of rows that a likelihood can be built for; the first if there is none."""
+    around = tiny_models.surroundings()
+    if "a" in around.shapes:
+        return around.shape("a")
     for shape in ROWS:
         with contextlib.suppress(SpecError):
             part.build(Sizes.alone(Modality(shape, part)))
@@ -83,6 +87,9 @@ def _shape_of_rows(part: Any) -> tuple[int, ...]:
 
 def _shape_for(part: Network) -> tuple[int, ...]:
     """The first shape that networks can be built for; the last if there is none."""
+    around = tiny_models.surroundings()
+    if "a" in around.shapes:
+        return around.shape("a")
     for shape in SHAPES[:-1]:
         with contextlib.suppress(SpecError), torch.random.fork_rng(devices=[]):
             part.encoder(shape, 5)
@@ -92,24 +99,28 @@ def _shape_for(part: Network) -> tuple[int, ...]:
 
 
 def models(kind: str, part: object) -> Iterator[tuple[Options, Model]]:
-    """The part beside built-in ones, except those that it refuses; one must be left."""
+    """The part beside built-in ones, except those that it refuses; one must be left.
+
+    Companions that were asked for take their place, and there is one model alone.
+    """
     refusals = []
-    for setting in SETTINGS:
+    settings = ({},) if tiny_models.surroundings().companions else SETTINGS
+    for setting in settings:
         try:
             model = tiny_model(kind, part, setting)
         except SpecError as error:
             refusals.append(error)
         else:
             yield setting, model
-    if len(refusals) == len(SETTINGS):
+    if len(refusals) == len(settings):
         raise Fault(
             f"goes with no built-in parts: {refusals[-1]}; expected at least one combination"
         )
 
 
-def rows(model: Model, pattern: Pattern | None = None) -> Batch:
-    """Eight rows with every pattern of observed modalities in turn, or with one pattern only."""
-    batch = tiny_models.rows()
+def rows(model: Model, pattern: Pattern | None = None, b: int = 8) -> Batch:
+    """Rows with every pattern of observed modalities in turn, or with one pattern only."""
+    batch = tiny_models.rows(b)
     likelihood = cast(Decoder, model.decoders["a"]).likelihood
     shape = (len(batch), *model.modalities["a"].shape)
     values = part_checks.supported_values(likelihood, shape, torch.float64)
@@ -124,8 +135,7 @@ def rows(model: Model, pattern: Pattern | None = None) -> Batch:
 def shapes(kind: str, part: Any) -> None:
     """The checks that a model makes of parts from packages, and a loss of the right shape."""
     modalities = tiny_models.modalities(1, first=first_options(kind, part))
-    family = part if kind == "family" else Normal()
-    sizes = Sizes(2, family, modalities, None)
+    sizes = _sizes(kind, part, modalities)
     match kind:
         case "family":
             part_checks.family(part)
@@ -142,6 +152,18 @@ def shapes(kind: str, part: Any) -> None:
             part_checks.missingness(part.build(sizes), sizes)
     for _, model in models(kind, part):
         model.loss(rows(model))
+
+
+def _sizes(kind: str, part: Any, modalities: dict[str, Modality]) -> Sizes:
+    """What the part is told when it is built beside its companions."""
+    around = tiny_models.surroundings()
+    specs = {"family": "normal", **around.of_model, kind: part}
+    family = as_part("family", specs["family"]).build(None)
+    prior = as_part("prior", specs["prior"]) if "prior" in specs else None
+    sizes = Sizes(around.latent_dim, family, modalities, prior)
+    if prior is None or kind == "prior":
+        return sizes
+    return attrs.evolve(sizes, live_prior=prior.build(sizes))
 
 
 def masks(kind: str, part: object) -> None:
@@ -305,7 +327,7 @@ def precision(kind: str, part: object) -> None:
     """Results in the model's dtype; gradients (of the elbo) that finite differences confirm."""
     for setting, model in models(kind, part):
         batch = rows(model)
-        if kind != "objective" and not setting:
+        if not setting and "objective" not in (kind, *tiny_models.surroundings().companions):
             _check_gradient(model, batch)
         for dtype in (torch.float64, torch.float32):
             model.to(dtype)
@@ -347,9 +369,8 @@ def patterns(kind: str, part: Any) -> None:
     modality = tiny_models.modalities(1, ("a",))
     live = part.build(Sizes(2, Normal(), modality, None))
     _move(live)
-    generator = seeded(0)
-    z = torch.randn(2, 1, 2, 2, generator=generator)
-    x = {"a": torch.randn(2, 1, 2, 3, generator=generator)}
+    z = part_checks.made_up_values((2, 1, 2, 2), torch.float32)[0]
+    x = {"a": part_checks.made_up_values((2, 1, 2, 3), torch.float32)[0]}
     total = torch.zeros(2, 1, 2)
     for flags in itertools.product([True, False], repeat=3):
         observed = {"a": torch.tensor([flags, flags])}

@@ -54,16 +54,17 @@ def contract(kind: str, recipe: Recipe) -> None:
 
 def _made(recipe: Recipe) -> MultimodalModel:
     modalities = tiny_models.modalities()
+    d = tiny_models.surroundings().latent_dim
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*unimodal encoders")
-        model = recipe(modalities, latent_dim=2, seed=0)
+        model = recipe(modalities, latent_dim=d, seed=0)
     if not isinstance(model, MultimodalModel):
         raise Fault(f"returned a {type(model).__name__}; expected a Model or a Stack")
     names = tuple(model.names)
     expect(
-        names == tuple(modalities) and model.latent_dim == 2,
+        names == tuple(modalities) and model.latent_dim == d,
         f"returned a model of {names} with latent_dim={model.latent_dim}; expected those that it "
-        f"was given, {tuple(modalities)} and latent_dim=2",
+        f"was given, {tuple(modalities)} and latent_dim={d}",
     )
     return model
 

@@ -16,6 +16,7 @@ from mvkit.data.pipeline import Pipeline
 from mvkit.errors import RequestError, SpecError, within
 from mvkit.models.added_levels import PREFIX
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.models.objective_modules import every_objective
 from mvkit.registry import plugins
 from mvkit.training.lr_schedules import check_rates, pieces, unreached
 from mvkit.training.optimizers import OptimizerSpec, group_names, optimizer_of
@@ -105,6 +106,7 @@ def adopt_objectives(plan: Sequence[Stage], model: MultimodalModel, seed: int) -
     """
     for index, stage in enumerate(plan):
         _check_objective(stage.objective or model.spec.objective, index)
+        _check_needs(stage, index, model)
         if stage.objective is not None:
             with within(f"stages.{index}"):
                 model.adopt(stage.objective, seed=seed)
@@ -143,6 +145,22 @@ def _check_objective(objective: object, index: int) -> None:
         )
 
 
+def _check_needs(stage: Stage, index: int, model: MultimodalModel) -> None:
+    """Raises SpecError if an objective needs an opponent, and the stage has none."""
+    if stage.opponent is not None:
+        return
+    with within(f"stages.{index}"):
+        objective = model.build_objective(stage.objective or model.spec.objective)
+        for part in every_objective(objective):
+            if part.needs_opponent:
+                raise SpecError(
+                    f"{part!r} works against an opponent, and the stage has none; expected one; "
+                    "give the stage opponent=, such as {'objective': {'name': 'adversary', "
+                    "'side': 'tell'}}",
+                    "opponent",
+                )
+
+
 class Gradients:
     """Whether the batches of a stage have gradients, so that it trains something.
 
@@ -154,9 +172,11 @@ class Gradients:
         self.some = False
         self.lacking = False
 
-    def note(self, reached: bool, counts: Mapping[str, Tensor]) -> None:
-        """Notes whether a batch reached parameters, and how many rows count in its metrics."""
-        if reached:
+    def note(self, trains: bool, counts: Mapping[str, Tensor]) -> None:
+        """Notes a batch by whether its objective has a gradient, and how many rows count in its
+        metrics.
+        """
+        if trains:
             self.some = True
         elif not self.lacking:
             some_count = any(bool((count > 0).any()) for count in counts.values())

@@ -163,14 +163,15 @@ class LossModule(nn.Module):
 
     def forward(
         self, batch: Batch, objective: Objective, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Loss (), metrics and counts."""
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], bool]:
+        """Loss (), metrics, counts, and whether the objective trains something."""
         result: Loss = self.model(batch, objective=objective, generator=generator)
         loss = connected(result.loss)
         if self.connected and torch.is_grad_enabled() and not loss.requires_grad:
             for parameter in self.model.parameters():
                 loss = loss + (parameter * 0.0).sum()
-        return loss, result.metrics, result.counts
+        trains = loss.requires_grad and (result.trains or self.connected)
+        return loss, result.metrics, result.counts, trains
 
 
 def _leave() -> None:

@@ -29,7 +29,12 @@ from mvkit.training.nonfinite import OnNonFinite
 from mvkit.training.run import Options, Precision, Resume, Run
 from mvkit.training.run_folder import Folder
 from mvkit.training.stages import Stage, StagesLike, as_stages, with_patience
-from mvkit.training.starts import look_at_first_rows, note_training_rows, weighed_rows
+from mvkit.training.starts import (
+    far_from_training,
+    look_at_first_rows,
+    note_training_rows,
+    weighed_rows,
+)
 from mvkit.training.verdict import judge
 
 if TYPE_CHECKING:
@@ -148,7 +153,9 @@ def fit(
     group.synchronise(model)
     run.look_at_weights()
     as_prior(model.prior).initialise(lambda: _codes(model, data), seed)
-    run.warn(look_at_first_rows(model, loader))
+    run.warn(look_at_first_rows(model, loader, run.history.notes))
+    if valid is not None:
+        run.warn(far_from_training(model, valid))
     with run.interruption.fatal_in_the_end():
         _train(run, resume, compile)
     model.eval()

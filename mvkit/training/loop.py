@@ -221,9 +221,9 @@ class StageRun:
         if not self.accumulated:  # a bad step is undone with all of its batches
             self.guard.snapshot()
         with self.noise.at(self.epoch, self.batch) as generator, self._all_rows():
-            loss, metrics, counts = self.module(batch, objective, generator)
+            loss, metrics, counts, trains = self.module(batch, objective, generator)
         rows, due = self.run.pooled(len(batch))
-        self.gradients.note(loss.requires_grad, counts)
+        self.gradients.note(trains, counts)
         if loss.requires_grad:
             total = rows if self.stage.accumulate == 1 else 1.0
             weight: Tensor | float = len(batch) * group.count / total

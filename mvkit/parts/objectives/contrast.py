@@ -1,10 +1,11 @@
 """Contrast of unimodal codes: which of all rows is this one, seen through another modality?
 
-Axes: b own rows, c rows of all processes, m modalities, n likewise, d latent.
+Axes: b own rows, c rows of all processes, m modalities, p ordered pairs of them, d latent.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -65,18 +66,14 @@ def contrast(model: LatentModel, batch: Batch, experts: Experts, scale: Tensor) 
         usable = observed & rearrange(batch.row_weight > 0, "b -> b 1")
     candidates, first = all_rows(codes)
     candidate_usable, _ = all_rows(usable)
-    similarity = scale * einsum(codes, candidates, "b m d, c n d -> m n b c")
+    sources, targets = zip(*itertools.permutations(range(codes.shape[1]), 2), strict=True)
+    seen = scale * codes[:, sources]
+    similarity = einsum(seen, candidates[:, targets], "b p d, c p d -> p b c")
+    matching = einsum(seen, codes[:, targets], "b p d, b p d -> p b")
     own = torch.arange(len(codes), device=codes.device) + first
     is_own = rearrange(own, "b -> b 1") == torch.arange(len(candidates), device=codes.device)
     # a row is its own candidate, so that no softmax is empty
-    allowed = is_own | rearrange(candidate_usable, "c n -> n 1 c")
-    matching = scale * einsum(codes, codes, "b m d, b n d -> m n b")
+    allowed = is_own | rearrange(candidate_usable[:, targets], "c p -> p 1 c")
     value = torch.logsumexp(similarity.masked_fill(~allowed, -torch.inf), dim=-1) - matching
-    return torch.where(_pairs(observed), value, 0.0).sum((0, 1)) / 2
-
-
-def _pairs(observed: Tensor) -> Tensor:
-    """Ordered pairs of different modalities that each row observes, (b, m) -> (m, n, b) bool."""
-    both = rearrange(observed, "b m -> m 1 b") & rearrange(observed, "b n -> 1 n b")
-    same = torch.eye(len(both), dtype=torch.bool, device=both.device)
-    return both & ~rearrange(same, "m n -> m n 1")
+    both = rearrange(observed[:, sources] & observed[:, targets], "b p -> p b")
+    return torch.where(both, value, 0.0).sum(0) / 2

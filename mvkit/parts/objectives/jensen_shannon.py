@@ -6,7 +6,7 @@ Axes: s samples, k unimodal posteriors, v of them and the prior, b rows, m modal
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import attrs
 import torch
@@ -34,9 +34,9 @@ class JSD(Objective):
 
     JS_π = Σ_ν π_ν KL(q_ν ‖ f), over the unimodal posteriors and the prior, from their weighted
     geometric mean f ∝ ∏_ν q_ν^π_ν, the dynamic prior. q = Σ_m π_m q_m / Σ_m π_m is the mixture of
-    the unimodal posteriors, whatever the aggregator. The π of a row are shares over what it
-    observes and the prior. Needs normal experts and a prior of one normal. What is reported is
-    the ELBO of q under the prior.
+    the unimodal posteriors, whatever the aggregator; what else that holds is not trained. The π
+    of a row are shares over what it observes and the prior. Needs normal experts and a prior of
+    one normal. What is reported is the ELBO of q under the prior.
 
     Args:
         shares: relative π of the modalities; those not named have 1.
@@ -147,21 +147,25 @@ def _located(model: LatentModel, batch: Batch, experts: Experts) -> Mixture:
 def _normal(posterior: Posterior, what: str) -> Mixture:
     """A posterior that is one normal; SpecError for any other."""
     if not isinstance(posterior, Mixture) or posterior.components > 1:
-        raise SpecError(
-            f"objective 'jsd' takes the geometric mean of normals, and the {what} is none; take "
-            "prior='standard' or 'learnable', and an aggregator such as 'moe'"
-        )
+        raise _no_normal(what)
     return posterior
 
 
-def _check_prior(prior: object) -> None:
-    """Raises SpecError for a prior that is known to be no normal; a user's bare module may be."""
+def _check_prior(prior: Any) -> None:
+    """Raises SpecError for a prior that is known to be no normal; a bare module may be one."""
     several = getattr(prior, "clusters", 0) > 1
+    density = getattr(prior, "density", None)
     if several or getattr(prior, "conditional", False) or getattr(prior, "pseudo_inputs", None):
-        raise SpecError(
-            "objective 'jsd' takes the geometric mean of normals, and the prior is none; take "
-            "prior='standard' or 'learnable'"
-        )
+        raise _no_normal("prior")
+    if density is not None:
+        _normal(density(), "prior")
+
+
+def _no_normal(what: str) -> SpecError:
+    return SpecError(
+        f"objective 'jsd' takes the geometric mean of normals, and the {what} is none; take "
+        "prior='standard' or 'learnable', and an aggregator such as 'moe'"
+    )
 
 
 @torch.no_grad()

@@ -61,6 +61,7 @@ class MEME(Objective):
     mixture of the posteriors of t's pseudo-samples, where the prior has pseudo-inputs (`vamp`),
     else p(z). Pseudo-samples learn from such rows alone.
 
+    Only posteriors of one modality are looked at: what else an aggregator holds is not trained.
     What is reported is the mean over the observed modalities of the ELBO under q(z|x_m), a bound
     for p(z).
 
