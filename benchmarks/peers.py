@@ -275,8 +275,14 @@ def _shown(answer: dict[str, Any]) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
+def sections_of_others() -> str:
+    """What stands in `docs/benchmarks.md` below the figures of this script."""
+    _, heading, text = PAGE.read_text().partition("\n## ")
+    return heading + text
+
+
 def page(results: dict[str, Any]) -> str:
-    """`docs/benchmarks.md`."""
+    """What this script writes of `docs/benchmarks.md`."""
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     lines = [
         "# Benchmarks: beside multivae",
@@ -344,7 +350,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.render:
-        PAGE.write_text(page(json.loads(RESULTS.read_text())))
+        PAGE.write_text(page(json.loads(RESULTS.read_text())) + sections_of_others())
         return
     pythons: dict[str, Path | str] = {
         "mvkit": sys.executable,
@@ -372,7 +378,7 @@ def run(options: argparse.Namespace, pythons: dict[str, Path | str]) -> None:
         )
         if not options.quick:  # a case may take an hour; what is done is kept
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-            PAGE.write_text(page(results))
+            PAGE.write_text(page(results) + sections_of_others())
         print(f"{case} done", file=sys.stderr)
     for worker in workers:
         worker.close()
