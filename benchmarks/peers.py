@@ -282,7 +282,7 @@ def write_page(results: dict[str, Any]) -> None:
 
 
 def page(results: dict[str, Any]) -> str:
-    """`docs/benchmarks.md`."""
+    """What this script writes of `docs/benchmarks.md`."""
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     lines = [
         "# Benchmarks: beside multivae",

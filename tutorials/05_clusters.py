@@ -10,8 +10,11 @@
 # # Clustering: CMVAE and pruning
 #
 # A mixture prior on the shared latent makes clusters while the model trains; private latents keep
-# the backgrounds out of it. Start with more clusters than there can be, and let the entropy of the
-# assignments say how many there are.
+# the backgrounds out of it. Components that are placed before the encoders know anything find
+# clusters of nothing. So the first half of the epochs has the standard prior; then the components
+# are placed at a mixture that is fitted to the codes, and are trained too: the schedule
+# `warmup_then_mixture`, which is that of `cmvae`. Start with more clusters than there can be, and
+# let the data say how many there are.
 
 # %%
 from matplotlib import pyplot as plt
@@ -27,21 +30,24 @@ mvkit.fit(model, data.train, validation=data.valid, epochs=20, seed=0)
 
 # %% [markdown]
 # ## How many clusters
-# `prune_clusters` drops the cluster with fewest votes, again and again, and keeps the number of
-# lowest entropy. It returns a new model, which trains, scores and saves like any other.
+# `prune_clusters` drops the cluster with the fewest rows, again and again, and keeps the number of
+# the lowest score: the information criterion of normals that are fitted to the codes each time. The
+# entropy of the paper is `rule="votes"`. It returns a new model, which trains, scores and saves like
+# any other.
 
 # %%
-pruned, entropy = mvkit.prune_clusters(model, data.train)
+pruned, score = mvkit.prune_clusters(model, data.train)
 figure, axis = plt.subplots(figsize=(5, 3))
-axis.plot(list(entropy), list(entropy.values()), marker="o")
-axis.set(xlabel="active clusters", ylabel="entropy")
-figure.savefig("entropy.png")
+axis.plot(list(score), list(score.values()), marker="o")
+axis.set(xlabel="active clusters", ylabel="nats per row")
+figure.savefig("scores.png")
 print("clusters kept:", pruned.n_clusters)
 mvkit.fit(pruned, data.train, validation=data.valid, epochs=5, seed=0)
 
 # %% [markdown]
 # ## Look at them
-# Each observed modality votes; rows may lack any of them.
+# Rows may lack any of their modalities: a row's cluster is the likeliest given what it has. With
+# `rule="votes"` each observed modality votes.
 
 # %%
 test = data.test.batch

@@ -48,7 +48,13 @@ def run(folder: Path, *, epochs: int = 35, rows: int = 10_000, n: int = 200) -> 
         "observed"
     )
     model = Model(
-        data.modalities, latent_dim=16, aggregator="mopoe", prior="mog", objective="dreg", seed=0
+        data.modalities,
+        latent_dim=16,
+        aggregator="mopoe",
+        prior={"name": "mog", "covariance": "tied"},
+        objective="dreg",
+        schedule="warmup_then_mixture",
+        seed=0,
     )
     mvkit.fit(model, train, validation=data.valid, epochs=epochs, seed=0, progress=True)
     print(f"trained in {time.perf_counter() - start:.0f} s\n")

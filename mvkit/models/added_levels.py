@@ -16,7 +16,8 @@ from mvkit.core.modality import Modality
 from mvkit.errors import RequestError, suggest
 from mvkit.parts.likelihoods import ForegroundBackground, NegativeBinomial
 from mvkit.parts.networks import WithContext
-from mvkit.parts.priors import Shift, VampPrior
+from mvkit.parts.posterior_priors import VampPrior
+from mvkit.parts.priors import Shift
 
 PREFIX = "covariates."  # of globs that name levels, as in "covariates.site.D"
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.core.mixture import Mixture
-from mvkit.data.dataset import Rows
+from mvkit.data.dataset import Rows, as_batch
 from mvkit.errors import RequestError, check_option
 from mvkit.models.clusters import Rule, majority
 from mvkit.models.model import Model
@@ -28,6 +28,8 @@ from mvkit.registry import plugins
 from mvkit.registry.spec import as_part
 
 DRAWS = 8  # of each posterior
+# rows that mixtures are fitted to; with very many, the criterion pays for every bend of a cluster
+FITTED = 2000
 
 
 @attrs.frozen(eq=False)
@@ -60,10 +62,10 @@ def prune_clusters(
     By `votes`, the score is the assignment entropy of the paper: h_n = mean over rows and observed
     m of β H(p(c|z_m)) / ln n - (1/D) Σ_c p(c|z_m) [log p(z_m|c) + log π_c - log p(c|z_m)], with
     weights π that sum to one over the n clusters. By `joint`, a mixture of n normals with full
-    covariances is fitted to the posterior means given all that rows have, from where the clusters
-    that are left stand; the score is half its Bayesian information criterion per row, and the new
-    model's mixture is placed at it. Entropies of clusters with one covariance, which lie close
-    together, fall with every cluster.
+    covariances is fitted to the posterior means of at most 2,000 rows, given all that these have,
+    from where the clusters that are left stand; the score is half its Bayesian information
+    criterion per row, and the new model's mixture is placed at it. Entropies of clusters with one
+    covariance, which lie close together, fall with every cluster.
 
     Args:
         model: a model with a mixture prior, the shared latent D wide.
@@ -84,7 +86,9 @@ def prune_clusters(
         )
     check_option("prune_clusters: rule", rule, None, "joint", "votes")
     if rule is None:
-        rule = "votes" if cast(MoGPrior, model.prior).covariance == "diagonal" else "joint"
+        prior = model.prior
+        correlated = isinstance(prior, MoGPrior) and prior.covariance != "diagonal"
+        rule = "joint" if correlated else "votes"
     return _by_fits(model, data) if rule == "joint" else _by_votes(model, data, beta)
 
 
@@ -116,12 +120,14 @@ def _by_fits(model: Model, data: Rows) -> Pruning:
             "are none; take rule='votes'"
         )
     prior = cast(MoGPrior, model.prior)
+    batch = as_batch(data)
+    batch = batch.take(slice(None, None, max(1, math.ceil(len(batch) / FITTED))))
 
     def unshifted(rows: Batch) -> Tensor:
         posterior = model.posterior_given(rows, model.names, "error", inference=True)
         return prior.unshifted(posterior.mean, model.prior_context(rows.covariates))
 
-    z = model.in_blocks(unshifted, data)
+    z = model.in_blocks(unshifted, batch)
     log_joint = cast(Mixture, prior.density()).joint(z).detach().cpu().double()
     weight = torch.full((len(z),), 1 / len(z), dtype=torch.float64)
     active = list(range(model.n_clusters))
@@ -138,7 +144,7 @@ def _by_fits(model: Model, data: Rows) -> Pruning:
         del active[smallest]
     best = min(score, key=lambda n: (score[n], n))
     pruned = _with_clusters(model, kept[best])
-    cast(MoGPrior, pruned.prior).place_at(fits[best], _draws(model, data))
+    cast(MoGPrior, pruned.prior).place_at(fits[best], _draws(model, batch))
     return Pruning(pruned, score, kept[best])
 
 

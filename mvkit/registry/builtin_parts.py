@@ -19,8 +19,8 @@ mean_message mvkit.parts.aggregators.messages:MeanMessage   mean of messages and
 [prior]
 standard          mvkit.parts.priors:Standard         standard of the family
 learnable         mvkit.parts.priors:Learnable        diagonal, trained
-vamp              mvkit.parts.priors:Vamp             posterior of trained pseudo-inputs
-posterior_mixture mvkit.parts.row_priors:PosteriorMixture mixture of the row's unimodal posteriors
+vamp              mvkit.parts.posterior_priors:Vamp posterior of trained pseudo-inputs
+posterior_mixture mvkit.parts.posterior_priors:PosteriorMixture mixture of a row's posteriors
 top_down          mvkit.parts.top_down:TopDown        levels of latents, each given those above
 mog               mvkit.parts.priors:MoG              mixture of the family, trained
 [objective]

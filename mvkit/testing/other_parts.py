@@ -52,9 +52,11 @@ def _check_factor(factor: object) -> None:
 
 
 def schedule(kind: str, part: Schedule) -> None:
-    """Stages that share out the epochs and name parameters, for one built-in aggregator."""
-    for aggregator in ("poe", "joint"):
-        model = tiny_models.model(aggregator, private=1)
+    """Stages that share out the epochs and name parameters, for one built-in aggregator, or a
+    mixture prior.
+    """
+    for parts in (("poe",), ("joint",), ("poe", "mog")):
+        model = tiny_models.model(*parts, private=1)
         try:
             stages = part.stages(model, 10)
         except SpecError as error:
