@@ -121,6 +121,8 @@ def evaluate(
     )
     if empty:
         context.note(f"{empty:,} rows observe nothing and are left out")
+    if rows.row_weight is not None:
+        context.note("the rows have weights, which training looks at and scores do not")
     scores: list[Score] = []
     with _bar(progress) as bar:
         for metric in chosen:
@@ -220,7 +222,7 @@ def _batches(model: MultimodalModel, data: Data) -> list[Batch]:
     if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
         rows = [rows]
     batches = [as_batch(part).to("cpu").map(_detached) for part in rows]
-    conformed = []
+    conformed: list[Batch] = []
     for batch in batches:
         if len(batch):
             rows = conform(batch, model.schema)

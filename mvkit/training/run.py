@@ -114,7 +114,7 @@ class Run:
         if ROW_WEIGHT not in extra:
             return
         weights = numbers_of(ROW_WEIGHT, extra[ROW_WEIGHT], len(extra[ROW_WEIGHT]))
-        if not float(weights.sum()) > 0:
+        if not float(weights.to(self.model.like.dtype).sum()) > 0:
             raise DataError(
                 "fit: row_weight is 0 in all rows; expected a number above 0 in some; leave it "
                 "out to count all rows alike"
