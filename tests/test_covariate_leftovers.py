@@ -2,6 +2,7 @@
 from training, and input that an attacker would try.
 """
 
+import json
 import re
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import mvkit
 from mvkit import Batch, Covariate, DataError, Modality, Model, MultimodalDataset
 from mvkit.data.pairing import pair_by_label
+from mvkit.registry.spec import to_dict
 
 # pairs by label
 
@@ -370,3 +372,60 @@ def test_numbers_without_a_finite_spread_are_refused():
     rows = Batch({"a": torch.randn(3, 2)}, covariates={"age": [1e308, -1e308, 1.0]})
     with pytest.raises(DataError, match="covariate 'age': numbers are so large"):
         mvkit.fit(model, rows, epochs=1, progress=False)
+
+
+def test_validation_rows_that_all_weigh_nothing_are_refused():
+    """Their loss of 0 made the first epoch's weights the best for good."""
+    rows = Batch({"a": torch.randn(6, 2)}, row_weight=[1.0] * 6)
+    valid = Batch({"a": torch.randn(3, 2)}, row_weight=[0.0] * 3)
+    with pytest.raises(DataError, match="fit: validation: row_weight is 0 in all rows"):
+        mvkit.fit(Model({"a": (2,)}, seed=0), rows, validation=valid, epochs=1, progress=False)
+
+
+LEVELS = {"by": "feature_and_level", "level": "site"}
+RESUMED = {
+    "standardised": {
+        "name": "normal",
+        "scale": "trained",
+        "by": "feature",
+        "outputs": "standardised",
+    },
+    "decoded": {"name": "student_t", "scale": "decoded", "outputs": "standardised"},
+    "foreground_background": {"name": "foreground_background", **LEVELS},
+    "negative_binomial": {"name": "negative_binomial", **LEVELS},
+}
+
+
+@pytest.mark.parametrize("kind", RESUMED)
+def test_runs_resume_in_the_middle_with_the_same_bits(kind, tmp_path):
+    def model():
+        modalities = {"a": Modality((3,), RESUMED[kind]), "b": (2,)}
+        covariates = {"site": ("x", "y"), "age": Covariate()}
+        return Model(modalities, latent_dim=2, covariates=covariates, seed=0)
+
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.poisson(torch.full((12, 3), 4.0), generator=generator)
+    given = {"site": ["x", "y"] * 6, "age": torch.arange(12.0)}
+    rows = Batch({"a": counts, "b": torch.zeros(12, 2)}, covariates=given)
+    options = {"batch_size": 4, "seed": 0, "progress": False, "save_every": 0}
+    whole, stopped = model(), model()
+    mvkit.fit(whole, rows, epochs=4, **options)
+
+    def stop(event):
+        if isinstance(event, mvkit.training.events.CheckpointSaved) and event.step == 5:
+            raise mvkit.training.events.StopTraining
+
+    options["checkpoint"] = tmp_path
+    history = mvkit.fit(stopped, rows, epochs=4, listeners=[stop], **options)
+    assert len(history.rows) < 4
+    resumed = model()
+    mvkit.fit(resumed, rows, epochs=4, **options)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("kind", RESUMED)
+def test_options_of_likelihoods_survive_json(kind):
+    modality = Modality((3,), RESUMED[kind])
+    options = json.loads(json.dumps(to_dict(modality)))
+    assert Modality(**options) == modality

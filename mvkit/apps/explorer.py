@@ -175,6 +175,7 @@ class CovariateControl:
         import panel as pn
 
         levels = model.schema.covariates[name].levels
+        widgets: list[Any]
         if levels:
             options = {OF_THE_ROW: None, **{str(level): level for level in levels}}
             widgets = [pn.widgets.Select(name=name, options=options, value=None)]
