@@ -122,6 +122,7 @@ def layout(model: MultimodalModel, data: MultimodalDataset) -> Any:
     dim = pn.widgets.Select(name="latent dimension", options=dims)
     shift = pn.widgets.FloatSlider(name="moved by", start=-3, end=3, step=0.25, value=0)
     chosen = [CovariateControl.of(model, name) for name in model.schema.covariates]
+    choosers = [widget for control in chosen for widget in control.widgets]
     for widget in (row, seen, seed, dim, shift):
         widget.sizing_mode = "stretch_width"
 
@@ -129,24 +130,20 @@ def layout(model: MultimodalModel, data: MultimodalDataset) -> Any:
         """A picture of the row that follows the widgets, or why it cannot be drawn."""
 
         def draw_again(number: int, *values: object) -> Any:
-            drawn = values[: len(widgets)]
-            states = values[len(widgets) :]
-            covariates = stated_by(chosen, states)
+            covariates = stated_by(chosen, values[len(widgets) :])
+            drawn = functools.partial(draw, covariates=covariates)
             try:
                 picked = model.conform(data.batch.take([number]))
-                figure = plots.figure_of(draw(model, picked, *drawn, covariates=covariates))
+                figure = plots.figure_of(drawn(model, picked, *values[: len(widgets)]))
             except (RequestError, DataError) as error:
                 text = html.escape(str(error))  # it quotes names, which may look like HTML
                 return pn.pane.HTML(text, css_classes=["alert"], styles={"color": "#8a4b00"})
             size = {"sizing_mode": "scale_width", "max_width": width}
             return pn.pane.Matplotlib(figure, format="png", dpi=110, **size)
 
-        watched = [widget for control in chosen for widget in control.widgets]
-        return pn.bind(draw_again, row, *widgets, *watched)
+        return pn.bind(draw_again, row, *widgets, *choosers)
 
-    controls = [row, pn.pane.Markdown("observed"), seen, seed]
-    for control in chosen:
-        controls += control.widgets
+    controls = [row, pn.pane.Markdown("observed"), seen, seed, *choosers]
     views = [view(imputed, seen, seed), view(responsibilities, seen, width=450)]
     if dims:
         controls += [dim, shift]

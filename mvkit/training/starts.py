@@ -68,10 +68,10 @@ def look_at_first_rows(
     return suspicions(first, model.schema, model.modalities)
 
 
-def far_from_training(model: MultimodalModel, data: Pipeline) -> list[str]:
+def far_from_training(model: MultimodalModel, data: Pipeline | None) -> list[str]:
     """Sentences about validation data whose covariates are far outside those of training."""
     conditions = model.decoding.conditions
-    if conditions is None or isinstance(data.rows, Stream | Loaded):
+    if conditions is None or data is None or isinstance(data.rows, Stream | Loaded):
         return []
     values = _covariates_of_all(data)
     if values is None:
