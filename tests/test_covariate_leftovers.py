@@ -2,6 +2,7 @@
 from training, and input that an attacker would try.
 """
 
+import json
 import re
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import mvkit
 from mvkit import Batch, Covariate, DataError, Modality, Model, MultimodalDataset
 from mvkit.data.pairing import pair_by_label
+from mvkit.registry.spec import to_dict
 
 # pairs by label
 
@@ -257,3 +259,173 @@ def test_a_stack_tells_of_far_numbers():
     mvkit.fit(model, rows, epochs=1, progress=False)
     with pytest.warns(UserWarning, match="row 2 is 99, far outside training"):
         model.encode(Batch({"a": torch.zeros(3, 3)}, covariates={"age": [1, 2, 99]}))
+
+
+# input that cannot be
+
+
+def counted(exposure, dtype="float32", data=((1.0, 2.0), (0.0, 0.0), (3.0, 1.0))):
+    modalities = {"a": Modality((2,), "poisson", exposure="depth"), "b": (1,)}
+    model = Model(modalities, latent_dim=2, seed=0).to(getattr(torch, dtype))
+    rows = Batch({"a": torch.tensor(data), "b": torch.zeros(3, 1)}, covariates={"depth": exposure})
+    return model, rows
+
+
+@pytest.mark.parametrize(
+    ("exposure", "message"),
+    [
+        ([1.0, 1.0, 0.0], "exposure 'depth' of 'a': row 2 is 0, but something was counted in it"),
+        ([1.0, 1e300, 1.0], "depth: row 1 is 1e.300; expected 0, or a number from .* float32"),
+        ([1.0, 1.0, 1e-300], "depth: row 2 is 1e-300; expected 0, or a number from"),
+        ([1.0, np.inf, 1.0], "^depth: row 1 is inf; expected finite numbers"),
+        ([1.0, np.nan, 1.0], "depth: row 1 is nan; expected a finite number of at least 0"),
+        ([1.0, -1.0, 1.0], "depth: row 1 is -1.0; expected a finite number of at least 0"),
+    ],
+)
+def test_exposures_that_cannot_be_are_refused(exposure, message):
+    model, rows = counted(exposure)
+    for use in (model.encode, model.loss, model.log_likelihood):
+        with pytest.raises(DataError, match=message):
+            use(rows)
+
+
+def test_exposures_that_float64_holds_are_taken_there():
+    model, rows = counted([1.0, 1.0, 1e-300], "float64")
+    assert torch.isfinite(model.loss(rows).loss)
+
+
+def test_rows_without_exposure_may_count_nothing():
+    model, rows = counted([1.0, 0.0, 1.0])
+    assert torch.isfinite(model.loss(rows).loss)
+
+
+def test_an_exposure_may_be_missing_where_its_modality_is():
+    model, rows = counted([1.0, np.nan, 1.0])
+    mask = torch.tensor([[True, True], [False, True], [True, True]])
+    hidden = Batch(rows.data, mask, covariates={"depth": rows.extra["depth"]})
+    assert torch.isfinite(model.loss(hidden).loss)
+
+
+@pytest.mark.parametrize("value", [-1, np.nan, np.inf, "x", None, 1e300])
+def test_exposures_that_a_caller_states_are_request_errors(value):
+    model, rows = counted([1.0, 1.0, 1.0])
+    message = "exposure of 'a'.*(expected (finite )?numbers)"
+    for where, use in {
+        "translate": lambda: model.translate(rows, exposure={"a": value}),
+        "decode": lambda: model.decode(torch.zeros(3, 2), exposure={"a": value}),
+        "log_likelihood": lambda: model.log_likelihood(rows, exposure={"a": value}, n=2),
+    }.items():
+        with pytest.raises(mvkit.RequestError, match=f"^{where}: {message}"):
+            use()
+
+
+def test_a_likelihood_of_counts_in_no_exposure_is_refused():
+    model, rows = counted([1.0, 1.0, 1.0])
+    with pytest.raises(DataError, match="log_likelihood: exposure of 'a': row 0 is 0, but somet"):
+        model.log_likelihood(rows, exposure={"a": 0.0}, n=2)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ([1e300, 1.0, 1.0], "row_weight: row 0 is 1e.300; expected 0, or a number from"),
+        ([np.inf, 1.0, 1.0], "^row_weight: row 0 is inf; expected finite numbers"),
+        (["x", 1.0, 1.0], "^row_weight: '1.0' is no number|^row_weight: 'x' is no number"),
+        ([1e-300] * 3, "row_weight is 0 in all rows"),
+        ([0.0] * 3, "row_weight is 0 in all rows"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(weight, message):
+    rows = Batch({"a": torch.randn(3, 2)}, row_weight=weight)
+    with pytest.raises((DataError, mvkit.ShapeError), match=message):
+        mvkit.fit(Model({"a": (2,)}, seed=0), rows, epochs=1, progress=False)
+
+
+def test_tiny_weights_are_as_none():
+    tiny = Batch({"a": torch.randn(3, 2)}, row_weight=[1.0, 1e-300, 2.0])
+    model = Model({"a": (2,)}, seed=0)
+    history = mvkit.fit(model, tiny, epochs=2, batch_size=1, progress=False)
+    assert np.isfinite(history.rows[-1]["loss"])
+    assert all(torch.isfinite(value).all() for value in model.parameters())
+
+
+def test_whole_numbers_with_gaps_are_levels_still():
+    pandas = pytest.importorskip("pandas")
+    covariates = {"visit": Covariate((1, 2), missing="average")}
+    model = Model({"a": (2,)}, latent_dim=2, covariates=covariates, seed=0)
+    values = torch.randn(3, 2)
+    for kind in (pandas.array, lambda *a, **k: pandas.Series(pandas.array(*a, **k))):
+        visits = kind([1, None, 2], dtype="Int64")
+        batch = model.conform(Batch({"a": values}, covariates={"visit": visits}))
+        assert batch.covariates["visit"].tolist() == [0, -1, 1]
+
+
+def test_values_that_no_level_can_be_are_data_errors():
+    model = Model({"a": (2,)}, latent_dim=2, covariates={"site": ("x", "y")}, seed=0)
+    rows = Batch({"a": torch.randn(2, 2)}, covariates={"site": ["x", {"y": 1}]})
+    with pytest.raises(DataError, match=r"'site': row 1 is \{'y': 1\}; expected a word"):
+        model.encode(rows)
+
+
+def test_numbers_without_a_finite_spread_are_refused():
+    model = Model({"a": (2,)}, latent_dim=2, covariates={"age": Covariate()}, seed=0)
+    rows = Batch({"a": torch.randn(3, 2)}, covariates={"age": [1e308, -1e308, 1.0]})
+    with pytest.raises(DataError, match="covariate 'age': numbers are so large"):
+        mvkit.fit(model, rows, epochs=1, progress=False)
+
+
+def test_validation_rows_that_all_weigh_nothing_are_refused():
+    """Their loss of 0 made the first epoch's weights the best for good."""
+    rows = Batch({"a": torch.randn(6, 2)}, row_weight=[1.0] * 6)
+    valid = Batch({"a": torch.randn(3, 2)}, row_weight=[0.0] * 3)
+    with pytest.raises(DataError, match="fit: validation: row_weight is 0 in all rows"):
+        mvkit.fit(Model({"a": (2,)}, seed=0), rows, validation=valid, epochs=1, progress=False)
+
+
+LEVELS = {"by": "feature_and_level", "level": "site"}
+RESUMED = {
+    "standardised": {
+        "name": "normal",
+        "scale": "trained",
+        "by": "feature",
+        "outputs": "standardised",
+    },
+    "decoded": {"name": "student_t", "scale": "decoded", "outputs": "standardised"},
+    "foreground_background": {"name": "foreground_background", **LEVELS},
+    "negative_binomial": {"name": "negative_binomial", **LEVELS},
+}
+
+
+@pytest.mark.parametrize("kind", RESUMED)
+def test_runs_resume_in_the_middle_with_the_same_bits(kind, tmp_path):
+    def model():
+        modalities = {"a": Modality((3,), RESUMED[kind]), "b": (2,)}
+        covariates = {"site": ("x", "y"), "age": Covariate()}
+        return Model(modalities, latent_dim=2, covariates=covariates, seed=0)
+
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.poisson(torch.full((12, 3), 4.0), generator=generator)
+    given = {"site": ["x", "y"] * 6, "age": torch.arange(12.0)}
+    rows = Batch({"a": counts, "b": torch.zeros(12, 2)}, covariates=given)
+    options = {"batch_size": 4, "seed": 0, "progress": False, "save_every": 0}
+    whole, stopped = model(), model()
+    mvkit.fit(whole, rows, epochs=4, **options)
+
+    def stop(event):
+        if isinstance(event, mvkit.training.events.CheckpointSaved) and event.step == 5:
+            raise mvkit.training.events.StopTraining
+
+    options["checkpoint"] = tmp_path
+    history = mvkit.fit(stopped, rows, epochs=4, listeners=[stop], **options)
+    assert len(history.rows) < 4
+    resumed = model()
+    mvkit.fit(resumed, rows, epochs=4, **options)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("kind", RESUMED)
+def test_options_of_likelihoods_survive_json(kind):
+    modality = Modality((3,), RESUMED[kind])
+    options = json.loads(json.dumps(to_dict(modality)))
+    assert Modality(**options) == modality

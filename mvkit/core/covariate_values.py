@@ -5,7 +5,7 @@ Axes: b rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ def conform_covariate(name: str, covariate: Covariate, raw: Any, b: int) -> Tens
                 f"Batch(…, covariates={{{name!r}: …}}), or Covariate(missing='average')"
             )
         return torch.full((b,), -1) if covariate.levels else torch.full((b,), torch.nan).double()
-    values = plain_values(name, raw, b)
+    values = plain_values(f"covariate {name!r}", raw, b)
     indices = _level_indices if covariate.levels else _numbers
     tensor, missing = indices(name, covariate, values)
     if covariate.missing == "error" and missing.any():
@@ -55,26 +55,40 @@ def conform_covariate(name: str, covariate: Covariate, raw: Any, b: int) -> Tens
     return tensor
 
 
-def plain_values(name: str, raw: Any, b: int) -> np.ndarray[Any, Any]:
-    """One value for each row as an array (b,), of numbers or of objects."""
+def plain_values(what: str, raw: Any, b: int) -> np.ndarray[Any, Any]:
+    """One value for each row as an array (b,), of numbers or of objects; `what`: for messages."""
     if isinstance(raw, Tensor):
         raw = raw.detach().cpu().numpy()
     if hasattr(raw, "to_numpy") and not isinstance(raw, np.ndarray):  # pandas and polars
-        raw = np.asarray(raw.to_numpy())
+        # whole numbers with gaps stay whole numbers
+        whole = getattr(getattr(raw, "dtype", None), "kind", "") in "iu"
+        raw = np.asarray(
+            raw.astype(object) if whole and hasattr(raw, "astype") else raw.to_numpy()
+        )
     values = np.asarray(raw) if isinstance(raw, np.ndarray) else _array(list(raw))
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.shape != (b,):
         raise ShapeError(
-            f"covariate {name!r}: values of shape {values.shape} for {b} rows; expected one for "
+            f"{what}: values of shape {values.shape} for {b} rows; expected one for "
             f"each row, {(b,)}"
         )
     return values
 
 
-def numbers_of(name: str, raw: Any, b: int) -> Tensor:
-    """One number for each row in float64, (b,), NaN where missing."""
-    numbers, _ = _numbers(name, Covariate(), plain_values(name, raw, b))
+def numbers_of(what: str, raw: Any, b: int) -> Tensor:
+    """One number for each row in float64, (b,), NaN where missing.
+
+    Args:
+        what: what they are, for messages.
+        raw: the numbers.
+        b: how many rows there are.
+
+    Raises:
+        ShapeError: another length, or no numbers.
+        DataError: a number that is not finite.
+    """
+    numbers, _ = _as_numbers(what, plain_values(what, raw, b), "expected numbers")
     return numbers
 
 
@@ -91,7 +105,7 @@ def _level_indices(
     words = isinstance(covariate.levels[0], str)
     if values.dtype.kind in "iufb" and words:
         return _as_indices(name, covariate, values)
-    unique, inverse = _unique(values)
+    unique, inverse = _unique(name, values)
     codes = np.full(len(unique), -1)
     for i, value in enumerate(unique):
         if not is_missing(value):
@@ -100,7 +114,7 @@ def _level_indices(
     return torch.from_numpy(indices), indices < 0
 
 
-def _unique(values: np.ndarray[Any, Any]) -> tuple[list[Any], np.ndarray[Any, Any]]:
+def _unique(name: str, values: np.ndarray[Any, Any]) -> tuple[list[Any], np.ndarray[Any, Any]]:
     """The different values, and which of them each row has."""
     if values.dtype.kind != "O":
         unique, inverse = np.unique(values, return_inverse=True)
@@ -108,7 +122,12 @@ def _unique(values: np.ndarray[Any, Any]) -> tuple[list[Any], np.ndarray[Any, An
     places: dict[Any, int] = {}
     inverse = np.empty(len(values), dtype=np.int64)
     for i, value in enumerate(values.tolist()):
-        key = None if is_missing(value) else (type(value), value)
+        if isinstance(value, Hashable):
+            key = None if is_missing(value) else (type(value), value)
+        else:
+            raise DataError(
+                f"covariate {name!r}: row {i} is {value!r}; expected a word or a whole number"
+            )
         inverse[i] = places.setdefault(key, len(places))
     return [None if key is None else key[1] for key in places], inverse
 
@@ -154,19 +173,22 @@ def _as_indices(
 def _numbers(
     name: str, covariate: Covariate, values: np.ndarray[Any, Any]
 ) -> tuple[Tensor, np.ndarray[Any, Any]]:
+    """Numbers of a covariate in float64, and where they are missing."""
+    expected = "expected numbers, since it was declared without levels: Covariate(levels=…)"
+    return _as_numbers(f"covariate {name!r}", values, expected)
+
+
+def _as_numbers(
+    what: str, values: np.ndarray[Any, Any], expected: str
+) -> tuple[Tensor, np.ndarray[Any, Any]]:
     """Numbers in float64, and where they are missing."""
     if values.dtype.kind == "O":
         values = np.array([np.nan if is_missing(value) else value for value in values.tolist()])
     if values.dtype.kind not in "iufb":
-        raise ShapeError(
-            f"covariate {name!r}: {values.tolist()[0]!r} is no number; expected numbers, since it "
-            "was declared without levels: Covariate(levels=…)"
-        )
+        raise ShapeError(f"{what}: {values.tolist()[0]!r} is no number; {expected}")
     numbers = values.astype(np.float64)
     infinite = np.isinf(numbers)
     if infinite.any():
         row = int(infinite.argmax())
-        raise DataError(
-            f"covariate {name!r}: row {row} is {numbers[row]}; expected finite numbers"
-        )
+        raise DataError(f"{what}: row {row} is {numbers[row]}; expected finite numbers")
     return torch.from_numpy(numbers), np.isnan(numbers)

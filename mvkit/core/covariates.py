@@ -257,7 +257,7 @@ class Conditions(nn.Module):
                 self.average[place] = shares.to(self.average)
             else:
                 self.centre[place] = known.mean()
-                self.spread[place] = known.std(correction=0)
+                self.spread[place] = _finite(name, known.std(correction=0))
         self.placed.fill_(True)
         columns = [values[name].double() for name in self.covariates]
         rows = torch.stack(columns, 1)
@@ -273,6 +273,15 @@ class Conditions(nn.Module):
         for name, value in exact.items():
             setattr(self, name, value.to(self.average.device))
         return self
+
+
+def _finite(name: str, spread: Tensor) -> Tensor:
+    if not torch.isfinite(spread):
+        raise DataError(
+            f"covariate {name!r}: numbers are so large that their spread is not finite; expected "
+            "smaller ones; scale them"
+        )
+    return spread
 
 
 def _varies(known: Tensor) -> bool:

@@ -48,7 +48,7 @@ def conform_given(
                 given["exposure"][name] = exposure.to(device, schema.dtype)
     if ROW_WEIGHT in extra:
         weight = numbers_of(ROW_WEIGHT, extra[ROW_WEIGHT], b)
-        _check(ROW_WEIGHT, weight, torch.ones(b, dtype=torch.bool))
+        _check(ROW_WEIGHT, weight, torch.ones(b, dtype=torch.bool), schema.dtype)
         given["row_weight"] = weight.to(device, schema.dtype)
     return given
 
@@ -66,15 +66,41 @@ def _exposure(schema: Schema, name: str, x: Tensor, observed: Tensor, extra: Ext
             f"row: Batch(…, covariates={{{source!r}: …}})"
         )
     exposure = numbers_of(source, extra[source], len(x))
-    _check(source, exposure, observed.cpu())
+    _check(source, exposure, observed.cpu(), schema.dtype)
+    if schema.likelihoods[name].integers:
+        check_exposed(f"exposure {source!r} of {name!r}", exposure, x)
     return exposure
 
 
-def _check(name: str, values: Tensor, needed: Tensor) -> None:
-    """Raises DataError for values that are negative or infinite, or missing where needed."""
+def check_exposed(where: str, exposure: Tensor, x: Tensor) -> None:
+    """Raises DataError for rows of exposure 0 (b,) in which something was counted, (b, *shape)."""
+    counted = (x > 0).flatten(1).any(1).cpu()
+    bad = counted & (exposure.cpu() == 0)
+    if bad.any():
+        raise DataError(
+            f"{where}: row {int(bad.nonzero()[0])} is 0, but something was counted in it; "
+            "expected a number above 0; correct one of them"
+        )
+
+
+def _check(name: str, values: Tensor, needed: Tensor, dtype: torch.dtype) -> None:
+    """Raises DataError for values that are negative or infinite, or missing where needed, or that
+    the model's dtype cannot hold.
+    """
     bad = torch.where(values.isnan(), needed, (values < 0) | values.isinf())
     if bad.any():
         row = int(bad.nonzero()[0])
         raise DataError(
             f"{name}: row {row} is {values[row].item()}; expected a finite number of at least 0"
+        )
+    limits = torch.finfo(dtype)
+    lost = values > limits.max
+    if name != ROW_WEIGHT:  # weights may well be next to nothing
+        lost = lost | ((values > 0) & (values < limits.tiny))
+    if lost.any():
+        row = int(lost.nonzero()[0])
+        raise DataError(
+            f"{name}: row {row} is {values[row].item():.2g}; expected 0, or a number from "
+            f"{limits.tiny:.2g} to {limits.max:.2g}, which {str(dtype).removeprefix('torch.')} "
+            "holds; scale them"
         )

@@ -68,8 +68,8 @@ class Modality:
             ones and zeros.
         input: what the encoder sees of values that are at least 0: the `values`, or their `log1p`.
         exposure: how much a row was exposed to what is counted: the name of one of its covariates,
-            whose values are at least 0 (a rate times it is then expected), or `total`, the sum of
-            its observed counts (shares of it are then expected). None: nothing.
+            whose values s are at least 0 (a rate times it is then expected, s exp(out)), or
+            `total`, the sum of its observed counts (shares of it are then expected). None: none.
 
     Example:
         >>> import mvkit

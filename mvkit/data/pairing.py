@@ -105,8 +105,9 @@ def _agreed(name: str, first: Any, other: Any, owners: tuple[int, int]) -> Any:
     Raises:
         DataError: a pair of which they say different things.
     """
-    ours = plain_values(name, first, len(first)).tolist()
-    theirs = plain_values(name, other, len(other)).tolist()
+    where = f"pair_by_label: {name!r}"
+    ours = plain_values(where, first, len(first)).tolist()
+    theirs = plain_values(where, other, len(other)).tolist()
     values = []
     for pair, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         if is_missing(a) or is_missing(b):

@@ -127,6 +127,8 @@ def evaluate(
     )
     if empty:
         context.note(f"{empty:,} rows observe nothing and are left out")
+    if rows.row_weight is not None:
+        context.note("the rows have weights, which training looks at and scores do not")
     scores: list[Score] = []
     with _bar(progress) as bar:
         for metric in chosen:

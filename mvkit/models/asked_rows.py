@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mvkit.core.batch import Batch
@@ -107,9 +108,15 @@ def _exposure(
             f"{where}: modality {name!r} has no exposure; {suggest(name, schema.exposures)}"
         )
     values, own = _flat(value, shape, where, name)
-    exposure = numbers_of(f"{where}: exposure of {name!r}", values, len(values))
-    if not bool((exposure >= 0).all()):
-        raise RequestError(f"{where}: exposure of {name!r}: expected numbers of at least 0")
+    what = f"{where}: exposure of {name!r}"
+    try:
+        exposure = numbers_of(what, values, len(values))
+    except MvkitError as error:
+        raise RequestError(str(error)) from None
+    limits = torch.finfo(schema.dtype)
+    fine = (exposure == 0) | ((exposure >= limits.tiny) & (exposure <= limits.max))
+    if not bool(fine.all()):
+        raise RequestError(f"{what}: expected numbers of at least 0, of a size that floats hold")
     return exposure.reshape(own)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mvkit.core import blocks, bounds
 from mvkit.core.batch import Batch
 from mvkit.core.completion import completion, explained
+from mvkit.core.given import check_exposed
 from mvkit.core.likelihood import TOTAL
 from mvkit.core.mixture import product_of_observed
 from mvkit.core.modality import Modality
@@ -336,4 +337,7 @@ def with_exposure(model: Samples, data: Rows, exposure: Stated) -> Batch:
     rows = model.conform(data)
     stated = model.row_context("log_likelihood", None, exposure, (len(rows),), partly=True)
     expanded = {name: value.expand(len(rows)) for name, value in stated.exposure.items()}
+    for name, value in expanded.items():
+        if rows.schema is not None and rows.schema.likelihoods[name].integers:
+            check_exposed(f"log_likelihood: exposure of {name!r}", value, rows.data[name])
     return attrs.evolve(rows, exposure={**rows.exposure, **expanded})

@@ -148,8 +148,7 @@ def fit(
     run.look_at_weights()
     as_prior(model.prior).initialise(lambda: _codes(model, data), seed)
     run.warn(look_at_first_rows(model, loader, run.history.notes))
-    if valid is not None:
-        run.warn(far_from_training(model, valid))
+    run.warn(far_from_training(model, valid))
     with run.interruption.fatal_in_the_end():
         _train(run, resume, compile)
     model.eval()

@@ -11,7 +11,6 @@ import attrs
 from torch import Tensor
 
 from mvkit.core.batch import Batch
-from mvkit.core.covariate_values import numbers_of
 from mvkit.core.given import ROW_WEIGHT
 from mvkit.data.lengths import known_length
 from mvkit.data.pipeline import Pipeline
@@ -27,6 +26,7 @@ from mvkit.training.interruption import Interruption, resumed_by
 from mvkit.training.nonfinite import OnNonFinite
 from mvkit.training.run_folder import Folder, Json, State, encoded
 from mvkit.training.stages import Stage
+from mvkit.training.starts import known_weights
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -110,16 +110,12 @@ class Run:
 
     def weigh_rows(self) -> None:
         """Finds the mean of the rows' weights, where all are known beforehand."""
-        extra = getattr(self.loader.rows, "extra", {})
-        if ROW_WEIGHT not in extra:
-            return
-        weights = numbers_of(ROW_WEIGHT, extra[ROW_WEIGHT], len(extra[ROW_WEIGHT]))
-        if not float(weights.sum()) > 0:
-            raise DataError(
-                "fit: row_weight is 0 in all rows; expected a number above 0 in some; leave it "
-                "out to count all rows alike"
-            )
-        self.mean_weight = float(weights.mean())
+        dtype = self.model.like.dtype
+        weights = known_weights(self.loader, dtype, ROW_WEIGHT)
+        if self.valid is not None:
+            known_weights(self.valid, dtype, f"validation: {ROW_WEIGHT}")
+        if weights is not None:
+            self.mean_weight = float(weights.mean())
 
     @property
     def writable(self) -> Folder | None:

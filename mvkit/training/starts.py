@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mvkit.core.batch import Batch
-from mvkit.core.covariate_values import conform_covariates
+from mvkit.core.covariate_values import conform_covariates, numbers_of
 from mvkit.core.decoder import Decoder
+from mvkit.core.given import ROW_WEIGHT
 from mvkit.core.likelihood import Likelihood
 from mvkit.data.dataset import as_batch
 from mvkit.data.first_rows import first_of_stream
@@ -21,7 +22,7 @@ from mvkit.data.pipeline import Pipeline
 from mvkit.data.shards import Shards
 from mvkit.data.sources import Loaded, Stream
 from mvkit.data.suspicions import suspicions
-from mvkit.errors import RequestError
+from mvkit.errors import DataError, RequestError
 from mvkit.models.far_covariates import far_numbers
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
@@ -99,10 +100,10 @@ def _known_rows(data: Pipeline) -> int | None:
     return None if isinstance(rows, Loaded | Stream) else len(rows)
 
 
-def far_from_training(model: MultimodalModel, data: Pipeline) -> list[str]:
+def far_from_training(model: MultimodalModel, data: Pipeline | None) -> list[str]:
     """Sentences about validation data whose covariates are far outside those of training."""
     conditions = model.decoding.conditions
-    if conditions is None or isinstance(data.rows, Stream | Loaded):
+    if conditions is None or data is None or isinstance(data.rows, Stream | Loaded):
         return []
     values = _covariates_of_all(data)
     if values is None:
@@ -217,6 +218,29 @@ def _start_networks(model: Model, name: str, decoder: Decoder, first: Batch) -> 
 def _without_context(network: nn.Module) -> nn.Module:
     """A network itself, of one that is given a context too."""
     return network.network if isinstance(network, WithContext) else network
+
+
+def known_weights(data: Pipeline, dtype: torch.dtype, what: str) -> Tensor | None:
+    """Weights of all rows, (b,) in float64; None where rows have none, or come as a stream.
+
+    Args:
+        data: the rows.
+        dtype: of the model, in which weights may be next to nothing.
+        what: they are called in messages.
+
+    Raises:
+        DataError: all of them are 0.
+    """
+    extra = getattr(data.rows, "extra", {})
+    if ROW_WEIGHT not in extra:
+        return None
+    weights = numbers_of(ROW_WEIGHT, extra[ROW_WEIGHT], len(extra[ROW_WEIGHT]))
+    if not float(weights.to(dtype).sum()) > 0:
+        raise DataError(
+            f"fit: {what} is 0 in all rows; expected a number above 0 in some; leave it out to "
+            "count all rows alike"
+        )
+    return weights
 
 
 def weighed_rows(rows: Batch) -> Batch:

@@ -105,7 +105,8 @@ class NegativeBinomial:
     """Negative binomial likelihood of counts of mean μ and variance μ + μ²/θ.
 
     Decoders emit log μ, and the density is computed from logarithms throughout, so that x = 0,
-    μ → 0 and θ → ∞ (Poisson's law) are finite. For exposures and large log-means see `Poisson`.
+    μ → 0 and θ → ∞ (Poisson's law) are finite. A named exposure multiplies μ, and `total` is
+    shared out; for them and large log-means see `Poisson`.
 
     Args:
         by: one dispersion θ for the `modality`, or for each `feature`, trained; one for each
