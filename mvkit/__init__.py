@@ -14,6 +14,7 @@ from mvkit.core.covariates import Covariate
 from mvkit.core.family import Family
 from mvkit.core.likelihood import Likelihood
 from mvkit.core.loss import Loss
+from mvkit.core.missingness import Missingness
 from mvkit.core.mixture import Mixture
 from mvkit.core.modality import Modality
 from mvkit.data.dataset import MultimodalDataset
@@ -48,6 +49,7 @@ from mvkit.registry.plugins import available
 from mvkit.registry.spec import field, spec
 from mvkit.training.fit import fit
 from mvkit.training.history import History
+from mvkit.training.opponent import Opponent
 from mvkit.training.stages import Stage
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ __all__ = [
     "Likelihood",
     "Loss",
     "Metric",
+    "Missingness",
     "Mixture",
     "Modality",
     "Model",
@@ -80,6 +83,7 @@ __all__ = [
     "Network",
     "NonFiniteError",
     "Objective",
+    "Opponent",
     "Pipeline",
     "Prior",
     "Report",

@@ -63,7 +63,7 @@ MOVED = {
     ),
     "plugins": ("registry.plugins",),
     "posterior": ("core.posterior",),
-    "priors": ("parts.priors",),
+    "priors": ("parts.priors", "parts.row_priors"),
     "private": ("core.decoding",),
     "products": ("core.product_of_experts",),
     "runs": ("training.run_folder",),

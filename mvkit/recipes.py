@@ -1,14 +1,15 @@
 """Published models, each a filled-in `Model` of a few lines: what they are made of, nothing else.
 
 Every recipe takes `modalities` and `latent_dim`, its paper's options, and whatever else `Model`
-takes.
+takes. `mvkit.available("recipe")` names them all, with those of packages, which are attributes of
+this module too; `get("package/name")` says which package's.
 """
 # fmt: off
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import attrs
 
@@ -18,10 +19,16 @@ from mvkit.core.modality import Modality, ModalityLike, PartLike, as_modalities
 from mvkit.errors import SpecError, check_number, check_option, check_whole_number
 from mvkit.models.model import Model
 from mvkit.models.stack import Stack
+from mvkit.parts.mixture_fit import CovarianceKind
 from mvkit.parts.objectives.objective import check_names
+from mvkit.registry import recipe_names
 from mvkit.registry.spec import as_part
 from mvkit.training.annealing import Linear
-from mvkit.training.stages import JointThenUnimodal, Single
+from mvkit.training.stages import JointThenUnimodal, Single, WarmupThenMixture
+
+get = recipe_names.get
+__dir__ = recipe_names.listing
+__getattr__ = recipe_names.attribute  # recipes of packages
 
 Modalities = Mapping[str, ModalityLike]
 Factors = Mapping[str, float]  # by modality
@@ -113,15 +120,25 @@ def mopoe(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0,
 
 def cmvae(modalities: Modalities, latent_dim: int = 10, *, private_dim: int = 4,
           clusters: int = 10, beta: float = 1.0, samples: int = 10, gradient: str = "dreg",
-          bound: str = "loose", cross_prior: str = "learned", **options: Any) -> Model:
+          bound: str = "loose", cross_prior: str = "learned", covariance: str | None = None,
+          **options: Any) -> Model:
     """CMVAE: mixture of experts, mixture prior, private latents; see `prune_clusters`.
+
+    The first half of the epochs has the standard prior; then the mixture is placed. `covariance`
+    is that of the clusters; None: tied, and diagonal where experts are not normal. docs/models.md
+    has the setting of the paper.
 
     Reference: Palumbo et al., ICLR 2024, https://openreview.net/forum?id=k5THrhXDV3.
     """
     each = _each(modalities, private_dim=private_dim, cross_prior=cross_prior)
     objective = {"name": gradient, "kl_weight": beta, "samples": samples, "bound": bound}
+    if covariance is None:
+        family = as_part("family", options.get("family", "normal"))
+        covariance = "tied" if family.density == "normal" else "diagonal"
+    prior = parts.MoG(components=clusters, covariance=cast(CovarianceKind, covariance))
+    options = {"schedule": WarmupThenMixture(), **options}
     return _model(options, each, latent_dim=latent_dim, aggregator="moe", objective=objective,
-                  prior=parts.MoG(components=clusters))
+                  prior=prior)
 
 
 def mvae(modalities: Modalities, latent_dim: int = 10, *, subsets: int = 1, warmup: int = 0,
@@ -204,6 +221,36 @@ def mmvm(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, sta
                   objective=objective, prior=parts.PosteriorMixture(standard=standard))
 
 
+def mmjsd(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, samples: int = 1,
+          private_dim: int | None = None, shares: Factors | None = None, prior_share: float = 1.0,
+          **options: Any) -> Model:
+    """mmJSD: mixture of experts; Jensen-Shannon divergence of the experts and the prior.
+
+    `shares` and `prior_share` are relative weights π. Subsets are answered by the mixture.
+
+    Reference: Sutter, Daunhawer and Vogt, NeurIPS 2020, https://arxiv.org/abs/2006.08242.
+    """
+    objective = parts.JSD(shares={} if shares is None else shares, prior_share=prior_share,
+                          kl_weight=beta, samples=samples)
+    return _model(options, _each(modalities, private_dim=private_dim), latent_dim=latent_dim,
+                  aggregator="moe", objective=objective, private_from="observed")
+
+
+def meme(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, alpha: float = 1.0,
+         samples: int = 10, pseudo_samples: int = 50, stop_weights: bool = False,
+         **options: Any) -> Model:
+    """MEME: two modalities, the posterior of each being the prior of the other.
+
+    Where one is missing, the posteriors of its trained pseudo-samples stand in; rows that observe
+    both do not train these, so that `sample` then needs a fitted sampler.
+
+    Reference: Joy et al., ICLR 2022, https://arxiv.org/abs/2106.12570.
+    """
+    objective = parts.MEME(kl_weight=beta, alpha=alpha, samples=samples, stop_weights=stop_weights)
+    return _model(options, modalities, latent_dim=latent_dim, aggregator="moe",
+                  objective=objective, prior=parts.Vamp(components=pseudo_samples))
+
+
 def jnf(modalities: Modalities, latent_dim: int = 10, *, beta: float = 1.0, samples: int = 1,
         share: float = 0.5, flow: PartLike = "mvkit-flows/maf", conditional: bool = True,
         steps: int = 20, **options: Any) -> Model:
@@ -229,6 +276,30 @@ def mhvae(modalities: Modalities, latent_dim: int = 10, *, levels: int | Sequenc
     return _model(options, modalities, latent_dim=latent_dim, aggregator="top_down_poe",
                   prior={"name": "top_down", "levels": levels}, objective=objective,
                   schedule=_warmup(warmup))
+
+
+def miwae(modalities: Modalities, latent_dim: int = 10, *, samples: int = 20,
+          aggregator: PartLike = POE, **options: Any) -> Model:
+    """MIWAE: importance-weighted bound on what each row has; the rest is missing at random.
+
+    Reference: Mattei and Frellsen, ICML 2019, https://arxiv.org/abs/1812.02633.
+    """
+    return _model(options, modalities, latent_dim=latent_dim, aggregator=aggregator,
+                  objective=parts.IWAE(samples=samples))
+
+
+def not_miwae(modalities: Modalities, latent_dim: int = 10, *, samples: int = 20,
+              missingness: PartLike = "self", aggregator: PartLike = POE,
+              **options: Any) -> Model:
+    """not-MIWAE: MIWAE and a model of what is missing, given the values: not at random.
+
+    Where it is known which values go missing, say so: `missingness={"name": "self", "sign":
+    "high"}`.
+
+    Reference: Ipsen, Mattei and Frellsen, ICLR 2021, https://arxiv.org/abs/2006.12871.
+    """
+    return _model(options, modalities, latent_dim=latent_dim, aggregator=aggregator,
+                  objective=parts.IWAE(samples=samples), missingness=missingness)
 
 
 def nexus(modalities: Modalities, latent_dim: int = 10, *,

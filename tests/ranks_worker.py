@@ -29,6 +29,9 @@ COUPLED = {
     "name": "sum",
     "terms": ["elbo", {"name": "align", "estimate": "contrast", "temperature": 0.5}, "mmd"],
 }
+FOOLED = {"name": "sum", "terms": ["elbo", {"name": "adversary", "side": "fool"}]}
+TELLING = {"objective": {"name": "adversary", "side": "tell"}, "steps": 2}
+AGAINST = [Stage(FOOLED, 1, opponent=TELLING), Stage(FOOLED, 1, accumulate=2, opponent=TELLING)]
 
 
 @spec
@@ -68,6 +71,11 @@ def conditional():
     return model("poe", "standard", "elbo", first=counts, covariates=covariates)
 
 
+def placed():
+    prior = {"name": "mog", "components": 2, "covariance": "tied"}
+    return model("moe", prior, schedule="warmup_then_mixture")
+
+
 def given_rows(n, seed=0):
     batch = rows(n, seed=seed)
     batch.data["a"] = torch.arange(3.0 * n).reshape(n, 3).double() % 5
@@ -76,20 +84,28 @@ def given_rows(n, seed=0):
     return batch
 
 
+def explained():
+    """A model of what is missing."""
+    return model("mopoe", objective="iwae", likelihood="normal", missingness="self")
+
+
 CASES = {
     "unequal last batches, incomplete rows": (model, {"data": rows(9)}),
     "frozen parts": (lambda: model("joint", objective="telbo"), {"data": rows(9), "stages": FROZEN}),
     "rows that do not count": (lambda: model(SKIP), {"data": rows(9), "batch_size": 2}),
     "validation": (lambda: model("mopoe", "mog", "dreg"), {"data": rows(9), "validation": rows(3, seed=1)}),
     "a loader of one's own": (model, {"data": [rows(4), rows(1), rows(2)]}),
+    "what is missing": (explained, {"data": rows(9), "validation": rows(3, seed=1)}),
     "coupled rows": (lambda: model(SKIP, "mog", COUPLED), {"data": rows(9), "validation": rows(3, seed=1)}),
     "coupled rows of a stage": (lambda: model("moe"), {"data": rows(9), "stages": [mvkit.Stage(COUPLED, 2, accumulate=2)]}),
     "coupled rows of a level": (two_levels, {"data": rows(9), "stages": LEVELS}),
     "nothing to gather": (lambda: model("gpoe"), {"data": rows(9), "stages": SPREAD}),
+    "opponent": (lambda: model("moe"), {"data": rows(9), "stages": AGAINST, "validation": rows(3, seed=1)}),
+    "placed": (placed, {"data": rows(9)}),
     "given": (conditional, {"data": given_rows(9), "validation": given_rows(3, seed=1)}),
 }  # fmt: skip
 
-RESUMED = ("validation", "coupled rows")
+RESUMED = ("validation", "coupled rows", "opponent")
 
 
 def quiet(site, shape, dtype, device):

@@ -316,7 +316,7 @@ def test_a_stack_has_the_covariates_of_its_bottom(tmp_path):
     rows = Batch({"a": torch.randn(30, 3), "b": torch.randn(30, 2)}, covariates=given)
     mvkit.fit(model, rows, epochs=1, progress=False)
     own = model.translate(rows, latent="mean")["a"]
-    asked = model.translate(rows, latent="mean", covariates={"site": "B", "age": 3.0})["a"]
+    asked = model.translate(rows, latent="mean", covariates={"site": "B", "age": 38.0})["a"]
     assert not torch.allclose(own, asked)
     assert model.sample(4)["b"].shape == (4, 2)
     assert torch.isfinite(model.log_likelihood(rows, n=4)).all()

@@ -220,7 +220,7 @@ def test_clusters_vote():
     observed = batch.mask
     for i, name in enumerate(made.names):
         assert torch.equal(torch.isnan(each[name]).all(1), ~observed[:, i])
-    soft, hard = made.clusters(batch, soft=True), made.clusters(batch)
+    soft, hard = (made.clusters(batch, rule="votes", soft=soft) for soft in (True, False))
     for row in range(8):
         seen = [each[name][row] for i, name in enumerate(made.names) if observed[row, i]]
         mean = torch.stack(seen).mean(0)
@@ -229,7 +229,7 @@ def test_clusters_vote():
         most = max(votes.count(v) for v in votes)
         best = max((v for v in votes if votes.count(v) == most), key=lambda v: mean[v])
         assert hard[row] == best
-    assert torch.equal(hard, made.clusters(batch))
+    assert torch.equal(hard, made.clusters(batch, rule="votes"))
 
 
 def test_evaluation_leaves_the_mode_of_every_module():

@@ -177,7 +177,7 @@ def test_the_package_of_the_guide(packages):
     (packages / "mvkit_sharp-0.1.0.dist-info" / "entry_points.txt").write_text(text)
     shutil.move(root / "src" / "mvkit_sharp", packages)
     parts = [("aggregator", "geometric"), ("prior", "heavy"), ("network", "gated")]
-    parts += [("likelihood", "counts"), ("likelihood", "rates")]
+    parts += [("likelihood", "counts"), ("likelihood", "rates"), ("missingness", "refusals")]
     for kind, name in parts:
         assert name in mvkit.available(kind)
         check_component(kind, f"mvkit-sharp/{name}")

@@ -37,6 +37,8 @@ ALLOWED = {
     "parts/likelihoods/counts.py": "likewise",
     "parts/likelihoods/negative_binomial.py": "likewise",
     "parts/samplers.py": "a sampler that noise.draw calls",
+    "parts/conditional_gmm.py": "likewise",
+    "parts/conditional_samplers.py": "likewise",
     "training/fingerprint.py": "puts the states of global generators back",
     "models/claimed_tensors.py": "names functions that make tensors, and calls none",
     "training/loop.py": "seeds torch's global generators, for dropout of users' networks",
@@ -48,6 +50,7 @@ ALLOWED = {
     "testing/tiny_models.py": "rows of checks; a generator of their own",
     "testing/given_checks.py": "likewise",
     "testing/other_parts.py": "latents of a check; a generator of their own",
+    "testing/sampler_checks.py": "likewise",
 }
 
 

@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 from helpers import rows
-from torch.distributions import Laplace, Normal, kl_divergence
+from torch.distributions import Independent, Laplace, MultivariateNormal, Normal, kl_divergence
 
 import mvkit
 from mvkit import Modality, recipes
@@ -267,9 +267,7 @@ def mixture_weights(oracle, row, k, samples, prior, beta):
     return torch.stack(logs)
 
 
-@pytest.mark.parametrize("bound", ["loose", "tight"])
-@pytest.mark.parametrize("family", ["normal", "laplace_softmax"])
-def test_cmvae(bound, family):
+def check_cmvae(bound, family, covariance):
     model = made(
         "cmvae",
         private_dim=2,
@@ -279,16 +277,27 @@ def test_cmvae(bound, family):
         bound=bound,
         beta=0.6,
         family=family,
+        covariance=covariance,
     )
+    if covariance != "diagonal":
+        generator = torch.Generator().manual_seed(5)
+        shape = model.prior.raw_root.shape
+        with torch.no_grad():
+            model.prior.raw_root.copy_(torch.randn(shape, generator=generator) / 3)
+
+    def component(c):
+        if covariance == "diagonal":
+            kind = Laplace if family == "laplace_softmax" else Normal
+            return Independent(kind(model.prior.loc[c, 0], 1.0), 1)
+        raw = model.prior.raw_root[c if covariance == "full" else 0]
+        root = raw.tril(-1) + torch.diag(raw.diagonal().exp())  # the prior's Σ⁻¹ is rootᵀ root
+        return MultivariateNormal(model.prior.loc[c, 0], precision_matrix=root.T @ root)
 
     def prior(
         z,
     ):  # the bound of the paper: Σ_c q(c|z) [log π_c + log p(z|c) - log q(c|z)] with the exact q(c|z)
         pi = torch.log_softmax(model.prior.logits, 0)
-        kind = Laplace if family == "laplace_softmax" else Normal
-        each = torch.stack(
-            [pi[c] + kind(model.prior.loc[c, 0], 1.0).log_prob(z).sum() for c in range(3)]
-        )
+        each = torch.stack([pi[c] + component(c).log_prob(z) for c in range(3)])
         log_qc = torch.log_softmax(each, 0)
         return (log_qc.exp() * (each - log_qc)).sum()
 
@@ -302,6 +311,17 @@ def test_cmvae(bound, family):
         return torch.logsumexp(torch.cat(list(each.values())), 0) - math.log(3 * len(seen))
 
     check(model, loop)
+
+
+@pytest.mark.parametrize("bound", ["loose", "tight"])
+@pytest.mark.parametrize("family", ["normal", "laplace_softmax"])
+def test_cmvae(bound, family):
+    check_cmvae(bound, family, "diagonal")
+
+
+@pytest.mark.parametrize("covariance", ["tied", "full"])
+def test_cmvae_of_correlated_clusters(covariance):
+    check_cmvae("loose", "normal", covariance)
 
 
 @pytest.mark.parametrize("name", ["mmvae", "mmvaeplus"])
@@ -631,7 +651,7 @@ def test_pruning_finds_the_clusters_and_the_model_goes_on(tmp_path):
 
 def test_pruning_entropy_is_the_formula():
     model = made("cmvae", clusters=3, private_dim=2)
-    _, entropy = mvkit.prune_clusters(model, rows(), beta=0.7)
+    _, entropy = mvkit.prune_clusters(model, rows(), beta=0.7, rule="votes")
     batch, total, count = rows(), 0.0, 0
     experts = model.experts(model.conform(batch))
     for row, m in itertools.product(range(ROWS), range(3)):

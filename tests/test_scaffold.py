@@ -16,6 +16,7 @@ KINDS = {
     "objective",
     "family",
     "likelihood",
+    "missingness",
     "network",
     "schedule",
     "ramp",

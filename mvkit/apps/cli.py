@@ -134,6 +134,7 @@ def _commands_of_results(command: AddCommand) -> None:
         "-o", "--output", type=Path, help="the page; report.html in the run's folder by default"
     )
     report.add_argument("--data", help="a dataset by name, instead of what run.toml says")
+    report.add_argument("--sampler", help="generate from latents of this fitted sampler")
     report.add_argument("--seed", type=int, default=0)
     explore = command(
         "explore", _explore, "serve a page on this machine to look around in a run's model"
@@ -154,6 +155,9 @@ def _commands_of_packages(command: AddCommand) -> None:
     )
     scaffold.add_argument("name", help="of the package, such as mvkit-sharp")
     scaffold.add_argument("--kind", default="aggregator", help="of the part (default: aggregator)")
+    scaffold.add_argument(
+        "--add", metavar="PART", help="write a further part of that name into the existing package"
+    )
     scaffold.add_argument(
         "--folder", type=Path, default=Path(), help="where the package's folder goes"
     )
@@ -209,7 +213,8 @@ def _report(options: argparse.Namespace) -> None:
     from mvkit.apps.html_report import write_page
 
     output = options.output or options.run / "report.html"
-    _say(write_page(options.run, output, data=options.data, seed=options.seed))
+    chosen = {"data": options.data, "sampler": options.sampler, "seed": options.seed}
+    _say(write_page(options.run, output, **chosen))
     _say(f"\npage: {output}")
 
 
@@ -232,8 +237,13 @@ def _doctor(options: argparse.Namespace) -> None:
 
 
 def _new_plugin(options: argparse.Namespace) -> None:
-    from mvkit.apps.new_plugin import new_plugin
+    from mvkit.apps.new_plugin import add_part, new_plugin
 
+    if options.add is not None:
+        root = add_part(options.name, options.kind, options.add, options.folder)
+        print(f"wrote the {options.kind} {options.add!r} into {root}; next:")
+        print(f"  pytest {root}")
+        return
     root = new_plugin(options.name, options.kind, options.folder)
     print(f"wrote {root}; next:")
     print(f"  pip install --editable '{root}[dev]' && pytest {root}")

@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 import html
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mvkit import plots
+from mvkit.apps.explorer_controls import CovariateControl, latent_sources, stated_by
 from mvkit.apps.html_report import run_data, weights_of
 from mvkit.core import noise
 from mvkit.core.batch import Batch
@@ -117,26 +118,26 @@ def layout(model: MultimodalModel, data: MultimodalDataset) -> Any:
     dims = list(range(model.latent_dim))
     dim = pn.widgets.Select(name="latent dimension", options=dims)
     shift = pn.widgets.FloatSlider(name="moved by", start=-3, end=3, step=0.25, value=0)
+    chosen = [CovariateControl.of(model, name) for name in model.schema.covariates]
     for widget in (row, seen, seed, dim, shift):
         widget.sizing_mode = "stretch_width"
 
+    watched = [widget for control in chosen for widget in control.widgets]
+
     def view(draw: plots.Draw, *widgets: object, width: int = 900) -> Any:
-        """A picture of the row that follows the widgets, or why it cannot be drawn."""
-
         def draw_again(number: int, *values: object) -> Any:
-            try:
-                picked = model.conform(data.batch.take([number]))
-                figure = plots.figure_of(draw(model, picked, *values))
-            except (RequestError, DataError) as error:
-                text = html.escape(str(error))  # it quotes names, which may look like HTML
-                return pn.pane.HTML(text, css_classes=["alert"], styles={"color": "#8a4b00"})
-            size = {"sizing_mode": "scale_width", "max_width": width}
-            return pn.pane.Matplotlib(figure, format="png", dpi=110, **size)
+            covariates = stated_by(chosen, values[len(widgets) :])
+            drawn = values[: len(widgets)]
+            return _picture(model, data.batch, draw, width, number, drawn, covariates)
 
-        return pn.bind(draw_again, row, *widgets)
+        return pn.bind(draw_again, row, *widgets, *watched)
 
     controls = [row, pn.pane.Markdown("observed"), seen, seed]
-    views = [view(imputed, seen, seed), view(responsibilities, seen, width=450)]
+    sources = latent_sources(model)
+    controls += sources
+    for control in chosen:
+        controls += control.widgets
+    views = [view(imputed, seen, seed, *sources), view(responsibilities, seen, width=450)]
     if dims:
         controls += [dim, shift]
         views.append(view(moved, seen, dim, shift))
@@ -144,19 +145,50 @@ def layout(model: MultimodalModel, data: MultimodalDataset) -> Any:
     return pn.Row(left, pn.Column(*views, sizing_mode="stretch_width"))
 
 
+def _picture(
+    model: MultimodalModel,
+    batch: Batch,
+    draw: plots.Draw,
+    width: int,
+    number: int,
+    values: Sequence[object],
+    covariates: Mapping[str, object],
+) -> Any:
+    """A picture of a row that follows the widgets, or why it cannot be drawn."""
+    import panel as pn
+
+    try:
+        picked = model.conform(batch.take([number]))
+        figure = plots.figure_of(draw(model, picked, *values, covariates=covariates))
+    except (RequestError, DataError) as error:
+        text = html.escape(str(error))  # it quotes names, which may look like HTML
+        return pn.pane.HTML(text, css_classes=["alert"], styles={"color": "#8a4b00"})
+    size = {"sizing_mode": "scale_width", "max_width": width}
+    return pn.pane.Matplotlib(figure, format="png", dpi=110, **size)
+
+
 def imputed(
     model: MultimodalModel,
     row: Batch,
     given: Sequence[str],
     seed: int = 0,
+    sampler: str | None = None,
     figure: plots.FigureLike = None,
+    covariates: Mapping[str, object] | None = None,
 ) -> plots.Grid:
-    """A row's modalities from those given; axes (6, m).
+    """A row's modalities from those given, by the posterior or a sampler; axes (6, m).
 
-    Lines: real, mean, at two draws of z, ends of the interval.
+    Lines: real, mean, at two draws of z, ends of the interval. They are generated as if the row
+    had other covariates, where some are stated.
     """
     generator = noise.seeded(seed, model.like.device)
-    generate = functools.partial(model.translate, row, given=given, generator=generator)
+    options: dict[str, Any] = {
+        "given": given,
+        "covariates": covariates,
+        "sampler": sampler,
+        "generator": generator,
+    }
+    generate = functools.partial(model.translate, row, **options)
     samples = generate(n=DRAWS, sample=True)
     draws = generate(n=2)
     means = generate(latent="mean")
@@ -175,9 +207,13 @@ def imputed(
 
 
 def responsibilities(
-    model: MultimodalModel, row: Batch, given: Sequence[str], ax: plots.AxesLike = None
+    model: MultimodalModel,
+    row: Batch,
+    given: Sequence[str],
+    ax: plots.AxesLike = None,
+    covariates: Mapping[str, object] | None = None,
 ) -> Axes:
-    """The clusters of a row by what is given of it."""
+    """The clusters of a row by what is given of it; covariates are always its own."""
     shares = model.clusters(row.hide(given), soft=True)[0].cpu()
     ax = axes_of(ax)
     ax.bar(np.arange(len(shares)), shares.numpy())
@@ -192,15 +228,16 @@ def moved(
     dim: int,
     by: float,
     figure: plots.FigureLike = None,
+    covariates: Mapping[str, object] | None = None,
 ) -> plots.Grid:
     """All modalities decoded at the row's posterior mean, and after a move; axes (2, m).
 
-    One dimension of the latent moves; covariates stay those of the row.
+    One dimension of the latent moves; covariates are those stated, else those of the row.
     """
     z = model.encode(row, given, empty="prior")[0]
     there = z.clone()
     there[dim] += by
-    stated = stated_covariates(row)
+    stated = {**stated_covariates(row), **(covariates or {})}
     lines: list[plots.Line] = []
     for label, latent in {"at the mean": z, f"z{dim} {by:+g}": there}.items():
         lines.append((label, model.decode(latent, covariates=stated).values()))

@@ -44,6 +44,7 @@ def write_page(
     data: str | None = None,
     seed: int = 0,
     metrics: Sequence[MetricLike] | None = None,
+    sampler: str | None = None,
     progress: bool | None = None,
 ) -> Report:
     """Evaluates the model of a run on its test rows and writes the page; returns the report.
@@ -54,6 +55,7 @@ def write_page(
         data: name of a dataset, instead of what `run.toml` says.
         seed: of the evaluation and of the pictures.
         metrics: see `mvkit.evaluate`.
+        sampler: likewise.
         progress: show a bar; None: on a terminal only.
 
     Raises:
@@ -64,7 +66,13 @@ def write_page(
     splits = run_data(run, data)
     history = read_history(run / "history.jsonl")
     report = evaluate(
-        model, splits.test, metrics, train=splits.train, seed=seed, progress=progress
+        model,
+        splits.test,
+        metrics,
+        train=splits.train,
+        sampler=sampler,
+        seed=seed,
+        progress=progress,
     )
     run_history = History(history)
     judge(model, as_pipeline(splits.test, model.schema), run_history)

@@ -36,10 +36,11 @@ from mvkit.core.devices import device_of
 from mvkit.core.modality import Modality
 from mvkit.core.safe_file import write_whole
 from mvkit.data.datasets.catalogue import Splits, load_dataset
-from mvkit.errors import MvkitError, SpecError, suggest
+from mvkit.errors import MvkitError, SpecError, UnknownComponent, suggest
 from mvkit.models.checkpoint import rebuilt
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.registry.plugins import available, error_context, remedy
 from mvkit.registry.spec import as_part, to_dict
 from mvkit.training.events import Event, RunStarted
 from mvkit.training.fit import fit
@@ -228,10 +229,7 @@ def _model(options: Table, data: Splits) -> tuple[MultimodalModel, int]:
     if isinstance(options.get("covariates"), list):
         options["covariates"] = _declared(options["covariates"], data)
     make = _maker(options.pop("recipe", None))
-    known = {*inspect.signature(make).parameters, *inspect.signature(Model).parameters}
-    _check_options("model", options, known - {"options", "modalities"})
-    with _named("model"):
-        return make(modalities, seed=seed, **options), seed
+    return _made(make, modalities, {"seed": seed, **options}), seed
 
 
 def _modalities(changes: object, data: Splits) -> dict[str, Modality]:
@@ -307,16 +305,34 @@ def _maker(recipe: object) -> Callable[..., MultimodalModel]:
     """A recipe by its name, or `Model`."""
     if recipe is None:
         return Model
-    published: dict[object, Callable[..., MultimodalModel]] = {}
-    for name, value in vars(recipes).items():
-        own = getattr(value, "__module__", "") == recipes.__name__
-        if own and not name.startswith("_"):
-            published[name] = value
-    if not isinstance(recipe, str) or recipe not in published:
+    if not isinstance(recipe, str):
+        known = suggest(str(recipe), available("recipe"))
+        raise SpecError(f"no recipe {recipe!r}; {known}", "model.recipe")
+    try:
+        return recipes.get(recipe)
+    except UnknownComponent:
+        reason = f"no recipe {recipe!r}; {remedy('recipe', recipe)}"
+        raise SpecError(reason, "model.recipe") from None
+    except SpecError as error:
+        raise error.within("model.recipe") from None
+
+
+def _made(
+    make: Callable[..., MultimodalModel], modalities: dict[str, Modality], options: Table
+) -> MultimodalModel:
+    """What a recipe, or `Model`, makes of modalities and options."""
+    signature = inspect.signature(make)
+    known = {*signature.parameters, *inspect.signature(Model).parameters}
+    _check_options("model", options, known - {"options", "modalities"})
+    with _named("model"):
+        signature.bind(modalities, **options)
+        with error_context(make, "when it was called"):
+            model = make(modalities, **options)
+    if not isinstance(model, MultimodalModel):
         raise SpecError(
-            f"no recipe {recipe!r}; {suggest(str(recipe), map(str, published))}", "model.recipe"
+            f"returned a {type(model).__name__}; expected a Model or a Stack", "model.recipe"
         )
-    return published[recipe]
+    return model
 
 
 def _train_options(given: Table) -> Table:

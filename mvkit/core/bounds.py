@@ -63,6 +63,22 @@ def kl(terms: Terms, *, density: Density = "component", weights: Tensor | None =
     return divergence
 
 
+def likelihood(terms: Terms, *, weights: Tensor | None = None) -> Tensor:
+    """E_q [Σ_m λ_m log p(x_m|z) + log p(s|x, z)], (b,), s where the model says what is missing.
+
+    Args:
+        terms: densities.
+        weights: likelihood weights λ, (m,); None: ones.
+    """
+    return average(_log_likelihood(terms, weights), terms.log_pi)
+
+
+def _log_likelihood(terms: Terms, weights: Tensor | None) -> Tensor:
+    """Σ_m λ_m log p(x_m|z) + log p(s|x, z) of each draw, (s, j, b)."""
+    log_px = weighted_sum(terms.log_px, weights)
+    return log_px if terms.log_ps is None else log_px + terms.log_ps
+
+
 def elbo(
     terms: Terms,
     *,
@@ -72,6 +88,8 @@ def elbo(
     density: Density = "component",
 ) -> Tensor:
     """Evidence lower bound E_q Σ_m λ_m log p(x_m|z) - β KL, (b,).
+
+    In models of what is missing, E_q log p(s|x, z) is part of it.
 
     Args:
         terms: densities.
@@ -83,8 +101,8 @@ def elbo(
     Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014,
     https://arxiv.org/abs/1312.6114.
     """
-    likelihood = average(weighted_sum(terms.log_px, weights), terms.log_pi)
-    return likelihood - beta * kl(terms, density=density, weights=private)
+    reconstruction = likelihood(terms, weights=weights)
+    return reconstruction - beta * kl(terms, density=density, weights=private)
 
 
 def importance_log_weights(
@@ -97,12 +115,12 @@ def importance_log_weights(
     """Log importance weights log w, (s, j, b).
 
     Σ_m λ_m log p(x_m|z) + β (log p(z) - log q(z) + Σ_m private_m (log p(w_m) - log q(w_m|x_m))),
-    arguments as of `elbo`.
+    and log p(s|x, z) in models of what is missing; arguments as of `elbo`.
     """
     log_ratio = required(terms.log_pz, "log_pz") - required(terms.log_qz, "log_qz")
     if terms.private_log_ratio is not None:
         log_ratio = log_ratio + weighted_sum(terms.private_log_ratio, private)
-    return weighted_sum(terms.log_px, weights) + beta * log_ratio
+    return _log_likelihood(terms, weights) + beta * log_ratio
 
 
 def iwae(log_w: Tensor, log_pi: Tensor, *, bound: Form = "tight") -> Tensor:

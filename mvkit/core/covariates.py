@@ -20,6 +20,7 @@ from mvkit.registry.spec import field, one_of, positional_spec
 
 Side = Literal["decoders", "encoders", "prior"]
 Level = str | int
+KEPT = 10_000  # training rows whose covariates files keep
 SIDES: tuple[Side, ...] = ("decoders", "encoders", "prior")
 
 
@@ -224,21 +225,33 @@ class Conditions(nn.Module):
             start += covariate.width
         return known
 
-    def place(self, values: Mapping[str, Tensor]) -> None:
-        """Learns means, spreads and shares of training rows, once.
+    def place(self, values: Mapping[str, Tensor], *, all_rows: bool = True) -> list[str]:
+        """Learns means, spreads and shares of training rows, once, and keeps some of them.
+
+        Args:
+            values: of every covariate, {name: (b,)}.
+            all_rows: whether these are all rows there are, or the first of a stream.
+
+        Returns:
+            The numbers that the first rows of a stream tell nothing of.
 
         Raises:
             DataError: a number that is the same in all rows, or a covariate that all rows lack.
         """
+        unknown: list[str] = []
         if self.placed:
-            return
+            return unknown
         start = 0
         for name, covariate in self.covariates.items():
             place = slice(start, start + covariate.width)
             start += covariate.width
             value = values[name]
             known = value[value >= 0] if covariate.levels else value[~value.isnan()].double()
-            _check_varies(name, known)
+            if all_rows:
+                _check_varies(name, known)
+            elif not _varies(known):
+                unknown += [] if covariate.levels else [name]
+                continue
             if covariate.levels:
                 shares = functional.one_hot(known, covariate.width).double().mean(0)
                 self.average[place] = shares.to(self.average)
@@ -247,7 +260,11 @@ class Conditions(nn.Module):
                 self.spread[place] = known.std(correction=0)
         self.placed.fill_(True)
         columns = [values[name].double() for name in self.covariates]
-        self.rows = torch.stack(columns, 1).to(self.rows.device)
+        rows = torch.stack(columns, 1)
+        if len(rows) > KEPT:
+            rows = rows[torch.arange(KEPT, device=rows.device) * len(rows) // KEPT]
+        self.rows = rows.to(self.rows.device)
+        return unknown
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Conditions:
         """As of every module, but that means and spreads stay in float64."""
@@ -258,13 +275,17 @@ class Conditions(nn.Module):
         return self
 
 
+def _varies(known: Tensor) -> bool:
+    return bool((known != known[:1]).any())
+
+
 def _check_varies(name: str, known: Tensor) -> None:
     if not len(known):
         raise DataError(
             f"covariate {name!r}: no training row has a value; expected some; leave it out of the "
             "model"
         )
-    if bool((known == known[0]).all()):
+    if not _varies(known):
         raise DataError(
             f"covariate {name!r}: all {len(known)} training rows that have it are the same, so "
             "nothing can be learnt of it; expected values that differ; leave it out of the model"

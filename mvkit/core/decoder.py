@@ -16,6 +16,7 @@ from mvkit.core.modality import Modality, Sizes
 from mvkit.core.raw_values import widened
 from mvkit.errors import ShapeError, SpecError
 from mvkit.registry import plugins
+from mvkit.registry.loading import live_part
 
 
 class Decoder(nn.Module):
@@ -28,7 +29,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.name = name
         with plugins.error_context(type(modality.likelihood), "when it was built"):
-            self.likelihood = modality.likelihood.build(attrs.evolve(sizes, name=name))
+            sizes = attrs.evolve(sizes, name=name)
+            self.likelihood = live_part(modality.likelihood, "likelihood", (Likelihood,), sizes)
             params = self.likelihood.params
         self.shape = (*modality.shape, params) if params > 1 else modality.shape
         if modality.exposure is not None and not self.likelihood.takes_exposure:

@@ -7,6 +7,7 @@ latent.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import attrs
@@ -118,6 +119,7 @@ class Decoding:
         w: Mapping[str, Tensor],
         used: Tensor,
         weight: Tensor | None = None,
+        decoded: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Tensor:
         """Log p(x_m|z, w_m) over observed elements, (s, j, b, m), in nats; zeros unless `used`.
 
@@ -131,9 +133,14 @@ class Decoding:
             used: what is reconstructed, (b, m) or (s or 1, j, b, m) bool.
             weight: how much each draw counts, (j, b), for likelihoods that look at the batch as a
                 whole.
+            decoded: what decoders emitted for all rows already, {name: ((s j), b, *shape)}.
         """
         computed = batch.computed()
-        outputs = self._outputs(computed, z, w, self.context(batch.covariates))
+        rest = {name: rows for name, rows in computed.items() if name not in decoded}
+        outputs = self.outputs(rest, z, w, self.context(batch.covariates))
+        for name, output in decoded.items():
+            rows = computed.get(name)
+            outputs[name] = output if rows is None else output.index_select(1, rows)
         counted = {}
         for i, name in enumerate(self.modalities):
             if name in computed:
@@ -165,14 +172,14 @@ class Decoding:
             return covariates
         return self.conditions.standardised(covariates)
 
-    def _outputs(
+    def outputs(
         self,
         computed: Mapping[str, Tensor | None],
         z: Tensor,
         w: Mapping[str, Tensor],
         context: Tensor | None,
     ) -> dict[str, Tensor]:
-        """What decoders emit for the rows that observe them, {name: ((s j), n, *shape)}."""
+        """What decoders emit for some rows, {name: ((s j), n, *shape)}; None: for all."""
         latents = {}
         for name, rows in computed.items():
             latent = torch.cat([z, w[name]], -1) if name in w else z

@@ -19,12 +19,14 @@ class Family(ABC):
     To implement one, decorate a subclass with `@spec` and write the three abstract methods. All
     act elementwise, except `scale`, which may look at the whole latent axis (the last), and `kl`,
     `entropy` and `log_prob`, which sum over it. Set `density` to the name of the standard density:
-    families of one density share closed-form KLs. Override `kl` and `entropy` where there is a
+    families of one density share closed-form KLs. `deviation` is the standard deviation of
+    standard noise. Override `kl` and `entropy` where there is a
     closed form, and set `closed_product` if a product of experts stays in the family.
     """
 
     density: str = ""
     closed_product: bool = False
+    deviation: float = 1.0
 
     @abstractmethod
     def scale(self, raw: Tensor) -> Tensor:
@@ -60,6 +62,21 @@ class Family(ABC):
     def log_prob_of_noise(self, eps: Tensor, scale: Tensor) -> Tensor:
         """Log-density of the draw loc + scale * eps in nats, (..., d) -> (...)."""
         return self.log_density(eps).sum(-1) - scale.log().sum(-1)
+
+    def raw(self, scale: Tensor) -> Tensor:
+        """Unconstrained numbers of positive scales, (..., d) -> (..., d): the inverse of `scale`.
+
+        The default looks for them between -40 and 40, and is for scales that grow with each number
+        by itself.
+        """
+        low = torch.full_like(scale, -40.0)
+        high = torch.full_like(scale, 40.0)
+        for _ in range(80):
+            middle = (low + high) / 2
+            above = self.scale(middle) > scale
+            low = torch.where(above, low, middle)
+            high = torch.where(above, middle, high)
+        return (low + high) / 2
 
     def build(self, sizes: object) -> Family:
         """A family has no parameters: it is its own live part."""

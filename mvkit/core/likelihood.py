@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mvkit.core.noise import Generator
 from mvkit.registry.renamed import RenamedMethods
@@ -56,8 +56,8 @@ class Likelihood(RenamedMethods, ABC):
     `out_of_support` to refuse impossible values; `integers` if integers are accepted; `class_axis`
     if the last axis is one of classes, which `log_prob` sums over; `starts` if `start` does
     something (decoders then start at `first_outputs`); `takes_exposure` if `Context.exposure`
-    changes what it computes. What concerns the modality is in `sizes`: `sizes.name`,
-    `sizes.shape`.
+    changes what it computes; `reparametrised` if draws have gradients with respect to `out`. What
+    concerns the modality is in `sizes`: `sizes.name`, `sizes.shape`.
     """
 
     renamed: ClassVar = {"outside": "out_of_support", "suspicion": "sanity_warning"}
@@ -67,6 +67,7 @@ class Likelihood(RenamedMethods, ABC):
     support: str = "finite numbers"
     starts: bool = False
     takes_exposure: bool = False
+    reparametrised: bool = False
 
     @abstractmethod
     def log_prob(self, out: Tensor, x: Tensor, context: Context) -> Tensor:
@@ -83,6 +84,14 @@ class Likelihood(RenamedMethods, ABC):
     def out_of_support(self, x: Tensor) -> Tensor:
         """Elements outside the support, shaped like x, bool."""
         return ~torch.isfinite(x)
+
+    def outcomes(self, shape: tuple[int, ...]) -> Tensor | None:
+        """All that a row can be, (n, *shape), where elements depend on one another.
+
+        Their probabilities sum to one, which conformance checks. None: elements are independent,
+        and conformance finds out what each can be.
+        """
+        return None
 
     def start(self, x: Tensor, observed: Tensor) -> None:
         """Called by `fit` before the first step if `starts`; may place parameters by the data.
@@ -114,6 +123,15 @@ class Likelihood(RenamedMethods, ABC):
             covariate: its name.
             shares: of the old levels in what the new one begins as, (levels,).
         """
+
+    def by_level(self, covariate: str) -> tuple[nn.Parameter, ...]:
+        """Parameters that begin with an axis of the levels of a covariate, (levels, ...), which
+        `fit` may train for one level alone.
+
+        Args:
+            covariate: its name.
+        """
+        return ()
 
     def sanity_warning(self, x: Tensor) -> str | None:
         """What is odd about values that are allowed, and what to do; None if nothing."""

@@ -31,6 +31,7 @@ class Loss:
         counts: how many rows a metric is a mean of, 0-d, or the sum of their weights; absent: all
             of the batch.
         weighted: whether rows count as much as `batch.row_weight` says.
+        trains: whether the objective has a gradient, apart from penalties, where there are some.
     """
 
     loss: Tensor
@@ -38,6 +39,7 @@ class Loss:
     metrics: dict[str, Tensor]
     counts: dict[str, Tensor] = attrs.field(factory=dict)
     weighted: bool = False
+    trains: bool = True
 
     def checked(self, b: int, objective: type, *, weighted: bool = False) -> Loss:
         """Itself, if loss and bound have the right shapes for b rows; looks at no value.
@@ -165,6 +167,8 @@ def row_metrics(
 ) -> Metrics:
     """Mean log-likelihood of each modality over rows that observe it, and the mean KL.
 
+    In models of what is missing, the mean log-probability of that too, `log_ps`.
+
     Args:
         names: of the modalities.
         terms: densities.
@@ -179,18 +183,28 @@ def row_metrics(
     log_px = torch.einsum("jbm,jb->bm", terms.log_px.mean(0), terms.log_pi.exp())
     keys = [f"log_px/{name}" for name in names]
     if weight is not None:
-        return _weighted_metrics(keys, log_px, kl, counted, active, weight)
+        return _weighted_metrics(keys, terms, log_px, kl, counted, active, weight)
     rows = counted.sum(0)
     mean_log_px = torch.where(counted, log_px, 0.0).sum(0) / rows.clamp(min=1)
     means = dict(zip(keys, mean_log_px.unbind(), strict=True))
     counts = dict(zip(keys, rows.unbind(), strict=True))
     counts["kl"] = active.sum()
-    means["kl"] = torch.where(active, kl, 0.0).sum() / counts["kl"].clamp(min=1)
+    divisor = counts["kl"].clamp(min=1)
+    means["kl"] = torch.where(active, kl, 0.0).sum() / divisor
+    if terms.log_ps is not None:
+        counts["log_ps"] = counts["kl"]
+        means["log_ps"] = torch.where(active, _of_rows(terms, terms.log_ps), 0.0).sum() / divisor
     return Metrics(means, counts)
+
+
+def _of_rows(terms: Terms, values: Tensor) -> Tensor:
+    """Means over the draws of each row, (s, j, b) -> (b,)."""
+    return torch.einsum("jb,jb->b", values.mean(0), terms.log_pi.exp())
 
 
 def _weighted_metrics(
     keys: Sequence[str],
+    terms: Terms,
     log_px: Tensor,
     kl: Tensor,
     counted: Tensor,
@@ -200,6 +214,9 @@ def _weighted_metrics(
     """As `row_metrics`, by the weights of the rows."""
     metrics = Metrics()
     columns = zip(keys, log_px.unbind(1), counted.unbind(1), strict=True)
-    for key, values, rows in (*columns, ("kl", kl, active)):
+    of_rows = [("kl", kl, active)]
+    if terms.log_ps is not None:
+        of_rows.append(("log_ps", _of_rows(terms, terms.log_ps), active))
+    for key, values, rows in (*columns, *of_rows):
         metrics.means[key], metrics.counts[key] = weighted_mean(values, weight, rows)
     return metrics

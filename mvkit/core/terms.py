@@ -32,6 +32,8 @@ class Terms:
             m); None without private latents.
         private_kl: closed-form private KLs, weighted by how much of the posterior's evidence they
             are, (b, m); None without private latents or closed form.
+        log_ps: log-probability of which values are observed, (s, j, b); None in models that say
+            nothing of it.
         scale_gradients: called with a function (None for z, or a modality's name) -> factor (s, j,
             b), multiplies the gradient of each draw by it; None if no gradient will be asked for.
     """
@@ -45,6 +47,7 @@ class Terms:
     kl: Tensor | None = None
     private_log_ratio: Tensor | None = None
     private_kl: Tensor | None = None
+    log_ps: Tensor | None = None
     scale_gradients: Callable[[Callable[[str | None], Tensor]], None] | None = None
 
 

@@ -43,7 +43,8 @@ class MultimodalDataset:
     Values stay in the user's units; `modalities` say what they are and how a model sees them.
     Modalities are inferred where they are not given: bits (bool, or only 0 and 1) are `bernoulli`;
     whole numbers (b,) that use each of 0 … C-1 are the classes of a `categorical`; anything else
-    is `normal` with a trained scale.
+    is `normal` with a trained scale, of each feature in rows of one axis, which decoders emit in
+    units of each feature's spread; of all pixels together in pictures.
 
     Args:
         batch: all rows.

@@ -125,6 +125,8 @@ def _options(x: Tensor, given: PartLike | None) -> dict[str, Any]:
     if given is not None and not isinstance(given, Mapping):
         return {"likelihood": given}
     likelihood: object = Normal(scale="trained")
+    if x.ndim <= 2:  # features of a table may be on any scales; pixels share one
+        likelihood = Normal(scale="trained", by="feature", outputs="standardised")
     seen = presence(x)
     if _number_classes(x):
         likelihood = Categorical()

@@ -83,6 +83,9 @@ class Likelihood(Metric):
         asked = {}
         for of, given in pairs:
             known = _known(context.model.schema, of + given)
+            explained = context.model.missingness
+            if explained is not None and set(explained.modalities) & set(of):
+                known += ", what is missing included"
             asked[_title(of, given, names) + known] = (of, given)
         return asked
 

@@ -149,6 +149,7 @@ class EvaluationContext:
         features: by modality, functions from (b, *shape) in the user's units to (b, f).
         seed: of all randomness.
         notes: what the report says beside its numbers; keys of a dict, so that each is said once.
+        sampler: what draws the latents of modalities that are generated; None: the posterior.
     """
 
     model: MultimodalModel
@@ -159,6 +160,7 @@ class EvaluationContext:
     features: Mapping[str, Function] = attrs.field(factory=dict)
     seed: int = 0
     notes: dict[str, None] = attrs.field(factory=dict)
+    sampler: str | None = None
     _fitted: dict[str, Function] = attrs.field(factory=dict, init=False)
 
     def note(self, text: str) -> None:
@@ -257,6 +259,8 @@ class EvaluationContext:
             given: modalities to look at.
             options: of `model.translate`, such as `n`, `latent`, `sample` and `generator`.
         """
+        if self.sampler is not None:
+            options["sampler"] = self.sampler
         samples = self.model.translate(block, to, given, units="model", **options)
         for name, values in samples.items():
             finite(values, block, f"modality {name!r}, generated,", 1)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol, cast
 
+import attrs
 import torch
 from torch import Tensor, nn
 
 from mvkit.core.context_networks import takes_context
 from mvkit.core.covariates import Conditions, Level, Side
 from mvkit.core.likelihood import Likelihood
+from mvkit.core.modality import Modality
 from mvkit.errors import RequestError, suggest
+from mvkit.parts.likelihoods import ForegroundBackground, NegativeBinomial
 from mvkit.parts.networks import WithContext
 from mvkit.parts.priors import Shift, VampPrior
 
@@ -73,8 +76,23 @@ def grow(model: Conditional, name: str, level: Level, like: Level) -> None:
     conditions.add_level(name, level)
 
 
+def modalities_with_more_levels(
+    modalities: Mapping[str, Modality], name: str
+) -> dict[str, Modality]:
+    """The modalities, whose likelihoods ask the model how many levels a covariate has."""
+    changed = dict(modalities)
+    for key, modality in modalities.items():
+        likelihood = modality.likelihood
+        counts = isinstance(likelihood, NegativeBinomial | ForegroundBackground)
+        if counts and likelihood.level == name:
+            likelihood = attrs.evolve(likelihood, levels=0)
+            changed[key] = attrs.evolve(modality, likelihood=likelihood)  # type: ignore[misc]
+    return changed
+
+
 def level_columns(model: Conditional, glob: str) -> dict[nn.Parameter, Tensor]:
-    """The weights that a level alone decides: parameters, and flags of their columns, (c,).
+    """The weights that a level alone decides: parameters, and flags of their columns (c,), or of
+    the rows of what likelihoods keep by level, (levels, 1, ...).
 
     Args:
         model: the model.
@@ -98,6 +116,12 @@ def level_columns(model: Conditional, glob: str) -> dict[nn.Parameter, Tensor]:
             flags = torch.zeros(parameter.shape[-1], dtype=torch.bool, device=parameter.device)
             flags[conditions.columns(name, side).start + words.index(word)] = True
             columns[parameter] = flags
+    for _, likelihood in model.named_modules():
+        if isinstance(likelihood, Likelihood):
+            for parameter in likelihood.by_level(name):
+                flags = torch.zeros(len(parameter), dtype=torch.bool, device=parameter.device)
+                flags[words.index(word)] = True
+                columns[parameter] = flags.reshape(-1, *[1] * (parameter.ndim - 1))
     return columns
 
 

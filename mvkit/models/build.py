@@ -13,6 +13,7 @@ from mvkit.core.covariates import SIDES, Conditions, as_covariates
 from mvkit.core.decoder import Decoder
 from mvkit.core.decoding import Decoding
 from mvkit.core.family import Family
+from mvkit.core.missingness import Missingness
 from mvkit.core.modality import Modality, Sizes, as_modalities
 from mvkit.errors import SpecError, within
 from mvkit.models.objective_modules import add_modules
@@ -22,6 +23,7 @@ from mvkit.parts.objectives.objective import Objective, check_names
 from mvkit.parts.priors import Prior, as_prior, raw_of_one
 from mvkit.registry import plugins
 from mvkit.registry.fields import choice, count
+from mvkit.registry.loading import live_part
 from mvkit.registry.spec import QUIET, factors, field, one_of, part, spec
 
 LIVE: dict[str, tuple[type, ...]] = {
@@ -29,6 +31,7 @@ LIVE: dict[str, tuple[type, ...]] = {
     "aggregator": (Aggregator,),
     "objective": (Objective,),
     "prior": (Prior, nn.Module),
+    "missingness": (Missingness,),
 }
 Rescale = Literal["dims"] | Mapping[str, float] | None
 
@@ -47,6 +50,7 @@ class ModelSpec:
     private_from: str | None = choice(None, "evidence", "observed")
     schedule: Any = part("schedule", default="single")
     covariates: Any = attrs.field(factory=dict, converter=as_covariates, metadata={QUIET: True})
+    missingness: Any = part("missingness", default=None, optional=True, quiet=True)
 
 
 @attrs.frozen(eq=False)
@@ -65,6 +69,7 @@ class Parts:
     likelihood_weights: dict[str, float]
     order: tuple[int, ...]  # of the modalities; the same however they are declared
     conditions: Conditions | None  # the covariates, if there are any
+    missingness: Missingness | None  # why values are missing; None: at random
 
     @property
     def decoding(self) -> Decoding:
@@ -131,7 +136,32 @@ def assemble(spec: ModelSpec) -> Parts:
         _likelihood_weights(spec, sizes),
         sizes.canonical,
         conditions,
+        _missingness(spec, sizes, decoders),
     )
+
+
+def _missingness(spec: ModelSpec, sizes: Sizes, decoders: nn.ModuleDict) -> Missingness | None:
+    """The live model of what is missing; None without one.
+
+    Raises:
+        SpecError: it explains gaps of a modality whose draws have no gradients.
+    """
+    if spec.missingness is None:
+        return None
+    live = cast(Missingness, _built(spec, "missingness", sizes))
+    check_names(live.modalities, sizes.names, "missingness")
+    for name in live.modalities if live.looks_at_values else ():
+        decoder = cast(Decoder, decoders[name])
+        if not decoder.likelihood.reparametrised:
+            part = plugins.name_of("likelihood", type(spec.modalities[name].likelihood))
+            raise SpecError(
+                f"draws of {name!r} (likelihood {part!r}) have no gradients, so that decoders "
+                "would not learn from what is missing; expected 'normal', 'laplace', "
+                "'student_t' or 'lognormal'; take one of these, or leave the modality out of "
+                "modalities=",
+                "missingness",
+            )
+    return live
 
 
 def sizes_of(spec: ModelSpec, family: Family, conditions: Conditions | None) -> Sizes:
@@ -171,11 +201,7 @@ def _built(spec: ModelSpec, kind: str, sizes: Sizes | None) -> Any:
     """The live part of a kind."""
     part = getattr(spec, kind)
     with within(kind), plugins.error_context(type(part), "when it was built"):
-        live = part.build(sizes)
-        if not isinstance(live, LIVE[kind]):
-            names = " or ".join(cls.__name__ for cls in LIVE[kind])
-            raise TypeError(f"build returned {live!r}; expected a {names}")
-    return live
+        return live_part(part, kind, LIVE[kind], sizes)
 
 
 def _name(spec: ModelSpec, kind: str) -> str:

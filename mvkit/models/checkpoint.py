@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -19,7 +18,13 @@ from mvkit.errors import CheckpointError, MvkitError
 from mvkit.models.claimed_tensors import REALS, Allowance, check_tensors
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel, check_model
-from mvkit.models.samplers import install
+from mvkit.models.package_versions import (
+    PACKAGE,
+    changed_packages,
+    migrated,
+    warn_of_other_options,
+)
+from mvkit.models.samplers import built, install
 from mvkit.models.stack import Stack
 from mvkit.registry import plugins
 from mvkit.registry.spec import as_part, is_spec
@@ -28,7 +33,6 @@ Header = dict[str, Any]  # plain JSON data
 Modules = Mapping[str, nn.Module] | None
 
 MAY_BE_NAN = ("conditions.rows", ".typical_exposure")  # where NaN means that nothing is known
-PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]*")
 
 
 def save(model: MultimodalModel, path: str | os.PathLike[str]) -> None:
@@ -113,12 +117,15 @@ def load(
             for name, module in (by_name or {}).items():
                 given[f"modalities.{name}.{side}"] = module
         return _loaded(header, weights, given, str(path)).to(place).eval()
-    except CheckpointError:
+    except CheckpointError as error:
+        note = changed_packages(header)
+        if note:
+            raise CheckpointError(f"{error}{note}") from error
         raise
     except (MvkitError, RuntimeError, TypeError, LookupError, AttributeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: the model cannot be built again: {type(error).__name__}: {error}"
-            f"{safe_file.other_version(header)}"
+            f"{safe_file.other_version(header)}{changed_packages(header)}"
         ) from error
 
 
@@ -131,6 +138,7 @@ def _loaded(
             f"{where}: the state of a training run; load the run's best.safetensors or "
             "model.safetensors, or resume it with mvkit.fit(…, checkpoint=…, resume='auto')"
         )
+    header = migrated(header, where)
     externals = list(_externals(header["model"]))
     classes = {path: container[key]["external"] for path, container, key in externals}
     _check_given(classes, given, where)
@@ -144,6 +152,7 @@ def _loaded(
     check_tensors(model, weights, given.values(), where)
     model.to(dtype).load_state_dict(weights)
     _warn_of_nan(model, where)
+    warn_of_other_options(header, model.header(), where)
     return model
 
 
@@ -180,8 +189,10 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
     """The model of `model.header()`, with fresh weights, drawn from a seed if one is given."""
     options = dict(header)
     samplers = options.pop("samplers", [])
+    fitted_to = options.pop("samplers_fitted_to", {})
     covariate_rows = options.pop("covariate_rows", 0)
     objectives = options.pop("objectives", [])
+    training_rows = options.pop("training_rows", None)
     model: Model | Stack
     if options.pop("name") == "stack":
         levels = [cast(Model, rebuilt(level, seed)) for level in options.pop("levels")]
@@ -196,9 +207,11 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
             model.conditions.keep(covariate_rows)
     for objective in objectives:
         model.adopt(objective, seed=None if seed is None else 0)  # as a stack does
+    model.training_rows = training_rows
     for sampler in samplers:
         spec = as_part("sampler", sampler)
-        install(model, spec, spec.build(model.latent_dim))
+        install(model, spec, built(model, spec))
+    model.fitted_to = dict(fitted_to)
     return model
 
 

@@ -5,7 +5,7 @@ Axes: b rows, m modalities, c clusters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol, TypeVar, overload
 
 import torch
@@ -13,12 +13,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mvkit.core.batch import Batch, check_not_empty
+from mvkit.core.posterior import Posterior
 from mvkit.data.dataset import Rows
-from mvkit.errors import RequestError
+from mvkit.errors import RequestError, check_option
 from mvkit.parts.latent_model import LatentModel
 from mvkit.parts.priors import as_prior
 
 Answer = TypeVar("Answer")
+Rule = Literal["joint", "votes"]
 
 
 class HasClusters(Protocol):
@@ -32,6 +34,7 @@ class Clusters(HasClusters, Protocol):
     """A model that can tell the responsibilities of its clusters: `Model` or `Stack`."""
 
     names: tuple[str, ...]
+    prior: nn.Module
 
     def in_blocks(self, function: Callable[[Batch], Answer], data: Rows) -> Answer:
         """Evaluates a function of batches block by block."""
@@ -39,6 +42,16 @@ class Clusters(HasClusters, Protocol):
 
     def responsibilities(self, rows: Batch) -> Tensor:
         """p(c|z_m) of each modality, (m, b, c)."""
+        ...
+
+    def posterior_given(
+        self, rows: Batch, given: tuple[str, ...], empty: str, *, inference: bool = False
+    ) -> Posterior:
+        """The posterior of a conformed batch given one set of modalities."""
+        ...
+
+    def prior_context(self, covariates: Mapping[str, Tensor]) -> Tensor | None:
+        """What the prior sees of rows with these covariates, (b, c); None: nothing."""
         ...
 
 
@@ -53,34 +66,53 @@ def check_clusters(model: HasClusters, what: str) -> None:
 
 @overload
 def clusters(
-    self: Clusters, batch: Rows, *, soft: bool = False, by_modality: Literal[False] = False
+    self: Clusters,
+    batch: Rows,
+    *,
+    rule: Rule = "joint",
+    soft: bool = False,
+    by_modality: Literal[False] = False,
 ) -> Tensor: ...
 
 
 @overload
 def clusters(
-    self: Clusters, batch: Rows, *, soft: bool = False, by_modality: Literal[True]
+    self: Clusters,
+    batch: Rows,
+    *,
+    rule: Rule = "joint",
+    soft: bool = False,
+    by_modality: Literal[True],
 ) -> dict[str, Tensor]: ...
 
 
 def clusters(
-    self: Clusters, batch: Rows, *, soft: bool = False, by_modality: bool = False
+    self: Clusters,
+    batch: Rows,
+    *,
+    rule: Rule = "joint",
+    soft: bool = False,
+    by_modality: bool = False,
 ) -> Tensor | dict[str, Tensor]:
     """Clusters of rows under a mixture prior, deterministic.
-
-    Each observed modality votes with p(c|z_m) at its own posterior mean.
 
     Args:
         self: the model.
         batch: rows.
-        soft: mean responsibilities (b, c) instead of the majority (b,), whose ties go to the
-        largest mean.
+        rule: `joint`: the likeliest component at the posterior mean given all that a row has;
+            `votes`: each observed modality votes with p(c|z_m) at its own posterior mean, and ties
+            go to the largest mean.
+        soft: responsibilities (b, c) instead of the cluster (b,); of votes, their mean.
         by_modality: {name: (b, c)} of each modality's own, NaN where unobserved.
     """
     check_clusters(self, "clusters")
+    check_option("clusters: rule", rule, "joint", "votes")
 
     def assign(rows: Batch) -> Tensor | dict[str, Tensor]:
         check_not_empty(rows)
+        if rule == "joint" and not by_modality:
+            shares = joint_responsibilities(self, rows)
+            return shares if soft else shares.argmax(-1)
         each = self.responsibilities(rows)
         observed = rearrange(rows.observed, "b m -> m b 1")
         if by_modality:
@@ -91,6 +123,13 @@ def clusters(
         return majority(each, observed)
 
     return self.in_blocks(assign, batch)
+
+
+def joint_responsibilities(model: Clusters, rows: Batch) -> Tensor:
+    """p(c|z) at the posterior mean given all that each row has, (b, c)."""
+    posterior = model.posterior_given(rows, model.names, "error", inference=True)
+    context = model.prior_context(rows.covariates)
+    return as_prior(model.prior).assign(posterior.mean, context)
 
 
 def responsibilities(model: LatentModel, rows: Batch) -> Tensor:

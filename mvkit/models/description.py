@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import nn
 
 from mvkit.core.covariates import Covariate
+from mvkit.core.missingness import Missingness
 from mvkit.core.modality import Modality
 from mvkit.models.build import ModelSpec
+from mvkit.models.penalties import penalised
 
 SHOWN = 8  # levels of a covariate
 
@@ -22,6 +24,7 @@ class Described(Protocol):
     objectives: nn.ModuleDict
     encoders: nn.ModuleDict
     decoders: nn.ModuleDict
+    missingness: Missingness | None
 
 
 def describe(self: Described) -> str:
@@ -34,21 +37,31 @@ def describe(self: Described) -> str:
     lines.append(f"  {'objective':<11}{spec.objective!r}")
     for key, module in self.objectives.items():
         lines.append(f"  {'trained':<11}objectives.{key}: {_count(module)}")
+    for path in penalised(cast(nn.Module, self)):
+        lines.append(f"  {'penalty':<11}{path}")
+    if spec.missingness is not None:
+        lines.append(f"  missingness {spec.missingness!r}: {_count(self.missingness)}")
     for name, covariate in spec.covariates.items():
         lines.append(f"  {'covariate':<11}{name}: {_covariate(covariate)}")
-    for name, modality in self.modalities.items():
-        facts = [str(modality.shape), repr(modality.likelihood)]
-        facts += [repr(step) for step in modality.transform]
-        if modality.exposure is not None:
-            facts.append(f"exposure={modality.exposure!r}")
-        if modality.private_dim:
-            facts.append(f"private_dim={modality.private_dim} from {spec.private_from}")
-        encoder = self.encoders[name]
-        decoder = self.decoders[name]
-        lines.append(f"  {name}: {', '.join(facts)}")
-        lines.append(f"    encoder {_network(modality.encoder)}: {_count(encoder)}")
-        lines.append(f"    decoder {_network(modality.decoder)}: {_count(decoder)}")
+    for name in self.modalities:
+        lines += _modality(self, name)
     return "\n".join(lines)
+
+
+def _modality(self: Described, name: str) -> list[str]:
+    """What a modality is, and the networks that read and write it."""
+    modality = self.modalities[name]
+    facts = [str(modality.shape), repr(modality.likelihood)]
+    facts += [repr(step) for step in modality.transform]
+    if modality.exposure is not None:
+        facts.append(f"exposure={modality.exposure!r}")
+    if modality.private_dim:
+        facts.append(f"private_dim={modality.private_dim} from {self.spec.private_from}")
+    return [
+        f"  {name}: {', '.join(facts)}",
+        f"    encoder {_network(modality.encoder)}: {_count(self.encoders[name])}",
+        f"    decoder {_network(modality.decoder)}: {_count(self.decoders[name])}",
+    ]
 
 
 def _covariate(covariate: Covariate) -> str:

@@ -5,6 +5,7 @@ Axes: n samples, b rows, d latent, p private latent.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, TypeVar
@@ -22,8 +23,10 @@ from mvkit.core.validation import Schema
 from mvkit.data.dataset import Rows
 from mvkit.errors import RequestError, ShapeError, bad_option, suggest
 from mvkit.models.asked_rows import asked_row_context
+from mvkit.models.far_covariates import far_numbers
 from mvkit.models.generation import GenerationOptions, Units
 from mvkit.models.inference import (
+    ConditionalLatents,
     ConditionalPosterior,
     ConditioningSets,
     Empty,
@@ -31,6 +34,7 @@ from mvkit.models.inference import (
     evaluation,
     names_of,
 )
+from mvkit.parts.conditional_samplers import ConditionalSampler
 
 Answer = TypeVar("Answer")
 
@@ -72,9 +76,19 @@ class GeneratingModel(nn.Module, ABC):
 
     @abstractmethod
     def generate(
-        self, options: GenerationOptions, condition: ConditionalPosterior
+        self, options: GenerationOptions, condition: ConditionalLatents
     ) -> dict[str, Tensor]:
-        """Modalities {name: (n, b, *shape)} of the rows of a conditional posterior."""
+        """Modalities {name: (n, b, *shape)} of the rows of a conditional posterior or sampler."""
+
+    @abstractmethod
+    def conditional_sampler(self, name: str, where: str) -> ConditionalSampler:
+        """A fitted sampler that can be asked for latents given what rows have."""
+
+    @abstractmethod
+    def sampled_given(
+        self, rows: Batch, asked: ConditioningSets, sampler: ConditionalSampler
+    ) -> ConditionalLatents:
+        """Where a sampler draws the latents of rows from, given a set of modalities."""
 
     def row_context(
         self,
@@ -88,10 +102,14 @@ class GeneratingModel(nn.Module, ABC):
         """What a caller states of rows that are generated; see `asked_row_context`."""
         if not covariates and not exposure and (shape is None or self.decoding.conditions is None):
             return NOTHING_GIVEN
-        schema = self.schema
-        return asked_row_context(
-            schema, self.like, where, covariates, exposure, shape, partly=partly
+        rows = asked_row_context(
+            self.schema, self.like, where, covariates, exposure, shape, partly=partly
         )
+        conditions = self.decoding.conditions
+        if conditions is not None:
+            for sentence in far_numbers(conditions, rows.covariates, "value"):
+                warnings.warn(f"{where}: {sentence}", stacklevel=3)
+        return rows
 
     def in_units(self, data: dict[str, Tensor], units: Units) -> dict[str, Tensor]:
         """Values {name: (..., *shape)} of the model in the units asked for."""
@@ -171,10 +189,16 @@ class GeneratingModel(nn.Module, ABC):
         empty: Empty = "error",
         covariates: Mapping[str, object] | None = None,
         exposure: Mapping[str, object] | None = None,
+        sampler: str | None = None,
         units: Units = "data",
         generator: Generator = None,
     ) -> dict[str, Tensor]:
         """Modalities `to` generated from those `given`, {name: (n, b, *shape)}: imputation.
+
+        In a model that explains what is missing, `Model(missingness=…)`, missing values of what is
+        given are draws of p(x_mis|x_O, s), picked from ten times as many by their importance
+        weights; with `latent="mean"` they are the weighted mean of all of these. Modalities that
+        are not given say nothing by being missing.
 
         Args:
             batch: rows.
@@ -190,6 +214,9 @@ class GeneratingModel(nn.Module, ABC):
                 own.
             exposure: likewise, of modalities that have one; not given: what rows tell of the
                 modalities given, the median of training of others.
+            sampler: latents from a conditional sampler that `mvkit.fit_sampler` fitted, given what
+                rows have; rows with nothing are then drawn as `sample` does it. None: from the
+                posterior.
             units: see `decode`.
             generator: source of randomness.
         """
@@ -209,9 +236,14 @@ class GeneratingModel(nn.Module, ABC):
             asked_rows.exposure,
         )
         asked = ConditioningSets([known], empty, True, generator, asked_rows.covariates)
+        fitted = None if sampler is None else self.conditional_sampler(sampler, "translate")
 
         def generate(rows: Batch) -> dict[str, Tensor]:
-            condition = next(self.conditional_posteriors(rows, asked))
+            condition: ConditionalLatents
+            if fitted is None:
+                condition = next(self.conditional_posteriors(rows, asked))
+            else:
+                condition = self.sampled_given(rows, asked, fitted)
             return self.in_units(self.generate(options, condition), units)
 
         return self.in_blocks(generate, batch, dim=1)

@@ -6,26 +6,25 @@ Axes: n samples, b rows, d latent, p private latent.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, Protocol, overload
+from typing import Any, Literal, Protocol, cast, overload
 
 import attrs
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from mvkit.core import noise
 from mvkit.core.batch import Batch
-from mvkit.core.decoding import Decodes
+from mvkit.core.decoding import Decoding
 from mvkit.core.noise import Generator
 from mvkit.core.row_context import RowContext
 from mvkit.errors import RequestError, bad_option
 from mvkit.models.asked_rows import Stated, StatesRows
 from mvkit.models.clusters import check_clusters
-from mvkit.models.inference import ConditionalPosterior, Evaluable, check_count, evaluation
+from mvkit.models.inference import ConditionalLatents, Evaluable, check_count, evaluation
+from mvkit.models.sampler_requests import HasSamplers, sampled_latents
+from mvkit.parts.conditional_samplers import LatentDraws
 from mvkit.parts.latent_model import LatentModel
-from mvkit.parts.samplers import Prior as PriorSampler
-from mvkit.parts.samplers import Sampler
-from mvkit.registry import plugins
 
 Units = Literal["data", "model"]
 
@@ -72,24 +71,30 @@ class GenerationOptions:
         """Whether latents are drawn, instead of taking their means."""
         return self.latent == "draw"
 
-    def latents(self, condition: ConditionalPosterior) -> Tensor:
-        """Draws of a posterior, or copies of its mean, (n, b, d)."""
+    def latents(self, condition: ConditionalLatents) -> Tensor:
+        """Draws of the shared latent of rows, or copies of its mean, (n, b, d)."""
+        return self.joint_latents(condition)[0]
+
+    def joint_latents(self, condition: ConditionalLatents) -> LatentDraws:
+        """The same, with the private latents that come with it, {name: (n, b, p)}."""
         if self.draws_latents:
-            z = condition.posterior.draw(self.n, "iid", self.generator).z
-            return rearrange(z, "n 1 b d -> n b d")
-        mean = condition.posterior.mean
-        return mean.expand(self.n, *mean.shape)
+            return condition.draw(self.n, self.generator)
+        z, private = condition.mean(self.generator)
+        copies = {name: w.expand(self.n, *w.shape) for name, w in private.items()}
+        return z.expand(self.n, *z.shape), copies
 
 
 def generate(
-    model: LatentModel, options: GenerationOptions, condition: ConditionalPosterior
+    model: LatentModel, options: GenerationOptions, condition: ConditionalLatents
 ) -> dict[str, Tensor]:
-    """Modalities {name: (n, b, *shape)} of the rows of a conditional posterior."""
-    z = options.latents(condition)
+    """Modalities {name: (n, b, *shape)} of the rows of a conditional posterior or sampler."""
+    z, private = options.joint_latents(condition)
     rows = options.row_context(condition.batch)
     data = {}
     for name in options.to:
-        w = _private_latent(model, name, condition, z, options)
+        w = private.get(name)
+        if w is None:
+            w = _private_latent(model, name, condition, z, options)
         data[name] = model.decoding.decode(
             name, z, w, sample=options.sample, rows=rows, generator=options.generator
         )
@@ -99,7 +104,7 @@ def generate(
 def _private_latent(
     model: LatentModel,
     name: str,
-    condition: ConditionalPosterior,
+    condition: ConditionalLatents,
     z: Tensor,
     options: GenerationOptions,
 ) -> Tensor | None:
@@ -139,18 +144,11 @@ def prior_draws(
     return z, component if model.n_clusters else None
 
 
-class Samples(Evaluable, StatesRows, Protocol):
+class Samples(Evaluable, StatesRows, HasSamplers, Protocol):
     """A model that rows can be drawn from: `Model` or `Stack`."""
 
-    latent_dim: int
     n_clusters: int
     prior_name: str
-    samplers: nn.ModuleDict
-
-    @property
-    def decoding(self) -> Decodes:
-        """What generates the modalities."""
-        ...
 
     def prior_draws(
         self,
@@ -220,7 +218,8 @@ def sample(
         self: the model.
         n: number of rows.
         cluster: draw z from this component of a mixture prior.
-        sampler: draw z from a sampler that `mvkit.fit_sampler` fitted; None: from the prior.
+        sampler: draw z, and private latents that it models, from a sampler that
+            `mvkit.fit_sampler` fitted; None: from the prior.
         sample: draw from the likelihood as well.
         latents: return a pair (data, latents): z, private, cluster.
         covariates: what the model is conditioned on, {name: one value, or (n,)}; what is not
@@ -235,15 +234,32 @@ def sample(
     with evaluation(self), torch.no_grad():
         picked = None
         rows = _sampled_rows(self, n, covariates, exposure, generator)
+        drawn: Mapping[str, Tensor] = {}
         if sampler is None:
             z, picked = self.prior_draws(n, cluster, generator, rows.covariates)
         else:
-            z = _fitted_sampler(self, sampler).sample(self, n, generator)
-        data, private = self.decoding.from_latents(
-            z, sample=sample, rows=rows, generator=generator
-        )
+            z, drawn = sampled_latents(self, sampler, n, rows.covariates, generator)
+        options: dict[str, Any] = {"sample": sample, "rows": rows, "generator": generator}
+        if drawn:
+            data, private = _decoded(self, z, drawn, options)
+        else:
+            data, private = self.decoding.from_latents(z, **options)
         data = self.in_units(data, units)
     return (data, Latents(z, private, picked)) if latents else data
+
+
+def _decoded(
+    model: Samples, z: Tensor, drawn: Mapping[str, Tensor], options: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Rows {name: (n, *shape)} at z (n, d) and private latents that were drawn {name: (n, p)}, and
+    all private latents: the others are drawn from their priors.
+    """
+    priors = cast(Decoding, model.decoding).private_prior(z, options["generator"])
+    private = {**priors, **drawn}
+    data = {}
+    for name in model.names:
+        data[name] = model.decoding.decode(name, z, private.get(name), **options)
+    return data, private
 
 
 def _sampled_rows(
@@ -267,19 +283,6 @@ def _check_cluster(self: Samples, cluster: int, sampler: str | None) -> None:
             f"sample: a cluster is one of the prior's, not of sampler {sampler!r}; give one "
             "of them"
         )
-
-
-def _fitted_sampler(model: Samples, name: str) -> Sampler:
-    """The sampler with a bare or qualified name."""
-    known = str(plugins.name_of("sampler", plugins.lookup("sampler", name)))
-    if known == "prior":
-        return PriorSampler().build(model.latent_dim)
-    if known not in model.samplers:
-        raise RequestError(
-            f"sample: sampler {name!r} is not fitted yet; call "
-            f"mvkit.fit_sampler(model, data, {name!r}) first"
-        )
-    return model.samplers[known]  # type: ignore[return-value]
 
 
 def with_bits(batch: Batch, names: Iterable[str], generator: Generator) -> Batch:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mvkit.core import blocks, bounds
 from mvkit.core.batch import Batch
+from mvkit.core.completion import completion, explained
 from mvkit.core.likelihood import TOTAL
 from mvkit.core.mixture import product_of_observed
 from mvkit.core.modality import Modality
@@ -98,7 +99,9 @@ def check_proper(model: LatentModel) -> None:
 
 
 def weight_blocks(model: LatentModel, batch: Batch, sampling: Sampling) -> Iterator[Tensor]:
-    """Log importance weights of iid draws in blocks (n_i, b); 0 in rows that observe nothing."""
+    """Log importance weights of iid draws in blocks (n_i, b); 0 in rows of which nothing is said:
+    that observe nothing, in models that do not explain it.
+    """
     check_proper(model)
     experts = model.experts(batch, generator=sampling.generator)
     aggregator = model.aggregator
@@ -111,6 +114,8 @@ def weight_blocks(model: LatentModel, batch: Batch, sampling: Sampling) -> Itera
             "proposal='product' needs normal experts in every modality; take proposal='mixture'"
         )
     known = batch.observed.any(1)
+    if explained(model.missingness, batch):  # that nothing is observed has a probability too
+        known = torch.ones_like(known)
     for size in block_sizes(model, sampling.n, len(batch), sampling.memory):
         terms = model.terms(
             batch,
@@ -128,14 +133,16 @@ def predictive_blocks(
     model: LatentModel, batch: Batch, posterior: Posterior, sampling: Sampling
 ) -> Iterator[Tensor]:
     """Log p(x|z, w) of all that a batch observes at draws of a posterior and w ~ p(w), in blocks
-    (n_i, b).
+    (n_i, b); of what is missing too, in models that explain it.
     """
     decoding = model.decoding
     for size in block_sizes(model, sampling.n, len(batch), sampling.memory):
         z = rearrange(posterior.rsample(size, sampling.generator), "n b d -> n 1 b d")
         w = decoding.private_prior(z, sampling.generator)
-        log_px = decoding.log_px(batch, z, w, batch.observed)
-        yield rearrange(log_px.sum(-1), "n 1 b -> n b")
+        complete = completion(model, batch, z, w, sampling.generator)
+        log_px = decoding.log_px(batch, z, w, batch.observed, decoded=complete.outputs).sum(-1)
+        log_p = log_px if complete.log_ps is None else log_px + complete.log_ps
+        yield rearrange(log_p, "n 1 b -> n b")
 
 
 def log_mean_exp(pieces: Iterable[Tensor]) -> Tensor:
@@ -241,11 +248,11 @@ def log_weights(
     generator: Generator = None,
 ) -> Tensor:
     """Log importance weights of n draws, (n, b): their log-mean-exp estimates log p of what each
-    row has.
+    row has; in a model that explains what is missing, log p(x_O, s), s being what is observed.
 
     Args:
         self: the model.
-        batch: rows; one with nothing observed gets 0.
+        batch: rows; one with nothing observed gets 0, or log p(s).
         n: draws.
         proposal: `mixture`: iid draws of the posterior under its density; `product`: the product
             of the unimodal experts under its own.
@@ -271,6 +278,10 @@ def log_likelihood(
     generator: Generator = None,
 ) -> Tensor:
     """Log p(x_of | x_given) of each row in nats, (b,), by importance sampling.
+
+    In a model that explains what is missing, `Model(missingness=…)`, it is log p(x_of, s_of |
+    x_given, s_given): s says which values of these modalities are observed. Such numbers compare
+    with one another, not with those of models that take values to be missing at random.
 
     Args:
         self: the model.

@@ -5,11 +5,10 @@ Axes: n draws, b rows, d latent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import attrs
-import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -25,6 +24,8 @@ from mvkit.data.user_rows import is_framed, is_of_arrays, rows_of
 from mvkit.data.write_tables import Frame, words_of
 from mvkit.errors import RequestError, check_option, check_whole_number, suggest
 from mvkit.models import inference
+from mvkit.models.far_covariates import warn_if_far
+from mvkit.models.imputed_spread import restored, spread_of
 from mvkit.models.inference import Empty, Names
 from mvkit.models.multimodal import MultimodalModel, check_model
 
@@ -66,6 +67,7 @@ def impute(
     covariates: object = None,
     rows: Literal["own", "all"] = "own",
     empty: Empty = "error",
+    sampler: str | None = None,
     generator: Generator = None,
 ) -> Filled:
     """The data with gaps filled from what each row has.
@@ -74,6 +76,9 @@ def impute(
     z ~ q(z|x_observed) of the decoder's means, brought to the user's units (of categories the most
     probable; whole numbers and bits are rounded, in columns of tables too). Uncertainty is that
     of x ~ p(x|z) at such draws.
+
+    In a model with `missingness`, that a value is missing counts: the mean is E[x_mis|x_O, s] by
+    importance weights of 10 n draws; uncertainty is that of draws picked by these weights.
 
     Args:
         model: trained.
@@ -90,6 +95,7 @@ def impute(
             table, or by name; see `MultimodalDataset.from_arrays`.
         rows: of tables: their `own`, or `all` ids of all tables.
         empty: rows that observe nothing: `error`, or filled from the `prior`.
+        sampler: where z comes from instead of the posterior; see `Model.translate`.
         generator: source of randomness.
 
     Raises:
@@ -115,15 +121,17 @@ def impute(
         raise RequestError("impute: n=1; expected 2 draws at least to tell uncertainty")
     original = _Original(model, data, rows_of(data, id, covariates), id, all, rows == "all")
     names = original.names_of(to)
-    options: dict[str, Any] = {"n": n, "empty": empty, "generator": generator}
+    options: dict[str, Any] = {"n": n, "empty": empty, "sampler": sampler, "generator": generator}
+    latent: Any = "draw" if model.missingness is None else "mean"
 
     def statistics(block: Batch) -> Tensors:
         values = {}
-        for name, x in model.translate(block, names, units="model", **options).items():
-            values[f"mean/{name}"] = _restored(model, name, x.mean(0, keepdim=True))
+        means = model.translate(block, names, units="model", latent=latent, **options)
+        for name, x in means.items():
+            values[f"mean/{name}"] = restored(model, name, x.mean(0, keepdim=True))
         if uncertain:
             samples = model.translate(block, names, units="model", sample=True, **options)
-            values |= _spread(samples, model, shares, draws)
+            values |= spread_of(samples, model, shares, draws)
         return {key: value.cpu() for key, value in values.items()}
 
     widest = max([model.modalities[name].numbers for name in names], default=1)
@@ -139,43 +147,6 @@ def impute(
     quantile = {share: filled("quantile", i) for i, share in enumerate(shares)}
     drawn = [filled("draw", i) for i in range(n if draws else 0)]
     return Imputation(filled("mean"), filled("sd"), quantile, drawn)
-
-
-def _restored(model: MultimodalModel, name: str, x: Tensor) -> Tensor:
-    """Values in the user's units; where transforms are undone, in float64.
-
-    In the model's own float32 a day in seconds would be off by a minute.
-    """
-    modality = model.modalities[name]
-    if not modality.transform or x.device.type == "mps":  # which has no float64
-        return modality.restore(x)
-    return modality.restore(x.double())
-
-
-def _spread(
-    samples: Tensors, model: MultimodalModel, shares: Sequence[float], draws: bool
-) -> Tensors:
-    """Deviations, quantiles and, if asked for, samples, (k, b, *raw_shape).
-
-    Samples (n, b, *shape) are in the model's units, what comes back in the user's.
-    """
-    values = {}
-    for name, modelled in samples.items():
-        x = _restored(model, name, modelled)
-        sd = x.std(0, keepdim=True)
-        # torch.quantile takes 16 million numbers at most
-        # by (n + 1) p, intervals hold their share whatever n is
-        quantiles = np.quantile(full_precision(x).cpu().numpy(), shares, axis=0, method="weibull")
-        quantile = torch.from_numpy(quantiles.reshape(len(shares), *x.shape[1:])).to(x)
-        # categories have neither
-        if any(step.classes for step in model.modalities[name].transform):
-            sd = torch.full_like(sd, torch.nan)
-            quantile = torch.full_like(quantile, torch.nan)
-        values[f"sd/{name}"] = sd
-        values[f"quantile/{name}"] = quantile
-        if draws:
-            values[f"draw/{name}"] = x
-    return values
 
 
 def embed(
@@ -252,6 +223,7 @@ class _Original:
         self.whole = whole
         self.raw = raw
         self.seen = conform(self.raw, model.schema, compact=True)
+        warn_if_far(model.decoding.conditions, self.seen, conformed=raw.schema is not None)
         self.gaps = {name: self._gap(name) for name in self.raw.data}
         self.raw = self._renumbered()
 

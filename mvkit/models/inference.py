@@ -28,10 +28,12 @@ from mvkit.core.posterior import Posterior
 from mvkit.core.row_picks import indices_of
 from mvkit.core.validation import Schema
 from mvkit.errors import NothingObserved, RequestError, bad_option, suggest
+from mvkit.parts.conditional_samplers import LatentDraws
 from mvkit.parts.latent_model import LatentModel
 from mvkit.parts.priors import Prior
 
 ROWS = 1024  # rows that are encoded or decoded at a time
+ANY = "any"  # see `ConditioningSets`
 Answer = TypeVar("Answer")
 Names = Iterable[str] | str | None
 Empty = Literal["error", "prior"]
@@ -145,7 +147,8 @@ class ConditioningSets:
 
     Args:
         sets: names of modalities.
-        empty: rows with none of a set: `error`, or the `prior`.
+        empty: rows with none of a set: `error`, or the `prior`; from within the package also
+            `any`: whatever the aggregator says of them, which nobody looks at.
         inference: whether to return the posteriors that `encode` and `translate` use.
         generator: source of randomness.
         covariates: what a prior that depends on covariates sees instead of the rows' own.
@@ -157,9 +160,41 @@ class ConditioningSets:
     generator: Generator = None
     covariates: Mapping[str, Tensor] = attrs.field(factory=dict)
 
+    def check(self, known: Sequence[str]) -> None:
+        """Raises RequestError for a modality that is not known, or an option that cannot be."""
+        for name in itertools.chain.from_iterable(self.sets):
+            if name not in known:
+                raise RequestError(
+                    f"given: unknown modality {name!r}; {suggest(str(name), known)}"
+                )
+        if self.empty not in ("error", "prior", ANY):
+            raise bad_option("empty", self.empty, "error", "prior")
+
     def restrict(self, rows: Batch) -> Batch:
         """The batch restricted to modalities that occur in any of the sets."""
         return rows.hide(itertools.chain.from_iterable(self.sets))
+
+
+class ConditionalLatents(Protocol):
+    """Rows with only the given modalities left, and where their latents come from."""
+
+    @property
+    def batch(self) -> Batch:
+        """The rows."""
+        ...
+
+    @property
+    def experts(self) -> Experts:
+        """What the encoders make of them."""
+        ...
+
+    def draw(self, n: int, generator: Generator) -> LatentDraws:
+        """Draws of z (n, b, d), and of private latents if they come with it, {name: (n, b, p)}."""
+        ...
+
+    def mean(self, generator: Generator) -> LatentDraws:
+        """Means of the same, (b, d) and {name: (b, p)}."""
+        ...
 
 
 @attrs.frozen(eq=False)
@@ -169,6 +204,15 @@ class ConditionalPosterior:
     batch: Batch
     experts: Experts
     posterior: Posterior
+
+    def draw(self, n: int, generator: Generator) -> LatentDraws:
+        """Draws of z, (n, b, d); private latents are drawn by themselves."""
+        z = self.posterior.draw(n, "iid", generator).z
+        return rearrange(z, "n 1 b d -> n b d"), {}
+
+    def mean(self, generator: Generator) -> LatentDraws:
+        """Means of z, (b, d)."""
+        return self.posterior.mean, {}
 
 
 def conditional_posteriors(
@@ -181,13 +225,7 @@ def conditional_posteriors(
         RequestError: an unknown modality.
         NothingObserved: a row with none of a set, with `empty="error"`.
     """
-    for name in itertools.chain.from_iterable(asked.sets):
-        if name not in model.names:
-            raise RequestError(
-                f"given: unknown modality {name!r}; {suggest(str(name), model.names)}"
-            )
-    if asked.empty not in ("error", "prior"):
-        raise bad_option("empty", asked.empty, "error", "prior")
+    asked.check(model.names)
     rows = asked.restrict(rows)
     experts = model.experts(rows, generator=asked.generator)
     aggregator = model.aggregator
@@ -214,7 +252,7 @@ def _posterior_given(
         return _prior_of(model, batch, asked)
     known = batch.observed.any(1)
     posterior = fuse(experts, batch)
-    if known.all():
+    if asked.empty == ANY or known.all():
         return posterior
     if asked.empty == "error":
         raise NothingObserved(int((~known).nonzero()[0]), ", ".join(names))

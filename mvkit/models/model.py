@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mvkit.core.batch import Batch
+from mvkit.core.completion import completion
 from mvkit.core.covariates import Conditions, CovariateLike, Level, Side
 from mvkit.core.decoder import Decoder
 from mvkit.core.decoding import Decoding
@@ -32,8 +33,10 @@ from mvkit.models import (
     importance_sampling,
     inference,
     objective_modules,
+    relevance,
+    weighted_draws,
 )
-from mvkit.models.added_levels import check_addable, grow
+from mvkit.models.added_levels import check_addable, grow, modalities_with_more_levels
 from mvkit.models.build import ModelSpec, sizes_of
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.part_checks import assembled
@@ -65,6 +68,8 @@ class Model(MultimodalModel):
         private_from: rule of private latents, `evidence` or `observed`; None: the aggregator's.
         schedule: the stages that `fit` goes through.
         covariates: what all is conditioned on, p(x, z | covariates): {name: `Covariate`}.
+        missingness: why values are missing, where that depends on the values themselves; None:
+            missing at random.
         seed: makes the initial weights reproducible; None: torch's global state.
 
     Raises:
@@ -96,6 +101,7 @@ class Model(MultimodalModel):
         private_from: Literal["evidence", "observed"] | None = None,
         schedule: ScheduleLike | None = None,
         covariates: Mapping[str, CovariateLike] | None = None,
+        missingness: PartLike | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -111,6 +117,7 @@ class Model(MultimodalModel):
             private_from=private_from,
             schedule=schedule or "single",
             covariates={} if covariates is None else covariates,
+            missingness=missingness,
         )
         self.spec = parts.spec
         self.modalities = parts.spec.modalities
@@ -128,6 +135,7 @@ class Model(MultimodalModel):
         self.objectives = parts.objectives
         self.adopted: list[Objective] = []  # specs whose modules were made after the model
         self.decoding = parts.decoding
+        self.missingness = parts.missingness
         self.prior_name = str(plugins.name_of("prior", type(self.spec.prior)))
         self.bound_name = parts.bound_name
         self.n_clusters = as_prior(self.prior).clusters
@@ -259,7 +267,9 @@ class Model(MultimodalModel):
         used = draws.evidence & batch.observed if reconstruct == "own" else batch.observed
         rule = private_from or self.decoding.private_from
         private = self.decoding.draw_private(experts, draws, used, rule, stop_density=stop_density)
-        log_px = self.decoding.log_px(batch, draws.z, private.w, used, _weight(draws))
+        at = (draws.z, private.w)
+        complete = completion(self, batch, *at, experts.generator)
+        log_px = self.decoding.log_px(batch, *at, used, _weight(draws), complete.outputs)
         log_pz = log_qz = log_qk = None
         if kl is None:
             log_pz = prior.log_prob(draws.z)
@@ -271,7 +281,8 @@ class Model(MultimodalModel):
         log_pi = (draws.log_pi, posterior.log_weight)
         densities = (log_pz, log_qz, log_qk, kl)
         hook = partial(private.scale_gradients, draws.z)
-        return Terms(log_px, *log_pi, *densities, private.log_ratio, private.kl, hook)
+        of_private = (private.log_ratio, private.kl)
+        return Terms(log_px, *log_pi, *densities, *of_private, complete.log_ps, hook)
 
     def build_objective(self, objective: PartLike) -> Objective:
         live: Objective = as_part("objective", objective).build(self.sizes)
@@ -285,13 +296,14 @@ class Model(MultimodalModel):
 
     conditional_posteriors = inference.conditional_posteriors
     prior_draws = generation.prior_draws
-    generate = generation.generate
+    generate = weighted_draws.generate
     weight_blocks = importance_sampling.weight_blocks
     predictive_blocks = importance_sampling.predictive_blocks
     responsibilities = clusters.responsibilities
     adopt = objective_modules.adopt
     trains_modules_of = objective_modules.trains_modules_of
     trained = objective_modules.trained
+    relevance = relevance.relevance
     __repr__ = description.describe
 
     def header(self) -> dict[str, Any]:
@@ -299,6 +311,7 @@ class Model(MultimodalModel):
         order = list(self.names)
         spec = {**to_dict(self.spec), "modalities": to_dict(self.current_modalities())}
         header = {"name": "model", "order": order, **spec, **self.sampler_header()}
+        header |= self.rows_header()
         if self.conditions is not None:
             header["covariate_rows"] = len(self.conditions.rows)
         if self.adopted:
@@ -316,7 +329,8 @@ class Model(MultimodalModel):
     def add_level(self, covariate: str, level: Level, *, like: Level = "average") -> None:
         """Gives a covariate a new level: every network that sees it then has weights for it.
 
-        `fit` with `Stage(trainable=["covariates.<covariate>.<level>"])` trains these alone.
+        `fit` with `Stage(trainable=["covariates.<covariate>.<level>"])` trains these alone, and
+        what likelihoods keep by level.
 
         Args:
             covariate: its name.
@@ -330,8 +344,11 @@ class Model(MultimodalModel):
         objective_modules.check_growth(self, covariate)
         grow(self, covariate, level, like)
         conditions = cast(Conditions, self.conditions)
-        spec = attrs.evolve(self.spec, covariates=dict(conditions.covariates))  # type: ignore[misc]
-        self.spec = spec
+        modalities = modalities_with_more_levels(self.modalities, covariate)
+        self.modalities.update(modalities)
+        self.spec = attrs.evolve(  # type: ignore[misc]
+            self.spec, covariates=dict(conditions.covariates), modalities=modalities
+        )
         for decoder in self.decoders.values():
             cast(Decoder, decoder).context = conditions.width("decoders")
         self._schemas.clear()

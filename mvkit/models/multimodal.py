@@ -18,13 +18,21 @@ from mvkit.core.batch import Batch, check_not_empty, conform
 from mvkit.core.decoding import Decodes
 from mvkit.core.experts import Experts
 from mvkit.core.loss import Loss
+from mvkit.core.missingness import Missingness
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
 from mvkit.core.validation import Schema
 from mvkit.data.dataset import Rows, as_batch
 from mvkit.errors import RequestError
-from mvkit.models import clusters, generation, importance_sampling, swapped_modules
+from mvkit.models import (
+    clusters,
+    generation,
+    importance_sampling,
+    sampler_requests,
+    swapped_modules,
+)
+from mvkit.models.far_covariates import warn_if_far
 from mvkit.models.generating import GeneratingModel
 from mvkit.models.importance_sampling import Sampling
 from mvkit.models.inference import (
@@ -36,7 +44,9 @@ from mvkit.models.inference import (
     names_of,
     subsets_of,
 )
+from mvkit.models.penalties import with_penalties
 from mvkit.parts.aggregators.aggregator import Aggregator
+from mvkit.parts.conditional_samplers import SamplerSizes
 from mvkit.parts.objectives.objective import Objective, ObjectiveLike
 from mvkit.registry.spec import to_dict
 
@@ -61,15 +71,20 @@ class MultimodalModel(GeneratingModel):
     prior: nn.Module
     aggregator: Aggregator
     decoding: Decodes
+    missingness: Missingness | None  # why values are missing; None: at random
     seeded_weights: str | None = None  # a digest of those that the seed gave; None: no seed
     left_weights: str | None = None  # likewise of those that a run left, where it is compared
     built_as: swapped_modules.Architecture | None = (
         None  # None: nobody noted it when the model was made
     )
+    training_rows: int | None = None  # noted by `fit` if a module has a penalty
 
     def __init__(self) -> None:
         super().__init__()
+        self.missingness = None
         self.samplers = nn.ModuleDict()  # those that `fit_sampler` fitted, by registered name
+        self.fitted_to: dict[str, str] = {}  # digests of the weights that they were fitted to
+        self.seen_weights: dict[str, tuple[object, str]] = {}  # those of their last use
 
     @abstractmethod
     def header(self) -> dict[str, Any]:
@@ -121,10 +136,35 @@ class MultimodalModel(GeneratingModel):
     def responsibilities(self, rows: Batch) -> Tensor:
         """p(c|z_m) at the mean of each modality's own posterior, (m, b, c)."""
 
+    def prior_context(self, covariates: Mapping[str, Tensor]) -> Tensor | None:
+        """What the prior sees of rows with these covariates, (b, c); None: nothing."""
+        return None
+
     def sampler_header(self) -> dict[str, Any]:
         """The samplers' part of the header; nothing where none was fitted."""
+        if not self.samplers:
+            return {}
         specs = [to_dict(sampler.spec) for sampler in self.samplers.values()]
-        return {"samplers": specs} if specs else {}
+        fitted_to = {"samplers_fitted_to": self.fitted_to} if self.fitted_to else {}
+        return {"samplers": specs, **fitted_to}
+
+    def sampler_sizes(self) -> SamplerSizes:
+        """What samplers are told of the model."""
+        private = {}
+        for name, modality in self.modalities.items():
+            if modality.private_dim:
+                private[name] = modality.private_dim
+        return SamplerSizes(self.latent_dim, self.names, private, self.context_width)
+
+    @property
+    def context_width(self) -> int:
+        """How many numbers of the covariates decoders see of a row."""
+        conditions = self.decoding.conditions
+        return 0 if conditions is None else conditions.width("decoders")
+
+    def rows_header(self) -> dict[str, Any]:
+        """The number of training rows in the header; nothing where no penalty asks for it."""
+        return {} if self.training_rows is None else {"training_rows": self.training_rows}
 
     @property
     def like(self) -> Tensor:
@@ -143,7 +183,9 @@ class MultimodalModel(GeneratingModel):
         batch = data if isinstance(data, Batch) else as_batch(data)
         schema = self.schema
         device = self.like.device
-        return conform(batch, schema).to(device)
+        rows = conform(batch, schema)
+        warn_if_far(self.decoding.conditions, rows, conformed=batch.schema is not None)
+        return rows.to(device)
 
     def in_blocks(
         self,
@@ -165,8 +207,10 @@ class MultimodalModel(GeneratingModel):
         batch = as_batch(data)
         schema = self.schema
         device = self.like.device
+        conformed = conform(batch, schema, compact=True)
+        warn_if_far(self.decoding.conditions, conformed, conformed=batch.schema is not None)
         with evaluation(self), torch.no_grad():
-            return by_rows(function, conform(batch, schema, compact=True), device, dim, rows)
+            return by_rows(function, conformed, device, dim, rows)
 
     def posterior_given(
         self,
@@ -184,7 +228,10 @@ class MultimodalModel(GeneratingModel):
     def loss(
         self, batch: Rows, *, objective: ObjectiveLike | None = None, generator: Generator = None
     ) -> Loss:
-        """The objective on a batch.
+        """The objective on a batch, and the penalties of the model's modules.
+
+        What is meant for all rows together is divided by `training_rows`, which `fit` notes, and
+        without them by the rows of the batch.
 
         Args:
             batch: rows that observe one modality at least.
@@ -207,7 +254,9 @@ class MultimodalModel(GeneratingModel):
         # an objective takes the kind of model that it was built for
         loss = chosen.forward(self, rows, experts)  # type: ignore[arg-type]
         weighted = rows.row_weight is not None
-        return loss.checked(len(rows.observed), type(chosen), weighted=weighted)
+        b = len(rows.observed)
+        loss = loss.checked(b, type(chosen), weighted=weighted)
+        return with_penalties(self, loss, self.training_rows or max(b, 1))
 
     forward = loss  # so that wrappers such as DistributedDataParallel see it
 
@@ -288,6 +337,8 @@ class MultimodalModel(GeneratingModel):
         return self.in_blocks(means, batch)
 
     sample = generation.sample
+    conditional_sampler = sampler_requests.conditional_sampler
+    sampled_given = sampler_requests.sampled_given
     log_weights = importance_sampling.log_weights
     log_likelihood = importance_sampling.log_likelihood
     clusters = clusters.clusters

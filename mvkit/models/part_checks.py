@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec, cast
 
+import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,6 +25,7 @@ from mvkit.core.decoder import Decoder
 from mvkit.core.experts import Experts, on_rows
 from mvkit.core.family import Family
 from mvkit.core.likelihood import Context, Likelihood, mean_of, sample_of
+from mvkit.core.missingness import Missingness
 from mvkit.core.mixture import Mixture
 from mvkit.core.modality import Modality, Sizes
 from mvkit.core.noise import global_seed, kept_global, seeded
@@ -91,6 +93,8 @@ def check_parts(parts: Parts) -> None:
     _check("family", spec.family, family, parts.family)
     _check("aggregator", spec.aggregator, aggregator, parts.aggregator, sizes)
     _check("prior", spec.prior, prior, parts.prior, sizes)
+    if parts.missingness is not None:
+        _check("missingness", spec.missingness, missingness, parts.missingness, sizes)
     for name, modality in spec.modalities.items():
         path = f"modalities.{name}"
         live = cast(Decoder, parts.decoders[name]).likelihood
@@ -182,7 +186,7 @@ def _experts(part: Aggregator, sizes: Sizes) -> Experts:
     data = {}
     encoders = {}
     for i, (name, modality) in enumerate(sizes.modalities.items()):
-        data[name] = _steps((ROWS, *modality.shape), dtype)
+        data[name] = _rows_of(name, modality, sizes, dtype)
         data[name][~mask[:, i]] = 0.0
         encoders[name] = _StandIn(width + 2 * modality.private_dim)
         shapes[name] = modality.shape
@@ -195,6 +199,18 @@ def _experts(part: Aggregator, sizes: Sizes) -> Experts:
         training=False,
         generator=seeded(0),
     )
+
+
+def _rows_of(name: str, modality: Modality, sizes: Sizes, dtype: torch.dtype) -> Tensor:
+    """Three rows of values that the modality's likelihood allows."""
+    shape = (ROWS, *modality.shape)
+    with kept_global():
+        live = modality.likelihood.build(attrs.evolve(sizes, name=name))
+    values = _steps(shape, dtype)
+    if not live.out_of_support(values).any():
+        return values
+    allowed = supported_values(live, shape, dtype)
+    return values if allowed is None else allowed
 
 
 @contextlib.contextmanager
@@ -298,6 +314,25 @@ def prior(part: Prior | nn.Module, sizes: Sizes) -> None:
             _check_tensor(density.sample(ROWS)[0], (ROWS, d), "sample of 3")
 
 
+def missingness(part: Missingness, sizes: Sizes) -> None:
+    """Raises Fault unless log-probabilities of patterns are (s, j, b), finite and at most 0."""
+    dtype = _dtype_of(part)
+    x = {}
+    observed = {}
+    for name in part.modalities:
+        shape = sizes.modalities[name].shape
+        if part.looks_at_values:
+            x[name] = _steps((2, 1, ROWS, *shape), dtype)
+        observed[name] = _steps((ROWS, *shape), dtype) > 0
+    inputs = {f"x[{name!r}]": values for name, values in x.items()}
+    inputs |= {f"observed[{name!r}]": flags for name, flags in observed.items()}
+    with _trial(part, "log_prob", inputs):
+        log_ps = part.log_prob(x, observed, _steps((2, 1, ROWS, sizes.latent), dtype))
+    log_ps = _check_tensor(log_ps, (2, 1, ROWS), "log_prob of z (2, 1, 3, d)")
+    reason = f"returned a probability above 1: its logarithm is {float(log_ps.max())}"
+    expect((log_ps <= 1e-6).all(), f"{reason}; expected 0 at most", "finite")
+
+
 def likelihood(part: Likelihood, shape: tuple[int, ...]) -> None:
     """Raises Fault unless densities are elementwise and finite, and means and draws like x."""
     dtype = _dtype_of(part)
@@ -319,11 +354,28 @@ def likelihood(part: Likelihood, shape: tuple[int, ...]) -> None:
 def supported_values(
     part: Likelihood, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor | None:
-    """The first of normal, uniform, count and one-hot values that a likelihood takes, if any."""
+    """The first of normal, uniform, count and one-hot values that a likelihood takes.
+
+    If it takes none, draws of its own; None if it does not take those.
+    """
     for x in made_up_values(shape, dtype):
         if not part.out_of_support(x).any():
             return x
-    return None
+    draws = _draws(part, shape, dtype)
+    fits = tuple(draws.shape) == shape and not part.out_of_support(draws).any()
+    return draws if fits else None
+
+
+@torch.no_grad()
+def _draws(part: Likelihood, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Draws of a likelihood, (*shape)."""
+    numbers = (part.params,) if part.params > 1 else ()
+    out = _steps((1, *shape, *numbers), dtype)
+    if isinstance(part, nn.Module):
+        out = out.to(_dtype_of(part))
+    with kept_global():
+        draws = sample_of(part, out, Context(generator=seeded(0)))
+    return draws[0].to(dtype)
 
 
 def made_up_values(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:

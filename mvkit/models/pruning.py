@@ -1,6 +1,6 @@
 """Pruning: how many clusters of a mixture prior the data support.
 
-Axes: b rows, m modalities, c clusters, d latent.
+Axes: s samples, b rows, m modalities, c clusters, d latent.
 """
 
 from __future__ import annotations
@@ -15,13 +15,19 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.core.mixture import Mixture
 from mvkit.data.dataset import Rows
-from mvkit.errors import RequestError
-from mvkit.models.clusters import majority
+from mvkit.errors import RequestError, check_option
+from mvkit.models.clusters import Rule, majority
 from mvkit.models.model import Model
+from mvkit.parts.mixture_fit import MixtureFit, maximised
 from mvkit.parts.priors import MoGPrior
+from mvkit.registry import plugins
+from mvkit.registry.spec import as_part
+
+DRAWS = 8  # of each posterior
 
 
 @attrs.frozen(eq=False)
@@ -30,7 +36,7 @@ class Pruning:
 
     Args:
         model: a new model.
-        entropy: h_n by number of active clusters n.
+        entropy: the score by number of active clusters n.
         kept: which clusters of the old model are left, in order.
     """
 
@@ -42,21 +48,32 @@ class Pruning:
         return iter((self.model, self.entropy))
 
 
-def prune_clusters(model: Model, data: Rows, *, beta: float | None = None) -> Pruning:
-    """A new model with the number of clusters whose assignment entropy is lowest.
+def prune_clusters(
+    model: Model, data: Rows, *, beta: float | None = None, rule: Rule | None = None
+) -> Pruning:
+    """A new model with as many clusters as the data support.
 
-    From all C clusters down to 2: h_n = mean over rows and observed m of
-    β H(p(c|z_m)) / ln n - (1/D) Σ_c p(c|z_m) [log p(z_m|c) + log π_c - log p(c|z_m)], with weights
-    π that sum to one over the n clusters; then the cluster that the fewest rows voted for is
-    dropped. The old model is left alone.
+    From all C clusters down to 2, the one with the fewest rows is dropped; then the number of the
+    lowest score is taken. The old model is left alone. The new one trains on in one stage, for its
+    mixture has been placed.
+
+    By `votes`, the score is the assignment entropy of the paper: h_n = mean over rows and observed
+    m of β H(p(c|z_m)) / ln n - (1/D) Σ_c p(c|z_m) [log p(z_m|c) + log π_c - log p(c|z_m)], with
+    weights π that sum to one over the n clusters. By `joint`, a mixture of n normals with full
+    covariances is fitted to the posterior means given all that rows have, from where the clusters
+    that are left stand; the score is half its Bayesian information criterion per row, and the new
+    model's mixture is placed at it. Entropies of clusters with one covariance, which lie close
+    together, fall with every cluster.
 
     Args:
         model: a model with a mixture prior, the shared latent D wide.
         data: rows to assign.
-        beta: β; None: the objective's `kl_weight`.
+        beta: β; None: the objective's `kl_weight`. Of `votes` only.
+        rule: `votes` or `joint`; None: `votes` of diagonal covariances, `joint` of others.
 
     Raises:
-        RequestError: the prior has no clusters, or only one.
+        RequestError: the prior has no clusters, or only one; `joint` of clusters that are not
+            normal.
 
     Reference: Palumbo et al., Deep Generative Clustering with Multimodal Diffusion Variational
     Autoencoders, 2024, https://openreview.net/forum?id=k5THrhXDV3.
@@ -65,6 +82,14 @@ def prune_clusters(model: Model, data: Rows, *, beta: float | None = None) -> Pr
         raise RequestError(
             "prune_clusters: needs a mixture prior of two clusters or more, such as prior='mog'"
         )
+    check_option("prune_clusters: rule", rule, None, "joint", "votes")
+    if rule is None:
+        rule = "votes" if cast(MoGPrior, model.prior).covariance == "diagonal" else "joint"
+    return _by_fits(model, data) if rule == "joint" else _by_votes(model, data, beta)
+
+
+def _by_votes(model: Model, data: Rows, beta: float | None) -> Pruning:
+    """The clusters of lowest assignment entropy."""
     beta = model.spec.objective.kl_weight if beta is None else beta
     log_joint = model.in_blocks(lambda rows: _log_joint(model, rows), data)
     log_pi = cast(Mixture, model.prior_at()).log_weight[:, 0].detach()
@@ -81,6 +106,53 @@ def prune_clusters(model: Model, data: Rows, *, beta: float | None = None) -> Pr
         del active[int(votes.argmin())]
     best = min(entropy, key=lambda n: (entropy[n], n))
     return Pruning(_with_clusters(model, kept[best]), entropy, kept[best])
+
+
+def _by_fits(model: Model, data: Rows) -> Pruning:
+    """The clusters of the mixture of normals with the lowest information criterion."""
+    if model.family.density != "normal":
+        raise RequestError(
+            "prune_clusters: rule='joint' fits normals to codes, and the clusters of this model "
+            "are none; take rule='votes'"
+        )
+    prior = cast(MoGPrior, model.prior)
+
+    def unshifted(rows: Batch) -> Tensor:
+        posterior = model.posterior_given(rows, model.names, "error", inference=True)
+        return prior.unshifted(posterior.mean, model.prior_context(rows.covariates))
+
+    z = model.in_blocks(unshifted, data)
+    log_joint = cast(Mixture, prior.density()).joint(z).detach().cpu().double()
+    weight = torch.full((len(z),), 1 / len(z), dtype=torch.float64)
+    active = list(range(model.n_clusters))
+    score: dict[int, float] = {}
+    kept: dict[int, tuple[int, ...]] = {}
+    fits: dict[int, MixtureFit] = {}
+    while len(active) > 1:
+        n = len(active)
+        fit = maximised(z.cpu().double(), weight, log_joint.softmax(-1), "full")
+        score[n], kept[n], fits[n] = fit.information, tuple(active), fit
+        smallest = int(fit.weight.argmin())
+        rest = [i for i in range(n) if i != smallest]
+        log_joint = fit.shares.clamp(min=1e-300).log()[:, rest]
+        del active[smallest]
+    best = min(score, key=lambda n: (score[n], n))
+    pruned = _with_clusters(model, kept[best])
+    cast(MoGPrior, pruned.prior).place_at(fits[best], _draws(model, data))
+    return Pruning(pruned, score, kept[best])
+
+
+def _draws(model: Model, data: Rows) -> Tensor:
+    """Draws of the posteriors of rows, without what covariates add to clusters, (s, b, d)."""
+    prior = cast(MoGPrior, model.prior)
+    generator = noise.seeded(0, model.like.device)
+
+    def draws(rows: Batch) -> Tensor:
+        posterior = model.posterior_given(rows, model.names, "error")
+        context = model.prior_context(rows.covariates)
+        return prior.unshifted(posterior.rsample(DRAWS, generator), context)
+
+    return model.in_blocks(draws, data, dim=1)
 
 
 def _log_joint(model: Model, rows: Batch) -> Tensor:
@@ -120,6 +192,9 @@ def _with_clusters(model: Model, kept: tuple[int, ...]) -> Model:
     cast(MoGPrior, pruned.prior).keep(kept)
     pruned.n_clusters = len(kept)
     prior = attrs.evolve(model.spec.prior, components=len(kept))
-    pruned.spec = attrs.evolve(model.spec, prior=prior)  # type: ignore[misc]
+    schedule = model.spec.schedule
+    if plugins.name_of("schedule", type(schedule)) == "warmup_then_mixture":
+        schedule = as_part("schedule", "single")  # which would place the mixture anew
+    pruned.spec = attrs.evolve(model.spec, prior=prior, schedule=schedule)  # type: ignore[misc]
     pruned.note_new("prior")
     return pruned

@@ -1,23 +1,29 @@
 """Fitting samplers to the latents of a trained model.
 
-Axes: b rows, d latent.
+Axes: b rows, d latent, p private latent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol, cast
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, cast
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from mvkit.core import noise
 from mvkit.core.batch import Batch
+from mvkit.core.noise import Generator
 from mvkit.data.dataset import Rows
 from mvkit.errors import DataError, RequestError
 from mvkit.models.multimodal import MultimodalModel, check_model
+from mvkit.models.sampler_requests import condition_of, digest_of_fit, family_of
+from mvkit.parts.conditional_samplers import Code, Condition, ConditionalSampler, FittingRows
 from mvkit.parts.samplers import Sampler
 from mvkit.registry import plugins
+from mvkit.registry.loading import live_part
 from mvkit.registry.spec import as_part
 
 
@@ -35,12 +41,17 @@ def fit_sampler(
     sampler: str | Mapping[str, object] | SamplerSpec = "gmm",
     *,
     seed: int = 0,
-) -> Sampler:
+) -> Sampler | ConditionalSampler:
     """Fits a sampler to latents of rows, for `model.sample(n, sampler="gmm")`.
 
+    A conditional one, such as `{"name": "gmm", "conditional": True}`, draws latents given what
+    rows have too, whatever that is: `model.translate(rows, sampler="gmm")`, `mvkit.impute` and
+    `mvkit.evaluate` likewise.
+
     `mvkit.save` keeps it. It is fitted to one draw of the posterior per row, given all that the
-    row has. The model holds one sampler of each name: another fit takes its place. Private latents
-    keep their priors.
+    row has; rows may have gaps. The model holds one sampler of each name: another fit takes its
+    place. Private latents keep their priors, unless the sampler models them. When the weights of
+    the model change after the fit, using the sampler warns.
 
     Args:
         model: a trained model.
@@ -52,9 +63,12 @@ def fit_sampler(
         >>> import torch, mvkit
         >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, seed=0)
         >>> rows = {"a": torch.randn(50, 3), "b": torch.randn(50, 2)}
-        >>> _ = mvkit.fit_sampler(model, rows, {"name": "gmm", "components": 3})
+        >>> spec = {"name": "gmm", "components": 3, "conditional": True}
+        >>> _ = mvkit.fit_sampler(model, rows, spec)
         >>> model.sample(4, sampler="gmm")["b"].shape
         torch.Size([4, 2])
+        >>> model.translate({"a": rows["a"]}, to="b", sampler="gmm")["b"].shape
+        torch.Size([1, 50, 2])
     """
     check_model(model, "fit_sampler")
     if not model.latent_dim:
@@ -76,13 +90,72 @@ def fit_sampler(
             "fit_sampler: the model's latents are not finite; expected numbers; train it again"
         )
     with noise.global_seed(seed):  # of samplers with networks
-        fitted = spec.build(model.latent_dim).to(model.like)
-        fitted.fit(z, seed)
+        fitted: Any = built(model, spec).to(model.like)
+        if isinstance(fitted, ConditionalSampler):
+            fitted.fit(_fitting_rows(model, data, z, generator), seed)
+        else:
+            fitted.fit(z, seed)
     install(model, spec, fitted.eval())
-    return cast(Sampler, fitted)
+    fitted_to = digest_of_fit(model)
+    if fitted_to is not None:
+        model.fitted_to[_name_of(spec)] = fitted_to
+    return cast(Sampler | ConditionalSampler, fitted)
+
+
+def _fitting_rows(
+    model: MultimodalModel, data: Rows, z: Tensor, generator: Generator
+) -> FittingRows:
+    """Latents z (b, d) of rows, with draws of their private latents and what each row has."""
+
+    def tensors(rows: Batch) -> dict[tuple[str, ...], Tensor]:
+        condition, _ = condition_of(model, rows, rows.covariates, generator)
+        values: dict[tuple[str, ...], Tensor] = {("observed",): condition.observed}
+        if condition.context is not None:
+            values["context",] = condition.context
+        for kind, codes in (("codes", condition.codes), ("private", condition.private)):
+            for name, code in codes.items():
+                values[kind, name, "loc"] = code.loc
+                values[kind, name, "scale"] = code.scale
+        for name, w in condition.private_draws(1, generator).items():
+            values["draws", name] = rearrange(w, "1 b p -> b p")
+        return values
+
+    values = model.in_blocks(tensors, data)
+    sizes = model.sampler_sizes()
+
+    def codes(kind: str, names: Iterable[str]) -> dict[str, Code]:
+        return {
+            name: Code(values[kind, name, "loc"], values[kind, name, "scale"]) for name in names
+        }
+
+    condition = Condition(
+        sizes,
+        values["observed",],
+        codes("codes", sizes.names),
+        codes("private", sizes.private),
+        family_of(model, sizes),
+        values.get(("context",)),
+    )
+    return FittingRows(z, {name: values["draws", name] for name in sizes.private}, condition)
+
+
+def built(model: MultimodalModel, spec: SamplerSpec) -> nn.Module:
+    """A sampler with the shapes of a model, not fitted yet; one that takes its sizes gets them."""
+    make: Any = getattr(spec, "build", None)
+    with plugins.error_context(type(spec), "when it was built"):
+        if make is not None and "sizes" in inspect.signature(make).parameters:
+            sampler: nn.Module = make(model.latent_dim, sizes=model.sampler_sizes())
+            return sampler
+        classes = (Sampler, ConditionalSampler)
+        return cast(nn.Module, live_part(spec, "sampler", classes, model.latent_dim))
 
 
 def install(model: MultimodalModel, spec: SamplerSpec, sampler: nn.Module) -> None:
     """Gives a model a sampler, fitted, or with its state still to be loaded."""
     sampler.requires_grad_(False)  # later training of the model leaves it alone
-    model.samplers[str(plugins.name_of("sampler", type(spec)))] = sampler
+    model.samplers[_name_of(spec)] = sampler
+
+
+def _name_of(spec: SamplerSpec) -> str:
+    """The registered name of a sampler."""
+    return str(plugins.name_of("sampler", type(spec)))

@@ -28,12 +28,13 @@ from mvkit.errors import RequestError, SpecError
 from mvkit.models.build import ModelSpec
 from mvkit.models.generation import GenerationOptions
 from mvkit.models.importance_sampling import Sampling, block_sizes, check_proper
-from mvkit.models.inference import ConditionalPosterior, ConditioningSets
+from mvkit.models.inference import ConditionalLatents, ConditionalPosterior, ConditioningSets
 from mvkit.models.levels import Levels
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.objective_modules import seeded_again
 from mvkit.models.swapped_modules import architecture, digest_of_weights
+from mvkit.parts.conditional_samplers import SamplerSizes
 from mvkit.parts.objectives.objective import Objective
 from mvkit.registry.fields import switch
 from mvkit.registry.spec import as_part, field, part, spec, to_dict
@@ -213,7 +214,7 @@ class Stack(MultimodalModel):
             yield ConditionalPosterior(hidden, experts.given(hidden), condition.posterior)
 
     def generate(
-        self, options: GenerationOptions, condition: ConditionalPosterior
+        self, options: GenerationOptions, condition: ConditionalLatents
     ) -> dict[str, Tensor]:
         """Down to every modality; what was given comes from its own latent unless
         `through_top`.
@@ -234,6 +235,10 @@ class Stack(MultimodalModel):
                 name, z, w, sample=options.sample, rows=rows, generator=generator
             )
         return data
+
+    def sampler_sizes(self) -> SamplerSizes:
+        """Of the top's latents; the bottom's are generated from them."""
+        return SamplerSizes(self.latent_dim, self.names, {}, self.context_width)
 
     def prior_draws(
         self,
@@ -322,7 +327,8 @@ class Stack(MultimodalModel):
         keys = ("objective", "schedule", "through_top")
         rest = {key: to_dict(getattr(self.spec, key)) for key in keys}
         levels = [self.bottom.header(), self.top.header()]
-        return {"name": "stack", "levels": levels, **rest, **self.sampler_header()}
+        quiet = {**self.sampler_header(), **self.rows_header()}
+        return {"name": "stack", "levels": levels, **rest, **quiet}
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.parameters())
@@ -333,7 +339,16 @@ class Stack(MultimodalModel):
 
 
 def _check_levels(bottom: Model, top: Model) -> None:
-    """Raises SpecError if the top does not model the latents of the bottom."""
+    """Raises SpecError if the top does not model the latents of the bottom, or if a level explains
+    what is missing.
+    """
+    for i, level in enumerate((bottom, top)):
+        if level.missingness is not None:
+            raise SpecError(
+                "it explains what is missing, at latents that a stack draws twice, once for each "
+                "level; expected missingness=None; take a Model with private latents",
+                f"stack.levels.{i}.missingness",
+            )
     wanted = {name: (modality.private_dim,) for name, modality in bottom.modalities.items()}
     shapes = {name: modality.shape for name, modality in top.modalities.items()}
     if bottom.latent_dim or (0,) in wanted.values():

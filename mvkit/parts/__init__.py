@@ -27,6 +27,7 @@ import importlib
 
 from mvkit.core.family import Family as Family
 from mvkit.core.likelihood import Likelihood as Likelihood
+from mvkit.core.missingness import Missingness as Missingness
 from mvkit.core.mixture import product_of_observed as product_of_observed
 from mvkit.core.mixture import raw_experts as raw_experts
 from mvkit.parts import families, samplers
@@ -40,6 +41,7 @@ from mvkit.parts.aggregators.mixtures import MoE as MoE
 from mvkit.parts.aggregators.mixtures import MoPoE as MoPoE
 from mvkit.parts.aggregators.products import GPoE as GPoE
 from mvkit.parts.aggregators.products import PoE as PoE
+from mvkit.parts.conditional_samplers import ConditionalSampler as ConditionalSampler
 from mvkit.parts.families import LaplaceSoftmax as LaplaceSoftmax
 from mvkit.parts.families import NormalSoftplus as NormalSoftplus
 from mvkit.parts.families import check_product as check_product
@@ -58,17 +60,24 @@ from mvkit.parts.likelihoods import Normal as Normal
 from mvkit.parts.likelihoods import Ordinal as Ordinal
 from mvkit.parts.likelihoods import Poisson as Poisson
 from mvkit.parts.likelihoods import StudentT as StudentT
+from mvkit.parts.missingness import LogisticMasking as LogisticMasking
+from mvkit.parts.missingness import SelfMasking as SelfMasking
+from mvkit.parts.missingness import explained_modalities as explained_modalities
+from mvkit.parts.missingness import log_prob_of_pattern as log_prob_of_pattern
 from mvkit.parts.networks import MLP as MLP
 from mvkit.parts.networks import Conv as Conv
 from mvkit.parts.networks import Conv1d as Conv1d
 from mvkit.parts.networks import Linear as Linear
 from mvkit.parts.networks import Network as Network
+from mvkit.parts.objectives.adversary import Adversary as Adversary
 from mvkit.parts.objectives.composite import Align as Align
 from mvkit.parts.objectives.composite import Sum as Sum
 from mvkit.parts.objectives.elbo import ELBO as ELBO
 from mvkit.parts.objectives.importance_weighted import IWAE as IWAE
 from mvkit.parts.objectives.importance_weighted import DReG as DReG
+from mvkit.parts.objectives.jensen_shannon import JSD as JSD
 from mvkit.parts.objectives.mmd import MMD as MMD
+from mvkit.parts.objectives.mutual import MEME as MEME
 from mvkit.parts.objectives.objective import Objective as Objective
 from mvkit.parts.objectives.published import CRMVAE as CRMVAE
 from mvkit.parts.objectives.published import JMVAE as JMVAE
@@ -76,10 +85,11 @@ from mvkit.parts.objectives.published import MVTCAE as MVTCAE
 from mvkit.parts.objectives.published import TELBO as TELBO
 from mvkit.parts.priors import Learnable as Learnable
 from mvkit.parts.priors import MoG as MoG
-from mvkit.parts.priors import PosteriorMixture as PosteriorMixture
 from mvkit.parts.priors import Prior as Prior
 from mvkit.parts.priors import Standard as Standard
 from mvkit.parts.priors import Vamp as Vamp
+from mvkit.parts.relevance import ARD as ARD
+from mvkit.parts.row_priors import PosteriorMixture as PosteriorMixture
 from mvkit.parts.samplers import GMM as GMM
 from mvkit.parts.samplers import Sampler as Sampler
 from mvkit.parts.top_down import TopDown as TopDown
@@ -102,12 +112,12 @@ def _targets_above() -> dict[str, str]:
     """Targets of the classes that are defined in folders above, by exported name."""
     targets = dict(CLASSES_ABOVE)
     for component in mvkit_components():
-        module, _, name = component.target.partition(":")
-        if module.startswith("mvkit.parts."):
+        module, _, name = component.path.partition(":")
+        if module.startswith("mvkit.parts.") or component.kind == "recipe":
             continue
         if name in globals():
             name += component.kind.capitalize()
-        targets[name] = component.target
+        targets[name] = component.path
     return targets
 
 

@@ -105,10 +105,15 @@ class LaplaceSoftmax(Family):
     """
 
     density = "laplace"
+    deviation = math.sqrt(2.0)
 
     def scale(self, raw: Tensor) -> Tensor:
         shares = functional.softmax(raw.clamp(-RAW_LIMIT, RAW_LIMIT), dim=-1)
         return shares * raw.shape[-1] + FLOOR
+
+    def raw(self, scale: Tensor) -> Tensor:
+        """Numbers of these scales where they sum to D; else of scales in their proportions."""
+        return scale.log()
 
     def noise(
         self,

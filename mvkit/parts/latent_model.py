@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mvkit.core.batch import Batch
 from mvkit.core.decoding import Decoding
 from mvkit.core.experts import Experts
+from mvkit.core.missingness import Missingness
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
@@ -29,6 +30,7 @@ class LatentModel(Protocol):
     n_clusters: int
     prior: nn.Module
     decoding: Decoding
+    missingness: Missingness | None  # why values are missing; None: at random
     order: Tensor  # of the modalities, (m,), whatever the order of their declaration
 
     @property

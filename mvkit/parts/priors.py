@@ -10,22 +10,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, cast
 
-import attrs
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from mvkit.core import noise
+from mvkit.core.correlated_mixture import CorrelatedMixture
 from mvkit.core.family import Family
 from mvkit.core.mixture import Mixture
 from mvkit.core.modality import Sizes
 from mvkit.core.posterior import Posterior, as_density
-from mvkit.errors import DataError, RequestError
+from mvkit.errors import DataError, RequestError, SpecError
 from mvkit.parts.aggregators.aggregator import Aggregator
+from mvkit.parts.mixture_fit import CovarianceKind, MixtureFit, fit_mixture, precision_roots
 from mvkit.parts.objectives.objective import Objective
 from mvkit.registry.fields import choice, count, switch
 from mvkit.registry.renamed import RenamedMethods
-from mvkit.registry.spec import field, number, spec
+from mvkit.registry.spec import field, one_of, spec
 
 
 class Prior(RenamedMethods, ABC):
@@ -38,13 +39,14 @@ class Prior(RenamedMethods, ABC):
     `Model.clusters` may assign rows to, 0 if that means nothing; `conditional` says that the prior
     depends on the rows, whose whole posterior `forward` is then given. `takes_context` says that
     it can depend on covariates: `forward` then takes `context=None`, (b, c), and `sizes.context(
-    "prior")` tells c.
+    "prior")` tells c. `places` says that stages of training may `place` it.
     """
 
     renamed: ClassVar = {"start": "initialise", "refusal": "incompatibility"}
     clusters: int = 0
     conditional: bool = False
     takes_context: bool = False
+    places: bool = False
 
     @property
     def pseudo_context(self) -> Tensor | None:
@@ -78,6 +80,30 @@ class Prior(RenamedMethods, ABC):
 
     def initialise(self, encode: Callable[[], Tensor], seed: int) -> None:
         """Called by `fit` before the first step; may place parameters by the codes (b, d)."""
+
+    def become_standard(self) -> None:
+        """Becomes the standard prior, with all that it has."""
+        raise NotImplementedError("a prior that places itself is to write this")
+
+    def place(
+        self,
+        codes: Tensor,
+        draws: Tensor,
+        *,
+        context: Tensor | None = None,
+        weight: Tensor | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Places parameters by a fit to training rows.
+
+        Args:
+            codes: posterior means given all that a row has, (b, d).
+            draws: draws of these posteriors, (s, b, d).
+            context: what the prior sees of the rows' covariates, (b, c); None: nothing.
+            weight: how much each row counts, (b,); None: all alike.
+            seed: of the fit.
+        """
+        raise NotImplementedError("a prior that places itself is to write this")
 
 
 class ForeignPrior(Prior):
@@ -202,9 +228,11 @@ class MoG:
 
     Args:
         components: number of components C.
-        learn_scale: whether σ_c is trained (else 1).
+        learn_scale: whether σ_c is trained (else 1); tied and full covariances always are.
         init: `uniform`: μ_c ~ U(-1, 1); `kmeans`: `fit` puts them at the centres of the encoded
             data first.
+        covariance: `diagonal`: scales σ_c; `tied`: one covariance Σ of all components; `full`: Σ_c
+            of each. The last two are of normal families.
 
     Reference: Palumbo et al., Deep Generative Clustering with Multimodal Diffusion Variational
     Autoencoders (CMVAE), 2024, https://openreview.net/forum?id=k5THrhXDV3.
@@ -213,9 +241,18 @@ class MoG:
     components: int = count(10)
     learn_scale: bool = switch(False)
     init: str = choice("uniform", "kmeans")
+    covariance: CovarianceKind = field(
+        default="diagonal", check=one_of("diagonal", "tied", "full"), quiet=True
+    )
 
     def build(self, sizes: Sizes) -> MoGPrior:
         """The prior with its parameters."""
+        if self.covariance != "diagonal" and sizes.family.density != "normal":
+            raise SpecError(
+                f"got {self.covariance!r}, which only normals can have; take family='normal', or "
+                "'diagonal'",
+                "covariance",
+            )
         return MoGPrior(self, sizes)
 
 
@@ -223,29 +260,50 @@ class MoGPrior(_Scales, Prior):
     """A trained mixture; `weights` are its π."""
 
     takes_context = True
+    places = True
     placed: Tensor
 
     def __init__(self, spec: MoG, sizes: Sizes) -> None:
         super().__init__()
         self.family = sizes.family
         self.clusters = spec.components
+        self.covariance = spec.covariance
         kmeans = spec.init == "kmeans"
         self.register_buffer("placed", torch.tensor(not kmeans), persistent=kmeans)
         shape = (spec.components, 1, sizes.latent)
         self.loc = nn.Parameter(2 * noise.initial_uniforms(shape) - 1)
         self.logits = nn.Parameter(torch.zeros(spec.components))
-        self.raw = nn.Parameter(raw_of_one(self.family, shape)) if spec.learn_scale else None
+        diagonal = spec.covariance == "diagonal"
+        learn_scale = spec.learn_scale and diagonal
+        self.raw = nn.Parameter(raw_of_one(self.family, shape)) if learn_scale else None
+        roots = spec.components if spec.covariance == "full" else 1
+        raw_root = torch.zeros(roots, sizes.latent, sizes.latent)
+        self.raw_root = None if diagonal else nn.Parameter(raw_root)
         context = sizes.context("prior")
         self.loc_shift = Shift(context, sizes.latent) if context else None
 
-    def forward(self, posterior: Mixture | None = None, context: Tensor | None = None) -> Mixture:
-        scale = self.scale
+    @property
+    def root(self) -> Tensor:
+        """Roots A of the precisions AᵀA, lower triangular, (c, d, d)."""
+        if self.raw_root is None:
+            return torch.diag_embed(rearrange(self.scale, "c 1 d -> c d").reciprocal())
+        diagonal = self.raw_root.diagonal(dim1=-2, dim2=-1).exp()
+        root = self.raw_root.tril(-1) + torch.diag_embed(diagonal)
+        return root.expand(self.clusters, -1, -1)
+
+    def forward(
+        self, posterior: Mixture | None = None, context: Tensor | None = None
+    ) -> Mixture | CorrelatedMixture:
+        loc = self.loc
         log_pi = rearrange(torch.log_softmax(self.logits, dim=0), "c -> c 1")
-        if context is None or self.loc_shift is None:
-            return Mixture(self.family, self.loc, scale, log_pi)
-        loc = self.loc + self.loc_shift(context)
-        b = len(context)
-        return Mixture(self.family, loc, scale.expand(-1, b, -1), log_pi.expand(-1, b))
+        b = 1
+        if context is not None and self.loc_shift is not None:
+            loc = loc + self.loc_shift(context)
+            b = len(context)
+            log_pi = log_pi.expand(-1, b)
+        if self.raw_root is not None:
+            return CorrelatedMixture(self.family, loc, self.root, log_pi)
+        return Mixture(self.family, loc, self.scale.expand(-1, b, -1), log_pi)
 
     def initialise(self, encode: Callable[[], Tensor], seed: int) -> None:
         """With init="kmeans", puts the means at the centres of the encoded rows, once."""
@@ -263,6 +321,60 @@ class MoGPrior(_Scales, Prior):
         with torch.no_grad():
             self.loc.copy_(rearrange(torch.as_tensor(centres), "c d -> c 1 d"))
 
+    @torch.no_grad()
+    def become_standard(self) -> None:
+        """All components at 0 with scale 1, whatever covariates say."""
+        for parameter in self.parameters():
+            parameter.zero_()
+        if self.raw is not None:
+            self.raw.copy_(raw_of_one(self.family, tuple(self.raw.shape)))
+
+    @torch.no_grad()
+    def place(
+        self,
+        codes: Tensor,
+        draws: Tensor,
+        *,
+        context: Tensor | None = None,
+        weight: Tensor | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Rows are shared out by the likeliest mixture of normals of their codes; components get
+        the moments of the draws of their rows. Scales move only where they are trained.
+
+        Raises:
+            DataError: fewer rows than components.
+        """
+        if len(codes) < self.clusters:
+            raise DataError(
+                f"prior 'mog': needs {self.clusters} rows at least to be placed; got {len(codes)}"
+            )
+        codes, draws = self.unshifted(codes, context), self.unshifted(draws, context)
+        self.place_at(
+            fit_mixture(codes, self.clusters, self.covariance, seed=seed, weight=weight), draws
+        )
+
+    def unshifted(self, z: Tensor, context: Tensor | None) -> Tensor:
+        """Latents without what covariates add to the components, (..., b, d)."""
+        if context is None or self.loc_shift is None:
+            return z
+        shift: Tensor = rearrange(self.loc_shift(context), "1 b d -> b d")
+        return z - shift
+
+    @torch.no_grad()
+    def place_at(self, mixture: MixtureFit, draws: Tensor) -> None:
+        """Gives components the moments of the draws (s, b, d) of the rows that are theirs."""
+        pi, loc, covariance = mixture.moments(draws, self.covariance)
+        self.logits.copy_(pi.log())
+        self.loc.copy_(rearrange(loc, "c d -> c 1 d"))
+        if self.raw is not None:
+            scale = covariance.diagonal(dim1=-2, dim2=-1).sqrt() / self.family.deviation
+            self.raw.copy_(self.family.raw(rearrange(scale, "c d -> c 1 d")))
+        if self.raw_root is not None:
+            root = precision_roots(covariance)[: len(self.raw_root)]
+            log_diagonal = root.diagonal(dim1=-2, dim2=-1).log()
+            self.raw_root.copy_(root.tril(-1) + torch.diag_embed(log_diagonal))
+
     @property
     def weights(self) -> Tensor:
         """The mixture's weights π, (c,)."""
@@ -271,7 +383,10 @@ class MoGPrior(_Scales, Prior):
     def keep(self, clusters: tuple[int, ...]) -> None:
         """Drops all other components; weights are normalised anew."""
         index = torch.tensor(clusters, device=self.loc.device)
-        for name in ("loc", "logits", "raw"):
+        names = ["loc", "logits", "raw"]
+        if self.covariance == "full":
+            names.append("raw_root")
+        for name in names:
             value = getattr(self, name)
             if value is not None:
                 setattr(self, name, nn.Parameter(value.detach()[index]))
@@ -321,63 +436,3 @@ class VampPrior(nn.Module, Prior):
                 "prior 'vamp': needs a model that encodes its pseudo-inputs; ask the model"
             )
         return posterior
-
-
-@spec
-class PosteriorMixture:
-    """Data-dependent prior of each latent: 1/|O| Σ_m q(z|x_m), and a share of N(0, I) if wanted.
-
-    Args:
-        standard: weight of the standard component, from 0 to below 1.
-
-    Reference: Sutter, Meng, Agostini, Chopard, Fortin, Vogt, Shahbaba and Mandt, Unity by
-    Diversity: Improved Representation Learning for Multimodal VAEs (MMVM), NeurIPS 2024,
-    https://arxiv.org/abs/2403.05300.
-    """
-
-    standard: float = field(default=0.0, check=number(0.0, 0.999))
-
-    def build(self, sizes: Sizes) -> PosteriorMixturePrior:
-        """The prior, without parameters."""
-        return PosteriorMixturePrior(self)
-
-
-class PosteriorMixturePrior(nn.Module, Prior):
-    """The posterior of a row is the prior of its latents."""
-
-    conditional = True
-
-    def __init__(self, spec: PosteriorMixture) -> None:
-        super().__init__()
-        self.standard = spec.standard
-
-    def incompatibility(self, aggregator: Aggregator, objective: Objective) -> str | None:
-        """It must not be the very posterior whose KL from it is taken."""
-        if not aggregator.defaults.mixture:
-            return (
-                "posterior_mixture is the posterior itself where that has one component, so no KL "
-                "is left; take aggregator='moe' or 'mopoe'"
-            )
-        if self.standard == 0 and objective.whole_density:
-            return (
-                "posterior_mixture without a standard component is the density of the posterior, "
-                "so the two cancel in this objective's KL; take objective='elbo' with "
-                "density='component', or a share `standard` above 0"
-            )
-        return None
-
-    def forward(self, posterior: Mixture | None = None) -> Mixture:
-        if posterior is None:
-            raise RequestError(
-                "prior 'posterior_mixture' depends on rows, so there is nothing to draw without "
-                "any; call mvkit.fit_sampler(model, data, 'gmm'), then "
-                "model.sample(n, sampler='gmm')"
-            )
-        mixture = attrs.evolve(posterior, evidence=None, active=None, order=None)
-        if not self.standard:
-            return mixture
-        loc = torch.cat([mixture.loc, torch.zeros_like(mixture.loc[:1])])
-        scale = torch.cat([mixture.scale, torch.ones_like(mixture.scale[:1])])
-        log_pi = mixture.log_weight + math.log(1 - self.standard)
-        log_standard = torch.full_like(log_pi[:1], math.log(self.standard))
-        return Mixture(mixture.family, loc, scale, torch.cat([log_pi, log_standard]))

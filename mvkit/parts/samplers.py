@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from mvkit.core import noise
 from mvkit.core.noise import Generator
-from mvkit.errors import DataError
+from mvkit.errors import DataError, SpecError
+from mvkit.parts.conditional_gmm import ConditionalGMMSampler
+from mvkit.parts.conditional_samplers import SamplerSizes
 from mvkit.registry.fields import count
-from mvkit.registry.spec import spec
+from mvkit.registry.spec import field, flag, spec
 
 
 class HasPrior(Protocol):
@@ -29,11 +31,12 @@ class HasPrior(Protocol):
 
 
 class Sampler(ABC):
-    """Draws shared latents of new rows.
+    """Draws shared latents of new rows, of which nothing is known.
 
     To implement one, write a spec whose `build(width)` returns an `nn.Module` with these two
     methods. Its state is in buffers and parameters whose shapes depend on the spec and the width d
-    alone, so that files can hold it.
+    alone, so that files can hold it. A sampler that can be asked for latents given what rows have
+    is a `ConditionalSampler`.
     """
 
     spec: object
@@ -79,20 +82,34 @@ class PriorSampler(nn.Module, Sampler):
 class GMM:
     """Mixture of normals with full covariances, fitted to latents of training rows.
 
+    With `conditional`, it is a mixture over z, the private latents and each modality's own code
+    (the mean of the posterior given it alone), fitted to rows with gaps by EM. Draws given what a
+    row has are then those of the mixture given its codes and private latents, those of modalities
+    that the row lacks integrated out. It knows nothing of covariates.
+
     Args:
         components: number of components.
         floor: added to the variances, so that no component shrinks to a point.
+        conditional: whether it can be asked for latents given what rows have.
 
     Reference: Ghosh, Sajjadi, Vergari, Black and Schölkopf, From Variational to Deterministic
-    Autoencoders, ICLR 2020, https://arxiv.org/abs/1903.12436.
+    Autoencoders, ICLR 2020, https://arxiv.org/abs/1903.12436; Ghahramani and Jordan, Supervised
+    Learning from Incomplete Data via an EM Approach, NeurIPS 1993 (rows with gaps).
     """
 
     components: int = count(10)
     floor: float = 1e-6
+    conditional: bool = field(default=False, check=flag, quiet=True)
 
-    def build(self, width: int) -> GMMSampler:
-        """The sampler, not yet fitted."""
-        return GMMSampler(self, width)
+    def build(
+        self, width: int, sizes: SamplerSizes | None = None
+    ) -> GMMSampler | ConditionalGMMSampler:
+        """The sampler, not yet fitted; a conditional one needs the sizes of its model."""
+        if not self.conditional:
+            return GMMSampler(self, width)
+        if sizes is None:
+            raise SpecError("a conditional sampler is built for a model; expected its sizes")
+        return ConditionalGMMSampler(self, sizes)
 
 
 class GMMSampler(nn.Module, Sampler):

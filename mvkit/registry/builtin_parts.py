@@ -20,7 +20,7 @@ mean_message mvkit.parts.aggregators.messages:MeanMessage   mean of messages and
 standard          mvkit.parts.priors:Standard         standard of the family
 learnable         mvkit.parts.priors:Learnable        diagonal, trained
 vamp              mvkit.parts.priors:Vamp             posterior of trained pseudo-inputs
-posterior_mixture mvkit.parts.priors:PosteriorMixture mixture of the row's unimodal posteriors
+posterior_mixture mvkit.parts.row_priors:PosteriorMixture mixture of the row's unimodal posteriors
 top_down          mvkit.parts.top_down:TopDown        levels of latents, each given those above
 mog               mvkit.parts.priors:MoG              mixture of the family, trained
 [objective]
@@ -35,6 +35,9 @@ jmvae  mvkit.parts.objectives.published:JMVAE          joint bound and alignment
 levels mvkit.models.levels:Levels                      one objective per level of a stack
 mvtcae mvkit.parts.objectives.published:MVTCAE         total correlation
 crmvae mvkit.parts.objectives.published:CRMVAE         joint and unimodal reconstructions
+meme   mvkit.parts.objectives.mutual:MEME              two modalities that supervise each other
+jsd    mvkit.parts.objectives.jensen_shannon:JSD       Jensen-Shannon divergence, dynamic prior
+adversary mvkit.parts.objectives.adversary:Adversary critic of modalities, and encoders against it
 [family]
 normal          mvkit.parts.families:Normal         normal, log-variance
 normal_softplus mvkit.parts.families:NormalSoftplus normal, softplus scale
@@ -54,14 +57,19 @@ gamma       mvkit.parts.likelihoods.positive:Gamma          positive numbers, me
 beta        mvkit.parts.likelihoods.positive:Beta           numbers between 0 and 1
 hazard      mvkit.parts.likelihoods.hazard:Hazard           times to an event, some censored
 foreground_background mvkit.parts.likelihoods.background:ForegroundBackground counts on background
+[missingness]
+self     mvkit.parts.missingness:SelfMasking     each value decides whether it is missing
+logistic mvkit.parts.missingness:LogisticMasking all values of a modality decide
 [network]
 linear mvkit.parts.networks:Linear one affine map
 mlp    mvkit.parts.networks:MLP    fully connected
 conv   mvkit.parts.networks:Conv   2-d convolutions
 conv1d mvkit.parts.networks:Conv1d 1-d convolutions
+ard    mvkit.parts.relevance:ARD   linear or mlp, unneeded latents switched off
 [schedule]
 single              mvkit.training.stages:Single            one stage
 joint_then_unimodal mvkit.training.stages:JointThenUnimodal joint encoder first, then the others
+warmup_then_mixture mvkit.training.stages:WarmupThenMixture standard prior, then a placed mixture
 [ramp]
 linear   mvkit.training.annealing:Linear   straight to the end value
 cosine   mvkit.training.annealing:Cosine   half a cosine
@@ -69,6 +77,7 @@ cyclical mvkit.training.annealing:Cyclical repeated linear ramps
 [optimizer]
 adam  mvkit.training.optimizers:Adam  fused Adam
 adamw mvkit.training.optimizers:AdamW fused Adam, decoupled decay
+sgd   mvkit.training.optimizers:SGD   gradient descent with momentum
 [transform]
 standardise mvkit.data.transforms:Standardise mean 0 and standard deviation 1
 log1p       mvkit.data.transforms:Log1p       log(1 + x)
@@ -90,6 +99,24 @@ frechet        mvkit.evaluation.frechet:Frechet               distance of featur
 [dataset]
 polydigits      mvkit.data.datasets.catalogue:PolyDigits     five pictures of a digit, real images
 linear_gaussian mvkit.data.datasets.catalogue:LinearGaussian known truth, for proofs
+[recipe]
+telbo     mvkit.recipes:telbo     joint and unimodal bounds
+jmvae     mvkit.recipes:jmvae     joint encoder, aligned with unimodal surrogates
+cvae      mvkit.recipes:cvae      conditioned on covariates, in the prior too
+mopoe     mvkit.recipes:mopoe     mixture of products over subsets
+cmvae     mvkit.recipes:cmvae     clusters: mixture of experts, mixture prior, private latents
+mvae      mvkit.recipes:mvae      product of experts, sub-sampled bounds
+mmvae     mvkit.recipes:mmvae     mixture of Laplace experts, importance-weighted
+mmvaeplus mvkit.recipes:mmvaeplus mmvae with private latents
+mvtcae    mvkit.recipes:mvtcae    total correlation
+dmvae     mvkit.recipes:dmvae     private and shared latents, crossed reconstructions
+crmvae    mvkit.recipes:crmvae    joint and unimodal reconstructions
+mmvm      mvkit.recipes:mmvm      a latent per modality, prior of the others' posteriors
+jnf       mvkit.recipes:jnf       flows as unimodal encoders
+mhvae     mvkit.recipes:mhvae     levels of latents
+meme      mvkit.recipes:meme      two modalities that supervise each other
+mmjsd     mvkit.recipes:mmjsd     mixture of experts, Jensen-Shannon divergence
+nexus     mvkit.recipes:nexus     two levels of models, messages with dropout
 """
 
 # parts of packages that are installed apart, for the message that says which
@@ -109,6 +136,7 @@ EXTERNAL_PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "mvkit-fusion": {
         "aggregator": ("code", "hellinger", "hoelder", "mwb"),
         "objective": ("entropy",),
+        "recipe": ("codevae", "helvae", "mwb"),
     },
 }
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import attrs
 import pluggy
 
 from mvkit.errors import suggest
+from mvkit.registry.discovery import origin
 
 API = 1
 KINDS = [
@@ -16,6 +19,7 @@ KINDS = [
     "objective",
     "family",
     "likelihood",
+    "missingness",
     "network",
     "schedule",
     "ramp",
@@ -26,6 +30,7 @@ KINDS = [
     "transform",
     "recipe",
 ]
+FUNCTION = "recipe"  # the kind whose parts are functions, not specs
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 TARGET = re.compile(r"[\w.]+:\w+")
 
@@ -40,16 +45,52 @@ class Component:
     Args:
         kind: one of `mvkit.registry.KINDS`.
         name: `[a-z][a-z0-9_]*`; others may write it qualified, `package/name`.
-        target: `"package.module:Class"`, imported when someone first asks for it.
+        target: `"package.module:Class"`, imported when someone first asks for it; of a recipe,
+            `"package.module:function"`. The class or the function itself will do too.
         summary: a few words for listings.
         api: the version of the abstract class of that kind it was written for.
     """
 
     kind: str
     name: str
-    target: str
+    target: str | Callable[..., Any]
     summary: str = ""
     api: int = API
+
+    @property
+    def path(self) -> str:
+        """The target in words, `package.module:Class`."""
+        return self.target if isinstance(self.target, str) else path_of(self.target)
+
+
+@attrs.frozen
+class Entry:
+    """A component with the package it came from."""
+
+    component: Component
+    package: str
+    version: str
+    entry_point: str = ""
+
+    @property
+    def qualified(self) -> str:
+        """`package/name`."""
+        return f"{self.package}/{self.component.name}"
+
+    @property
+    def public(self) -> str:
+        """The name that files carry: bare for built-ins, else qualified."""
+        return self.component.name if self.package == "mvkit" else self.qualified
+
+    def __str__(self) -> str:
+        source = origin(self.package, self.version, self.entry_point)
+        return f"{self.component.kind} {self.public!r} ({source})"
+
+
+def path_of(part: Any) -> str:
+    """`package.module:Class` of a class, or of a function."""
+    name = getattr(part, "__qualname__", type(part).__qualname__)
+    return f"{part.__module__}:{name}"
 
 
 def wrong_in(declared: object) -> str | None:
@@ -57,7 +98,8 @@ def wrong_in(declared: object) -> str | None:
     if not isinstance(declared, Component):
         return f"declared {declared!r}; expected a Component"
     for option in ("kind", "name", "target", "summary"):
-        if not isinstance(getattr(declared, option), str):
+        value = getattr(declared, option)
+        if not isinstance(value, str) and not (option == "target" and callable(value)):
             return f"declared {declared!r}; expected a string as its {option}"
     if declared.kind not in KINDS:
         options = suggest(declared.kind, KINDS)
@@ -69,7 +111,7 @@ def _wrong_in_texts(declared: Component) -> str | None:
     part = f"{declared.kind} {declared.name!r}"
     if not NAME.fullmatch(declared.name):
         return f"{part}: a name is made of a-z, 0-9 and _, a letter first"
-    if not TARGET.fullmatch(declared.target):
+    if isinstance(declared.target, str) and not TARGET.fullmatch(declared.target):
         return f"{part}: target {declared.target!r}; expected 'package.module:Class'"
     if type(declared.api) is not int or declared.api < 1:
         return f"{part}: api {declared.api!r}; expected a whole number from 1 on"

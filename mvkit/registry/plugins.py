@@ -17,49 +17,25 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import functools
-import importlib
 import itertools
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import EntryPoint
+from typing import Any, overload
 
-import attrs
 import pluggy
 
 from mvkit.errors import AmbiguousComponent, MvkitError, SpecError, UnknownComponent, suggest
 from mvkit.registry import builtin_parts, discovery
 from mvkit.registry.builtin_parts import EXTERNAL_PARTS
-from mvkit.registry.component import KINDS, Component, hookspec, wrong_in
+from mvkit.registry.component import KINDS, Component, Entry, hookspec, path_of, wrong_in
 from mvkit.registry.component import hookimpl as hookimpl  # noqa: PLC0414
 from mvkit.registry.discovery import Problem, origin
+from mvkit.registry.loading import part_of
 
 MOST = 1000  # components of a package: a hook may be a generator that never ends
-
-
-@attrs.frozen
-class Entry:
-    """A component with the package it came from."""
-
-    component: Component
-    package: str
-    version: str
-    entry_point: str = ""
-
-    @property
-    def qualified(self) -> str:
-        """`package/name`."""
-        return f"{self.package}/{self.component.name}"
-
-    @property
-    def public(self) -> str:
-        """The name that files carry: bare for built-ins, else qualified."""
-        return self.component.name if self.package == "mvkit" else self.qualified
-
-    def __str__(self) -> str:
-        source = origin(self.package, self.version, self.entry_point)
-        return f"{self.component.kind} {self.public!r} ({source})"
 
 
 class Hooks:
@@ -77,6 +53,13 @@ class Hooks:
         If it raises, that is reported once, and it is disabled for the rest of the run.
         """
 
+    @hookspec
+    def mvkit_migrate(self, header: dict[str, Any], version: str) -> dict[str, Any] | None:
+        """The header of a model that an older version of the package saved, as today's parts are.
+
+        Called when a file is loaded. None: nothing is to be changed.
+        """
+
 
 class Registry:
     """Entries by kind and name, and the problems met while collecting them."""
@@ -86,13 +69,15 @@ class Registry:
         self.manager.add_hookspecs(Hooks)
         self.entries: list[Entry] = []
         self.problems: list[Problem] = []
-        self.loaded: dict[type, Entry] = {}
+        self.loaded: dict[Any, dict[str, Entry]] = {}  # by class, or function, and by kind
         self.scanned = False
+        self.modules: dict[str, list[object]] = {}  # that declare, by package
         self.register(builtin_parts, "mvkit", "")
 
     def register(self, plugin: object, package: str, version: str, entry_point: str = "") -> None:
         """Takes a plugin's components; raises what the plugin raises."""
         declared = self._declared_by(plugin, origin(package, version, entry_point))
+        self.modules.setdefault(package, []).append(plugin)
         for component in declared:
             entry = Entry(component, package, version, entry_point)
             reason = wrong_in(component)
@@ -111,9 +96,7 @@ class Registry:
             if not self.manager.get_hookcallers(plugin):
                 hooks = "mvkit_components or mvkit_event"
                 raise MvkitError(f"it implements no hook; decorate {hooks} with @hookimpl")
-            others = [other for other in self.manager.get_plugins() if other is not plugin]
-            caller = self.manager.subset_hook_caller("mvkit_components", remove_plugins=others)
-            declared = itertools.chain.from_iterable(caller())
+            declared = itertools.chain.from_iterable(self._caller("mvkit_components", plugin)())
             components = list(itertools.islice(declared, MOST + 1))
             if len(components) > MOST:
                 raise MvkitError(
@@ -125,6 +108,18 @@ class Registry:
             if self.manager.get_plugin(name) is plugin:
                 self.manager.unregister(plugin)
             raise
+
+    def _caller(self, hook: str, plugin: object) -> pluggy.HookCaller:
+        """A hook of one plugin alone."""
+        others = [other for other in self.manager.get_plugins() if other is not plugin]
+        return self.manager.subset_hook_caller(hook, remove_plugins=others)
+
+    def migrated(self, package: str, header: dict[str, Any], version: str) -> dict[str, Any]:
+        """A header by the hooks of a package; raises what they raise."""
+        for plugin in self.modules.get(package, ()):
+            for changed in self._caller("mvkit_migrate", plugin)(header=header, version=version):
+                header = changed
+        return header
 
     def scan(self) -> None:
         """Asks the installed packages, once; all of them, before anything is raised."""
@@ -177,23 +172,21 @@ class Registry:
         entries = self.of_kind(kind)
         return [entry for entry in entries if name in (entry.component.name, entry.qualified)]
 
-    def load(self, entry: Entry) -> type:
-        """The class that an entry names."""
-        target = entry.component.target
-        module, _, name = target.partition(":")
-        try:
-            cls = getattr(importlib.import_module(module), name)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # SystemExit and CancelledError too
-            raise SpecError(
-                f"{entry} could not be imported from {target!r}: {type(error).__name__}: {error}; "
-                "install what it lacks, or reinstall or update that package"
-            ) from error
-        if not isinstance(cls, type) or not attrs.has(cls):
-            raise SpecError(f"{entry}: {target!r} is no class made by @mvkit.spec, but {cls!r}")
-        self.loaded[cls] = entry
-        return cls
+    def load(self, entry: Entry) -> Any:
+        """The class that an entry names; of a recipe, the function.
+
+        Raises:
+            SpecError: it cannot be imported, or cannot be a part of its kind.
+        """
+        part = part_of(entry)
+        self.remember(part, entry)
+        return part
+
+    def remember(self, part: Any, entry: Entry) -> None:
+        """Notes which entry a class, or function, is the target of; it may be so in two kinds."""
+        entries = self.loaded.setdefault(part, {})
+        entries.pop(entry.component.kind, None)
+        entries[entry.component.kind] = entry  # the last one is the last remembered
 
 
 @functools.cache
@@ -202,33 +195,68 @@ def registry() -> Registry:
     return Registry()
 
 
-def declare(*components: Component) -> None:
+@overload
+def declare(*components: Component) -> None: ...
+@overload
+def declare(kind: str, name: str, part: Callable[..., Any], /) -> None: ...
+def declare(*declared: Any) -> None:
     """Registers parts of this session, for prototypes that are not a package yet.
+
+    Args:
+        declared: a kind, a name, and a class made by `@mvkit.spec` (of the kind `recipe`, a
+            function); or components.
+
+    Raises:
+        SpecError: a name that is built in, or what cannot be a part of its kind.
 
     Example:
         >>> import mvkit
-        >>> mvkit.plugins.declare(Component("ramp", "instant", "mvkit.training.annealing:Linear"))
+        >>> from mvkit.parts import LinearRamp
+        >>> mvkit.plugins.declare("ramp", "instant", LinearRamp)
         >>> mvkit.available("ramp", "inst*")
         ['instant']
         >>> mvkit.plugins.registry.cache_clear()
     """
+    if len(declared) == 3 and not isinstance(declared[0], Component):
+        declared = (Component(*declared),)
+    for component in declared:
+        _declare(component)
+
+
+def _declare(component: Component) -> None:
+    reason = wrong_in(component)
+    if reason:
+        raise SpecError(reason)
     known = registry()
-    for component in components:
-        reason = wrong_in(component)
-        if reason:
-            raise SpecError(reason)
-        kind = component.kind
-        name = component.name
-        if known.is_built_in(kind, name):
-            raise SpecError(f"{kind} {name!r} is built in; take another name")
-        for entry in known.of_kind(kind):
-            if entry.qualified == f"local/{name}":  # a cell that runs again
-                known.entries.remove(entry)
-        known.entries.append(Entry(component, "local", ""))
+    kind = component.kind
+    name = component.name
+    if known.is_built_in(kind, name):
+        raise SpecError(f"{kind} {name!r} is built in; take another name")
+    entry = Entry(component, "local", "")
+    if not isinstance(component.target, str):
+        _check_names_of(component, known)
+        known.load(entry)
+    for before in known.of_kind(kind):
+        if before.qualified == entry.qualified:  # a cell that runs again
+            known.entries.remove(before)
+    known.entries.append(entry)
 
 
-def lookup(kind: str, name: str) -> type:
-    """The class registered under a bare or qualified name.
+def _check_names_of(component: Component, known: Registry) -> None:
+    """Raises SpecError for a class that has another name as a part of another kind.
+
+    Files say the name alone, not the kind.
+    """
+    for kind, entry in known.loaded.get(component.target, {}).items():
+        if kind != component.kind and entry.qualified != f"local/{component.name}":
+            raise SpecError(
+                f"{component.path} is {entry} already; take that name for the {component.kind} "
+                "too, or inherit a class from it and declare that"
+            )
+
+
+def lookup(kind: str, name: str) -> Any:
+    """The class registered under a bare or qualified name; of a recipe, the function.
 
     Raises:
         UnknownComponent: with the nearest name and the problems met on the way.
@@ -241,9 +269,14 @@ def lookup(kind: str, name: str) -> type:
     if entries:
         offers = ", ".join(repr(entry.qualified) for entry in entries)
         raise AmbiguousComponent(f"several packages offer {kind} {name!r}; name one of {offers}")
-    problems = "".join(f"; note that {problem}" for problem in known.problems)
-    remedy = _package_to_install(kind, name) or suggest(name, available(kind))
-    raise UnknownComponent(f"unknown {kind} {name!r}; {remedy}{problems}")
+    raise UnknownComponent(f"unknown {kind} {name!r}; {remedy(kind, name)}")
+
+
+def remedy(kind: str, name: str) -> str:
+    """The end of a message about a name that nobody offers, with the problems of packages."""
+    problems = "".join(f"; note that {problem}" for problem in registry().problems)
+    advice = _package_to_install(kind, name) or suggest(name, available(kind))
+    return f"{advice}{problems}"
 
 
 def _package_to_install(kind: str, name: str) -> str | None:
@@ -253,29 +286,59 @@ def _package_to_install(kind: str, name: str) -> str | None:
     return None
 
 
-def find_entry(cls: type) -> Entry | None:
-    """The entry whose target is `cls`, if it is registered."""
+def find_entry(cls: Any, kind: str | None = None) -> Entry | None:
+    """The entry whose target is a class, or function of a recipe, if it is registered.
+
+    Args:
+        cls: the class.
+        kind: of the part, where the class may be one of several; None: the last that was loaded.
+    """
     known = registry()
-    if cls in known.loaded:
-        return known.loaded[cls]
-    module = cls.__module__
-    for entry in known.entries:
-        if entry.component.target == f"{module}:{cls.__qualname__}":
-            known.loaded[cls] = entry
-            return entry
-    if module.startswith("mvkit."):
-        return None
+    if not _is_known(cls, kind):
+        _recognise(cls)
+    entries = known.loaded.get(cls, {})
+    if kind is not None:
+        return entries.get(kind)
+    return next(reversed(entries.values()), None)
+
+
+def _is_known(cls: Any, kind: str | None) -> bool:
+    entries = registry().loaded.get(cls, {})
+    return bool(entries) if kind is None else kind in entries
+
+
+def _recognise(cls: Any) -> None:
+    """Looks for the entries of a class that was not loaded by its name."""
+    known = registry()
+    path = path_of(cls)
+    for entry in reversed(known.entries):  # of several names in a kind, the first one stays
+        if entry.component.path == path:
+            known.remember(cls, entry)
+    if cls in known.loaded or path.startswith("mvkit."):
+        return
     known.scan()
-    root = module.partition(".")[0]
+    root = path.partition(":")[0].partition(".")[0]
     for entry in known.entries:
-        if entry.component.target.startswith(root):
+        if entry.component.path.startswith(root):
             with contextlib.suppress(SpecError):  # another part of the package may be broken
                 known.load(entry)
-    return known.loaded.get(cls)
+
+
+def package_of(cls: type) -> str | None:
+    """The package, with its version, whose code a class is in; None if it offers no parts."""
+    root = cls.__module__.partition(".")[0]
+    if root == "mvkit":
+        return None
+    known = registry()
+    known.scan()
+    for entry in known.entries:
+        if entry.component.path.partition(":")[0].partition(".")[0] == root:
+            return origin(entry.package, entry.version, entry.entry_point)
+    return None
 
 
 @contextlib.contextmanager
-def error_context(cls: type, what: str) -> Iterator[None]:
+def error_context(cls: Any, what: str) -> Iterator[None]:
     """Inside, an error of a part `cls` that a package brought names that part and its package.
 
     Raises:
@@ -290,16 +353,15 @@ def error_context(cls: type, what: str) -> Iterator[None]:
         entry = find_entry(cls)
         if entry is None or entry.package == "mvkit":
             raise
-        reason = f"{entry} failed {what}: {type(error).__name__}: {error}; update that package"
+        advice = "mend it" if entry.package == "local" else "update that package"
+        reason = f"{entry} failed {what}: {type(error).__name__}: {error}; {advice}"
         raise SpecError(reason) from error
 
 
 def name_of(kind: str | None, cls: type) -> str | None:
     """The registered name of a class, None if it is not registered (under `kind`, if given)."""
-    entry = find_entry(cls)
-    if entry is None or kind not in (None, entry.component.kind):
-        return None
-    return entry.public
+    entry = find_entry(cls, kind)
+    return None if entry is None else entry.public
 
 
 def available(kind: str, pattern: str = "*") -> list[str]:

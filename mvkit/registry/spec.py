@@ -20,6 +20,7 @@ from torch import nn
 
 from mvkit.errors import SpecError, suggest, within
 from mvkit.registry import plugins
+from mvkit.registry.loading import bases_of
 
 T = TypeVar("T")
 Check = Callable[[object], str | None]
@@ -62,6 +63,7 @@ def part(
     module: bool = False,
     optional: bool = False,
     kw_only: bool = False,
+    quiet: bool = False,
 ) -> Any:
     """A field that holds a part of `kind`; with `module`, an `nn.Module` will do too."""
 
@@ -70,7 +72,7 @@ def part(
             return None
         return as_part(kind, value, module=module)
 
-    return _field(convert, default, kw_only)
+    return _field(convert, default, kw_only, quiet)
 
 
 def parts(
@@ -90,6 +92,16 @@ def parts(
         raise SpecError(f"got {value!r}; expected a list or a dict of {kind}s")
 
     return _field(convert, default, kw_only)
+
+
+def converted(convert: Callable[[object], object], *, default: object) -> Any:
+    """A quiet keyword field that a function makes from whatever it is given.
+
+    Args:
+        convert: returns a spec, or None; raises SpecError.
+        default: value when the user gives none.
+    """
+    return _field(convert, default, kw_only=True, quiet=True)
 
 
 def _field(
@@ -132,7 +144,7 @@ def _frozen(value: object) -> object:
 
 
 @dataclass_transform(
-    kw_only_default=True, frozen_default=True, field_specifiers=(field, part, parts)
+    kw_only_default=True, frozen_default=True, field_specifiers=(field, part, parts, converted)
 )
 def spec(cls: type[T]) -> type[T]:
     """Class decorator for a part's options: frozen, keyword-only, compared by value.
@@ -150,13 +162,19 @@ def spec(cls: type[T]) -> type[T]:
     return _define(cls, kw_only=True)
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(field, part, parts))
+@dataclass_transform(frozen_default=True, field_specifiers=(field, part, parts, converted))
 def positional_spec(cls: type[T]) -> type[T]:
     """A spec whose first fields may be given by position (`Modality`, `Stage`, ramps)."""
     return _define(cls, kw_only=False)
 
 
 def _define(cls: type[T], *, kw_only: bool) -> type[T]:
+    if issubclass(cls, nn.Module):
+        raise SpecError(
+            f"{cls.__name__}: a spec is frozen and holds options, an nn.Module holds parameters; "
+            "expected two classes: a spec that inherits neither, whose build(sizes) returns the "
+            f"module, and the module, class {cls.__name__}Module(nn.Module, {bases_of(cls)})"
+        )
     for name in inspect.get_annotations(cls):
         default = cls.__dict__.get(name, attrs.NOTHING)
         if not type(default).__module__.startswith("attr"):

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import attrs
 
-from mvkit.errors import MvkitError, SpecError, suggest
+from mvkit.errors import MvkitError, SpecError, check_whole_number, suggest, within
 from mvkit.models.part_checks import Fault, expect
 from mvkit.registry import plugins
+from mvkit.registry.component import FUNCTION
 from mvkit.registry.spec import as_part, to_dict
-from mvkit.testing import given_checks, model_parts, other_parts
+from mvkit.testing import (
+    density_checks,
+    given_checks,
+    model_parts,
+    objective_checks,
+    other_parts,
+    recipe_checks,
+    tiny_models,
+)
+from mvkit.testing.tiny_models import NAMES, Surroundings
 
+COMPANIONS = ("aggregator", "prior", "objective", "family", "schedule", "likelihood", "network")
 CITED = (
     "aggregator",
     "prior",
     "objective",
     "family",
     "likelihood",
+    "missingness",
     "network",
     "optimizer",
     "dataset",
+    "recipe",
 )
 
 
@@ -32,43 +46,67 @@ class ConformanceError(MvkitError, AssertionError):
     """A part that breaks a rule of its kind: where, what is wrong, what was expected."""
 
 
-def check_component(kind: str, name: str, *, skip: Iterable[str] = (), **options: Any) -> None:
+def check_component(
+    kind: str,
+    name: str,
+    *,
+    skip: Iterable[str] = (),
+    companions: Mapping[str, Any] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    latent_dim: int = 2,
+    **options: Any,
+) -> None:
     """Runs the conformance suite on a registered part; one line in a package's tests.
 
     For every kind `docs` and `json`. Parts of models (aggregator, prior, objective, family,
-    likelihood, network), in tiny float64 models beside several built-in ones: `shapes` (with
-    `finite` values, and `inputs` left alone), `masks` (all patterns), `fillers` (bit for bit),
-    `gradients`, `save`, `determinism`, `rows`, `modalities` (both permuted), `precision`; of
-    objectives `coupling` (of rows, as they say) too. All other kinds: `contract`.
+    likelihood, missingness, network), in tiny float64 models beside several built-in ones:
+    `shapes` (with `finite` values, and `inputs` left alone), `masks` (all patterns), `fillers`
+    (bit for bit), `gradients`, `save`, `determinism`, `rows`, `modalities` (both permuted),
+    `precision`; of missingness `patterns` too, of objectives `coupling` (of rows, as they
+    say). All other kinds: `contract`.
 
     Args:
         kind: one of `mvkit.plugins.KINDS`.
         name: bare or qualified, `my-plugin/nsf`.
         skip: names of checks that do not apply; say why beside it.
-        options: options of the part, where its defaults will not do.
+        companions: parts by kind that the tiny models have, where the part does not go with the
+            built-in ones: `{"aggregator": "moe"}`; `likelihood` and `network` are those of
+            modality `a`.
+        shapes: of their modalities `a` (which a likelihood or networks are tried with), `b` and
+            `c` (classes on the last axis), where the part needs others.
+        latent_dim: width of their shared latent.
+        options: options of the part, where its defaults will not do; of a recipe, what it is
+            called with.
 
     Raises:
         ConformanceError: at the first rule broken.
-        SpecError: an unknown name, option or check.
+        SpecError: an unknown name, option or check, or companions that do not go with the part.
 
     Example:
         >>> from mvkit.testing import check_component
         >>> check_component("ramp", "cosine", epochs=5)
     """
-    every: model_parts.Checks = {"docs": _docs, "json": _json}
-    every |= model_parts.CHECKS.get(kind, {}) | other_parts.CHECKS.get(kind, {})
-    every |= given_checks.CHECKS.get(kind, {})
+    every = checks_of(kind)
     skipped = set(skip)
     for unknown in skipped - set(every):
         raise SpecError(
             f"check_component: no check {unknown!r} of {kind}s; {suggest(unknown, every)}"
         )
-    part = as_part(kind, {"name": name, **options})
+    part: Any
+    if kind == FUNCTION:
+        part = functools.partial(plugins.lookup(kind, name), **options)
+    else:
+        part = as_part(kind, {"name": name, **options})
+    around = _surroundings(kind, companions or {}, shapes or {}, latent_dim)
+    if companions and kind in model_parts.CHECKS:
+        with tiny_models.surrounded(around):
+            model_parts.tiny_model(kind, part, {})  # parts that do not go together say why
     for check, run in every.items():
         if check in skipped:
             continue
         try:
-            run(kind, part)
+            with tiny_models.surrounded(around):
+                run(kind, part)
         except Fault as fault:
             broken = fault.check or check
             raise ConformanceError(f"{kind} {name!r}, check {broken!r}: it {fault}") from None
@@ -77,15 +115,56 @@ def check_component(kind: str, name: str, *, skip: Iterable[str] = (), **options
             raise ConformanceError(f"{kind} {name!r}, check {check!r}: {reason}") from error
 
 
-def _docs(kind: str, part: object) -> None:
+CHECKS = (model_parts, other_parts, given_checks, recipe_checks, density_checks, objective_checks)
+
+
+def _surroundings(
+    kind: str, companions: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], latent_dim: int
+) -> Surroundings:
+    """Checked companions, shapes and width."""
+    with within("check_component"):
+        for companion in companions:
+            if companion not in COMPANIONS:
+                raise SpecError(
+                    f"no part {companion!r}; {suggest(companion, COMPANIONS)}", "companions"
+                )
+            if companion == kind:
+                raise SpecError(
+                    f"the {kind} is the part that is checked; leave it out", "companions"
+                )
+        parts = {}
+        for companion, value in companions.items():
+            with within(f"companions.{companion}"):
+                parts[companion] = as_part(companion, value)
+        for modality in shapes:
+            if modality not in NAMES:
+                raise SpecError(f"no modality {modality!r}; {suggest(modality, NAMES)}", "shapes")
+        width = check_whole_number("check_component: latent_dim", latent_dim, 1)
+    return Surroundings(parts, {name: tuple(shape) for name, shape in shapes.items()}, width)
+
+
+def checks_of(kind: str) -> model_parts.Checks:
+    """The checks of a kind, by name."""
+    every: model_parts.Checks = {"docs": _docs}
+    if kind != FUNCTION:  # functions are no data
+        every["json"] = _json
+    for module in CHECKS:
+        every |= module.CHECKS.get(kind, {})
+    return every
+
+
+def _docs(kind: str, part: Any) -> None:
     """A docstring that names every option, with a reference where the kind has one."""
-    doc = inspect.getdoc(type(part)) if type(part).__doc__ else None
+    documented = part.func if kind == FUNCTION else type(part)
+    doc = inspect.getdoc(documented) if documented.__doc__ else None
     if not doc or doc.startswith("Method generated by attrs"):
         raise Fault("has no docstring; expected one that says what it is")
     expect(
         kind not in CITED or "Reference" in doc,
         "names no source in its docstring; expected 'Reference: authors, title, year, link'",
     )
+    if kind == FUNCTION:
+        return
     for attribute in attrs.fields_dict(cast(type[attrs.AttrsInstance], type(part))):
         expect(
             bool(re.search(rf"\b{attribute}\b", doc)),

@@ -15,7 +15,7 @@ from typing import Any, cast
 import attrs
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from mvkit.core.batch import Batch
@@ -29,6 +29,7 @@ from mvkit.models.model import Model
 from mvkit.models.part_checks import Fault, expect
 from mvkit.parts.families import Normal
 from mvkit.parts.networks import Network
+from mvkit.registry.spec import as_part
 from mvkit.testing import tiny_models
 from mvkit.testing.coupled_rows import check_coupling
 from mvkit.testing.injected_noise import bound_noise, noise
@@ -36,7 +37,7 @@ from mvkit.testing.tiny_models import NAMES, Options, loss_and_gradients
 
 Checks = dict[str, Callable[[str, Any], None]]  # by name; each takes the kind and the part
 Pattern = tuple[bool, ...]
-WHOLE_MODEL = ("aggregator", "prior", "objective", "family")
+WHOLE_MODEL = ("aggregator", "prior", "objective", "family", "missingness")
 PERMUTED = ("c", "a", "b")
 SETTINGS: tuple[Options, ...] = (
     {},
@@ -57,6 +58,8 @@ def tiny_model(kind: str, part: object, setting: Options, names: tuple[str, ...]
     options = dict(setting)
     if kind in WHOLE_MODEL:
         options[kind] = part
+    if kind == "missingness":  # which needs draws with gradients
+        options["likelihood"] = "normal"
     return tiny_models.model(**options, private=1, names=names, first=first_options(kind, part))
 
 
@@ -72,6 +75,9 @@ def first_options(kind: str, part: object) -> Options:
 
 def _shape_of_rows(part: Any) -> tuple[int, ...]:
     """The first shape of rows that a likelihood can be built for; the first if there is none."""
+    around = tiny_models.surroundings()
+    if "a" in around.shapes:
+        return around.shape("a")
     for shape in ROWS:
         with contextlib.suppress(SpecError):
             part.build(Sizes.alone(Modality(shape, part)))
@@ -81,6 +87,9 @@ def _shape_of_rows(part: Any) -> tuple[int, ...]:
 
 def _shape_for(part: Network) -> tuple[int, ...]:
     """The first shape that networks can be built for; the last if there is none."""
+    around = tiny_models.surroundings()
+    if "a" in around.shapes:
+        return around.shape("a")
     for shape in SHAPES[:-1]:
         with contextlib.suppress(SpecError), torch.random.fork_rng(devices=[]):
             part.encoder(shape, 5)
@@ -90,24 +99,28 @@ def _shape_for(part: Network) -> tuple[int, ...]:
 
 
 def models(kind: str, part: object) -> Iterator[tuple[Options, Model]]:
-    """The part beside built-in ones, except those that it refuses; one must be left."""
+    """The part beside built-in ones, except those that it refuses; one must be left.
+
+    Companions that were asked for take their place, and there is one model alone.
+    """
     refusals = []
-    for setting in SETTINGS:
+    settings = ({},) if tiny_models.surroundings().companions else SETTINGS
+    for setting in settings:
         try:
             model = tiny_model(kind, part, setting)
         except SpecError as error:
             refusals.append(error)
         else:
             yield setting, model
-    if len(refusals) == len(SETTINGS):
+    if len(refusals) == len(settings):
         raise Fault(
             f"goes with no built-in parts: {refusals[-1]}; expected at least one combination"
         )
 
 
-def rows(model: Model, pattern: Pattern | None = None) -> Batch:
-    """Eight rows with every pattern of observed modalities in turn, or with one pattern only."""
-    batch = tiny_models.rows()
+def rows(model: Model, pattern: Pattern | None = None, b: int = 8) -> Batch:
+    """Rows with every pattern of observed modalities in turn, or with one pattern only."""
+    batch = tiny_models.rows(b)
     likelihood = cast(Decoder, model.decoders["a"]).likelihood
     shape = (len(batch), *model.modalities["a"].shape)
     values = part_checks.supported_values(likelihood, shape, torch.float64)
@@ -122,8 +135,7 @@ def rows(model: Model, pattern: Pattern | None = None) -> Batch:
 def shapes(kind: str, part: Any) -> None:
     """The checks that a model makes of parts from packages, and a loss of the right shape."""
     modalities = tiny_models.modalities(1, first=first_options(kind, part))
-    family = part if kind == "family" else Normal()
-    sizes = Sizes(2, family, modalities, None)
+    sizes = _sizes(kind, part, modalities)
     match kind:
         case "family":
             part_checks.family(part)
@@ -136,8 +148,22 @@ def shapes(kind: str, part: Any) -> None:
             part_checks.aggregator(part.build(sizes), sizes)
         case "prior":
             part_checks.prior(part.build(sizes), sizes)
+        case "missingness":
+            part_checks.missingness(part.build(sizes), sizes)
     for _, model in models(kind, part):
         model.loss(rows(model))
+
+
+def _sizes(kind: str, part: Any, modalities: dict[str, Modality]) -> Sizes:
+    """What the part is told when it is built beside its companions."""
+    around = tiny_models.surroundings()
+    specs = {"family": "normal", **around.of_model, kind: part}
+    family = as_part("family", specs["family"]).build(None)
+    prior = as_part("prior", specs["prior"]) if "prior" in specs else None
+    sizes = Sizes(around.latent_dim, family, modalities, prior)
+    if prior is None or kind == "prior":
+        return sizes
+    return attrs.evolve(sizes, live_prior=prior.build(sizes))
 
 
 def masks(kind: str, part: object) -> None:
@@ -301,7 +327,7 @@ def precision(kind: str, part: object) -> None:
     """Results in the model's dtype; gradients (of the elbo) that finite differences confirm."""
     for setting, model in models(kind, part):
         batch = rows(model)
-        if kind != "objective" and not setting:
+        if not setting and "objective" not in (kind, *tiny_models.surroundings().companions):
             _check_gradient(model, batch)
         for dtype in (torch.float64, torch.float32):
             model.to(dtype)
@@ -329,6 +355,34 @@ def _check_gradient(model: Model, batch: Batch) -> None:
             ) from None
 
 
+def _move(live: object) -> None:
+    """Moves parameters away from where they start, which may be a special place."""
+    parameters = live.parameters() if isinstance(live, nn.Module) else ()
+    with torch.no_grad():
+        for parameter in parameters:
+            steps = torch.arange(1.0, parameter.numel() + 1)
+            parameter.copy_(torch.sin(steps).reshape(parameter.shape))
+
+
+def patterns(kind: str, part: Any) -> None:
+    """Probabilities of all patterns of observed and missing values sum to 1."""
+    modality = tiny_models.modalities(1, ("a",))
+    live = part.build(Sizes(2, Normal(), modality, None))
+    _move(live)
+    z = part_checks.made_up_values((2, 1, 2, 2), torch.float32)[0]
+    x = {"a": part_checks.made_up_values((2, 1, 2, 3), torch.float32)[0]}
+    total = torch.zeros(2, 1, 2)
+    for flags in itertools.product([True, False], repeat=3):
+        observed = {"a": torch.tensor([flags, flags])}
+        with torch.no_grad():
+            total += live.log_prob(x, observed, z).exp()
+    expect(
+        torch.allclose(total, torch.ones(2, 1, 2), atol=1e-5),
+        f"returned probabilities of all patterns that sum to {total.flatten().tolist()}; "
+        "expected 1 for each row, whatever its values",
+    )
+
+
 def coupling(kind: str, part: object) -> None:
     """Rows are coupled if the objective says so, and then across the shares of processes."""
     for setting, model in models(kind, part):
@@ -348,4 +402,5 @@ _EVERY: Checks = {
     "precision": precision,
 }
 CHECKS = dict.fromkeys((*WHOLE_MODEL, "likelihood", "network"), _EVERY)
+CHECKS["missingness"] = {**_EVERY, "patterns": patterns}
 CHECKS["objective"] = {**_EVERY, "coupling": coupling}

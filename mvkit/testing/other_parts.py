@@ -24,10 +24,11 @@ from mvkit.evaluation.evaluate import evaluate
 from mvkit.evaluation.metric import Metric
 from mvkit.models.model import Model
 from mvkit.models.part_checks import Fault, expect, made_up_values
-from mvkit.testing import tiny_models
+from mvkit.testing import model_parts, sampler_checks, tiny_models
 from mvkit.testing.model_parts import Checks
 from mvkit.training.annealing import Ramp
-from mvkit.training.stages import Schedule, Stage, trainable
+from mvkit.training.freezing import trainable
+from mvkit.training.stages import Schedule, Stage
 
 
 def ramp(kind: str, part: Ramp) -> None:
@@ -186,10 +187,14 @@ def _fitted(part: Transform) -> tuple[Transform, Tensor]:
 
 def sampler(kind: str, part: Any) -> None:
     """Fitted to latents, draws (b, d) that follow the generator, from state that files hold."""
+    if sampler_checks.is_conditional(part):
+        sampler_checks.conditions(part)
+        return
     model = tiny_models.model(private=1).eval()
-    z = torch.randn(200, 2, generator=seeded(0), dtype=torch.float64)
-    fitted = part.build(2).double()
-    twin = part.build(2).double()
+    d = model.latent_dim
+    z = torch.randn(200, d, generator=seeded(0), dtype=torch.float64)
+    fitted = part.build(d).double()
+    twin = part.build(d).double()
     fitted.fit(z, 0)
     twin.load_state_dict(fitted.state_dict())
     before = torch.get_rng_state()
@@ -197,8 +202,8 @@ def sampler(kind: str, part: Any) -> None:
         sampler.sample(model, 5, seeded(1)) for sampler in (fitted, fitted, twin)
     )
     expect(
-        tuple(draws.shape) == (5, 2) and bool(torch.isfinite(draws).all()),
-        f"returned {tuple(draws.shape)}, or non-finite numbers; expected finite draws (5, 2)",
+        tuple(draws.shape) == (5, d) and bool(torch.isfinite(draws).all()),
+        f"returned {tuple(draws.shape)}, or non-finite numbers; expected finite draws (5, {d})",
     )
     expect(
         torch.equal(draws, again) and torch.equal(before, torch.get_rng_state()),
@@ -213,7 +218,7 @@ def sampler(kind: str, part: Any) -> None:
 def metric(kind: str, part: Metric) -> None:
     """Scores on incomplete rows, the same for one seed, and whatever the order of the rows."""
     model = tiny_models.model("moe", "mog", private=1).eval()
-    rows = attrs.evolve(tiny_models.rows(60), extra={"label": torch.arange(60) % 3})
+    rows = attrs.evolve(model_parts.rows(model, b=60), extra={"label": torch.arange(60) % 3})
     permuted = rows.take(permutation(60, seeded(0)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of small samples

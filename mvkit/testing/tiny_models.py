@@ -5,9 +5,11 @@ Axes: b rows, m modalities.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import attrs
@@ -26,10 +28,68 @@ TINY = {"name": "mlp", "hidden": [5]}
 Names = tuple[str, ...]
 Gradients = dict[str, Tensor | None]
 Options = dict[str, Any]  # of a model or of a modality, by name
+SHAPES = {"a": (3,), "b": (2, 2), "c": (4,)}
+
+
+@attrs.frozen
+class Surroundings:
+    """What tiny models are made of, beside the part that is looked at.
+
+    Args:
+        companions: parts by kind; `likelihood` and `network` are those of modality `a`.
+        shapes: of the modalities, by name; the last axis of `c` is one of classes.
+        latent_dim: width of the shared latent.
+    """
+
+    companions: Mapping[str, Any] = attrs.field(factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = attrs.field(factory=dict)
+    latent_dim: int = 2
+
+    @property
+    def of_model(self) -> Options:
+        """The companions that are options of a model."""
+        return {kind: x for kind, x in self.companions.items() if kind not in OF_MODALITY}
+
+    @property
+    def of_modality(self) -> Options:
+        """The companions that are options of modality `a`."""
+        options = {}
+        if "likelihood" in self.companions:
+            options["likelihood"] = self.companions["likelihood"]
+        if "network" in self.companions:
+            options["encoder"] = options["decoder"] = self.companions["network"]
+        return options
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a modality."""
+        return tuple(self.shapes.get(name, SHAPES[name]))
+
+
+OF_MODALITY = ("likelihood", "network")
+USUAL = Surroundings()
+_surroundings: ContextVar[Surroundings | None] = ContextVar("surroundings", default=None)
+
+
+def surroundings() -> Surroundings:
+    """Those of the check that is running."""
+    return _surroundings.get() or USUAL
+
+
+@contextlib.contextmanager
+def surrounded(by: Surroundings) -> Iterator[None]:
+    """Inside, tiny models have these surroundings."""
+    token = _surroundings.set(by)
+    try:
+        yield
+    finally:
+        _surroundings.reset(token)
 
 
 def modalities(
-    private: int = 0, names: Names = NAMES, first: Options | None = None
+    private: int = 0,
+    names: Names = NAMES,
+    first: Options | None = None,
+    likelihood: PartLike | None = None,
 ) -> dict[str, Modality]:
     """A normal, a bernoulli and a categorical modality with tiny networks.
 
@@ -37,14 +97,19 @@ def modalities(
         private: width of their private latents.
         names: which of them, in the order of the model.
         first: other options of modality `a`.
+        likelihood: of all of them; None: each its own.
     """
     shared: Options = {"encoder": TINY, "decoder": TINY, "private_dim": private}
-    options = {"shape": (3,), **shared, **(first or {})}
+    around = surroundings()
+    options = {"shape": around.shape("a"), **shared, **around.of_modality, **(first or {})}
     beta = 0.7 if private else 1.0
     continuous = Modality(**options)
-    binary = Modality((2, 2), "bernoulli", **shared)
-    classes = Modality((4,), "categorical", private_beta=beta, **shared)
+    binary = Modality(around.shape("b"), "bernoulli", **shared)
+    classes = Modality(around.shape("c"), "categorical", private_beta=beta, **shared)
     every = {"a": continuous, "b": binary, "c": classes}
+    if likelihood is not None:
+        for name, modality in every.items():
+            every[name] = attrs.evolve(modality, likelihood=likelihood)  # type: ignore[misc]
     return {name: every[name] for name in names}
 
 
@@ -53,6 +118,7 @@ def model(
     private: int = 0,
     names: Names = NAMES,
     first: Options | None = None,
+    likelihood: PartLike | None = None,
     **options: Any,
 ) -> Model:
     """A tiny model in float64, without the warning about unimodal encoders that learn little.
@@ -62,14 +128,19 @@ def model(
         private: width of the private latents.
         names: the modalities in the model's order.
         first: other options of modality `a`.
+        likelihood: of all modalities; None: each its own.
         options: other options of `Model`.
+
+    The companions of `surroundings()` take the place of parts given here.
     """
-    every = modalities(private, names, first)
+    every = modalities(private, names, first, likelihood)
     by_kind = zip(("aggregator", "prior", "objective", "family"), parts, strict=False)
-    options = {"seed": 0, **dict(by_kind), **options}
+    around = surroundings()
+    options = {"seed": 0, "latent_dim": around.latent_dim, **dict(by_kind), **options}
+    options |= around.of_model
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*unimodal encoders")
-        return Model(every, latent_dim=2, **options).double()
+        return Model(every, **options).double()
 
 
 def patterns(m: int) -> list[tuple[bool, ...]]:
@@ -80,10 +151,12 @@ def patterns(m: int) -> list[tuple[bool, ...]]:
 def rows(b: int = 8, names: Names = NAMES, missing: bool = True, seed: int = 0) -> Batch:
     """Rows in float64 that show every pattern of observed modalities in turn, or complete ones."""
     generator = noise.seeded(seed)
-    normal = torch.randn(b, 3, generator=generator, dtype=torch.float64)
-    uniform = torch.rand(b, 2, 2, generator=generator, dtype=torch.float64)
-    classes = torch.randint(4, (b,), generator=generator)
-    one_hot = torch.eye(4, dtype=torch.float64)[classes]
+    around = surroundings()
+    normal = torch.randn(b, *around.shape("a"), generator=generator, dtype=torch.float64)
+    uniform = torch.rand(b, *around.shape("b"), generator=generator, dtype=torch.float64)
+    *places, kinds = around.shape("c")
+    classes = torch.randint(kinds, (b, *places), generator=generator)
+    one_hot = torch.eye(kinds, dtype=torch.float64)[classes]
     every = {"a": normal, "b": uniform, "c": one_hot}
     shown = patterns(len(names))
     if not missing:

@@ -16,9 +16,12 @@ from mvkit.data.pipeline import Pipeline
 from mvkit.errors import RequestError, SpecError, within
 from mvkit.models.added_levels import PREFIX
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.models.objective_modules import every_objective
 from mvkit.registry import plugins
-from mvkit.training.optimizers import OptimizerSpec
-from mvkit.training.stages import Stage, trainable
+from mvkit.training.lr_schedules import check_rates, pieces, unreached
+from mvkit.training.optimizers import OptimizerSpec, group_names, optimizer_of
+from mvkit.training.placing import check_placing
+from mvkit.training.stages import Stage
 
 
 def check_plan(
@@ -35,8 +38,8 @@ def check_plan(
 
     Raises:
         SpecError: `trainable` that leads to no parameters; a learning-rate schedule that needs
-            what it does not get, or ends before its stage.
-        RequestError: patience without validation.
+            what it does not get, or ends before its stage; a prior that cannot be placed.
+        RequestError: patience without validation; a stream that is to place a prior.
     """
     for index, stage in enumerate(plan):
         if stage.patience is not None and not validated:
@@ -44,15 +47,49 @@ def check_plan(
                 f"fit: stage {index} has patience={stage.patience}, but nothing to judge by; "
                 "give validation="
             )
-        with trainable(model, stage.trainable) as parameters:
+        check_placing(stage, index, model, loader)
+        with within(f"stages.{index}"):
+            _check_opponent(stage, model, lr)
+        with stage.training(model) as parameters:
             if not parameters:
                 reason = f"stage {index} trains {stage.trainable}, which has no parameters"
                 raise SpecError(reason, "trainable")
-            optimizer = cast(OptimizerSpec, stage.optimizer).optimizer(parameters, lr)
+            optimizer = _optimizer(stage, index, model, lr)
             _check_decay(stage, optimizer)
+            batches = known_length(loader)
             with within(f"stages.{index}"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # no optimizer steps here
-                _check_schedule(stage, stage.scheduler(optimizer), known_length(loader))
+                with within("lr_schedule"):
+                    check_rates(stage.lr_schedule, group_names(optimizer))
+                _check_schedule(stage, stage.scheduler(optimizer), batches)
+            _warn_of_milestones(stage, index, batches)
+
+
+def _check_opponent(stage: Stage, model: MultimodalModel, lr: float) -> None:
+    """Raises SpecError for an opponent whose parameters or optimizer cannot be had."""
+    parameters = stage.rivals(model)
+    if stage.opponent is not None:
+        with within("opponent.optimizer"):
+            optimizer_of(cast(OptimizerSpec, stage.opponent.optimizer), parameters, lr)
+
+
+def _optimizer(stage: Stage, index: int, model: MultimodalModel, lr: float) -> Optimizer:
+    """A fresh optimizer of a stage, whose parameters alone have gradients now."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with within(f"stages.{index}.optimizer"):
+        return optimizer_of(cast(OptimizerSpec, stage.optimizer), trained, lr)
+
+
+def _warn_of_milestones(stage: Stage, index: int, batches: int | None) -> None:
+    """Warns of schedules that never get their turn."""
+    steps = _steps(stage, batches)
+    for milestone in unreached(stage.lr_schedule, steps):
+        unit = "steps" if stage.schedules_steps else "epochs"
+        warnings.warn(
+            f"fit: stage {index}: lr_schedule: milestone {milestone} is not reached in {steps} "
+            f"{unit}; the schedules after it never begin; take a smaller one, or more {unit}",
+            stacklevel=4,
+        )
 
 
 def adopt_objectives(plan: Sequence[Stage], model: MultimodalModel, seed: int) -> None:
@@ -69,9 +106,14 @@ def adopt_objectives(plan: Sequence[Stage], model: MultimodalModel, seed: int) -
     """
     for index, stage in enumerate(plan):
         _check_objective(stage.objective or model.spec.objective, index)
+        _check_needs(stage, index, model)
         if stage.objective is not None:
             with within(f"stages.{index}"):
                 model.adopt(stage.objective, seed=seed)
+        if stage.opponent is not None:
+            _check_objective(stage.opponent.objective, index)
+            with within(f"stages.{index}.opponent"):
+                model.adopt(stage.opponent.objective, seed=seed)
 
 
 def _check_decay(stage: Stage, optimizer: Optimizer) -> None:
@@ -103,6 +145,22 @@ def _check_objective(objective: object, index: int) -> None:
         )
 
 
+def _check_needs(stage: Stage, index: int, model: MultimodalModel) -> None:
+    """Raises SpecError if an objective needs an opponent, and the stage has none."""
+    if stage.opponent is not None:
+        return
+    with within(f"stages.{index}"):
+        objective = model.build_objective(stage.objective or model.spec.objective)
+        for part in every_objective(objective):
+            if part.needs_opponent:
+                raise SpecError(
+                    f"{part!r} works against an opponent, and the stage has none; expected one; "
+                    "give the stage opponent=, such as {'objective': {'name': 'adversary', "
+                    "'side': 'tell'}}",
+                    "opponent",
+                )
+
+
 class Gradients:
     """Whether the batches of a stage have gradients, so that it trains something.
 
@@ -114,9 +172,11 @@ class Gradients:
         self.some = False
         self.lacking = False
 
-    def note(self, loss: Tensor, counts: Mapping[str, Tensor]) -> None:
-        """Notes a batch by its loss, and by how many rows count in its metrics."""
-        if loss.requires_grad:
+    def note(self, trains: bool, counts: Mapping[str, Tensor]) -> None:
+        """Notes a batch by whether its objective has a gradient, and how many rows count in its
+        metrics.
+        """
+        if trains:
             self.some = True
         elif not self.lacking:
             some_count = any(bool((count > 0).any()) for count in counts.values())
@@ -153,14 +213,14 @@ def _check_schedule(stage: Stage, scheduler: LRScheduler | None, batches: int | 
                 "lr_schedule",
             )
         return
-    steps = _steps(stage, batches)
-    if isinstance(scheduler, OneCycleLR) and steps is not None and steps > scheduler.total_steps:
-        unit = "steps" if stage.schedules_steps else "epochs"
-        raise SpecError(
-            f"OneCycleLR ends after {scheduler.total_steps} {unit}, and the stage has {steps}; "
-            f"expected as many at least; take total_steps={steps}",
-            "lr_schedule",
-        )
+    for piece, steps in pieces(scheduler, _steps(stage, batches)):
+        if isinstance(piece, OneCycleLR) and steps is not None and steps > piece.total_steps:
+            unit = "steps" if stage.schedules_steps else "epochs"
+            raise SpecError(
+                f"OneCycleLR ends after {piece.total_steps} {unit}, and the stage has {steps}; "
+                f"expected as many at least; take total_steps={steps}",
+                "lr_schedule",
+            )
     try:
         scheduler.step()
     except (TypeError, ValueError) as error:

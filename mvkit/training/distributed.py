@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import atexit
 import os
-from typing import TypeVar
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import attrs
 import torch
@@ -77,6 +78,16 @@ class ProcessGroup:
         distributed.all_reduce(sums, group=self.group)
         total: list[float] = sums.tolist()
         return total
+
+    def added(self, values: Tensor) -> Tensor:
+        """Sums of numbers (n,) over all processes, in place, on the device that trains."""
+        if self.count > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def first_has(self, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        """Sums over all processes by metric, which the first one takes over; zeros in others."""
+        return {key: pair if self.first else (0.0, 0.0) for key, pair in pairs}
 
     def pooled(self, sums: Sums) -> Sums:
         """Sums of metrics over all processes, metric by metric."""
@@ -152,14 +163,15 @@ class LossModule(nn.Module):
 
     def forward(
         self, batch: Batch, objective: Objective, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Loss (), metrics and counts."""
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], bool]:
+        """Loss (), metrics, counts, and whether the objective trains something."""
         result: Loss = self.model(batch, objective=objective, generator=generator)
         loss = connected(result.loss)
         if self.connected and torch.is_grad_enabled() and not loss.requires_grad:
             for parameter in self.model.parameters():
                 loss = loss + (parameter * 0.0).sum()
-        return loss, result.metrics, result.counts
+        trains = loss.requires_grad and (result.trains or self.connected)
+        return loss, result.metrics, result.counts, trains
 
 
 def _leave() -> None:

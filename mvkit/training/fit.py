@@ -18,6 +18,7 @@ from mvkit.data.holdout import hold_out
 from mvkit.data.pipeline import Pipeline, as_pipeline
 from mvkit.errors import RequestError, check_number, check_option, check_whole_number
 from mvkit.models.multimodal import MultimodalModel, check_model
+from mvkit.models.penalties import penalties_found_once
 from mvkit.parts.priors import as_prior
 from mvkit.training.checks import adopt_objectives, check_plan
 from mvkit.training.distributed import ProcessGroup
@@ -28,7 +29,12 @@ from mvkit.training.nonfinite import OnNonFinite
 from mvkit.training.run import Options, Precision, Resume, Run
 from mvkit.training.run_folder import Folder
 from mvkit.training.stages import Stage, StagesLike, as_stages, with_patience
-from mvkit.training.starts import look_at_first_rows, weighed_rows
+from mvkit.training.starts import (
+    far_from_training,
+    look_at_first_rows,
+    note_training_rows,
+    weighed_rows,
+)
 from mvkit.training.verdict import judge
 
 if TYPE_CHECKING:
@@ -117,16 +123,12 @@ def fit(
             which then ends the process as ever, unless the user handles it.
     """
     check_model(model, "fit")
-    batch_size = check_whole_number("fit: batch_size", batch_size, 1)
+    options = _checked(Options(batch_size, lr, seed, on_nonfinite, precision, save_every))
+    batch_size, seed = options.batch_size, options.seed
     epochs = check_whole_number("fit: epochs", epochs, 1)
-    seed = check_whole_number("fit: seed", seed)
     keep = check_whole_number("fit: keep", keep, 1)
-    lr = check_number("fit: lr", lr)
-    save_every = check_number("fit: save_every", save_every)
-    check_option("fit: on_nonfinite", on_nonfinite, "stop", "skip")
     _check_precision(model, precision)
     check_option("fit: resume", resume, "auto", "must", "never")
-    options = Options(batch_size, lr, seed, on_nonfinite, precision, save_every)
     group = ProcessGroup.current()
     model.to(group.device(device))
     if patience is not None:
@@ -138,11 +140,12 @@ def fit(
     batches = functools.partial(_batches, model, options, group, workers)
     loader = batches(data)
     valid = None if validation is None else batches(validation, shuffle=False)
-    adopt_objectives(plan, model, seed)
+    adopt_objectives(plan, model, options.seed)
     check_plan(plan, model, loader, lr, validated=valid is not None)
     folder = None if checkpoint is None else Folder(checkpoint, keep)
     events = Listeners(listeners) if group.first else Listeners((), {})
     bar = _bar(plan, progress if group.first else False)
+    note_training_rows(model, loader)
     run = Run(model, plan, loader, valid, options, group, folder, events, bar)
     run.look_at_data()
     run.weigh_rows()
@@ -150,12 +153,27 @@ def fit(
     group.synchronise(model)
     run.look_at_weights()
     as_prior(model.prior).initialise(lambda: _codes(model, data), seed)
-    run.warn(look_at_first_rows(model, loader))
+    run.warn(look_at_first_rows(model, loader, run.history.notes))
+    if valid is not None:
+        run.warn(far_from_training(model, valid))
     with run.interruption.fatal_in_the_end():
         _train(run, resume, compile)
     model.eval()
     judge(model, loader if valid is None else valid, run.history)
     return run.history
+
+
+def _checked(options: Options) -> Options:
+    """The options of a run with numbers of Python, if they can be."""
+    check_option("fit: on_nonfinite", options.on_nonfinite, "stop", "skip")
+    return Options(
+        check_whole_number("fit: batch_size", options.batch_size, 1),
+        check_number("fit: lr", options.lr),
+        check_whole_number("fit: seed", options.seed),
+        options.on_nonfinite,
+        options.precision,
+        check_number("fit: save_every", options.save_every),
+    )
 
 
 def _batches(
@@ -196,7 +214,8 @@ def _train(run: Run, resume: Resume, compile: bool) -> None:
     dtype = torch.bfloat16 if run.options.precision == "bf16" else None
     lock = contextlib.nullcontext() if run.writable is None else run.writable.alone()
     compiled = _compiled(run.model, compile)
-    with lock, run.bar, put_back_at_end(device), low_precision(dtype), compiled:
+    penalties = penalties_found_once(run.model)
+    with lock, run.bar, put_back_at_end(device), low_precision(dtype), compiled, penalties:
         state = run.resume(resume)
         first = 0 if state is None else state.stage
         run.model.zero_grad()

@@ -10,51 +10,34 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import cast
 
-import attrs
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from mvkit.core import noise
 from mvkit.core.all_rows import shared_rows
 from mvkit.core.batch import Batch
 from mvkit.core.loss import Loss
 from mvkit.data.pipeline import Pipeline
 from mvkit.errors import NonFiniteError
 from mvkit.models.inference import evaluation
+from mvkit.models.penalties import nonfinite_penalties
 from mvkit.parts.objectives.objective import ObjectiveLike
 from mvkit.training import run_folder
 from mvkit.training.checks import Gradients
 from mvkit.training.events import CheckpointSaved, EpochFinished, NonFinite, StageStarted
 from mvkit.training.history import Row, Totals
+from mvkit.training.lr_schedules import step_schedule
+from mvkit.training.micro_batch import MicroBatch
 from mvkit.training.nonfinite import Guard, locate, nonfinite_gradients
-from mvkit.training.optimizers import OptimizerSpec, step_schedule
+from mvkit.training.opponent_run import OpponentRun
+from mvkit.training.optimizers import OptimizerSpec, learning_rates, optimizer_of
+from mvkit.training.placing import place_prior
 from mvkit.training.run import Run
 from mvkit.training.run_folder import Json, State
-from mvkit.training.stages import trainable
+from mvkit.training.step_noise import StepNoise
 
 # the numbers that say where a stage stands
 PLACE = ("epoch", "batch", "steps", "best", "stale", "skipped")
-
-
-@attrs.frozen(eq=False)
-class MicroBatch:
-    """A batch whose gradient has been accumulated, with its loss and metrics.
-
-    Args:
-        batch: the batch.
-        place: its number in the epoch.
-        loss: its loss ().
-        metrics, counts: its metrics, and the numbers of rows behind them.
-        rows: its rows in all processes together.
-    """
-
-    batch: Batch
-    place: int
-    loss: Tensor
-    metrics: dict[str, Tensor]
-    counts: dict[str, Tensor]
-    rows: float
 
 
 def train_stage(run: Run, index: int, state: State | None) -> None:
@@ -66,9 +49,11 @@ def train_stage(run: Run, index: int, state: State | None) -> None:
         state: where to resume; None: at the beginning of the stage.
     """
     model, stage = run.model, run.plan[index]
+    place_prior(run, index, state)
     model.train()
-    with trainable(model, stage.trainable):
-        training = StageRun(run, index)
+    opponent = None if stage.opponent is None else OpponentRun(run, index)
+    with stage.training(model):
+        training = StageRun(run, index, opponent)
         if state is not None:
             training.restore(state)
         if not training.over():
@@ -87,6 +72,7 @@ class StageRun:
     Args:
         run: the run it belongs to.
         index: its number.
+        opponent: what is trained against it, if anything.
 
     Attributes:
         epoch, batch, steps: epochs done; batches done in the current epoch; optimizer steps done.
@@ -98,8 +84,9 @@ class StageRun:
         gathered: what gathers rows, if the objective couples them and processes share them.
     """
 
-    def __init__(self, run: Run, index: int) -> None:
+    def __init__(self, run: Run, index: int, opponent: OpponentRun | None = None) -> None:
         self.run = run
+        self.opponent = opponent
         self.index = index
         self.stage = run.plan[index]
         self.epoch = 0
@@ -115,14 +102,16 @@ class StageRun:
         self.device = run.model.like.device
         self.parameters = {n: p for n, p in run.model.named_parameters() if p.requires_grad}
         spec = cast(OptimizerSpec, self.stage.optimizer)
-        self.optimizer = spec.optimizer([*self.parameters.values()], run.options.lr)
+        self.optimizer = optimizer_of(spec, self.parameters, run.options.lr)
         self.scheduler = self.stage.scheduler(self.optimizer)
         self.module = run.group.parallel(run.model)
         self.gathered = run.group.gathered_rows(run.model, self._objective(None))
         mode = run.options.on_nonfinite
-        self.guard: Guard[list[MicroBatch]] = Guard(run.model, self.optimizer, mode)
-        self.generator = torch.Generator(self.device)
-        self.turns = noise.Turns(self.device)
+        alone = opponent is None
+        self.guard: Guard[list[MicroBatch]] = Guard(
+            run.model, self.optimizer, mode, at_once=not alone
+        )
+        self.noise = StepNoise(run.options.seed, index, run.group.rank, self.device)
         self.gradients = Gradients()
         if self.stage.ema is not None:
             self.average = _copies(self.parameters, self.device)
@@ -150,7 +139,7 @@ class StageRun:
         objective = self._objective(self.epoch + 1)
         first = self.batch
         start = time.perf_counter()
-        for batch in run.batches(run.loader, len(run.history), first):
+        for batch in self._batches(first):
             due = self._add_gradient(batch, objective)
             self.batch += 1
             if len(self.accumulated) == self.stage.accumulate:
@@ -163,16 +152,37 @@ class StageRun:
         if self.accumulated:
             self._step()
         if first == 0 and not run.stopped:
-            self.gradients.check(objective, self.where)
+            self._check_gradients(objective)
         self._report(self.guard.poll())
         seconds = max(time.perf_counter() - start, 1e-9)
         rate = (self.batch - first) * run.options.batch_size / seconds
-        row: Row = {"stage": self.index, "epoch": self.epoch + 1, "step": run.step + self.batch}
+        self._end_epoch(self._row(), rate)
+
+    def _row(self) -> Row:
+        """What the epoch came to in training."""
+        step = self.run.step + self.batch
+        row: Row = {"stage": self.index, "epoch": self.epoch + 1, "step": step}
         row |= self._means(self.totals)
-        row["lr"] = self.optimizer.param_groups[0]["lr"]
+        row |= learning_rates(self.optimizer)
         if self.skipped:
             row["skipped"] = self.skipped
-        self._end_epoch(row, rate)
+        if self.opponent is not None:
+            row |= self.opponent.row()
+        return row
+
+    def _batches(self, first: int) -> Iterator[Batch]:
+        """The batches of the epoch from number `first` on, on which an opponent steps before."""
+        batches = self.run.batches(self.run.loader, len(self.run.history), first)
+        if self.opponent is None:
+            return batches
+        return self.opponent.before(batches, self.epoch, first, self._stop)
+
+    def _check_gradients(self, objective: ObjectiveLike) -> None:
+        """Raises RequestError if nothing was trained in an epoch with rows that count."""
+        self.gradients.check(objective, self.where)
+        if self.opponent is not None:
+            where = f"{self.where}, opponent"
+            self.opponent.gradients.check(self.opponent.spec.objective, where)
 
     def _end_epoch(self, row: Row, rate: float) -> None:
         """Validates, updates the learning rate, and records the row; `rate` in rows per second."""
@@ -201,15 +211,6 @@ class StageRun:
         run.pooled(0)
         run.raise_if_interrupted(run.step)
 
-    @contextlib.contextmanager
-    def _seeded(self, *keys: int) -> Iterator[None]:
-        """Inside, noise and dropout are functions of seed, stage, epoch, batch and process."""
-        run = self.run
-        seed = noise.seed_of(run.options.seed, self.index, *keys, run.group.rank)
-        self.generator.manual_seed(seed)
-        with self.turns.step(seed):
-            yield
-
     def _all_rows(self) -> AbstractContextManager[None]:
         """Inside, objectives that couple rows see those of all processes, which all take part."""
         return contextlib.nullcontext() if self.gathered is None else shared_rows(self.gathered)
@@ -219,10 +220,10 @@ class StageRun:
         group = self.run.group
         if not self.accumulated:  # a bad step is undone with all of its batches
             self.guard.snapshot()
-        with self._seeded(self.epoch, self.batch), self._all_rows():
-            loss, metrics, counts = self.module(batch, objective, self.generator)
+        with self.noise.at(self.epoch, self.batch) as generator, self._all_rows():
+            loss, metrics, counts, trains = self.module(batch, objective, generator)
         rows, due = self.run.pooled(len(batch))
-        self.gradients.note(loss, counts)
+        self.gradients.note(trains, counts)
         if loss.requires_grad:
             total = rows if self.stage.accumulate == 1 else 1.0
             weight: Tensor | float = len(batch) * group.count / total
@@ -265,11 +266,16 @@ class StageRun:
         if not bad_steps:
             return
         batches = bad_steps[0]
-        terms = filter(None, map(self._located, batches))
-        what = ", ".join(terms) or nonfinite_gradients(self.parameters)
+        what = nonfinite_penalties(run.model, run.model.training_rows or 1)
+        terms = filter(None, () if what else map(self._located, batches))
+        what = what or ", ".join(terms) or nonfinite_gradients(self.parameters)
         what = what or "the loss of another process"
-        text = f"{self.where}, batch {batches[-1].place + 1}: not finite: {what}"
-        run.listeners.tell(NonFinite(text))
+        self._stop(what, batches[-1].place + 1)
+
+    def _stop(self, what: str, batch: int) -> None:
+        """Ends the run, after what is not finite in a batch, counted from 1."""
+        text = f"{self.where}, batch {batch}: not finite: {what}"
+        self.run.listeners.tell(NonFinite(text))
         path = self._write("nonfinite.safetensors")
         if path is not None:
             text += f"; the state before it is in {path}"
@@ -292,8 +298,8 @@ class StageRun:
 
     def _loss(self, batch: Batch, objective: ObjectiveLike, *place: int) -> Loss:
         """The loss of a batch with the noise of its place."""
-        with self._seeded(*place):
-            loss: Loss = self.run.model(batch, objective=objective, generator=self.generator)
+        with self.noise.at(*place) as generator:
+            loss: Loss = self.run.model(batch, objective=objective, generator=generator)
         return loss
 
     def _means(self, totals: Totals) -> Row:
@@ -338,7 +344,7 @@ class StageRun:
 
     def state(self) -> State:
         """The complete state of the run, for a checkpoint."""
-        optimizer, tensors = run_folder.optimizer_state(self.optimizer, list(self.parameters))
+        optimizer, tensors = run_folder.optimizer_state(self.optimizer, self.parameters)
         tensors |= {f"best/{name}": value for name, value in self.weights.items()}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
         place: Json = {name: getattr(self, name) for name in PLACE}
@@ -348,6 +354,9 @@ class StageRun:
             place["scheduler"] = run_folder.plain_state(self.scheduler)
         sums = self.run.group.pooled(self.totals.pairs())
         place["totals"] = list(sums.items())  # the file sorts keys
+        if self.opponent is not None:
+            place["opponent"], of_opponent = self.opponent.state()
+            tensors |= of_opponent
         return self.run.state(self.index, place, tensors)
 
     def restore(self, state: State) -> None:
@@ -356,19 +365,17 @@ class StageRun:
         for name in PLACE:
             setattr(self, name, place[name])
         tensors = state.part("optimizer/")
-        run_folder.restore_optimizer(
-            self.optimizer, list(self.parameters), place["optimizer"], tensors
-        )
+        run_folder.restore_optimizer(self.optimizer, self.parameters, place["optimizer"], tensors)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(place["scheduler"])
         self.weights = _copies(state.part("best/"), self.device)
         average = state.part("average/")
         in_order = {name: average[name] for name in self.average}
         self.average = _copies(in_order, self.device)
-        # sums over all processes, which the first one takes over
-        first = self.run.group.first
-        sums = {key: pair if first else (0.0, 0.0) for key, pair in place["totals"]}
+        sums = self.run.group.first_has(place["totals"])
         self.totals.restore(sums, self.run.model.like)
+        if self.opponent is not None:
+            self.opponent.restore(place["opponent"], state.part("opponent/optimizer/"))
 
     def _save(self) -> None:
         """Writes a checkpoint, if the run keeps any."""

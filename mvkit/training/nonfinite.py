@@ -29,10 +29,16 @@ class Guard(Generic[Context]):
         model: its floating-point buffers are put back after a bad step.
         optimizer: what takes the steps.
         mode: `stop` or `skip`.
+        at_once: wait for the device in every step, because another optimizer steps in between.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, mode: OnNonFinite
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        mode: OnNonFinite,
+        *,
+        at_once: bool = False,
     ) -> None:
         self.optimizer = optimizer
         self.mode = mode
@@ -41,7 +47,7 @@ class Guard(Generic[Context]):
         device = next(model.parameters()).device
         # how torch's own gradient scaler asks fused optimizers to skip a step
         fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-        self.late = fused and device.type != "cpu"
+        self.late = fused and device.type != "cpu" and not at_once
         self.raised = torch.zeros((), dtype=torch.bool, device=device)
         self.recent: list[tuple[Tensor, Context]] = []
 

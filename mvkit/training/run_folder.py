@@ -16,14 +16,14 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import attrs
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, SequentialLR
 
 from mvkit.core import safe_file
 from mvkit.errors import CheckpointError, RequestError
@@ -280,8 +280,11 @@ def decoded(value: Any) -> Any:
     return {key: decoded(item) for key, item in value.items()}
 
 
-def optimizer_state(optimizer: Optimizer, names: Sequence[str]) -> tuple[Json, dict[str, Tensor]]:
+def optimizer_state(
+    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> tuple[Json, dict[str, Tensor]]:
     """An optimizer's state by the names of its parameters: plain numbers, and tensors."""
+    names = _names(optimizer, parameters)
     data = optimizer.state_dict()
     tensors = {}
     plain: Json = {}
@@ -298,28 +301,42 @@ def optimizer_state(optimizer: Optimizer, names: Sequence[str]) -> tuple[Json, d
 
 
 def restore_optimizer(
-    optimizer: Optimizer, names: Sequence[str], plain: Json, tensors: dict[str, Tensor]
+    optimizer: Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    plain: Json,
+    tensors: dict[str, Tensor],
 ) -> None:
     """Puts back what `optimizer_state` returned; the tensors' names without their prefix."""
+    places = {name: place for place, name in enumerate(_names(optimizer, parameters))}
     data = optimizer.state_dict()
     state = data["state"]
     for name, numbers in plain["state"].items():
-        state.setdefault(names.index(name), {}).update(numbers)
+        state.setdefault(places[name], {}).update(numbers)
     for path, value in tensors.items():
         name, _, key = path.rpartition("/")
         # a copy, since the file's own memory is only mapped
-        state.setdefault(names.index(name), {})[key] = value.clone()
+        state.setdefault(places[name], {})[key] = value.clone()
     for group, saved in zip(data["param_groups"], plain["groups"], strict=True):
         for key, value in saved.items():
             group[key] = tuple(value) if isinstance(value, list) else value
     optimizer.load_state_dict(data)
     # which casts numbers of its own, such as NAdam's product of momenta, to the parameter's type
-    states = [optimizer.state[p] for group in optimizer.param_groups for p in group["params"]]
     for path, value in tensors.items():
         name, _, key = path.rpartition("/")
-        loaded = states[names.index(name)]
+        loaded = optimizer.state[parameters[name]]
         if loaded[key].dtype != value.dtype:
             loaded[key] = value.to(loaded[key].device, copy=True)
+
+
+def _names(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    """Names of the parameters in the order of an optimizer's groups, by which torch numbers
+    them.
+    """
+    names = {parameter: name for name, parameter in parameters.items()}
+    ordered = []
+    for group in optimizer.param_groups:
+        ordered += [names[parameter] for parameter in group["params"]]
+    return ordered
 
 
 def plain_state(scheduler: LRScheduler) -> Json:
@@ -327,8 +344,12 @@ def plain_state(scheduler: LRScheduler) -> Json:
 
     A file does not return keys that are numbers, such as the milestones of `MultiStepLR`.
     """
-    state = {}
-    for key, value in scheduler.state_dict().items():
+    state: Json = {}
+    whole = scheduler.state_dict()
+    if isinstance(scheduler, SequentialLR | ChainedScheduler):
+        del whole["_schedulers"]
+        state["_schedulers"] = [plain_state(held) for held in scheduler._schedulers]
+    for key, value in whole.items():
         plain = encoded(value)
         with contextlib.suppress(TypeError):
             if json.loads(json.dumps(plain)) == plain:

@@ -5,27 +5,26 @@ A schedule turns a model and a number of epochs into a list of stages; `fit` tra
 
 from __future__ import annotations
 
-import contextlib
-import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Literal, cast
 
 import attrs
-from torch import Tensor, nn
-from torch.optim import Optimizer, lr_scheduler
+from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.hooks import RemovableHandle
 
-from mvkit.errors import SpecError, suggest
-from mvkit.models.added_levels import PREFIX, level_columns
+from mvkit.errors import SpecError, suggest, within
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.parts.objectives.objective import ObjectiveLike
+from mvkit.parts.priors import as_prior
 from mvkit.registry import plugins
 from mvkit.registry.fields import count
 from mvkit.registry.spec import (
     as_part,
+    converted,
     field,
     integer,
     is_spec,
@@ -38,9 +37,10 @@ from mvkit.registry.spec import (
     spec,
 )
 from mvkit.training.annealing import Ramp
-from mvkit.training.optimizers import OptimizerSpec, ScheduleLike, lr_schedule
+from mvkit.training.freezing import trainable
+from mvkit.training.lr_schedules import ScheduleLike, lr_schedule, scheduler_of
+from mvkit.training.opponent import Opponent, OptimizerLike, as_opponent
 
-OptimizerLike = str | Mapping[str, object] | OptimizerSpec
 RampLike = str | Mapping[str, object] | Ramp
 none_or_positive = one_of(None, other=integer(1))
 
@@ -55,21 +55,29 @@ class Stage:
         trainable: globs over parameter names (`encoders.<modality>.*`, `decoders.…`,
             `aggregator.*`, `prior.*`, `cross.*`, `objectives.<key>.*`), or the weights of one
             level of a covariate, `covariates.<covariate>.<level>`; the rest is frozen and in
-            evaluation mode.
-        optimizer: `adam`, `adamw`, or a spec.
+            evaluation mode. Globs after "!" leave out what they match: `["!encoders.a.*"]` is
+            all but one encoder.
+        optimizer: `adam`, `adamw`, `sgd`, or a spec.
         ramps: factors by epoch, by the path of the objective's field: `{"kl_weight": "linear"}`.
         start_from: the weights that the next stage starts from: the `best` of this one (validation
             loss with every ramp at its end value), or its `last`.
         steps: optimizer steps after which the stage ends, if its epochs have not ended it before.
         patience: epochs without a better validation loss after which it ends; None: it does not.
         lr_schedule: a class of `torch.optim.lr_scheduler` by name, or a dict of its name and
-            options; it steps every epoch, with `"every": "step"` every step.
+            options; it steps every epoch, with `"every": "step"` every step. `SequentialLR` and
+            `ChainedScheduler` hold others in the same form: {"name": "SequentialLR",
+            "schedulers": ["LinearLR", {"name": "CosineAnnealingLR", "T_max": 95}], "milestones":
+            [5]}.
         clip: largest norm of all gradients together; larger ones are scaled down to it.
         accumulate: batches whose gradients make one step, as one batch of all their rows would,
             but for scales that are measured on a batch (`optimal`), and for objectives that
             couple rows: each batch measures its own, and couples its own rows.
         ema: decay of an average of the weights over steps, which is then validated, kept and used
             by later stages instead of the weights.
+        place: what happens to a mixture prior before the first step. `prior`: its components are
+            placed by a fit of a mixture to the codes of at most 10,000 training rows, given all
+            that these have; `standard`: they all become the standard prior; None: nothing.
+        opponent: what is trained against the objective, an `Opponent` or a dict of its options.
     """
 
     objective: ObjectiveLike | None = part("objective", default=None, optional=True)
@@ -90,6 +98,22 @@ class Stage:
     ema: float | None = field(
         default=None, check=one_of(None, other=number(0.0, 1.0)), kw_only=True
     )
+    place: Literal["prior", "standard"] | None = field(
+        default=None, check=one_of(None, "prior", "standard"), kw_only=True, quiet=True
+    )
+    opponent: Opponent | None = converted(as_opponent, default=None)
+
+    def training(self, model: nn.Module) -> AbstractContextManager[list[nn.Parameter]]:
+        """Inside, the model trains what the stage trains; see `trainable`."""
+        rivals = self.rivals(model)
+        return trainable(model, self.trainable, set(rivals.values()))
+
+    def rivals(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The parameters of the opponent by name, if there is one."""
+        if self.opponent is None:
+            return {}
+        with within("opponent"):
+            return self.opponent.parameters(cast(MultimodalModel, model))
 
     def scheduler(self, optimizer: Optimizer) -> LRScheduler | None:
         """The learning-rate schedule of an optimizer; None without one.
@@ -97,17 +121,8 @@ class Stage:
         Raises:
             SpecError: options that the schedule does not take.
         """
-        schedule = self.lr_schedule
-        if schedule is None:
-            return None
-        options = {"name": schedule} if isinstance(schedule, str) else dict(schedule)
-        options.pop("every", None)
-        name = str(options.pop("name"))
-        schedule_class: Callable[..., LRScheduler] = getattr(lr_scheduler, name)
-        try:
-            return schedule_class(optimizer, **options)
-        except (TypeError, ValueError) as error:
-            raise SpecError(f"{name}: {error}", "lr_schedule") from None
+        with within("lr_schedule"):
+            return scheduler_of(self.lr_schedule, optimizer)
 
     @property
     def schedules_steps(self) -> bool:
@@ -140,89 +155,6 @@ def _scaled(value: object, path: list[str], factor: float, whole: str) -> object
         )
     number = _scaled(fields[head], rest, factor, whole)
     return attrs.evolve(value, **{head: number})  # type: ignore[misc]
-
-
-@contextlib.contextmanager
-def trainable(model: nn.Module, globs: Iterable[str]) -> Iterator[list[nn.Parameter]]:
-    """Trains only the parameters that match, inside; restores everything on exit.
-
-    Modules whose parameters are all frozen are in evaluation mode, so that no statistic or dropout
-    moves. What the user froze stays frozen.
-
-    Raises:
-        SpecError: a glob that matches no parameter.
-    """
-    levels = [glob for glob in globs if glob.startswith(PREFIX)]
-    globs = tuple(glob for glob in globs if not glob.startswith(PREFIX))
-    _check_globs(model, globs)
-    chosen: dict[nn.Parameter, str] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and any(fnmatch.fnmatchcase(name, glob) for glob in globs):
-            chosen[parameter] = name
-    hooks = _train_levels(model, levels, chosen)
-    try:
-        with _frozen_rest(model, chosen):
-            yield list(chosen)
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextlib.contextmanager
-def _frozen_rest(model: nn.Module, chosen: Container[nn.Parameter]) -> Iterator[None]:
-    """Freezes all parameters but those chosen, inside; restores everything on exit."""
-    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    modes = {module: module.training for module in model.modules()}
-    try:
-        for parameter in flags:
-            parameter.requires_grad_(parameter in chosen)
-        for module in modes:
-            own = set(module.parameters())
-            if own and not any(parameter in chosen for parameter in own):
-                module.eval()
-        yield
-    finally:
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _train_levels(
-    model: nn.Module, globs: Iterable[str], chosen: dict[nn.Parameter, str]
-) -> list[RemovableHandle]:
-    """Adds the parameters of levels to those that are chosen; hooks let no other column move."""
-    bottom = cast(Model, getattr(model, "bottom", model))
-    flags: dict[nn.Parameter, Tensor] = {}
-    for glob in globs:
-        for parameter, columns in level_columns(bottom, glob).items():
-            flags[parameter] = flags.get(parameter, columns) | columns
-    hooks = []
-    for parameter, columns in flags.items():
-        if parameter in chosen or not parameter.requires_grad:
-            continue
-        chosen[parameter] = PREFIX
-        keep = columns.to(parameter)
-        hooks.append(parameter.register_hook(lambda gradient, keep=keep: gradient * keep))
-    return hooks
-
-
-def _check_globs(model: nn.Module, globs: Iterable[str]) -> None:
-    # names of groups end in a dot; these six count even where they have no parameters
-    groups = {"encoders.", "decoders.", "aggregator.", "prior.", "cross.", "objectives."}
-    for name, child in model.named_children():
-        groups.add(f"{name}.")
-        groups.update(f"{name}.{inner}." for inner, _ in child.named_children())
-    names = groups.union(name for name, _ in model.named_parameters())
-    names = {name for name in names if "samplers" not in name.split(".")}  # by `fit_sampler`
-    for glob in globs:
-        if any(fnmatch.fnmatchcase(name, glob) for name in names):
-            continue
-        names.discard("objectives.")  # most models have none
-        groups = {name.partition(".")[0] for name in names}
-        hint = suggest(glob, [f"{group}.*" for group in groups])
-        reason = f"{glob!r} matches no parameter; {hint}; groups are {sorted(groups)}"
-        raise SpecError(reason, "trainable")
 
 
 class Schedule(ABC):
@@ -289,6 +221,43 @@ class JointThenUnimodal(Schedule):
             if isinstance(model, Model) and model.trains_modules_of(objective):
                 globs.append("objectives.*")
         return [Stage(self.joint, first, joint), Stage(self.unimodal, epochs - first, unimodal)]
+
+
+@spec
+class WarmupThenMixture(Schedule):
+    """The standard prior first; then the mixture prior, placed by the codes, is trained too.
+
+    Components that are placed before encoders know anything find clusters of nothing. In the first
+    stage all of them are the standard prior, and stay so. A single epoch trains the mixture as it
+    is; so does `stages="single"`, with which a model whose mixture was placed trains on.
+
+    Args:
+        share: share of the epochs that the first stage gets.
+    """
+
+    share: float = field(default=0.5, check=number(high=1.0, above=0.0))
+
+    def stages(self, model: MultimodalModel, epochs: int) -> list[Stage]:
+        if not as_prior(model.prior).places:
+            raise SpecError(
+                "schedule 'warmup_then_mixture' needs a mixture prior to place, and "
+                f"{model.prior_name!r} is none; take prior='mog', or schedule='single'"
+            )
+        if epochs < 2:
+            return [Stage(None, epochs)]
+        first = max(1, min(epochs - 1, round(epochs * self.share)))
+        return [
+            Stage(None, first, _all_but_the_prior(model), place="standard"),
+            Stage(None, epochs - first, place="prior"),
+        ]
+
+
+def _all_but_the_prior(model: MultimodalModel) -> tuple[str, ...]:
+    """A glob over every parameter but those of the prior."""
+    prior = set(model.prior.parameters())
+    path = next(name for name, parameter in model.named_parameters() if parameter in prior)
+    above, _, _ = path.partition("prior.")
+    return (f"!{above}prior.*",)
 
 
 def as_stages(stages: StagesLike, model: MultimodalModel, epochs: int) -> list[Stage]:

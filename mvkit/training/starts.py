@@ -5,40 +5,57 @@ is odd about the data.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from mvkit.core.batch import Batch
+from mvkit.core.covariate_values import conform_covariates
 from mvkit.core.decoder import Decoder
 from mvkit.core.likelihood import Likelihood
+from mvkit.data.dataset import as_batch
+from mvkit.data.first_rows import first_of_stream
 from mvkit.data.pipeline import Pipeline
 from mvkit.data.shards import Shards
+from mvkit.data.sources import Loaded, Stream
 from mvkit.data.suspicions import suspicions
+from mvkit.errors import RequestError
+from mvkit.models.far_covariates import far_numbers
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.models.penalties import penalised
 from mvkit.parts.likelihoods.scales import spread_by_feature
 from mvkit.parts.networks import Dense, WithContext
 
 ROWS = 1024  # looked at for likelihoods
-ROWS_GIVEN = 10_000  # likewise, for covariates and exposures
+ROWS_GIVEN = 10_000  # likewise, for exposures, and covariates that are not all known
 
 
-def look_at_first_rows(model: MultimodalModel, data: Pipeline) -> list[str]:
+def look_at_first_rows(
+    model: MultimodalModel, data: Pipeline, notes: list[str] | None = None
+) -> list[str]:
     """Lets likelihoods place their parameters by the first rows of the training data.
 
     Where that moves some (a trained scale, say), the fully connected networks of the modality
     start there too: encoders as if the values were standardised, decoders around their means.
     What was trained already stays. Streams and loaders, whose first rows may not come again, are
-    left alone; so is what a source of the user's returns, unless parameters are to be placed. A
-    stack starts at its bottom.
+    left alone unless the model has covariates or exposures; so is what a source of the user's
+    returns, unless parameters are to be placed. A stack starts at its bottom.
+
+    Args:
+        model: the model.
+        data: what it is trained on.
+        notes: a list to which is added what was learnt of a part of the rows.
 
     Returns:
         Sentences about what is odd in these rows.
     """
     bottom = cast(Model, getattr(model, "bottom", model))
-    _place_given(bottom, data)
+    learnt = _place_given(bottom, data)
+    if notes is not None:
+        notes += learnt
     starting = _starting(bottom)
     free = isinstance(data.rows, Batch | Shards) and data.transform is None
     first = data.first_rows(ROWS) if starting or free else None
@@ -52,31 +69,115 @@ def look_at_first_rows(model: MultimodalModel, data: Pipeline) -> list[str]:
     return suspicions(first, model.schema, model.modalities)
 
 
-def _place_given(model: Model, data: Pipeline) -> None:
-    """Learns what training tells of covariates and exposures, if the model has any, once."""
-    exposed = []
+def note_training_rows(model: MultimodalModel, data: Pipeline) -> None:
+    """Tells a model with penalties how many rows it is trained on, in all processes together.
+
+    Raises:
+        RequestError: data whose rows are not known beforehand, and the model was not told.
+    """
+    paths = [*penalised(model)]
+    if not paths:
+        return
+    rows = _known_rows(data)
+    if rows is not None:
+        model.training_rows = rows
+    elif model.training_rows is None:
+        raise RequestError(
+            f"fit: the penalty of {', '.join(paths)} is divided by the number of training rows, "
+            "which these data do not tell; expected data in memory, shards, or a source with a "
+            "length; say it before: model.training_rows = …"
+        )
+
+
+def _known_rows(data: Pipeline) -> int | None:
+    """The number of rows of all shares of the data; None of streams, which do not tell."""
+    rows = data.rows
+    if isinstance(rows, Loaded) and isinstance(rows.batches, list | tuple):
+        return sum(len(as_batch(batch)) for batch in rows.batches)
+    return None if isinstance(rows, Loaded | Stream) else len(rows)
+
+
+def far_from_training(model: MultimodalModel, data: Pipeline) -> list[str]:
+    """Sentences about validation data whose covariates are far outside those of training."""
+    conditions = model.decoding.conditions
+    if conditions is None or isinstance(data.rows, Stream | Loaded):
+        return []
+    values = _covariates_of_all(data)
+    if values is None:
+        first = data.first_rows(ROWS)
+        values = {} if first is None else first.covariates
+    return [f"validation: {sentence}" for sentence in far_numbers(conditions, values)]
+
+
+def _place_given(model: Model, data: Pipeline) -> list[str]:
+    """Learns what training tells of covariates and exposures, if the model has any, once.
+
+    Returns:
+        Sentences about what was learnt of a part of the rows.
+    """
+    exposed = {}
     for name, decoder in model.decoders.items():
         if isinstance(decoder, Decoder) and decoder.waits_for_exposure:
-            exposed.append(name)
+            exposed[name] = decoder
     conditions = model.conditions
     waiting = conditions is not None and not bool(conditions.placed)
     if not exposed and not waiting:
-        return
+        return []
     first = data.first_rows(ROWS_GIVEN)
-    if first is None:
-        warnings.warn(
-            "fit: these data come as a stream, so that covariates are not standardised, and "
-            "exposures have no typical value; give fit data in memory, or shards, to learn both",
-            stacklevel=4,
-        )
-        return
-    if conditions is not None:
-        conditions.place(first.covariates)
-    for name in exposed:
-        known = first.exposure[name]
+    streamed = first is None
+    batches = first_of_stream(data, ROWS) if first is None else [first]
+    if not batches:
+        return []
+    unknown: list[str] = []
+    if conditions is not None and waiting:
+        values = _covariates_of_all(data) or _joined([batch.covariates for batch in batches])
+        unknown = conditions.place(values, all_rows=not streamed)
+    _place_exposures(exposed, _joined([batch.exposure for batch in batches]))
+    _warn_of_unknown(unknown)
+    if not streamed:
+        return []
+    rows = sum(map(len, batches))
+    return [
+        f"the data come as a stream: what is typical of covariates and exposures was learnt of "
+        f"the first {rows:,} rows"
+    ]
+
+
+def _place_exposures(decoders: Mapping[str, Decoder], exposures: Mapping[str, Tensor]) -> None:
+    """Gives decoders the medians of the exposures of their modalities, {name: (b,)}."""
+    for name, decoder in decoders.items():
+        known = exposures[name]
         known = known[~known.isnan()]
         if len(known):
-            cast(Decoder, model.decoders[name]).typical_exposure.fill_(known.median())
+            decoder.typical_exposure.fill_(known.median())
+
+
+def _covariates_of_all(data: Pipeline) -> Mapping[str, Tensor] | None:
+    """The covariates of all rows, {name: (b,)}, where they are known beforehand."""
+    rows = data.rows
+    if data.transform is not None or data.schema is None:
+        return None
+    if isinstance(rows, Batch):
+        return rows.covariates
+    if isinstance(rows, Shards):
+        return conform_covariates(data.schema.covariates, rows.extra, len(rows))
+    return None
+
+
+def _joined(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Values of several batches, one after another."""
+    return {name: torch.cat([batch[name] for batch in values]) for name in values[0]}
+
+
+def _warn_of_unknown(names: Sequence[str]) -> None:
+    """Warns of covariates that the first rows of a stream tell nothing of."""
+    for name in names:
+        warnings.warn(
+            f"fit: covariate {name!r} is the same in the first rows of this stream, or all of "
+            "them lack it, so that it is not standardised; shuffle the stream, or give fit data "
+            "in memory, or shards",
+            stacklevel=5,
+        )
 
 
 def _starting(model: Model) -> dict[str, Decoder]:

@@ -99,6 +99,14 @@ class HazardLikelihood(nn.Module, Likelihood):
         no_event = ~((event == 0) | (event == 1)) | alone
         return torch.stack([no_time, no_event], -1)
 
+    def outcomes(self, shape: tuple[int, ...]) -> Tensor:
+        """An event in each bin, and none until the last edge."""
+        times = 0.5 * (self.edges[1:] + self.edges[:-1])
+        beyond = self.edges[-1:] + 1
+        events = torch.ones_like(times)
+        times = torch.cat([times, beyond])
+        return torch.stack([times, functional.pad(events, (0, 1))], -1)
+
     def start(self, x: Tensor, observed: Tensor) -> None:
         """Edges are placed at quantiles of the times of events, the first at 0."""
         if not torch.equal(self.edges, self._even(self.params).to(self.edges)):

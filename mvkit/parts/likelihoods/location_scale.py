@@ -16,7 +16,13 @@ from mvkit.core.likelihood import ALONE, Context, Likelihood
 from mvkit.core.modality import Sizes
 from mvkit.core.noise import Generator
 from mvkit.parts import families
-from mvkit.parts.likelihoods.scales import DecodedScale, Positive, scale_of
+from mvkit.parts.likelihoods.scales import (
+    DecodedScale,
+    FeatureUnits,
+    FlooredScale,
+    Positive,
+    scale_of,
+)
 from mvkit.registry.spec import field, number, one_of, spec
 
 LOG_2 = math.log(2.0)
@@ -32,6 +38,7 @@ def _positive_or_decoded(value: object) -> str | None:
 _positive_or_trained = one_of("trained", other=_positive)
 _scale = one_of("trained", other=_positive_or_decoded)
 _scope = one_of("modality", "feature")
+_outputs = one_of("values", "standardised")
 
 
 class AroundCentre(nn.Module, Likelihood):
@@ -42,25 +49,41 @@ class AroundCentre(nn.Module, Likelihood):
     Args:
         scale: a number, `trained`, `optimal` or `decoded`.
         shape: of the modality, for a scale of each feature; (): one scale.
+        units: of what decoders emit; None: those of the values.
         numbers: what else there is, in the order of files: before the scale.
     """
 
+    reparametrised = True
+
     def __init__(
-        self, scale: float | str, shape: tuple[int, ...] = (), **numbers: nn.Module
+        self,
+        scale: float | str,
+        shape: tuple[int, ...] = (),
+        *,
+        units: FeatureUnits | None = None,
+        **numbers: nn.Module,
     ) -> None:
         super().__init__()
         for name, number_of_law in numbers.items():
             self.add_module(name, number_of_law)
         self.scale = scale_of(scale, shape)
-        self.starts = self.scale.starts
+        self.units = units
+        self.starts = self.scale.starts or units is not None
         self.params = 2 if scale == "decoded" else 1
 
     def start(self, x: Tensor, observed: Tensor) -> None:
         """A trained scale starts at that of the data around each feature's mean."""
-        self.scale.start(x, observed)
+        if self.units is not None:
+            self.units.start(x, observed)
+        if self.units is not None and isinstance(self.scale, FlooredScale):
+            self.scale.place(self.units.spread)
+        else:
+            self.scale.start(x, observed)
 
     def first_outputs(self, mean: Tensor, spread: Tensor) -> Tensor:
         """Decoders start at the data's mean, and where they emit it, at its spread."""
+        if self.units is not None:
+            mean, spread = torch.zeros_like(mean), torch.ones_like(spread)
         return mean if self.params == 1 else torch.stack([mean, spread.log()], -1)
 
     @abstractmethod
@@ -75,26 +98,37 @@ class AroundCentre(nn.Module, Likelihood):
 
     def log_prob(self, out: Tensor, x: Tensor, context: Context) -> Tensor:
         if isinstance(self.scale, DecodedScale):
-            centre, raw = out.unbind(-1)
-            log_scale = self.scale.log_scale(raw)
+            log_scale = self._decoded_log_scale(out, self.scale)
             # standardised first: slopes of 1 / scale² would overflow
-            return self.log_density((x - centre) * (-log_scale).exp(), 1.0, log_scale)
-        residual = x - out
+            residual = (x - self.centre(out)) * (-log_scale).exp()
+            return self.log_density(residual, 1.0, log_scale)
+        residual = x - self.centre(out)
         return self.log_density(residual, *self.scale.fitted(residual, context))
 
     def mean(self, out: Tensor, context: Context = ALONE) -> Tensor:
-        return out if self.params == 1 else out[..., 0]
+        return self.centre(out)
 
     def sample(self, out: Tensor, context: Context = ALONE) -> Tensor:
         centre, scale = self.centre_and_scale(out)
         return centre + self.scaled_noise(centre, scale, context.generator)
 
+    def centre(self, out: Tensor) -> Tensor:
+        """Centres of the law in the units of the values, (..., n, *shape)."""
+        centre = out if self.params == 1 else out[..., 0]
+        return centre if self.units is None else self.units(centre)
+
     def centre_and_scale(self, out: Tensor) -> tuple[Tensor, Tensor | float]:
         """Centres (..., n, *shape), and scales that broadcast with them."""
         if isinstance(self.scale, DecodedScale):
-            centre, raw = out.unbind(-1)
-            return centre, self.scale.log_scale(raw).exp()
-        return out, self.scale()
+            return self.centre(out), self._decoded_log_scale(out, self.scale).exp()
+        return self.centre(out), self.scale()
+
+    def _decoded_log_scale(self, out: Tensor, scale: DecodedScale) -> Tensor:
+        """Logarithms of the scales that decoders emit, (..., n, *shape)."""
+        raw = out[..., 1]
+        if self.units is not None:
+            raw = raw + self.units.spread.log()
+        return scale.log_scale(raw)
 
     def sanity_warning(self, x: Tensor) -> str | None:
         """Whole numbers up to 255 look like pictures that nobody scaled."""
@@ -114,11 +148,17 @@ class LocationScale(AroundCentre):
 
     Args:
         density: `normal` or `laplace`.
-        scale, shape: as of `AroundCentre`.
+        scale, shape, units: as of `AroundCentre`.
     """
 
-    def __init__(self, density: str, scale: float | str, shape: tuple[int, ...] = ()) -> None:
-        super().__init__(scale, shape)
+    def __init__(
+        self,
+        density: str,
+        scale: float | str,
+        shape: tuple[int, ...] = (),
+        units: FeatureUnits | None = None,
+    ) -> None:
+        super().__init__(scale, shape, units=units)
         self.density = density
 
     def log_density(
@@ -143,6 +183,11 @@ def shape_of(by: str, sizes: Sizes) -> tuple[int, ...]:
     return sizes.shape if by == "feature" else ()
 
 
+def units_of(outputs: str, sizes: Sizes) -> FeatureUnits | None:
+    """Units of what decoders emit; None: those of the values."""
+    return FeatureUnits(sizes.shape) if outputs == "standardised" else None
+
+
 @spec
 class Normal:
     """Normal likelihood N(x; out, σ²).
@@ -154,6 +199,9 @@ class Normal:
         by: one σ for the `modality`, or for each `feature`, where it is trained or optimal. The
             floor of scales that are decoded or trained by feature is 1e-3 of the spread that
             the training data have, of either.
+        outputs: decoders emit `values`; or `standardised` ones: distances from each feature's
+            mean in units of its spread, both learnt of the training data before the first step,
+            so that features on any scales train alike.
 
     Example:
         >>> import mvkit
@@ -170,10 +218,12 @@ class Normal:
         default=1.0, check=one_of("trained", "optimal", other=_positive_or_decoded)
     )
     by: str = field(default="modality", check=_scope, quiet=True)
+    outputs: str = field(default="values", check=_outputs, quiet=True)
 
     def build(self, sizes: Sizes) -> LocationScale:
         """The likelihood with its scale."""
-        return LocationScale("normal", self.scale, shape_of(self.by, sizes))
+        units = units_of(self.outputs, sizes)
+        return LocationScale("normal", self.scale, shape_of(self.by, sizes), units)
 
 
 @spec
@@ -184,6 +234,7 @@ class Laplace:
         scale: b in the units of the data; `trained`; or `decoded`: decoders emit a second
             number a for each element, whose exp, and a floor, it is (see `Normal`).
         by: one b for the `modality`, or for each `feature`, where it is trained.
+        outputs: what decoders emit: `values`, or `standardised` ones (see `Normal`).
 
     Reference: Shi et al., Variational Mixture-of-Experts Autoencoders for Multi-Modal Deep
     Generative Models, 2019, https://arxiv.org/abs/1911.03393.
@@ -191,10 +242,12 @@ class Laplace:
 
     scale: float | str = field(default=1.0, check=_scale)
     by: str = field(default="modality", check=_scope, quiet=True)
+    outputs: str = field(default="values", check=_outputs, quiet=True)
 
     def build(self, sizes: Sizes) -> LocationScale:
         """The likelihood with its scale."""
-        return LocationScale("laplace", self.scale, shape_of(self.by, sizes))
+        units = units_of(self.outputs, sizes)
+        return LocationScale("laplace", self.scale, shape_of(self.by, sizes), units)
 
 
 class StudentTLikelihood(AroundCentre):
@@ -202,13 +255,19 @@ class StudentTLikelihood(AroundCentre):
 
     Args:
         df: degrees of freedom, or `trained`.
-        scale, shape: as of `AroundCentre`.
+        scale, shape, units: as of `AroundCentre`.
     """
 
     df: Positive
 
-    def __init__(self, df: float | str, scale: float | str, shape: tuple[int, ...] = ()) -> None:
-        super().__init__(scale, shape, df=Positive(df, start=4.0))
+    def __init__(
+        self,
+        df: float | str,
+        scale: float | str,
+        shape: tuple[int, ...] = (),
+        units: FeatureUnits | None = None,
+    ) -> None:
+        super().__init__(scale, shape, units=units, df=Positive(df, start=4.0))
 
     def sanity_warning(self, x: Tensor) -> str | None:
         """Nothing is odd: its tails take what lies far out."""
@@ -246,6 +305,7 @@ class StudentT:
         scale: in the units of the data; `trained`; or `decoded`: decoders emit a second
             number a for each element, whose exp, and a floor, it is (see `Normal`).
         by: one scale for the `modality`, or for each `feature`, where it is trained.
+        outputs: what decoders emit: `values`, or `standardised` ones (see `Normal`).
 
     Reference: Takahashi et al., Student-t Variational Autoencoder for Robust Density Estimation,
     2018, https://doi.org/10.24963/ijcai.2018/374.
@@ -254,7 +314,9 @@ class StudentT:
     df: float | str = field(default=4.0, check=_positive_or_trained)
     scale: float | str = field(default=1.0, check=_scale)
     by: str = field(default="modality", check=_scope, quiet=True)
+    outputs: str = field(default="values", check=_outputs, quiet=True)
 
     def build(self, sizes: Sizes) -> StudentTLikelihood:
         """The likelihood with its numbers."""
-        return StudentTLikelihood(self.df, self.scale, shape_of(self.by, sizes))
+        units = units_of(self.outputs, sizes)
+        return StudentTLikelihood(self.df, self.scale, shape_of(self.by, sizes), units)

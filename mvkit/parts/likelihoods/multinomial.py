@@ -110,6 +110,12 @@ class MultinomialLikelihood(nn.Module, Likelihood):
     def out_of_support(self, x: Tensor) -> Tensor:
         return is_no_count(x)
 
+    def outcomes(self, shape: tuple[int, ...]) -> Tensor:
+        """All counts of the total 2, with which the others are given."""
+        kinds = torch.eye(math.prod(shape))
+        first, second = torch.combinations(torch.arange(len(kinds)), with_replacement=True).T
+        return (kinds[first] + kinds[second]).reshape(-1, *shape)
+
 
 @spec
 class Multinomial:

@@ -12,7 +12,7 @@ from mvkit.core import noise
 from mvkit.core.likelihood import Context
 from mvkit.core.modality import Sizes
 from mvkit.core.noise import Generator
-from mvkit.errors import RequestError, SpecError
+from mvkit.parts.likelihoods.by_level import BY_LEVEL, check_names_level, grown, levels_of, of_rows
 from mvkit.parts.likelihoods.counts import CountLikelihood, poisson_draws
 from mvkit.parts.likelihoods.numerics import gamma_remainder, limited, softplus
 from mvkit.registry.spec import field, flag, integer, one_of, spec
@@ -61,18 +61,21 @@ class NegativeBinomialLikelihood(CountLikelihood):
         shapes = {
             "modality": (),
             "feature": sizes.shape,
-            "feature_and_level": (spec.levels or sizes.levels.get(spec.level, 0), *sizes.shape),
+            BY_LEVEL: (levels_of(spec.level, spec.levels, sizes), *sizes.shape),
         }
-        self.level = spec.level if spec.by == "feature_and_level" else None
+        self.level = spec.level if spec.by == BY_LEVEL else None
         self.log_theta = None if decoded else nn.Parameter(torch.zeros(shapes[spec.by]))
 
     def add_level(self, covariate: str, shares: Tensor) -> None:
         """A new level's dispersions are the weighted means of the old ones', by log θ."""
+        if covariate == self.level and self.log_theta is not None:
+            self.log_theta = grown(self.log_theta, shares)
+
+    def by_level(self, covariate: str) -> tuple[nn.Parameter, ...]:
+        """The dispersions, if they are by its levels."""
         if covariate != self.level or self.log_theta is None:
-            return
-        table = self.log_theta.detach()
-        row = torch.tensordot(shares.to(table), table, 1)
-        self.log_theta = nn.Parameter(torch.cat([table, row.unsqueeze(0)]))
+            return ()
+        return (self.log_theta,)
 
     def log_count(
         self, x: Tensor, log_mean: Tensor, numbers: tuple[Tensor, ...], context: Context
@@ -93,12 +96,8 @@ class NegativeBinomialLikelihood(CountLikelihood):
             return numbers[1]
         if self.level is None:
             return self.log_theta
-        if self.level not in context.covariates:
-            raise RequestError(
-                f"negative_binomial: its dispersion is by the level of {self.level!r}, which the "
-                "rows lack; expected an index per row; give it among the covariates"
-            )
-        return self.log_theta[context.covariates[self.level].long()]
+        where = "negative_binomial: its dispersion"
+        return of_rows(self.log_theta, self.level, context, where)
 
 
 @spec
@@ -110,8 +109,8 @@ class NegativeBinomial:
 
     Args:
         by: one dispersion θ for the `modality`, or for each `feature`, trained; one for each
-            `feature_and_level` of a covariate; or `decoded`, a second number for each element:
-            log θ.
+            `feature_and_level` of a covariate (rows without a level have the mean of log θ); or
+            `decoded`, a second number for each element: log θ.
         level: the covariate, for `feature_and_level`.
         levels: how many levels it has; 0: those of the model's covariate of that name.
         zero_inflated: decoders emit one more logit for each element, that of the probability π of
@@ -136,14 +135,7 @@ class NegativeBinomial:
     zero_inflated: bool = field(default=False, check=flag)
 
     def __attrs_post_init__(self) -> None:
-        if bool(self.level) != (self.by == "feature_and_level") or (
-            self.levels and not self.level
-        ):
-            raise SpecError(
-                f"by={self.by!r} with level={self.level!r} and levels={self.levels}; expected "
-                "a covariate's name as level= with by='feature_and_level', and neither otherwise",
-                "level",
-            )
+        check_names_level(self.by, self.level, self.levels)
 
     def build(self, sizes: Sizes) -> NegativeBinomialLikelihood:
         """The likelihood with its dispersions.
@@ -151,16 +143,4 @@ class NegativeBinomial:
         Raises:
             SpecError: by the levels of a covariate that the model does not have.
         """
-        known = sizes.levels.get(self.level, 0)
-        if self.level and not (self.levels or known):
-            raise SpecError(
-                f"no covariate {self.level!r} with levels in the model; expected one of "
-                f"{[name for name, levels in sizes.levels.items() if levels]}, or levels=",
-                "level",
-            )
-        if self.levels and known and self.levels != known:
-            raise SpecError(
-                f"got {self.levels}, and covariate {self.level!r} has {known}; leave it out",
-                "levels",
-            )
         return NegativeBinomialLikelihood(sizes, self)

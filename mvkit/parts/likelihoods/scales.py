@@ -18,6 +18,7 @@ OPTIMAL_FLOOR = 1e-3
 OPTIMAL_MOMENTUM = 0.99
 FLOOR = 1e-3  # of trained and decoded scales, as a share of the spread of the data
 LARGEST_LOG = 15.0  # of decoded scales
+CONSTANT = 1e-6  # spread of a feature, as a share of its mean, that may be rounding
 
 
 class Positive(nn.Module):
@@ -119,9 +120,12 @@ class FlooredScale(nn.Module):
 
     def start(self, x: Tensor, observed: Tensor) -> None:
         """Scales start at those of the data, and their floor is set, if nothing is trained yet."""
+        self.place(spread_by_feature(x, observed))
+
+    def place(self, spread: Tensor) -> None:
+        """Starts at these scales (*shape), and sets their floor, if nothing is trained yet."""
         if self.log.any() or self.floor.any():
             return
-        spread = spread_by_feature(x, observed)
         with torch.no_grad():
             self.floor.copy_(FLOOR * spread)
             self.log.copy_((spread - FLOOR * spread).log())
@@ -159,6 +163,44 @@ class DecodedScale(nn.Module):
     def log_scale(self, raw: Tensor) -> Tensor:
         """Logarithms of the scales, of what decoders emit (..., n, *shape)."""
         return floored(limited_both(raw, LARGEST_LOG), self.floor)
+
+
+class FeatureUnits(nn.Module):
+    """What decoders emit are distances from each feature's mean, in units of its spread.
+
+    Both are those of the training data, so that features on any scales train alike; before that,
+    means are 0 and spreads 1.
+
+    Args:
+        shape: of the modality.
+    """
+
+    loc: Tensor
+    spread: Tensor
+    placed: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("loc", torch.zeros(shape))
+        self.register_buffer("spread", torch.ones(shape))
+        self.register_buffer("placed", torch.tensor(False))
+
+    def start(self, x: Tensor, observed: Tensor) -> None:
+        """Learns means and spreads, once."""
+        if self.placed:
+            return
+        total = torch.where(observed, x, 0.0).double().sum(0)
+        mean = total / observed.sum(0).clamp(min=1)
+        residual = torch.where(observed, x - mean, 0.0)
+        own = (residual.square().sum(0) / observed.sum(0).clamp(min=1)).sqrt()
+        constant = own <= CONSTANT * mean.abs()
+        self.loc.copy_(mean)
+        self.spread.copy_(torch.where(constant, spread_by_feature(x, observed), own))
+        self.placed.fill_(True)
+
+    def forward(self, out: Tensor) -> Tensor:
+        """Outputs (..., n, *shape) in the units of the values."""
+        return torch.addcmul(self.loc, self.spread, out)
 
 
 def floored(log: Tensor, floor: Tensor) -> Tensor:

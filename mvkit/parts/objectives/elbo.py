@@ -151,7 +151,7 @@ class ELBO(Objective):
         )
         with torch.no_grad():
             kl = bounds.kl(terms, density=self.density)
-            report = bounds.average(terms.log_px.sum(-1), terms.log_pi) - kl
+            report = bounds.likelihood(terms) - kl
         means = row_metrics(
             model.names, terms, kl, batch.observed, posterior.active, batch.row_weight
         )

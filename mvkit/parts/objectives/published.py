@@ -164,8 +164,7 @@ def _joint_terms(model: LatentModel, batch: Batch, experts: Experts) -> tuple[Po
 
 def _likelihood(model: LatentModel, terms: Terms) -> Tensor:
     """E_q Σ_m λ_m log p(x_m|z), (b,)."""
-    log_px = bounds.weighted_sum(terms.log_px, model.likelihood_weights())
-    return bounds.average(log_px, terms.log_pi)
+    return bounds.likelihood(terms, weights=model.likelihood_weights())
 
 
 def _loss(

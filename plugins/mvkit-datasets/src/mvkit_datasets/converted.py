@@ -20,6 +20,7 @@ from mvkit_datasets.from_files import Array, Folder, FromFiles, split_rows, stra
 from mvkit_datasets.log_mel import cut, log_mel
 
 SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
+TABLE = Normal(scale="trained", by="feature", outputs="standardised")  # as of any table
 numbers = partial(np.loadtxt, delimiter=",")
 words = partial(np.loadtxt, dtype=str, comments=None)
 
@@ -156,8 +157,8 @@ class MFeat(FromFiles):
     """Six views of written digits: `fou` (76,), `fac` (216,), `kar` (64,), `pix` (240,),
     `zer` (47,), `mor` (6,).
 
-    2,000 digits, ten classes, nothing missing; normal likelihoods with a trained scale. Values are
-    in the units of the files, up to 1e4: standardise them by `train.fit_transforms`. There is no
+    2,000 digits, ten classes, nothing missing; normal likelihoods with a trained scale for each
+    feature. Values are in the units of the files, up to 1e4. There is no
     official split: 70 % of each class are train (1,400), 10 % valid, 20 % test, shuffled, always
     the same. `extra["label"]`, `extra["id"]` (row in the files). Licence: CC BY 4.0.
 
@@ -185,7 +186,7 @@ class MFeat(FromFiles):
             table = folder.read(f"mfeat-{name}.csv", reader, (2000, width + 1))
             label = table[:, -1].astype(np.int64)
             tables[name] = table[:, :-1]
-        return split_rows(tables, Normal(scale="trained"), label, stratified(label, SHARES))
+        return split_rows(tables, TABLE, label, stratified(label, SHARES))
 
 
 @spec
@@ -195,8 +196,8 @@ class ROSMAP(FromFiles):
 
     `extra["label"]`: 0 without, 1 with the disease. Test: the 106 rows of the published split; of
     its 245 training rows a fifth of each class is valid (49), the others are train (196).
-    `notes["features"]` has the names of the columns. Normal likelihoods with a trained scale.
-    Licence: MIT for the files; the cohort (Synapse syn3219045) is access-controlled.
+    `notes["features"]` has the names of the columns. Normal likelihoods with a trained scale for
+    each feature. Licence: MIT for the files; the cohort (Synapse syn3219045) is access-controlled.
 
     Args:
         path: folder with `1_tr.csv` … `labels_te.csv`, as published.
@@ -226,7 +227,7 @@ class ROSMAP(FromFiles):
         for i, view in enumerate(("mrna", "methylation", "mirna"), 1):
             tables[view] = joined(str(i), 200)
             features[view] = folder.read(f"{i}_featname.csv", words, (200,)).tolist()
-        splits = split_rows(tables, Normal(scale="trained"), label, parts, rows_per_file=245)
+        splits = split_rows(tables, TABLE, label, parts, rows_per_file=245)
         return attrs.evolve(splits, notes={"features": features})
 
 

@@ -24,8 +24,14 @@ ENTROPY = Component(
     "objective", "entropy", "mvkit_fusion.entropy:Entropy", "entropy of the component weights"
 )
 
+RECIPES = [
+    Component("recipe", "codevae", "mvkit_fusion.recipes:codevae", "CoDE-VAE, correlated experts"),
+    Component("recipe", "helvae", "mvkit_fusion.recipes:helvae", "HELVAE, Hölder's moments"),
+    Component("recipe", "mwb", "mvkit_fusion.recipes:mwb", "MWB-VAE, barycentres over subsets"),
+]
+
 
 @hookimpl
 def mvkit_components() -> list[Component]:
     """The parts of this package."""
-    return [CODE, MWB, HOELDER, HELLINGER, ENTROPY]
+    return [CODE, MWB, HOELDER, HELLINGER, ENTROPY, *RECIPES]
