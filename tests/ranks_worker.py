@@ -54,6 +54,16 @@ class Spread(mvkit.Objective):
 plugins.declare(component.Component("objective", "spread", f"{__name__}:Spread"))
 SPREAD = Stage({"name": "sum", "terms": ["elbo", "spread"]}, 2, ["encoders.*", "aggregator.*"])
 
+LEVELS = Stage({"name": "levels", "levels": ["elbo", COUPLED]}, 2)
+
+
+def two_levels():
+    shapes = {"a": (3,), "b": (2, 2), "c": (4,)}
+    modalities = {name: {"shape": shape, "private_dim": 2} for name, shape in shapes.items()}
+    bottom = mvkit.Model(modalities, latent_dim=0, seed=0)
+    top = mvkit.Model(dict.fromkeys(shapes, (2,)), latent_dim=2, seed=0)
+    return mvkit.Stack([bottom, top]).double()
+
 
 def conditional():
     counts = {"shape": (3,), "likelihood": "poisson", "exposure": "total", "input": "log1p"}
@@ -88,6 +98,7 @@ CASES = {
     "what is missing": (explained, {"data": rows(9), "validation": rows(3, seed=1)}),
     "coupled rows": (lambda: model(SKIP, "mog", COUPLED), {"data": rows(9), "validation": rows(3, seed=1)}),
     "coupled rows of a stage": (lambda: model("moe"), {"data": rows(9), "stages": [mvkit.Stage(COUPLED, 2, accumulate=2)]}),
+    "coupled rows of a level": (two_levels, {"data": rows(9), "stages": LEVELS}),
     "nothing to gather": (lambda: model("gpoe"), {"data": rows(9), "stages": SPREAD}),
     "opponent": (lambda: model("moe"), {"data": rows(9), "stages": AGAINST, "validation": rows(3, seed=1)}),
     "placed": (placed, {"data": rows(9)}),

@@ -4,6 +4,7 @@ import attrs
 import pytest
 import torch
 from helpers import model, rows
+from test_resume import assert_same, interrupted, uninterrupted
 
 import mvkit
 from mvkit.core.all_rows import all_rows, connected, shared_rows
@@ -57,6 +58,38 @@ def test_flags_pass_from_terms_to_what_is_made_of_them():
 )
 def test_what_couples_rows_passes_its_checks(name, options):
     check_component("objective", name, **options)
+
+
+@pytest.mark.parametrize("saves", [1, 3])
+def test_a_run_resumes_with_the_same_bits(saves, tmp_path):
+    objective = {"name": "sum", "terms": ["elbo", CONTRAST, "mmd"]}
+    ramps = {"kl_weight": {"name": "linear", "start": 0.5}}
+    stages = [mvkit.Stage(objective, 2, ramps=ramps, accumulate=2, ema=0.5)]
+    options = {"data": rows(7), "validation": rows(4, seed=1), "stages": stages}
+
+    def make():
+        return model("moe", "mog", private=1)
+
+    whole = uninterrupted(make, tmp_path / "whole", **options)
+    assert_same(whole, interrupted(make, saves, tmp_path / "again", **options))
+    assert whole[1][0]["1/temperature"] != whole[1][1]["1/temperature"]
+
+
+def test_the_top_of_a_stack_contrasts_the_latents_that_it_models():
+    """With levels, the loss of the top is that of its objective on the means that it sees."""
+    shapes = {"a": (3,), "b": (2, 2), "c": (4,)}
+    two = mvkit.recipes.nexus(shapes, latent_dim=2, seed=0).double().eval()
+    objective = {"name": "levels", "levels": ["elbo", CONTRAST]}
+    two.adopt(objective, seed=0)
+    with mvkit.testing.noise(lambda site, shape, dtype, device: torch.zeros(shape, dtype=dtype)):
+        loss = two.loss(rows(), objective=objective)
+        batch = two.conform(rows())
+        upper = two.up(batch, two.bottom.experts(batch), drawn=False)
+        expected = two.top.loss(upper, objective=CONTRAST).loss
+    assert float(loss.metrics["levels.1/align"]) == pytest.approx(float(expected.detach()))
+    loss.loss.backward()
+    assert two.top.objectives["align"].log_scale.grad != 0
+    assert not len(two.bottom.objectives)
 
 
 def test_a_stage_couples_the_rows_of_each_batch_by_itself():

@@ -18,7 +18,7 @@ def folder(tmp_path_factory):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for launcher in (torchrun, []):
         command = [sys.executable, *launcher, WORKER, str(folder)]
-        subprocess.run(command, check=True, timeout=120, capture_output=True)
+        subprocess.run(command, check=True, timeout=300, capture_output=True)
     return folder
 
 
