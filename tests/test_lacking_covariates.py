@@ -46,7 +46,9 @@ def rows(n, lacking=()):
 def test_a_row_that_lacks_one_is_refused_unless_the_call_repeats_it(name, ask):
     model = trained()
     batch = rows(6, [(name, 4)])
-    with pytest.raises(RequestError, match=f"row 4 lacks the covariate '{name}'.*missing='average'"):
+    with pytest.raises(
+        RequestError, match=f"row 4 lacks the covariate '{name}'.*missing='average'"
+    ):
         ask(model, batch)
     assert torch.isfinite(ask(model, batch, missing="average")).all()
     assert torch.isfinite(ask(model, rows(6))).all()
