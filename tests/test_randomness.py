@@ -42,7 +42,7 @@ ALLOWED = {
     "training/fingerprint.py": "puts the states of global generators back",
     "models/claimed_tensors.py": "names functions that make tensors, and calls none",
     "training/loop.py": "seeds torch's global generators, for dropout of users' networks",
-    "models/part_checks.py": "values that parts are tried on; a generator of their own",
+    "models/trial_values.py": "values that parts are tried on; a generator of their own",
     "data/datasets/catalogue.py": "the truth of linear_gaussian; a generator of its own",
     "data/datasets/polydigits/make.py": "made the images of polydigits, once",
     "evaluation/evaluate.py": "factors of a fingerprint, always the same",
