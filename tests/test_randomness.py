@@ -41,7 +41,7 @@ ALLOWED = {
     "parts/conditional_samplers.py": "likewise",
     "training/fingerprint.py": "puts the states of global generators back",
     "models/claimed_tensors.py": "names functions that make tensors, and calls none",
-    "training/loop.py": "seeds torch's global generators, for dropout of users' networks",
+    "training/step_noise.py": "seeds torch's global generators, for dropout of users' networks",
     "models/trial_values.py": "values that parts are tried on; a generator of their own",
     "data/datasets/catalogue.py": "the truth of linear_gaussian; a generator of its own",
     "data/datasets/polydigits/make.py": "made the images of polydigits, once",
