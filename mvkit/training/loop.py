@@ -181,12 +181,12 @@ class StageRun:
         """Raises RequestError if nothing was trained in an epoch with rows that count."""
         self.gradients.check(objective, self.where)
         if self.opponent is not None:
-            where = f"{self.where}, opponent"
-            self.opponent.gradients.check(self.opponent.spec.objective, where)
+            self.opponent.check_gradients(self.where)
 
     def _end_epoch(self, row: Row, rate: float) -> None:
         """Validates, updates the learning rate, and records the row; `rate` in rows per second."""
         run = self.run
+        run.group.synchronise_buffers(run.model)
         if run.valid is not None:
             row |= self._validate(run.valid)
         if not self.stage.schedules_steps:

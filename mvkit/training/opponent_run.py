@@ -175,6 +175,10 @@ class OpponentRun:
         what = ", ".join(filter(None, located)) or nonfinite_gradients(self.parameters)
         stop(f"of the opponent: {what or 'the loss of another process'}", place + len(batches))
 
+    def check_gradients(self, where: str) -> None:
+        """Raises RequestError if nothing was trained in an epoch with rows that count."""
+        self.gradients.check(self.spec.objective, f"{where}, opponent")
+
     def row(self) -> Row:
         """The metrics of the epoch, and what a new one begins with."""
         means = self.totals.means(self.run.group)
