@@ -136,20 +136,24 @@ def layout(model: MultimodalModel, data: MultimodalDataset) -> Any:
 
         return pn.bind(draw_again, row, *widgets)
 
-    controls = [row, pn.pane.Markdown("observed"), seen, seed]
-    drawn_by: list[Any] = [seed]
-    samplers = conditional_samplers(model)
-    if samplers:
-        choices = {"posterior": None, **dict(zip(samplers, samplers, strict=True))}
-        sampler = pn.widgets.Select(name="latents from", options=choices)
-        controls.append(sampler)
-        drawn_by.append(sampler)
+    drawn_by = [seed, *_sampler_choice(model)]
+    controls = [row, pn.pane.Markdown("observed"), seen, *drawn_by]
     views = [view(imputed, seen, *drawn_by), view(responsibilities, seen, width=450)]
     if dims:
         controls += [dim, shift]
         views.append(view(moved, seen, dim, shift))
     left = pn.Column(*controls, width=220)
     return pn.Row(left, pn.Column(*views, sizing_mode="stretch_width"))
+
+
+def _sampler_choice(model: MultimodalModel) -> list[Any]:
+    """A control of where latents come from, if there are samplers that can be asked."""
+    import panel as pn
+
+    choices: dict[str, str | None] = {"posterior": None}
+    for name in conditional_samplers(model):
+        choices[name] = name
+    return [pn.widgets.Select(name="latents from", options=choices)] if len(choices) > 1 else []
 
 
 def conditional_samplers(model: MultimodalModel) -> list[str]:
