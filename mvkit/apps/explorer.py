@@ -153,7 +153,9 @@ def _sampler_choice(model: MultimodalModel) -> list[Any]:
     choices: dict[str, str | None] = {"posterior": None}
     for name in conditional_samplers(model):
         choices[name] = name
-    return [pn.widgets.Select(name="latents from", options=choices)] if len(choices) > 1 else []
+    if len(choices) == 1:
+        return []
+    return [pn.widgets.Select(name="latents from", options=choices, sizing_mode="stretch_width")]
 
 
 def conditional_samplers(model: MultimodalModel) -> list[str]:
