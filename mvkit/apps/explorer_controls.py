@@ -97,7 +97,7 @@ def latent_sources(model: MultimodalModel) -> list[Any]:
     if not samplers:
         return []
     choices = {"posterior": None, **dict(zip(samplers, samplers, strict=True))}
-    return [pn.widgets.Select(name="latents from", options=choices)]
+    return [pn.widgets.Select(name="latents from", options=choices, sizing_mode="stretch_width")]
 
 
 def conditional_samplers(model: MultimodalModel) -> list[str]:
