@@ -1,8 +1,8 @@
 """Whether codes of two modalities can be told apart, before and after adversarial alignment.
 
-    python benchmarks/adversary.py              # prints the table of docs/benchmarks.md
+    python benchmarks/adversary.py              # prints the lines of docs/benchmarks.md
 
-Two views of polydigits, a mixture of experts, the same seeds and epochs for every line. A line is
+Two views of polydigits, a mixture of experts with private latents, the same seeds and epochs for every line. A line is
 trained by the bound alone, or against an opponent that tells codes apart. Probes learn to tell the
 modality of posterior means of each modality alone on one half of the test rows, and are scored on
 the other: logistic regression, a perceptron and a forest; chance is .5. Coherence is the share of
@@ -131,16 +131,16 @@ def lines(options: argparse.Namespace) -> Iterator[dict[str, object]]:
 def main() -> None:
     """Prints a line of JSON for each model."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 3.0])
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--rows", type=int, default=None)
-    parser.add_argument("--latent", type=int, default=16)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 10.0])
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--rows", type=int, default=5000)
+    parser.add_argument("--latent", type=int, default=8)
     parser.add_argument("--private", type=int, default=8)
     parser.add_argument("--critic", type=int, nargs="*", default=[64, 64])
     parser.add_argument("--critic-lr", type=float, default=2e-3)
-    parser.add_argument("--hidden", type=int, nargs="+", default=[512, 512])
-    parser.add_argument("--penalty", type=float, default=1.0)
+    parser.add_argument("--hidden", type=int, nargs="+", default=[256])
+    parser.add_argument("--penalty", type=float, default=4.0)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--aim", default="uniform")
     parser.add_argument("--codes", default="means")

@@ -201,7 +201,7 @@ def test_a_modality_that_nobody_observes_is_no_class():
     tiny = tiny_model()
     batch = rows(6, missing=False)
     batch.mask[:, 2] = False
-    found = tiny.loss(batch, objective=adversary(side="fool"))
+    found = tiny.loss(batch, objective=adversary(side="fool", alpha=1.0))
     expected = by_loops(
         tiny, tiny.conform(batch), side="fool", alpha=1.0, aim="uniform", penalty=0
     )
@@ -305,3 +305,42 @@ def test_the_example_of_the_guide_runs(tmp_path):
     assert len(history) == 25
     assert history["lr/encoders.*"][-1] < history["lr/encoders.*"][8] <= 5e-4
     assert 0.3 < history["opponent/told"][-1] < 0.8
+
+
+def two_views():
+    """Two views of two numbers each, which encoders of a mixture place where they like."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randn(600, 2, generator=generator)
+    views = {}
+    for name in ("left", "right"):
+        noise = 0.3 * torch.randn(600, 6, generator=generator)
+        views[name] = truth @ torch.randn(2, 6, generator=generator) + noise
+    return views
+
+
+def probe(tiny, views):
+    """How well a line tells the modality of a code, on rows that it did not learn from."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    codes = [tiny.encode(views, given=[name]) for name in views]
+    learnt, scored = (
+        torch.cat([code[part] for code in codes]) for part in (slice(300), slice(300, None))
+    )
+    labels = torch.arange(2).repeat_interleave(300)
+    line = linear_model.LogisticRegression(max_iter=1000).fit(learnt, labels)
+    return line.score(scored, labels)
+
+
+@pytest.mark.slow
+def test_codes_that_a_line_tells_apart_become_alike():
+    views = two_views()
+    network = {"name": "mlp", "hidden": [32]}
+    every = {name: Modality((6,), encoder=network, decoder=network) for name in views}
+    tiny = Model(every, latent_dim=2, aggregator="moe", seed=0)
+    with torch.no_grad():
+        tiny.encoders["left"][-1].bias[:2] += 2.0
+    assert probe(tiny, views) > 0.95
+    optimizer = {"name": "adam", "lr": 5e-3, "betas": (0.5, 0.99)}
+    opponent = Opponent({"name": "adversary", "side": "tell"}, optimizer=optimizer, steps=2)
+    stage = Stage({"name": "adversary", "side": "fool"}, 60, opponent=opponent)
+    mvkit.fit(tiny, views, stages=stage, lr=3e-3, seed=0)
+    assert probe(tiny, views) <= 0.6

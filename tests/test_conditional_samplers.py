@@ -365,3 +365,23 @@ def test_rows_of_a_condition_are_independent():
     means = live.mean(condition_at(x, SUBSETS), None)[0]
     permuted = live.mean(condition_at(x[order], subsets), None)[0]
     torch.testing.assert_close(permuted, means[order], rtol=1e-12, atol=1e-12)
+
+
+def test_no_round_of_em_loses_likelihood():
+    generator = torch.Generator().manual_seed(0)
+    mean, covariance = random_normal(0)
+    eps = torch.randn(300, FEATURES, generator=generator, dtype=torch.float64)
+    values = mean + eps @ torch.linalg.cholesky(covariance).T
+    subsets = [SUBSETS[1 + i % 7] for i in range(300)]
+    rows = fitting_rows(values, subsets)
+    live = GMM(components=2, conditional=True).build(LATENT, sizes=SIZES).double()
+    patterns = live.features.gaps(rows.condition.observed)
+    mixture = mixture_sampler()
+    mixture = GaussianMixture(mixture.weight, mixture.loc, mixture.factor)
+    reached = []
+    for _ in range(30):
+        sums = gaussian_mixture._expected(values, patterns, mixture)
+        mixture = sums.mixture(0.0)
+        reached.append(float(sums.log_prob))
+    assert all(after >= before - 1e-9 for before, after in zip(reached, reached[1:], strict=False))
+    assert reached[-1] > reached[0] + 10

@@ -7,7 +7,7 @@ import torch
 
 import mvkit
 from mvkit import Batch, Covariate, DataError, Modality, Model, RequestError, SpecError
-from mvkit.models import part_checks
+from mvkit.models import trial_values
 from mvkit.testing import tiny_models
 
 TINY = {"encoder": {"name": "mlp", "hidden": [6]}, "decoder": {"name": "mlp", "hidden": [6]}}
@@ -148,7 +148,7 @@ def values(model, b):
     """Values that the likelihood of modality `a` takes, (b, *shape)."""
     live = model.decoders["a"].likelihood
     shape = (b, *model.modalities["a"].shape)
-    return part_checks.supported_values(live, shape, torch.float64)
+    return trial_values.supported_values(live, shape, torch.float64)
 
 
 @pytest.mark.parametrize("likelihood", EVERY)

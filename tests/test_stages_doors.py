@@ -240,7 +240,7 @@ def test_sgd_is_the_papers(momentum, nesterov, decay):
             gradient = 4 * x**3 + decay * x
             velocity = gradient if velocity is None else momentum * velocity + gradient
             x = x - 0.01 * (gradient + momentum * velocity if nesterov else velocity)
-        assert float(weights[i]) == pytest.approx(x, abs=1e-12)
+        assert weights[i].item() == pytest.approx(x, abs=1e-12)
 
 
 # schedules that hold others

@@ -7,7 +7,7 @@ from torch import nn
 import mvkit
 from mvkit import Modality, spec
 from mvkit.core.mixture import product_of_observed
-from mvkit.models import part_checks
+from mvkit.models import trial_values
 from mvkit.parts import check_product
 from mvkit.registry import declare
 from mvkit.registry.builtin_parts import mvkit_components
@@ -95,4 +95,4 @@ def test_what_nothing_is_allowed_of_is_none():
         def out_of_support(self, x):
             return torch.ones_like(x, dtype=torch.bool)
 
-    assert part_checks.supported_values(Nothing(), (3, 2), torch.float32) is None
+    assert trial_values.supported_values(Nothing(), (3, 2), torch.float32) is None

@@ -28,8 +28,9 @@ from mvkit.evaluation.metric import (
 )
 from mvkit.models.importance_sampling import Sampling
 from mvkit.models.inference import evaluation, names_of
+from mvkit.models.lacking_covariates import lacks_covariates
 from mvkit.parts.priors import as_prior
-from mvkit.registry.fields import count, optional_count
+from mvkit.registry.fields import choice, count, optional_count
 from mvkit.registry.spec import spec
 
 Names = tuple[str, ...]
@@ -51,6 +52,8 @@ class Likelihood(Metric):
         n: importance samples.
         limit: rows at most; None: all.
         low: the report warns where the median effective sample size is below it.
+        missing: rows that lack a covariate: the `error` of the model, for which they are left out
+            here; or `average`: scored at the average of training, an approximation.
 
     Reference: Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016,
     https://arxiv.org/abs/1509.00519.
@@ -60,6 +63,7 @@ class Likelihood(Metric):
     n: int = count(200)
     limit: int | None = optional_count(1000)
     low: int = count(10, low=0)
+    missing: str = choice("error", "average")
 
     def incompatibility(self, context: EvaluationContext) -> str | None:
         self.asked(context)
@@ -68,7 +72,19 @@ class Likelihood(Metric):
         return None
 
     def rows(self, context: EvaluationContext) -> Batch:
-        return context.first(self.limit, "likelihood")
+        rows = context.first(self.limit, "likelihood")
+        lacking = int(self._left_out(rows).sum())
+        if lacking:
+            context.note(
+                f"likelihood: {lacking:,} rows lack a covariate and are left out; "
+                "missing='average' scores them at the average of training"
+            )
+        return rows
+
+    def _left_out(self, rows: Batch) -> Tensor:
+        """Rows that are not scored, since they lack a covariate, (b,) bool."""
+        lacking = lacks_covariates(rows)
+        return lacking & (self.missing != "average")
 
     def asked(self, context: EvaluationContext) -> dict[str, Query]:
         """Pairs (A, B) by their names in the report."""
@@ -91,6 +107,7 @@ class Likelihood(Metric):
 
     def score(self, context: EvaluationContext, block: Batch, generator: Generator) -> Scores:
         scores: Scores = {}
+        left_out = self._left_out(block)
 
         @functools.cache  # several queries may need the same evidence
         def evidence(names: frozenset[str]) -> tuple[Tensor, Tensor]:
@@ -98,7 +115,7 @@ class Likelihood(Metric):
 
         for title, (of, given) in self.asked(context).items():
             log_p, size = evidence(frozenset(of + given))
-            scored = observes_any(block, of)
+            scored = observes_any(block, of) & ~left_out
             if given:
                 log_p_given, size_given = evidence(frozenset(given))
                 log_p = log_p - log_p_given

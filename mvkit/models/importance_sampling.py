@@ -23,10 +23,12 @@ from mvkit.core.mixture import product_of_observed
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
+from mvkit.core.validation import Schema
 from mvkit.data.dataset import Rows
 from mvkit.errors import NothingObserved, RequestError, check_option
 from mvkit.models.asked_rows import Stated, StatesRows
 from mvkit.models.inference import Empty, Evaluable, Names, check_count, evaluation, names_of
+from mvkit.models.lacking_covariates import check_covariates
 from mvkit.parts.latent_model import LatentModel
 from mvkit.parts.priors import as_prior
 
@@ -161,6 +163,11 @@ class Samples(Evaluable, StatesRows, Protocol):
 
     names: tuple[str, ...]
 
+    @property
+    def schema(self) -> Schema:
+        """What the model expects of a batch."""
+        ...
+
     def conform(self, data: Rows) -> Batch:
         """Data as a checked batch."""
         ...
@@ -246,6 +253,7 @@ def log_weights(
     n: int,
     *,
     proposal: Literal["mixture", "product"] = "mixture",
+    missing: Literal["error", "average"] = "error",
     generator: Generator = None,
 ) -> Tensor:
     """Log importance weights of n draws, (n, b): their log-mean-exp estimates log p of what each
@@ -257,11 +265,14 @@ def log_weights(
         n: draws.
         proposal: `mixture`: iid draws of the posterior under its density; `product`: the product
             of the unimodal experts under its own.
+        missing: rows that lack a covariate: an `error`, or their weights at the `average`.
         generator: source of randomness.
     """
     sampling = Sampling(n, proposal, generator)
+    rows = self.conform(batch)
+    check_covariates(rows, missing, "log_weights")
     with evaluation(self), torch.no_grad():
-        return torch.cat(list(self.weight_blocks(self.conform(batch), sampling)))
+        return torch.cat(list(self.weight_blocks(rows, sampling)))
 
 
 def log_likelihood(
@@ -275,6 +286,7 @@ def log_likelihood(
     proposal: Literal["mixture", "product"] = "mixture",
     empty: Empty = "error",
     exposure: Stated = None,
+    missing: Literal["error", "average"] = "error",
     memory: int | None = None,
     generator: Generator = None,
 ) -> Tensor:
@@ -298,6 +310,8 @@ def log_likelihood(
         empty: rows with none of `given`: `error`, or no condition at all with `prior`.
         exposure: of modalities that have one, {name: one value, or (b,)}; those that are scored
             have the median of training, if the caller states none: it is not computed from them.
+        missing: rows that lack a covariate: an `error`; or `average`: their likelihoods at the
+            shares and means of training, an approximation that a covariate must allow, too.
         memory: bytes that a block of decoded draws may take; n draws go block by block. None: 8 MB
             on the CPU, whose cache then holds them, 256 MB on accelerators.
         generator: source of randomness.
@@ -327,6 +341,9 @@ def log_likelihood(
     sampling = Sampling(n, proposal, generator, memory)
     exposed = frozenset(exposure or {})
     estimate = LikelihoodEstimator(self, scored, conditions, sampling, estimator, empty, exposed)
+    if self.schema.covariates:
+        batch = self.conform(batch)
+        check_covariates(batch, missing, "log_likelihood")
     if exposure:
         batch = with_exposure(self, batch, exposure)
     return self.in_blocks(estimate, batch)

@@ -10,14 +10,12 @@ Axes: k components, b rows, m modalities, d latent, r repeats.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec, cast
 
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mvkit.core.batch import Batch
 from mvkit.core.covariates import Side
@@ -36,6 +34,7 @@ from mvkit.errors import MvkitError, SpecError, within
 from mvkit.models.build import ModelSpec, Parts, assemble
 from mvkit.models.inference import evaluation
 from mvkit.models.module_checks import check_module
+from mvkit.models.trial_values import dtype_of, even_steps, supported_values
 from mvkit.parts.aggregators.aggregator import Aggregator
 from mvkit.parts.networks import Network
 from mvkit.parts.priors import Prior, as_prior
@@ -164,20 +163,9 @@ class _StandIn(nn.Module):
         return torch.sin(x.flatten(1).sum(1, keepdim=True) * 0.37 + steps)
 
 
-def _dtype_of(part: object) -> torch.dtype:
-    """The dtype of a part's parameters; torch's default if it has none."""
-    parameters = part.parameters() if isinstance(part, nn.Module) else ()
-    return next((parameter.dtype for parameter in parameters), torch.get_default_dtype())
-
-
-def _steps(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Numbers from -1 to 1 in even steps."""
-    return torch.linspace(-1, 1, math.prod(shape), dtype=dtype).reshape(shape)
-
-
 def _experts(part: Aggregator, sizes: Sizes) -> Experts:
     """Experts of three rows: one observes everything, one a single modality, one nothing."""
-    dtype = _dtype_of(part)
+    dtype = dtype_of(part)
     width = part.width(sizes.latent)
     mask = torch.zeros(ROWS, len(sizes.modalities), dtype=torch.bool)
     mask[0] = True
@@ -206,7 +194,7 @@ def _rows_of(name: str, modality: Modality, sizes: Sizes, dtype: torch.dtype) ->
     shape = (ROWS, *modality.shape)
     with kept_global():
         live = modality.likelihood.build(attrs.evolve(sizes, name=name))
-    values = _steps(shape, dtype)
+    values = even_steps(shape, dtype)
     if not live.out_of_support(values).any():
         return values
     allowed = supported_values(live, shape, dtype)
@@ -298,14 +286,14 @@ def prior(part: Prior | nn.Module, sizes: Sizes) -> None:
     It must have draws (n, d) too if it does not depend on the rows.
     """
     d = sizes.latent
-    dtype = _dtype_of(part)
+    dtype = dtype_of(part)
     live = as_prior(part)
     b = ROWS if live.conditional else 1
-    loc = _steps((2, b, d), dtype)
+    loc = even_steps((2, b, d), dtype)
     log_weight = loc.new_full((2, b), 0.5).log()
     posterior = Mixture(sizes.family, loc, torch.ones_like(loc), log_weight)
     depends = live.conditional or live.pseudo_inputs is not None
-    z = _steps((2, ROWS, d), dtype)
+    z = even_steps((2, ROWS, d), dtype)
     inputs = {"z": z, "loc of the posterior": loc, "log_weight of the posterior": log_weight}
     with _trial(part, "forward or log_prob", inputs):
         density = live.density(posterior if depends else None)
@@ -316,18 +304,18 @@ def prior(part: Prior | nn.Module, sizes: Sizes) -> None:
 
 def missingness(part: Missingness, sizes: Sizes) -> None:
     """Raises Fault unless log-probabilities of patterns are (s, j, b), finite and at most 0."""
-    dtype = _dtype_of(part)
+    dtype = dtype_of(part)
     x = {}
     observed = {}
     for name in part.modalities:
         shape = sizes.modalities[name].shape
         if part.looks_at_values:
-            x[name] = _steps((2, 1, ROWS, *shape), dtype)
-        observed[name] = _steps((ROWS, *shape), dtype) > 0
+            x[name] = even_steps((2, 1, ROWS, *shape), dtype)
+        observed[name] = even_steps((ROWS, *shape), dtype) > 0
     inputs = {f"x[{name!r}]": values for name, values in x.items()}
     inputs |= {f"observed[{name!r}]": flags for name, flags in observed.items()}
     with _trial(part, "log_prob", inputs):
-        log_ps = part.log_prob(x, observed, _steps((2, 1, ROWS, sizes.latent), dtype))
+        log_ps = part.log_prob(x, observed, even_steps((2, 1, ROWS, sizes.latent), dtype))
     log_ps = _check_tensor(log_ps, (2, 1, ROWS), "log_prob of z (2, 1, 3, d)")
     reason = f"returned a probability above 1: its logarithm is {float(log_ps.max())}"
     expect((log_ps <= 1e-6).all(), f"{reason}; expected 0 at most", "finite")
@@ -335,9 +323,9 @@ def missingness(part: Missingness, sizes: Sizes) -> None:
 
 def likelihood(part: Likelihood, shape: tuple[int, ...]) -> None:
     """Raises Fault unless densities are elementwise and finite, and means and draws like x."""
-    dtype = _dtype_of(part)
+    dtype = dtype_of(part)
     numbers = (part.params,) if part.params > 1 else ()
-    out = _steps((2, ROWS, *shape, *numbers), dtype)
+    out = even_steps((2, ROWS, *shape, *numbers), dtype)
     x = supported_values(part, (ROWS, *shape), dtype)
     finite = x is not None  # a density of values outside the support need not be
     if x is None:
@@ -351,44 +339,6 @@ def likelihood(part: Likelihood, shape: tuple[int, ...]) -> None:
         _check_tensor(draws, (2, ROWS, *shape), "sample")
 
 
-def supported_values(
-    part: Likelihood, shape: tuple[int, ...], dtype: torch.dtype
-) -> Tensor | None:
-    """The first of normal, uniform, count and one-hot values that a likelihood takes.
-
-    If it takes none, draws of its own; None if it does not take those.
-    """
-    for x in made_up_values(shape, dtype):
-        if not part.out_of_support(x).any():
-            return x
-    draws = _draws(part, shape, dtype)
-    fits = tuple(draws.shape) == shape and not part.out_of_support(draws).any()
-    return draws if fits else None
-
-
-@torch.no_grad()
-def _draws(part: Likelihood, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Draws of a likelihood, (*shape)."""
-    numbers = (part.params,) if part.params > 1 else ()
-    out = _steps((1, *shape, *numbers), dtype)
-    if isinstance(part, nn.Module):
-        out = out.to(_dtype_of(part))
-    with kept_global():
-        draws = sample_of(part, out, Context(generator=seeded(0)))
-    return draws[0].to(dtype)
-
-
-def made_up_values(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Normal, uniform, count and one-hot values of a shape, the same at every call."""
-    generator = seeded(0)
-    normal = torch.randn(shape, dtype=dtype, generator=generator)
-    uniform = torch.rand(shape, dtype=dtype, generator=generator)
-    classes = torch.randint(shape[-1], shape[:-1], generator=generator)
-    counts = torch.randint(5, shape, generator=generator).to(dtype)
-    one_hot = functional.one_hot(classes, shape[-1]).to(dtype)
-    return normal, uniform, counts, one_hot
-
-
 def network(part: Network, modality: Modality) -> None:
     """Raises Fault unless encoder and decoder of a modality emit the right shapes."""
     with kept_global():
@@ -398,7 +348,7 @@ def network(part: Network, modality: Modality) -> None:
         ("encoder", encoder, modality.input_shape, (5,)),
         ("decoder", decoder, (5,), modality.shape),
     ):
-        rows = _steps((ROWS, *shape), torch.get_default_dtype())
+        rows = even_steps((ROWS, *shape), torch.get_default_dtype())
         with _trial(module, side, {"rows": rows}):
             _check_tensor(on_rows(module, rows), (ROWS, *emitted), f"rows of its {side}")
 

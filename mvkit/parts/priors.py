@@ -20,7 +20,7 @@ from mvkit.core.family import Family
 from mvkit.core.mixture import Mixture
 from mvkit.core.modality import Sizes
 from mvkit.core.posterior import Posterior, as_density
-from mvkit.errors import DataError, RequestError, SpecError
+from mvkit.errors import DataError, SpecError
 from mvkit.parts.aggregators.aggregator import Aggregator
 from mvkit.parts.mixture_fit import CovarianceKind, MixtureFit, fit_mixture, precision_roots
 from mvkit.parts.objectives.objective import Objective
@@ -391,48 +391,3 @@ class MoGPrior(_Scales, Prior):
             if value is not None:
                 setattr(self, name, nn.Parameter(value.detach()[index]))
         self.clusters = len(clusters)
-
-
-@spec
-class Vamp:
-    """VampPrior p(z) = 1/C Σ_c q(z|u_c): the aggregator's posterior of trained pseudo-inputs.
-
-    Args:
-        components: number of pseudo-inputs C.
-
-    Reference: Tomczak and Welling, VAE with a VampPrior, AISTATS 2018,
-    https://arxiv.org/abs/1705.07120.
-    """
-
-    components: int = count(20)
-
-    def build(self, sizes: Sizes) -> VampPrior:
-        """The prior with its pseudo-inputs."""
-        return VampPrior(self, sizes)
-
-
-class VampPrior(nn.Module, Prior):
-    """Holds the pseudo-inputs, in the space of covariates too; the model encodes them."""
-
-    def __init__(self, spec: Vamp, sizes: Sizes) -> None:
-        super().__init__()
-        self.inputs = nn.ParameterDict()
-        for name, modality in sizes.modalities.items():
-            self.inputs[name] = noise.initial_uniforms((spec.components, *modality.shape))
-        context = sizes.context("encoders")
-        self.context = nn.Parameter(torch.zeros(spec.components, context)) if context else None
-
-    @property
-    def pseudo_context(self) -> Tensor | None:
-        return self.context
-
-    @property
-    def pseudo_inputs(self) -> dict[str, Tensor]:
-        return dict(self.inputs.items())
-
-    def forward(self, posterior: Mixture | None = None) -> Mixture:
-        if posterior is None:
-            raise RequestError(
-                "prior 'vamp': needs a model that encodes its pseudo-inputs; ask the model"
-            )
-        return posterior

@@ -15,7 +15,7 @@ from typing import Any, cast
 import attrs
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from mvkit.core.batch import Batch
@@ -23,14 +23,13 @@ from mvkit.core.decoder import Decoder
 from mvkit.core.modality import Modality, Sizes
 from mvkit.core.noise import seeded
 from mvkit.errors import SpecError
-from mvkit.models import part_checks
+from mvkit.models import part_checks, trial_values
 from mvkit.models.checkpoint import load, save
 from mvkit.models.model import Model
 from mvkit.models.part_checks import Fault, expect
-from mvkit.parts.families import Normal
 from mvkit.parts.networks import Network
 from mvkit.registry.spec import as_part
-from mvkit.testing import tiny_models
+from mvkit.testing import missingness_checks, tiny_models
 from mvkit.testing.coupled_rows import check_coupling
 from mvkit.testing.injected_noise import bound_noise, noise
 from mvkit.testing.tiny_models import NAMES, Options, loss_and_gradients
@@ -123,7 +122,7 @@ def rows(model: Model, pattern: Pattern | None = None, b: int = 8) -> Batch:
     batch = tiny_models.rows(b)
     likelihood = cast(Decoder, model.decoders["a"]).likelihood
     shape = (len(batch), *model.modalities["a"].shape)
-    values = part_checks.supported_values(likelihood, shape, torch.float64)
+    values = trial_values.supported_values(likelihood, shape, torch.float64)
     if values is None:
         raise Fault(
             "takes none of normal, uniform, count and one-hot values; expected one of them"
@@ -355,34 +354,6 @@ def _check_gradient(model: Model, batch: Batch) -> None:
             ) from None
 
 
-def _move(live: object) -> None:
-    """Moves parameters away from where they start, which may be a special place."""
-    parameters = live.parameters() if isinstance(live, nn.Module) else ()
-    with torch.no_grad():
-        for parameter in parameters:
-            steps = torch.arange(1.0, parameter.numel() + 1)
-            parameter.copy_(torch.sin(steps).reshape(parameter.shape))
-
-
-def patterns(kind: str, part: Any) -> None:
-    """Probabilities of all patterns of observed and missing values sum to 1."""
-    modality = tiny_models.modalities(1, ("a",))
-    live = part.build(Sizes(2, Normal(), modality, None))
-    _move(live)
-    z = part_checks.made_up_values((2, 1, 2, 2), torch.float32)[0]
-    x = {"a": part_checks.made_up_values((2, 1, 2, 3), torch.float32)[0]}
-    total = torch.zeros(2, 1, 2)
-    for flags in itertools.product([True, False], repeat=3):
-        observed = {"a": torch.tensor([flags, flags])}
-        with torch.no_grad():
-            total += live.log_prob(x, observed, z).exp()
-    expect(
-        torch.allclose(total, torch.ones(2, 1, 2), atol=1e-5),
-        f"returned probabilities of all patterns that sum to {total.flatten().tolist()}; "
-        "expected 1 for each row, whatever its values",
-    )
-
-
 def coupling(kind: str, part: object) -> None:
     """Rows are coupled if the objective says so, and then across the shares of processes."""
     for setting, model in models(kind, part):
@@ -402,5 +373,5 @@ _EVERY: Checks = {
     "precision": precision,
 }
 CHECKS = dict.fromkeys((*WHOLE_MODEL, "likelihood", "network"), _EVERY)
-CHECKS["missingness"] = {**_EVERY, "patterns": patterns}
+CHECKS["missingness"] = {**_EVERY, "patterns": missingness_checks.patterns}
 CHECKS["objective"] = {**_EVERY, "coupling": coupling}

@@ -23,7 +23,8 @@ from mvkit.errors import SpecError
 from mvkit.evaluation.evaluate import evaluate
 from mvkit.evaluation.metric import Metric
 from mvkit.models.model import Model
-from mvkit.models.part_checks import Fault, expect, made_up_values
+from mvkit.models.part_checks import Fault, expect
+from mvkit.models.trial_values import made_up_values
 from mvkit.testing import model_parts, sampler_checks, tiny_models
 from mvkit.testing.model_parts import Checks
 from mvkit.training.annealing import Ramp

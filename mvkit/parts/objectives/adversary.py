@@ -47,7 +47,7 @@ class Adversary(Objective):
     Args:
         side: `tell`: D learns, encoders stand still (for a stage's opponent); `fool`: the encoders
             learn to make D useless, and D stands still; `both` at once, with one optimizer.
-        alpha: how much fooling counts.
+        alpha: how much fooling counts; the default is that of benchmarks/adversary.py.
         kl_weight: a further factor of it, for ramps.
         aim: of fooling: `uniform`, the cross-entropy of D to chance, or `minimax`, the negative
             cross-entropy: `both` with `minimax` is the reversal of gradients.
@@ -63,12 +63,12 @@ class Adversary(Objective):
     """
 
     side: str = choice("both", "tell", "fool")
-    alpha: float = factor()
+    alpha: float = factor(10.0)
     kl_weight: float = factor()
     aim: str = choice("uniform", "minimax")
     codes: str = choice("means", "draws")
     hidden: tuple[int, ...] = field(default=(64, 64), check=widths)
-    penalty: float = factor(1.0)
+    penalty: float = factor(4.0)
     couples_rows = True
 
     @property
