@@ -75,7 +75,6 @@ def run(name: str, folder: Path, seed: int, clusters: int) -> dict[str, object]:
             pruning = mvkit.prune_clusters(model, train, rule=rule)
             line[f"pruned by {rule}"] = len(pruning.kept)
             line[f"pruned by {rule}, accuracy"] = accuracy(pruning.model, rows, truth)
-            line[f"entropy by {rule}"] = pruning.entropy
     for rule in ("joint", "votes"):
         line[rule] = accuracy(model, rows, truth, rule)
     codes = model.encode(rows).double().numpy()
@@ -101,7 +100,7 @@ def table(lines: list[dict[str, object]]) -> str:
         for key in ("joint", "votes", "k-means"):
             values = [float(line[key]) for line in own]  # type: ignore[arg-type]
             low, high = min(values), max(values)
-            cells.append(f"{statistics.median(values):.3f} ({low:.3f} to {high:.3f})")
+            cells.append(f"{statistics.median(values):.4f} ({low:.4f} to {high:.4f})")
         cells.append(str(PUBLISHED.get(name, "")))
         text.append(f"| {' | '.join(cells)} |")
     for line in lines:
