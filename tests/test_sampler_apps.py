@@ -7,7 +7,8 @@ from test_page import METRICS, run  # noqa: F401, a fixture
 
 import mvkit
 from mvkit.apps import cli
-from mvkit.apps.explorer import conditional_samplers, imputed, layout
+from mvkit.apps.explorer import imputed, layout
+from mvkit.apps.explorer_controls import conditional_samplers
 from mvkit.apps.html_report import write_page
 
 pytest.importorskip("matplotlib")
