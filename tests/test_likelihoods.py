@@ -17,7 +17,9 @@ from mvkit import DataError, Modality, Model, SpecError
 from mvkit.core.likelihood import Context
 from mvkit.core.modality import Sizes
 from mvkit.core.noise import seeded
-from mvkit.testing import check_component
+from mvkit.registry import plugins
+from mvkit.testing import ConformanceError, check_component
+from mvkit.testing.conformance import checks_of
 
 DRAWS = 4000
 
@@ -1223,3 +1225,48 @@ def test_values_outside_the_support_are_refused_with_their_place(title):
     x[4, 1] = value
     with pytest.raises(DataError, match=f"(?s)'a'.*row 4.*{expected}"):
         model.encode({"a": x})
+
+
+def rates(*, total):
+    """A likelihood of rates in an exposure, which says that it shares out totals or does not."""
+
+    @mvkit.spec
+    class Rates(mvkit.Likelihood):
+        """Poisson counts of rates. Reference: none."""
+
+        takes_exposure = True
+        takes_total = total
+
+        def build(self, sizes):
+            return self
+
+        def mean(self, out, context):
+            rate = torch.exp(out)
+            return rate if context.exposure is None else rate * context.exposure.reshape(-1, 1)
+
+        def log_prob(self, out, x, context):
+            rate = self.mean(out, context)
+            return torch.xlogy(x, rate) - rate - torch.lgamma(x + 1)
+
+        def sample(self, out, context):
+            return torch.poisson(self.mean(out, context), generator=context.generator)
+
+        def out_of_support(self, x):
+            return ~((x >= 0) & (x == x.round()))
+
+    return Rates
+
+
+def test_a_likelihood_of_rates_refuses_a_total():
+    plugins.declare("likelihood", "rates_only", rates(total=False))
+    with pytest.raises(SpecError, match="multiplies rates by an exposure.*takes_total"):
+        Model({"a": Modality((3,), "rates_only", exposure="total")}, latent_dim=2)
+    Model({"a": Modality((3,), "rates_only", exposure="years")}, latent_dim=2)
+
+
+def test_conformance_tells_rates_that_claim_to_share_out_totals():
+    plugins.declare("likelihood", "rates_claim", rates(total=True))
+    with pytest.raises(ConformanceError, match="'exposures'.*other counts of a total"):
+        check_component(
+            "likelihood", "rates_claim", skip=set(checks_of("likelihood")) - {"exposures"}
+        )

@@ -327,12 +327,30 @@ def _made(
     with _named("model"):
         signature.bind(modalities, **options)
         with error_context(make, "when it was called"):
-            model = make(modalities, **options)
+            model = _called(make, modalities, options)
     if not isinstance(model, MultimodalModel):
         raise SpecError(
             f"returned a {type(model).__name__}; expected a Model or a Stack", "model.recipe"
         )
     return model
+
+
+def _called(
+    make: Callable[..., MultimodalModel], modalities: dict[str, Modality], options: Table
+) -> MultimodalModel:
+    """What a recipe returns.
+
+    Raises:
+        SpecError: an option that the recipe sets itself.
+    """
+    try:
+        return make(modalities, **options)
+    except TypeError as error:
+        twice = re.search(r"multiple values for keyword argument '(\w+)'", str(error))
+        if twice is None or twice[1] not in options:
+            raise
+        reason = "the recipe sets it; take the recipe's own options, or Model"
+        raise SpecError(reason, twice[1]) from None
 
 
 def _train_options(given: Table) -> Table:

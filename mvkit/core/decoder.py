@@ -39,6 +39,13 @@ class Decoder(nn.Module):
                 "'poisson'",
                 "exposure",
             )
+        if modality.exposure == TOTAL and not self.likelihood.takes_total:
+            raise SpecError(
+                f"likelihood {modality.likelihood!r} multiplies rates by an exposure, and a total "
+                "is to be shared out; expected the name of a number of the rows, or a likelihood "
+                "with takes_total, such as 'poisson'",
+                "exposure",
+            )
         network = modality.decoder
         context = sizes.context("decoders")
         if isinstance(network, nn.Module):

@@ -56,7 +56,8 @@ class Likelihood(RenamedMethods, ABC):
     `out_of_support` to refuse impossible values; `integers` if integers are accepted; `class_axis`
     if the last axis is one of classes, which `log_prob` sums over; `starts` if `start` does
     something (decoders then start at `first_outputs`); `takes_exposure` if `Context.exposure`
-    changes what it computes; `reparametrised` if draws have gradients with respect to `out`. What
+    changes what it computes, as a factor of a rate, and `takes_total` if it shares out an
+    exposure `"total"`; `reparametrised` if draws have gradients with respect to `out`. What
     concerns the modality is in `sizes`: `sizes.name`, `sizes.shape`.
     """
 
@@ -67,6 +68,7 @@ class Likelihood(RenamedMethods, ABC):
     support: str = "finite numbers"
     starts: bool = False
     takes_exposure: bool = False
+    takes_total: bool = False
     reparametrised: bool = False
 
     @abstractmethod

@@ -66,7 +66,7 @@ def check_component(
     say). All other kinds: `contract`.
 
     Args:
-        kind: one of `mvkit.plugins.KINDS`.
+        kind: one of `mvkit.registry.KINDS`.
         name: bare or qualified, `my-plugin/nsf`.
         skip: names of checks that do not apply; say why beside it.
         companions: parts by kind that the tiny models have, where the part does not go with the

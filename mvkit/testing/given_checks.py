@@ -73,7 +73,10 @@ def _conditional(kind: str, part: object) -> Model:
 
 
 def exposures(kind: str, part: Any) -> None:
-    """A likelihood that takes an exposure expects twice as much of twice the exposure."""
+    """A likelihood that takes an exposure expects twice as much of twice the exposure.
+
+    If it shares out a total, outputs that are all larger by as much are the same shares.
+    """
     for exposure in ("years", TOTAL):
         options = {**model_parts.first_options(kind, part), "exposure": exposure}
         try:
@@ -89,6 +92,16 @@ def exposures(kind: str, part: Any) -> None:
             torch.allclose(means[1], 2 * means[0], rtol=1e-6),
             f"expected {means[1].sum():.4g} of twice the exposure and {means[0].sum():.4g} of "
             "it; expected twice as much; use context.exposure",
+        )
+        if exposure != TOTAL:
+            continue
+        first = torch.zeros(decoder.likelihood.params).double()
+        first[0] = 1.0
+        larger = out + (first if decoder.likelihood.params > 1 else 1.0)
+        expect(
+            torch.allclose(_means(decoder, larger, once), means[0], rtol=1e-6),
+            "expected other counts of a total when all outputs were larger by 1; expected shares "
+            "of the total, a softmax over the elements; leave takes_total out if these are rates",
         )
 
 

@@ -67,7 +67,7 @@ def kl_weight(kind: str, part: Any) -> None:
         same.append(f"{float(loss):.6g}")
     raise Fault(
         f"returned the same losses, {', '.join(same)}, whatever its kl_weight is; expected KLs "
-        "times it: the objective that ramps change is self, not the model's"
+        "times self.kl_weight (ramps change a copy of the objective, not the model's own)"
     )
 
 

@@ -101,6 +101,7 @@ class CountLikelihood(nn.Module, Likelihood):
     integers = True
     support = SUPPORT
     takes_exposure = True
+    takes_total = True
 
     def __init__(self, sizes: Sizes, *, own: int = 1, zero_inflated: bool = False) -> None:
         super().__init__()

@@ -62,6 +62,7 @@ class MultinomialLikelihood(nn.Module, Likelihood):
     integers = True
     support = SUPPORT
     takes_exposure = True
+    takes_total = True
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
