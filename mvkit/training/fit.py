@@ -26,6 +26,7 @@ from mvkit.training.events import Listener, Listeners, RunFinished
 from mvkit.training.history import History
 from mvkit.training.loop import train_stage
 from mvkit.training.nonfinite import OnNonFinite
+from mvkit.training.refining import note_refined
 from mvkit.training.run import Options, Precision, Resume, Run
 from mvkit.training.run_folder import Folder
 from mvkit.training.stages import Stage, StagesLike, as_stages, with_patience
@@ -219,7 +220,9 @@ def _train(run: Run, resume: Resume, compile: bool) -> None:
         try:
             with watched:
                 for index in range(first, len(run.plan)):
+                    note_refined(run.model, run.plan[index])
                     train_stage(run, index, state)
+                    note_refined(run.model, run.plan[index])
                     state = None
                     if run.stopped:
                         break
