@@ -127,17 +127,9 @@ def evaluate(
     rows, empty = _ordered(batch, seed, "data", label, words)
     if fitting is not None:
         fitting, _ = _ordered(fitting, seed, "train", label, words)
-    context = EvaluationContext(
-        model,
-        rows,
-        fitting,
-        label,
-        classifiers or {},
-        features or {},
-        seed,
-        sampler=sampler,
-        refined=refined,
-    )
+    functions = (classifiers or {}, features or {})
+    context = EvaluationContext(model, rows, fitting, label, *functions, seed)
+    context = attrs.evolve(context, sampler=sampler, refined=refined)
     if empty:
         context.note(f"{empty:,} rows observe nothing and are left out")
     if rows.row_weight is not None:

@@ -320,6 +320,12 @@ def warn_if_changed(model: HasSamplers, key: str, fitted_to: str | None, sentenc
         warnings.warn(sentence, stacklevel=5)
 
 
+def look_again(model: HasSamplers) -> None:
+    """Has weights digested when they are asked for next: torch counts no change by fused Adam."""
+    for key, (_, digest_then) in model.seen_weights.items():
+        model.seen_weights[key] = (None, digest_then)
+
+
 def _state(model: HasSamplers) -> object:
     """What changes with every step of training; None where torch counts no changes."""
     weights = list(_weights(model).values())

@@ -19,6 +19,7 @@ from mvkit.data.pipeline import Pipeline, as_pipeline
 from mvkit.errors import RequestError, check_number, check_option, check_whole_number
 from mvkit.models.multimodal import MultimodalModel, check_model
 from mvkit.models.penalties import penalties_found_once
+from mvkit.models.sampler_requests import look_again
 from mvkit.parts.priors import as_prior
 from mvkit.training.checks import adopt_objectives, check_plan
 from mvkit.training.distributed import ProcessGroup
@@ -233,6 +234,7 @@ def _train(run: Run, resume: Resume, compile: bool) -> None:
             raise
         finally:
             run.remember_weights()
+            look_again(run.model)
         run.listeners.tell(RunFinished(run.history))
 
 
