@@ -107,7 +107,7 @@ CASES = {
     "nothing to gather": (lambda: model("gpoe"), {"data": rows(9), "stages": SPREAD}),
     "opponent": (lambda: model("moe"), {"data": rows(9), "stages": AGAINST, "validation": rows(3, seed=1)}),
     "placed": (placed, {"data": rows(9)}),
-    "refiners": (lambda: model("mopoe", private=1), {"data": given_rows(9), "stages": REFINED}),
+    "refiners": (lambda: model(private=1), {"data": given_rows(9), "stages": REFINED}),
     "given": (conditional, {"data": given_rows(9), "validation": given_rows(3, seed=1)}),
 }  # fmt: skip
 

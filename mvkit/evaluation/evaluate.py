@@ -127,8 +127,8 @@ def evaluate(
     rows, empty = _ordered(batch, seed, "data", label, words)
     if fitting is not None:
         fitting, _ = _ordered(fitting, seed, "train", label, words)
-    functions = (classifiers or {}, features or {})
-    context = EvaluationContext(model, rows, fitting, label, *functions, seed)
+    by_modality = (classifiers or {}, features or {})
+    context = EvaluationContext(model, rows, fitting, label, *by_modality, seed)
     context = attrs.evolve(context, sampler=sampler, refined=refined)
     if empty:
         context.note(f"{empty:,} rows observe nothing and are left out")
