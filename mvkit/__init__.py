@@ -43,11 +43,13 @@ from mvkit.parts.networks import Network
 from mvkit.parts.objectives.elbo import ELBO
 from mvkit.parts.objectives.objective import Objective
 from mvkit.parts.priors import Prior
+from mvkit.parts.refiners import Refiner
 from mvkit.parts.samplers import Sampler
 from mvkit.registry import plugins
 from mvkit.registry.plugins import available
 from mvkit.registry.spec import field, spec
 from mvkit.training.fit import fit
+from mvkit.training.fit_refiner import fit_refiner
 from mvkit.training.history import History
 from mvkit.training.opponent import Opponent
 from mvkit.training.stages import Stage
@@ -86,6 +88,7 @@ __all__ = [
     "Opponent",
     "Pipeline",
     "Prior",
+    "Refiner",
     "Report",
     "RequestError",
     "Sampler",
@@ -102,6 +105,7 @@ __all__ = [
     "evaluate",
     "field",
     "fit",
+    "fit_refiner",
     "fit_sampler",
     "impute",
     "load",

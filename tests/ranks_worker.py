@@ -54,6 +54,11 @@ class Spread(mvkit.Objective):
 plugins.declare(component.Component("objective", "spread", f"{__name__}:Spread"))
 SPREAD = Stage({"name": "sum", "terms": ["elbo", "spread"]}, 2, ["encoders.*", "aggregator.*"])
 
+REFINED = [
+    Stage("elbo", 1),
+    Stage({"name": "refine", "refiners": {"a": "energy", "b": "energy"}}, 1, ["refiners.*"]),
+]
+
 LEVELS = Stage({"name": "levels", "levels": ["elbo", COUPLED]}, 2)
 
 
@@ -108,10 +113,11 @@ CASES = {
     "opponent": (lambda: model("moe"), {"data": rows(9), "stages": AGAINST, "validation": rows(3, seed=1)}),
     "placed": (placed, {"data": rows(9)}),
     "scales of batches": (optimal, {"data": rows(9), "validation": rows(3, seed=1)}),
+    "refiners": (lambda: model(private=1), {"data": given_rows(9), "stages": REFINED}),
     "given": (conditional, {"data": given_rows(9), "validation": given_rows(3, seed=1)}),
 }  # fmt: skip
 
-RESUMED = ("validation", "coupled rows", "opponent")
+RESUMED = ("validation", "coupled rows", "opponent", "refiners")
 
 
 def quiet(site, shape, dtype, device):

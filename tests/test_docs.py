@@ -146,6 +146,7 @@ SOURCED = (
     "optimizer",
     "metric",
     "sampler",
+    "refiner",
 )
 
 

@@ -36,6 +36,7 @@ ALLOWED = {
     "parts/likelihoods/positive.py": "likewise",
     "parts/likelihoods/counts.py": "likewise",
     "parts/likelihoods/negative_binomial.py": "likewise",
+    "parts/refiners.py": "likewise",
     "parts/samplers.py": "a sampler that noise.draw calls",
     "parts/conditional_gmm.py": "likewise",
     "parts/conditional_samplers.py": "likewise",
@@ -53,6 +54,7 @@ ALLOWED = {
     "testing/given_checks.py": "likewise",
     "testing/other_parts.py": "latents of a check; a generator of their own",
     "testing/sampler_checks.py": "likewise",
+    "testing/refiner_checks.py": "likewise",
 }
 
 

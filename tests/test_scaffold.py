@@ -24,6 +24,7 @@ KINDS = {
     "dataset",
     "transform",
     "sampler",
+    "refiner",
     "metric",
 }
 

@@ -135,6 +135,9 @@ def _commands_of_results(command: AddCommand) -> None:
     )
     report.add_argument("--data", help="a dataset by name, instead of what run.toml says")
     report.add_argument("--sampler", help="generate from latents of this fitted sampler")
+    report.add_argument(
+        "--refine", nargs="+", default=False, help="modalities that are drawn by their refiners"
+    )
     report.add_argument("--seed", type=int, default=0)
     explore = command(
         "explore", _explore, "serve a page on this machine to look around in a run's model"
@@ -213,7 +216,7 @@ def _report(options: argparse.Namespace) -> None:
     from mvkit.apps.html_report import write_page
 
     output = options.output or options.run / "report.html"
-    chosen = {"data": options.data, "sampler": options.sampler, "seed": options.seed}
+    chosen = {key: getattr(options, key) for key in ("data", "sampler", "refine", "seed")}
     _say(write_page(options.run, output, **chosen))
     _say(f"\npage: {output}")
 

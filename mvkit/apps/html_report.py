@@ -45,6 +45,7 @@ def write_page(
     seed: int = 0,
     metrics: Sequence[MetricLike] | None = None,
     sampler: str | None = None,
+    refine: bool | list[str] = False,
     progress: bool | None = None,
 ) -> Report:
     """Evaluates the model of a run on its test rows and writes the page; returns the report.
@@ -56,6 +57,7 @@ def write_page(
         seed: of the evaluation and of the pictures.
         metrics: see `mvkit.evaluate`.
         sampler: likewise.
+        refine: likewise.
         progress: show a bar; None: on a terminal only.
 
     Raises:
@@ -71,6 +73,7 @@ def write_page(
         metrics,
         train=splits.train,
         sampler=sampler,
+        refine=refine,
         seed=seed,
         progress=progress,
     )

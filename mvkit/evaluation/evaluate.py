@@ -33,6 +33,7 @@ from mvkit.evaluation.metric import ROW, EvaluationContext, Function, Metric, Sc
 from mvkit.evaluation.report import Report
 from mvkit.models.far_covariates import warn_if_far
 from mvkit.models.multimodal import MultimodalModel, check_model
+from mvkit.models.refiners import Wanted, asked_refiners
 from mvkit.registry import plugins
 from mvkit.registry.spec import as_part
 
@@ -56,6 +57,7 @@ def evaluate(
     features: Functions | None = None,
     label: str = LABEL,
     sampler: str | None = None,
+    refine: Wanted = False,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Report:
@@ -83,11 +85,13 @@ def evaluate(
         sampler: generate modalities from latents of a conditional sampler that
             `mvkit.fit_sampler` fitted, given what rows have (coherence, reconstruction,
             imputation, calibration, Fréchet distances); None: from the posterior.
+        refine: modalities that are generated as draws of the refiners that `mvkit.fit_refiner`
+            trained, wherever something is generated, in place of means; True: all.
         seed: of all randomness.
         progress: show a bar; None: on a terminal only.
 
     Raises:
-        RequestError: a name of labels, a modality, or a sampler, that is not there.
+        RequestError: a name of labels, a modality, a sampler, or a refiner, that is not there.
         DataError: no rows; what a model or classifier returns is not finite.
         ShapeError: a classifier or a network of features with a wrong output.
         SpecError: a metric that is not known, or an option that it cannot have.
@@ -114,6 +118,7 @@ def evaluate(
     seed = noise.whole_seed(seed)
     if sampler is not None:
         model.conditional_sampler(sampler, "evaluate")
+    refined = tuple(asked_refiners(model, refine, model.names, "evaluate"))
     batch = _rows(model, data, "data")
     fitting = None if train is None else _rows(model, train, "train")
     _check_label(label, batch)
@@ -122,9 +127,9 @@ def evaluate(
     rows, empty = _ordered(batch, seed, "data", label, words)
     if fitting is not None:
         fitting, _ = _ordered(fitting, seed, "train", label, words)
-    context = EvaluationContext(
-        model, rows, fitting, label, classifiers or {}, features or {}, seed, sampler=sampler
-    )
+    by_modality = (classifiers or {}, features or {})
+    context = EvaluationContext(model, rows, fitting, label, *by_modality, seed)
+    context = attrs.evolve(context, sampler=sampler, refined=refined)
     if empty:
         context.note(f"{empty:,} rows observe nothing and are left out")
     if rows.row_weight is not None:
@@ -139,7 +144,7 @@ def evaluate(
         "python": platform.python_version(),
     }
     about = {"model": model.header(), "seed": seed, "rows": len(rows), "versions": versions}
-    about |= _sampler_of(context)
+    about |= {**_sampler_of(context), **_refined_by(context)}
     return Report(tuple(scores), tuple(context.notes), about)
 
 
@@ -151,6 +156,15 @@ def _sampler_of(context: EvaluationContext) -> dict[str, str]:
         f"what is generated from other modalities has latents of sampler {context.sampler!r}"
     )
     return {"sampler": context.sampler}
+
+
+def _refined_by(context: EvaluationContext) -> dict[str, list[str]]:
+    """The modalities that refiners drew, for what a report says of itself; a note."""
+    if not context.refined:
+        return {}
+    listed = ", ".join(map(repr, context.refined))
+    context.note(f"what is generated of {listed} are draws of refiners")
+    return {"refine": list(context.refined)}
 
 
 def _check_functions(option: str, functions: object, names: Sequence[str]) -> None:

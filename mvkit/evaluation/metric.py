@@ -150,6 +150,7 @@ class EvaluationContext:
         seed: of all randomness.
         notes: what the report says beside its numbers; keys of a dict, so that each is said once.
         sampler: what draws the latents of modalities that are generated; None: the posterior.
+        refined: modalities that their refiners draw.
     """
 
     model: MultimodalModel
@@ -161,6 +162,7 @@ class EvaluationContext:
     seed: int = 0
     notes: dict[str, None] = attrs.field(factory=dict)
     sampler: str | None = None
+    refined: tuple[str, ...] = ()
     _fitted: dict[str, Function] = attrs.field(factory=dict, init=False)
 
     def note(self, text: str) -> None:
@@ -261,7 +263,9 @@ class EvaluationContext:
         """
         if self.sampler is not None:
             options["sampler"] = self.sampler
-        samples = self.model.translate(block, to, given, units="model", **options)
+        wanted = tuple(to)
+        options["refine"] = tuple(name for name in self.refined if name in wanted)
+        samples = self.model.translate(block, wanted, given, units="model", **options)
         for name, values in samples.items():
             finite(values, block, f"modality {name!r}, generated,", 1)
         return samples
@@ -272,7 +276,9 @@ class EvaluationContext:
         None, with a note, where the model has no such samples.
         """
         try:
-            return self.model.sample(n, sampler=sampler, units="model", generator=generator)
+            return self.model.sample(
+                n, sampler=sampler, refine=self.refined, units="model", generator=generator
+            )
         except RequestError as error:
             self.note(f"no samples: {error}")
             return None

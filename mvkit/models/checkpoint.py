@@ -24,6 +24,7 @@ from mvkit.models.package_versions import (
     migrated,
     warn_of_other_options,
 )
+from mvkit.models.refiners import install as install_refiner
 from mvkit.models.samplers import built, install
 from mvkit.models.stack import Stack
 from mvkit.registry import plugins
@@ -58,7 +59,8 @@ def header_of(model: MultimodalModel) -> Header:
     """
     model.check_savable()
     samplers = [sampler.spec for sampler in model.samplers.values()]
-    specs = (model.spec, *samplers, *model.adopted_objectives())
+    refiners = [refiner.spec for refiner in model.refiners.values()]
+    specs = (model.spec, *samplers, *refiners, *model.adopted_objectives())
     return {
         "model": model.header(),
         "dtype": str(model.like.dtype).removeprefix("torch."),
@@ -192,6 +194,8 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
     fitted_to = options.pop("samplers_fitted_to", {})
     covariate_rows = options.pop("covariate_rows", 0)
     objectives = options.pop("objectives", [])
+    refiners = options.pop("refiners", {})
+    refined_to = options.pop("refined_to", {})
     training_rows = options.pop("training_rows", None)
     model: Model | Stack
     if options.pop("name") == "stack":
@@ -212,6 +216,9 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
         spec = as_part("sampler", sampler)
         install(model, spec, built(model, spec))
     model.fitted_to = dict(fitted_to)
+    for name, refiner in refiners.items():
+        install_refiner(model, name, refiner)
+    model.refined_to = dict(refined_to)
     return model
 
 

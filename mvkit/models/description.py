@@ -26,6 +26,7 @@ class Described(Protocol):
     decoders: nn.ModuleDict
     missingness: Missingness | None
     samplers: nn.ModuleDict
+    refiners: nn.ModuleDict
 
 
 def describe(self: Described) -> str:
@@ -46,6 +47,8 @@ def describe(self: Described) -> str:
         lines.append(f"  {'covariate':<11}{name}: {_covariate(covariate)}")
     for name in self.modalities:
         lines += _modality(self, name)
+    for name, refiner in self.refiners.items():
+        lines.append(f"  {'refiner':<11}{name}: {refiner.spec!r}: {_count(refiner)}")
     return "\n".join(lines + sampler_lines(self.samplers))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from mvkit.models.inference import (
     evaluation,
     names_of,
 )
+from mvkit.models.refiners import HasRefiners, Wanted, asked_refiners
 from mvkit.parts.conditional_samplers import ConditionalSampler
 
 Answer = TypeVar("Answer")
@@ -185,6 +186,7 @@ class GeneratingModel(nn.Module, ABC):
         *,
         latent: Literal["draw", "mean"] = "draw",
         sample: bool = False,
+        refine: Wanted = False,
         private_source: Literal["prior", "cross"] = "prior",
         empty: Empty = "error",
         covariates: Mapping[str, object] | None = None,
@@ -207,6 +209,8 @@ class GeneratingModel(nn.Module, ABC):
             n: draws of z.
             latent: `draw` latents, or take their `mean`.
             sample: draw from the likelihood as well, instead of taking its mean.
+            refine: draw from refiners that `mvkit.fit_refiner` trained, in place of means or draws
+                of the likelihood: all modalities of `to`, or those named.
             private_source: private latents of what was not given: from the `prior` p(w), or
             `cross`, from r_m.
             empty: rows with none of what is given: `error`, or generated from the `prior`.
@@ -234,6 +238,7 @@ class GeneratingModel(nn.Module, ABC):
             generator,
             asked_rows.covariates,
             asked_rows.exposure,
+            asked_refiners(cast(HasRefiners, self), refine, names, "translate"),
         )
         asked = ConditioningSets([known], empty, True, generator, asked_rows.covariates)
         fitted = None if sampler is None else self.conditional_sampler(sampler, "translate")

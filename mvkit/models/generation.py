@@ -22,7 +22,9 @@ from mvkit.errors import RequestError, bad_option
 from mvkit.models.asked_rows import Stated, StatesRows
 from mvkit.models.clusters import check_clusters
 from mvkit.models.inference import ConditionalLatents, Evaluable, check_count, evaluation
-from mvkit.models.sampler_requests import HasSamplers, sampled_latents
+from mvkit.models.refined_decoding import Asked, refined
+from mvkit.models.refiners import HasRefiners, Wanted, asked_refiners
+from mvkit.models.sampler_requests import sampled_latents
 from mvkit.parts.conditional_samplers import LatentDraws
 from mvkit.parts.latent_model import LatentModel
 
@@ -50,6 +52,7 @@ class GenerationOptions:
     generator: Generator
     covariates: Mapping[str, Tensor] = attrs.field(factory=dict)
     exposure: Mapping[str, Tensor] = attrs.field(factory=dict)
+    refiners: Asked = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         if self.latent not in ("draw", "mean"):
@@ -90,12 +93,13 @@ def generate(
     """Modalities {name: (n, b, *shape)} of the rows of a conditional posterior or sampler."""
     z, private = options.joint_latents(condition)
     rows = options.row_context(condition.batch)
+    decoding = refined(model.decoding, options.refiners)
     data = {}
     for name in options.to:
         w = private.get(name)
         if w is None:
             w = _private_latent(model, name, condition, z, options)
-        data[name] = model.decoding.decode(
+        data[name] = decoding.decode(
             name, z, w, sample=options.sample, rows=rows, generator=options.generator
         )
     return data
@@ -144,7 +148,7 @@ def prior_draws(
     return z, component if model.n_clusters else None
 
 
-class Samples(Evaluable, StatesRows, HasSamplers, Protocol):
+class Samples(Evaluable, StatesRows, HasRefiners, Protocol):
     """A model that rows can be drawn from: `Model` or `Stack`."""
 
     n_clusters: int
@@ -175,6 +179,7 @@ def sample(
     cluster: int | None = None,
     sampler: str | None = None,
     sample: bool = False,
+    refine: Wanted = False,
     covariates: Stated = None,
     exposure: Stated = None,
     latents: Literal[False] = False,
@@ -191,6 +196,7 @@ def sample(
     cluster: int | None = None,
     sampler: str | None = None,
     sample: bool = False,
+    refine: Wanted = False,
     covariates: Stated = None,
     exposure: Stated = None,
     latents: Literal[True],
@@ -206,6 +212,7 @@ def sample(
     cluster: int | None = None,
     sampler: str | None = None,
     sample: bool = False,
+    refine: Wanted = False,
     covariates: Stated = None,
     exposure: Stated = None,
     latents: bool = False,
@@ -221,6 +228,8 @@ def sample(
         sampler: draw z, and private latents that it models, from a sampler that
             `mvkit.fit_sampler` fitted; None: from the prior.
         sample: draw from the likelihood as well.
+        refine: draw from refiners that `mvkit.fit_refiner` trained, in place of means or draws of
+            the likelihood: all modalities, or those named.
         latents: return a pair (data, latents): z, private, cluster.
         covariates: what the model is conditioned on, {name: one value, or (n,)}; what is not
             stated is drawn, whole rows at a time, from those of training.
@@ -231,6 +240,7 @@ def sample(
     n = check_count(n)
     if cluster is not None:
         _check_cluster(self, cluster, sampler)
+    refiners = asked_refiners(self, refine, self.names, "sample")
     with evaluation(self), torch.no_grad():
         picked = None
         rows = _sampled_rows(self, n, covariates, exposure, generator)
@@ -240,25 +250,26 @@ def sample(
         else:
             z, drawn = sampled_latents(self, sampler, n, rows.covariates, generator)
         options: dict[str, Any] = {"sample": sample, "rows": rows, "generator": generator}
+        decoding = refined(cast(Decoding, self.decoding), refiners)
         if drawn:
-            data, private = _decoded(self, z, drawn, options)
+            data, private = _decoded(decoding, z, drawn, options)
         else:
-            data, private = self.decoding.from_latents(z, **options)
+            data, private = decoding.from_latents(z, **options)
         data = self.in_units(data, units)
     return (data, Latents(z, private, picked)) if latents else data
 
 
 def _decoded(
-    model: Samples, z: Tensor, drawn: Mapping[str, Tensor], options: dict[str, Any]
+    decoding: Decoding, z: Tensor, drawn: Mapping[str, Tensor], options: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Rows {name: (n, *shape)} at z (n, d) and private latents that were drawn {name: (n, p)}, and
     all private latents: the others are drawn from their priors.
     """
-    priors = cast(Decoding, model.decoding).private_prior(z, options["generator"])
+    priors = decoding.private_prior(z, options["generator"])
     private = {**priors, **drawn}
     data = {}
-    for name in model.names:
-        data[name] = model.decoding.decode(name, z, private.get(name), **options)
+    for name in decoding.names:
+        data[name] = decoding.decode(name, z, private.get(name), **options)
     return data, private
 
 

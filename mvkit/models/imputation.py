@@ -28,6 +28,7 @@ from mvkit.models.far_covariates import warn_if_far
 from mvkit.models.imputed_spread import restored, spread_of
 from mvkit.models.inference import Empty, Names
 from mvkit.models.multimodal import MultimodalModel, check_model
+from mvkit.models.refiners import Wanted
 
 HIDDEN = 1024  # numbers per row that networks are taken to hold beside their output
 Filled = Any  # data of the kind that came in
@@ -68,6 +69,7 @@ def impute(
     rows: Literal["own", "all"] = "own",
     empty: Empty = "error",
     sampler: str | None = None,
+    refine: Wanted = False,
     generator: Generator = None,
 ) -> Filled:
     """The data with gaps filled from what each row has.
@@ -96,6 +98,8 @@ def impute(
         rows: of tables: their `own`, or `all` ids of all tables.
         empty: rows that observe nothing: `error`, or filled from the `prior`.
         sampler: where z comes from instead of the posterior; see `Model.translate`.
+        refine: modalities whose draws are those of their refiners, from which means, deviations
+            and quantiles follow; see `Model.translate`.
         generator: source of randomness.
 
     Raises:
@@ -122,6 +126,7 @@ def impute(
     original = _Original(model, data, rows_of(data, id, covariates), id, all, rows == "all")
     names = original.names_of(to)
     options: dict[str, Any] = {"n": n, "empty": empty, "sampler": sampler, "generator": generator}
+    options["refine"] = refine
     latent: Any = "draw" if model.missingness is None else "mean"
 
     def statistics(block: Batch) -> Tensors:

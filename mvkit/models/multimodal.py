@@ -84,6 +84,8 @@ class MultimodalModel(GeneratingModel):
         self.missingness = None
         self.samplers = nn.ModuleDict()  # those that `fit_sampler` fitted, by registered name
         self.fitted_to: dict[str, str] = {}  # digests of the weights that they were fitted to
+        self.refiners = nn.ModuleDict()  # those that `fit_refiner` trained, by modality
+        self.refined_to: dict[str, str] = {}  # digests of the weights that they were trained on
         self.seen_weights: dict[str, tuple[object, str]] = {}  # those of their last use
 
     @abstractmethod

@@ -16,8 +16,12 @@ from mvkit.core.loss import Loss, sum_of
 from mvkit.errors import ShapeError
 from mvkit.registry import plugins
 
-# samplers are fitted to latents of a trained model, so that nothing of theirs belongs in its loss
-APART = ("samplers.", "levels.0.samplers.", "levels.1.samplers.")
+# samplers and refiners belong to a trained model, so that nothing of theirs belongs in its loss
+APART = tuple(
+    f"{level}{kind}."
+    for level in ("", "levels.0.", "levels.1.")
+    for kind in ("samplers", "refiners")
+)
 
 
 class Penalised(Protocol):

@@ -34,8 +34,8 @@ from mvkit.parts.samplers import Prior, Sampler
 from mvkit.registry import plugins
 
 DRAWS_OF_SCALE = 100  # of a posterior that has no scale in closed form
-# of a model, or of a level of one; no latent of a sampler depends on what is there
-APART = re.compile(r"(levels\.\d+\.)?(samplers|objectives|prior)\.")
+# of a model, or of a level of one; no latent and no decoder depends on what is there
+APART = re.compile(r"(levels\.\d+\.)?(samplers|refiners|objectives|prior)\.")
 
 
 class HasSamplers(Protocol):
@@ -275,7 +275,7 @@ def digest_of_fit(model: HasSamplers) -> str | None:
 
 
 def _weights(model: HasSamplers) -> dict[str, Tensor]:
-    """Tensors of the model but for those of samplers, objectives and the prior."""
+    """Tensors of the model but for those of samplers, refiners, objectives and the prior."""
     weights = {}
     for path, value in model.state_dict().items():
         if isinstance(value, Tensor) and not APART.match(path):
@@ -284,28 +284,46 @@ def _weights(model: HasSamplers) -> dict[str, Tensor]:
 
 
 def _warn_if_stale(model: HasSamplers, name: str) -> None:
-    """Warns once, until they change again, if the model's weights are not those of the fit.
+    """Warns once, until they change again, if the model's weights are not those of the fit."""
+    warn_if_changed(
+        model,
+        name,
+        model.fitted_to.get(name),
+        f"sampler {name!r}: the model's weights have changed since it was fitted, so that it "
+        "draws latents of the model as it was; fit it again: mvkit.fit_sampler(model, data, "
+        f"{name!r})",
+    )
+
+
+def warn_if_changed(model: HasSamplers, key: str, fitted_to: str | None, sentence: str) -> None:
+    """Warns once, until they change again, if the model's weights are not those of a fit.
 
     Weights are digested where torch has counted a change since they were looked at last.
+
+    Args:
+        model: the model.
+        key: what was fitted.
+        fitted_to: the digest of the weights then; None: a file of an older version does not tell.
+        sentence: the warning.
     """
-    fitted_to = model.fitted_to.get(name)
-    if fitted_to is None:  # a file of an older version does not tell
+    if fitted_to is None:
         return
     state = _state(model)
-    seen, before = model.seen_weights.get(name, (None, fitted_to))
+    seen, before = model.seen_weights.get(key, (None, fitted_to))
     if state is not None and seen == state:
         return
     now = digest_of_fit(model)
     if now is None:
         return
-    model.seen_weights[name] = (state, now)
+    model.seen_weights[key] = (state, now)
     if now not in (fitted_to, before):
-        warnings.warn(
-            f"sampler {name!r}: the model's weights have changed since it was fitted, so that it "
-            "draws latents of the model as it was; fit it again: mvkit.fit_sampler(model, data, "
-            f"{name!r})",
-            stacklevel=4,
-        )
+        warnings.warn(sentence, stacklevel=5)
+
+
+def look_again(model: HasSamplers) -> None:
+    """Has weights digested when they are asked for next: torch counts no change by fused Adam."""
+    for key, (_, digest_then) in model.seen_weights.items():
+        model.seen_weights[key] = (None, digest_then)
 
 
 def _state(model: HasSamplers) -> object:

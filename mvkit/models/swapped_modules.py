@@ -20,7 +20,7 @@ from mvkit.registry.spec import is_spec
 
 Architecture = dict[str, str]  # what stands at each path of a model
 UNTOLD = (nn.ParameterList, nn.ParameterDict, nn.Dropout)
-APART = ("samplers.", "levels.", "conditions.")  # saved, or compared, by themselves
+APART = ("samplers.", "refiners.", "levels.", "conditions.")  # saved, or compared, by themselves
 
 
 def architecture(model: nn.Module, spec: object) -> Architecture:
@@ -113,10 +113,12 @@ def changes(self: Any) -> dict[str, str]:
 
 
 def digest_of_weights(model: nn.Module) -> str | None:
-    """A digest of the weights of a model, without its samplers; None on the meta device."""
+    """A digest of the weights of a model, without its samplers and refiners; None on the meta
+    device.
+    """
     tensors = {}
     for path, value in model.state_dict().items():
-        if not path.startswith("samplers."):
+        if not path.startswith(("samplers.", "refiners.")):
             tensors[path] = value
     if any(isinstance(value, Tensor) and value.is_meta for value in tensors.values()):
         return None

@@ -77,7 +77,7 @@ def generate(
     sampling importance resampling; with `latent="mean"` their mean, by self-normalised weights.
 
     Raises:
-        RequestError: a sampler, and gaps that the model explains.
+        RequestError: a sampler or a refiner, and gaps that the model explains.
     """
     if not explained(model.missingness, condition.batch):
         return generation.generate(model, options, condition)
@@ -89,6 +89,12 @@ def generate(
 
     def values(draws: WeightedDraws) -> Values:
         return _values(model, options, condition, draws)
+
+    if options.refiners:
+        raise RequestError(
+            "translate: a refiner knows nothing of why values are missing, which the model "
+            "explains; expected no refiner; leave refine= out"
+        )
 
     proposals = max(PROPOSALS * options.n, FEWEST)
     blocks = weighted_blocks(model, condition, proposals, options.generator)

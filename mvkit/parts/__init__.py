@@ -83,12 +83,17 @@ from mvkit.parts.objectives.published import CRMVAE as CRMVAE
 from mvkit.parts.objectives.published import JMVAE as JMVAE
 from mvkit.parts.objectives.published import MVTCAE as MVTCAE
 from mvkit.parts.objectives.published import TELBO as TELBO
+from mvkit.parts.objectives.refining import Refine as Refine
 from mvkit.parts.posterior_priors import PosteriorMixture as PosteriorMixture
 from mvkit.parts.posterior_priors import Vamp as Vamp
 from mvkit.parts.priors import Learnable as Learnable
 from mvkit.parts.priors import MoG as MoG
 from mvkit.parts.priors import Prior as Prior
 from mvkit.parts.priors import Standard as Standard
+from mvkit.parts.refiners import Energy as Energy
+from mvkit.parts.refiners import Refiner as Refiner
+from mvkit.parts.refiners import RefinerSizes as RefinerSizes
+from mvkit.parts.refiners import energy_score as energy_score
 from mvkit.parts.relevance import ARD as ARD
 from mvkit.parts.samplers import GMM as GMM
 from mvkit.parts.samplers import Sampler as Sampler

@@ -29,6 +29,7 @@ class LatentModel(Protocol):
     latent_dim: int
     n_clusters: int
     prior: nn.Module
+    refiners: nn.ModuleDict  # by modality
     decoding: Decoding
     missingness: Missingness | None  # why values are missing; None: at random
     order: Tensor  # of the modalities, (m,), whatever the order of their declaration

@@ -38,6 +38,7 @@ crmvae mvkit.parts.objectives.published:CRMVAE         joint and unimodal recons
 meme   mvkit.parts.objectives.mutual:MEME              two modalities that supervise each other
 jsd    mvkit.parts.objectives.jensen_shannon:JSD       Jensen-Shannon divergence, dynamic prior
 adversary mvkit.parts.objectives.adversary:Adversary critic of modalities, and encoders against it
+refine mvkit.parts.objectives.refining:Refine          refiners, in a stage of their own
 [family]
 normal          mvkit.parts.families:Normal         normal, log-variance
 normal_softplus mvkit.parts.families:NormalSoftplus normal, softplus scale
@@ -86,6 +87,8 @@ binarise    mvkit.data.transforms:Binarise    bits, by a threshold or drawn
 [sampler]
 prior mvkit.parts.samplers:Prior the model's own prior
 gmm   mvkit.parts.samplers:GMM   mixture of normals, fitted to latents
+[refiner]
+energy mvkit.parts.refiners:Energy residual network with noise, energy score
 [metric]
 likelihood     mvkit.evaluation.log_likelihood:Likelihood     joint, marginal, conditional
 coherence      mvkit.evaluation.coherence:Coherence           classes of what is generated

@@ -25,6 +25,7 @@ KINDS = [
     "ramp",
     "optimizer",
     "sampler",
+    "refiner",
     "metric",
     "dataset",
     "transform",

@@ -19,6 +19,7 @@ BASES = {
     "likelihood": "mvkit.Likelihood",
     "network": "mvkit.Network",
     "sampler": "mvkit.Sampler",
+    "refiner": "mvkit.Refiner",
     "metric": "mvkit.Metric",
     "ramp": "mvkit.parts.Ramp",
     "schedule": "mvkit.parts.Schedule",

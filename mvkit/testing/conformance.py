@@ -23,6 +23,7 @@ from mvkit.testing import (
     objective_checks,
     other_parts,
     recipe_checks,
+    refiner_checks,
     tiny_models,
 )
 from mvkit.testing.tiny_models import NAMES, Surroundings
@@ -37,6 +38,7 @@ CITED = (
     "missingness",
     "network",
     "optimizer",
+    "refiner",
     "dataset",
     "recipe",
 )
@@ -115,7 +117,15 @@ def check_component(
             raise ConformanceError(f"{kind} {name!r}, check {check!r}: {reason}") from error
 
 
-CHECKS = (model_parts, other_parts, given_checks, recipe_checks, density_checks, objective_checks)
+CHECKS = (
+    model_parts,
+    other_parts,
+    given_checks,
+    recipe_checks,
+    density_checks,
+    objective_checks,
+    refiner_checks,
+)
 
 
 def _surroundings(

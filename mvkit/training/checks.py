@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 from mvkit.data.lengths import known_length
 from mvkit.data.pipeline import Pipeline
 from mvkit.errors import RequestError, SpecError, within
+from mvkit.models import refiners
 from mvkit.models.added_levels import PREFIX
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.objective_modules import every_objective
@@ -110,6 +111,7 @@ def adopt_objectives(plan: Sequence[Stage], model: MultimodalModel, seed: int) -
         if stage.objective is not None:
             with within(f"stages.{index}"):
                 model.adopt(stage.objective, seed=seed)
+                refiners.adopt(model, model.build_objective(stage.objective), seed)
         if stage.opponent is not None:
             _check_objective(stage.opponent.objective, index)
             with within(f"stages.{index}.opponent"):

@@ -19,6 +19,7 @@ from mvkit.data.pipeline import Pipeline, as_pipeline
 from mvkit.errors import RequestError, check_number, check_option, check_whole_number
 from mvkit.models.multimodal import MultimodalModel, check_model
 from mvkit.models.penalties import penalties_found_once
+from mvkit.models.sampler_requests import look_again
 from mvkit.parts.priors import as_prior
 from mvkit.training.checks import adopt_objectives, check_plan
 from mvkit.training.distributed import ProcessGroup
@@ -26,6 +27,7 @@ from mvkit.training.events import Listener, Listeners, RunFinished
 from mvkit.training.history import History
 from mvkit.training.loop import train_stage
 from mvkit.training.nonfinite import OnNonFinite
+from mvkit.training.refining import note_refined
 from mvkit.training.run import Options, Precision, Resume, Run
 from mvkit.training.run_folder import Folder
 from mvkit.training.stages import Stage, StagesLike, as_stages, with_patience
@@ -219,7 +221,9 @@ def _train(run: Run, resume: Resume, compile: bool) -> None:
         try:
             with watched:
                 for index in range(first, len(run.plan)):
+                    note_refined(run.model, run.plan[index])
                     train_stage(run, index, state)
+                    note_refined(run.model, run.plan[index])
                     state = None
                     if run.stopped:
                         break
@@ -230,6 +234,7 @@ def _train(run: Run, resume: Resume, compile: bool) -> None:
             raise
         finally:
             run.remember_weights()
+            look_again(run.model)
         run.listeners.tell(RunFinished(run.history))
 
 

@@ -157,7 +157,7 @@ def _check_globs(model: nn.Module, globs: Iterable[str]) -> None:
                 "alone, or the name of a parameter",
                 "trainable",
             )
-        names.discard("objectives.")  # most models have none
+        names -= {"objectives.", "refiners."}  # most models have none
         groups = {name.partition(".")[0] for name in names}
         hint = suggest(glob, [f"{group}.*" for group in groups])
         reason = f"{glob!r} matches no parameter; {hint}; groups are {sorted(groups)}"

@@ -224,6 +224,7 @@ class Run:
         del options["on_nonfinite"], options["save_every"]
         stages = [to_dict(stage) for stage in self.plan]
         header = self.model.header()
+        header.pop("refined_to", None)  # noted when a stage begins
         return {**options, "model": header, "stages": stages, **self.fingerprints}
 
     def look_at_data(self) -> None:

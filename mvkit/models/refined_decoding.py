@@ -1,0 +1,75 @@
+"""Decoding in which some modalities are drawn by their refiners.
+
+Axes: r rows in all, d latent, p private latent, c numbers of the covariates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+import torch
+from torch import Tensor
+
+from mvkit.core.decoding import Decoding
+from mvkit.core.noise import Generator
+from mvkit.core.row_context import NOTHING_GIVEN, RowContext
+from mvkit.errors import ShapeError
+from mvkit.parts.refiners import Refiner, RefinerSizes
+
+Asked = Mapping[str, tuple[Refiner, RefinerSizes]]  # refiners that draw, by modality
+
+
+@attrs.frozen(eq=False)
+class RefinedDecoding(Decoding):
+    """As `Decoding`, but that `decode` draws from refiners where there are some.
+
+    Args:
+        refiners: {modality: its refiner, and what that was built for}.
+    """
+
+    refiners: Asked = attrs.field(factory=dict)
+
+    def decode(
+        self,
+        name: str,
+        z: Tensor,
+        w: Tensor | None,
+        *,
+        sample: bool = False,
+        rows: RowContext = NOTHING_GIVEN,
+        generator: Generator = None,
+    ) -> Tensor:
+        if name not in self.refiners:
+            return Decoding.decode(self, name, z, w, sample=sample, rows=rows, generator=generator)
+        refiner, sizes = self.refiners[name]
+        mean = Decoding.decode(self, name, z, w, rows=rows, generator=generator)
+        leading = z.shape[:-1]
+        if sizes.private:
+            shape = (*leading, sizes.private)
+            w = z.new_zeros(shape) if w is None else w.expand(shape)
+            z = torch.cat([z, w], -1)
+        context = self.context(rows.covariates)
+        if context is not None:
+            context = context.expand(*leading, context.shape[-1]).reshape(-1, context.shape[-1])
+        out = mean.reshape(-1, *sizes.shape)
+        draws = refiner.refine(out, z.reshape(-1, z.shape[-1]), context, generator)
+        if draws.shape != out.shape:
+            raise ShapeError(
+                f"refiner of {name!r}: returned {tuple(draws.shape)}; expected one draw for each "
+                f"row, {tuple(out.shape)}"
+            )
+        return draws.clamp(sizes.low, sizes.high).reshape(mean.shape)
+
+
+def refined(decoding: Decoding, refiners: Asked) -> Decoding:
+    """The decoding of a model in which some modalities are drawn by their refiners.
+
+    Args:
+        decoding: the model's.
+        refiners: {modality: its refiner, and what that was built for}; empty: as it is.
+    """
+    if not refiners:
+        return decoding
+    fields = {field.name: getattr(decoding, field.name) for field in attrs.fields(Decoding)}
+    return RefinedDecoding(**fields, refiners=refiners)
