@@ -118,6 +118,8 @@ mmvm      mvkit.recipes:mmvm      a latent per modality, prior of the others' po
 jnf       mvkit.recipes:jnf       flows as unimodal encoders
 mhvae     mvkit.recipes:mhvae     levels of latents
 meme      mvkit.recipes:meme      two modalities that supervise each other
+miwae     mvkit.recipes:miwae     gaps at random, importance-weighted
+not_miwae mvkit.recipes:not_miwae gaps that depend on what is missing
 mmjsd     mvkit.recipes:mmjsd     mixture of experts, Jensen-Shannon divergence
 nexus     mvkit.recipes:nexus     two levels of models, messages with dropout
 """
