@@ -37,6 +37,7 @@ OPTIONS = {
     "sum": {"terms": ["elbo", {"name": "align", "alpha": 2.0}], "weights": [1.0, 0.5]},
     "ordinal": {"levels": 5},
     "cvae": {"covariates": {"site": ["A", "B"]}},
+    "not_miwae": {"missingness": {"name": "self", "modalities": ["a"]}},
 }
 COMPANIONS = {  # they go together only
     "top_down_poe": {"prior": "top_down"},
@@ -68,7 +69,7 @@ def test_built_in(kind, name):
 class Documented:
     """Broken on purpose. Reference: none; options: power, start, end, epochs, lr, betas,
     prior_expert, hidden, activation, scale, kl_weight, samples, draw, density, condition, reduce,
-    reconstruct, weights, ramps, components, floor, conditional."""
+    reconstruct, weights, ramps, components, floor, conditional, groups."""
 
 
 def broken(base, **methods):
