@@ -16,7 +16,7 @@ QUICK = ("fillers", "rows", "modalities")
 
 
 def built_in(kind):
-    apart = ("levels", "sum")  # of a Stack; with parts of its own
+    apart = ("levels", "refine", "sum")  # of a Stack; of refiners; with parts of its own
     return [x.name for x in mvkit_components() if x.kind == kind and x.name not in apart]
 
 

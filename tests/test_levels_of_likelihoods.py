@@ -173,9 +173,13 @@ def test_rows_without_a_level_have_the_mean_of_all_not_the_last(name):
     table = getattr(model.decoders["a"].likelihood, key)
     table.data = torch.arange(12.0).reshape(3, 4) / 10
     rows = Batch({"a": torch.ones(2, 4)}, covariates={"site": [None, "B"]})
-    expected = model.log_likelihood(rows, n=50, generator=torch.Generator().manual_seed(0))
+    expected = model.log_likelihood(
+        rows, n=50, missing="average", generator=torch.Generator().manual_seed(0)
+    )
     table.data[[0, 2]] = table.data[1].clone()  # the mean of all is the middle one
-    again = model.log_likelihood(rows, n=50, generator=torch.Generator().manual_seed(0))
+    again = model.log_likelihood(
+        rows, n=50, missing="average", generator=torch.Generator().manual_seed(0)
+    )
     assert torch.allclose(expected, again)
 
 
