@@ -16,7 +16,7 @@ from mvkit.core.family import Family
 from mvkit.core.missingness import Missingness
 from mvkit.core.modality import Modality, Sizes, as_modalities
 from mvkit.errors import SpecError, within
-from mvkit.models.objective_modules import add_modules
+from mvkit.models.objective_modules import add_modules, every_objective
 from mvkit.parts.aggregators.aggregator import Aggregator
 from mvkit.parts.networks import encoder_of
 from mvkit.parts.objectives.objective import Objective, check_names
@@ -219,6 +219,12 @@ def _check_combination(
         raise SpecError(
             f"{_name(spec, 'objective')} looks at raw experts, which aggregator "
             f"{_name(spec, 'aggregator')} has none of; take another of either",
+            "objective",
+        )
+    if any(part.needs_refiners for part in every_objective(objective)):
+        raise SpecError(
+            f"{_name(spec, 'objective')} trains refiners, of which a new model has none; expected "
+            "it in a stage of its own; take 'elbo', and call mvkit.fit_refiner afterwards",
             "objective",
         )
     live = as_prior(prior)

@@ -43,6 +43,7 @@ class Objective(ABC):
     whole_density = False  # whether it takes the density of the mixture, not of its components
     needs_experts = False  # whether it looks at unimodal experts, which not every aggregator has
     couples_rows = False  # whether the value of a row depends on the other rows of the batch
+    needs_refiners = False  # whether it trains refiners, which no new model has
     needs_opponent = False  # whether it makes sense only in a stage with an opponent
 
     @abstractmethod

@@ -47,6 +47,7 @@ class Refine(Objective):
 
     refiners: Mapping[str, Any] = parts("refiner", default={})
     kl_weight: float = factor()
+    needs_refiners = True
 
     def build(self, sizes: Sizes) -> Refine:
         check_names(self.refiners, sizes.names, "refiners")
