@@ -250,13 +250,8 @@ class Decoding:
         generator: Generator = None,
     ) -> Tensor:
         """Means or draws (..., *shape) of a modality at z (..., d) and w (..., p); None: zeros."""
-        p = self.modalities[name].private_dim
-        if p:
-            shape = (*z.shape[:-1], p)
-            w = z.new_zeros(shape) if w is None else w.expand(shape)
-            z = torch.cat([z, w], -1)
         decoder = self.decoders[name]
-        output = decoder(z, self.context(rows.covariates))
+        output = decoder(self.latents(name, z, w), self.context(rows.covariates))
         context = Context(covariates=self.standardised(rows.covariates), generator=generator)
         if decoder.has_exposure:
             exposure = rows.exposure.get(name)
@@ -265,6 +260,15 @@ class Decoding:
         if sample:
             return sample_of(likelihood, output, context)
         return likelihood.mean(output, context) if decoder.tells_mean else likelihood.mean(output)
+
+    def latents(self, name: str, z: Tensor, w: Tensor | None) -> Tensor:
+        """What the decoder of a modality sees, (..., d + p), of z and w; None: zeros."""
+        p = self.modalities[name].private_dim
+        if not p:
+            return z
+        shape = (*z.shape[:-1], p)
+        w = z.new_zeros(shape) if w is None else w.expand(shape)
+        return torch.cat([z, w], -1)
 
     def draw_private(
         self, experts: Experts, draws: Draws, used: Tensor, rule: str, *, stop_density: bool

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import attrs
-import torch
 from torch import Tensor
 
 from mvkit.core.decoding import Decoding
@@ -45,15 +44,13 @@ class RefinedDecoding(Decoding):
         refiner, sizes = self.refiners[name]
         mean = Decoding.decode(self, name, z, w, rows=rows, generator=generator)
         leading = z.shape[:-1]
-        if sizes.private:
-            shape = (*leading, sizes.private)
-            w = z.new_zeros(shape) if w is None else w.expand(shape)
-            z = torch.cat([z, w], -1)
+        latents = self.latents(name, z, w)
         context = self.context(rows.covariates)
         if context is not None:
             context = context.expand(*leading, context.shape[-1]).reshape(-1, context.shape[-1])
         out = mean.reshape(-1, *sizes.shape)
-        draws = refiner.refine(out, z.reshape(-1, z.shape[-1]), context, generator)
+        rows_of_latents = latents.reshape(-1, latents.shape[-1])
+        draws = refiner.refine(out, rows_of_latents, context, generator)
         if draws.shape != out.shape:
             raise ShapeError(
                 f"refiner of {name!r}: returned {tuple(draws.shape)}; expected one draw for each "
