@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import attrs
@@ -24,7 +22,6 @@ from mvkit.core.modality import Modality, Sizes
 from mvkit.core.noise import seeded
 from mvkit.errors import SpecError
 from mvkit.models import part_checks, trial_values
-from mvkit.models.checkpoint import load, save
 from mvkit.models.model import Model
 from mvkit.models.part_checks import Fault, expect
 from mvkit.parts.networks import Network
@@ -246,10 +243,7 @@ def gradients(kind: str, part: object) -> None:
 def saved(kind: str, part: object) -> None:
     """A model with it comes back from a file: the same specs, weights and codes."""
     for _, model in models(kind, part):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.safetensors"
-            save(model, path)
-            again = load(path)
+        again = tiny_models.reloaded(model)
         expect(
             again.header() == model.header(),
             f"was loaded as {again.header()}; expected {model.header()}",

@@ -5,10 +5,8 @@ Axes: b rows.
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -16,7 +14,6 @@ import torch
 
 from mvkit.core.batch import Batch
 from mvkit.core.noise import global_seed
-from mvkit.models.checkpoint import load, save
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.part_checks import Fault, expect
 from mvkit.testing import tiny_models
@@ -84,10 +81,7 @@ def _rows(model: MultimodalModel) -> Batch:
 
 def _check_saved(model: MultimodalModel, rows: Batch) -> None:
     """A file of the model needs its parts, and nothing of the recipe."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.safetensors"
-        save(model, path)
-        again = load(path)
+    again = tiny_models.reloaded(model)
     expect(
         again.header() == model.header(),
         f"made a model that was loaded as {again.header()}; expected {model.header()}",

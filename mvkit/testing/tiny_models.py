@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -20,7 +22,10 @@ from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.core.loss import Loss
 from mvkit.core.modality import Modality, PartLike
+from mvkit.models.checkpoint import load, save
 from mvkit.models.model import Model
+from mvkit.models.multimodal import MultimodalModel
+from mvkit.models.stack import Stack
 from mvkit.testing import injected_noise
 
 NAMES = ("a", "b", "c")
@@ -171,6 +176,14 @@ def fillers(batch: Batch, value: float) -> Batch:
     for x, observed in zip(data.values(), batch.observed.T, strict=True):
         x[~observed] = value
     return attrs.evolve(batch, data=data)
+
+
+def reloaded(model: MultimodalModel) -> Model | Stack:
+    """The model that a file of a model holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        save(model, path)
+        return load(path)
 
 
 def loss_and_gradients(
