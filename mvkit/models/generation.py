@@ -154,18 +154,6 @@ class Samples(Evaluable, StatesRows, HasRefiners, Protocol):
     n_clusters: int
     prior_name: str
 
-    def prior_draws(
-        self,
-        n: int,
-        cluster: int | None,
-        generator: Generator,
-        covariates: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Draws z (n, d) of the prior, or of one of its clusters, and their clusters (n,) if it
-        has any.
-        """
-        ...
-
     def in_units(self, data: dict[str, Tensor], units: Units) -> dict[str, Tensor]:
         """Values of the model in the units asked for."""
         ...

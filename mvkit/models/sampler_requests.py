@@ -84,7 +84,9 @@ class HasSamplers(Protocol):
         generator: Generator,
         covariates: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Draws z (n, d) of the prior."""
+        """Draws z (n, d) of the prior, or of one of its clusters, and their clusters (n,) if it
+        has any.
+        """
         ...
 
 
