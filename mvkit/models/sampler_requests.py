@@ -150,8 +150,13 @@ def fitted_sampler(model: HasSamplers, name: str, where: str) -> Sampler | Condi
     """The sampler with a bare or qualified name; warns if the model has changed since its fit.
 
     Raises:
-        RequestError: it is not fitted; the message begins with `where`.
+        RequestError: it is not fitted, or not asked for by name; the message begins with `where`.
     """
+    if not isinstance(name, str):
+        raise RequestError(
+            f"{where}: sampler={name!r}; expected the name of a sampler that mvkit.fit_sampler "
+            "fitted to the model, such as 'gmm'; None: none"
+        )
     known = str(plugins.name_of("sampler", plugins.lookup("sampler", name)))
     if known == "prior":
         return Prior().build(model.latent_dim)

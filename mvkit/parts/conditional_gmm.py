@@ -204,7 +204,16 @@ class ConditionalGMMSampler(nn.Module, ConditionalSampler):
         return self._parts(means)
 
     def _check(self, condition: Condition) -> None:
-        """Raises RequestError if a row has a modality that no fitting row had."""
+        """Raises RequestError if it was made for another model, or a row has a modality that no
+        fitting row had.
+        """
+        if not self.sizes.same_latents(condition.sizes):
+            raise RequestError(
+                "sampler 'gmm': it was fitted to a model of other modalities or latents, "
+                f"{', '.join(self.sizes.names)}; expected {', '.join(condition.sizes.names)}, in "
+                "this order, with latents as wide; fit it to this model: "
+                "mvkit.fit_sampler(model, data, {'name': 'gmm', 'conditional': True})"
+            )
         lacking = condition.observed.any(0) & (self.rows == 0)
         if lacking.any():
             name = self.sizes.names[int(lacking.nonzero()[0])]

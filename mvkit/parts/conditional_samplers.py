@@ -37,6 +37,12 @@ class SamplerSizes:
     private: Mapping[str, int]
     context: int = 0
 
+    def same_latents(self, other: SamplerSizes) -> bool:
+        """Whether another model has the same modalities in the same order, and as wide latents."""
+        if self.names != other.names or self.latent != other.latent:
+            return False
+        return dict(self.private) == dict(other.private)
+
     @property
     def features(self) -> int:
         """How many numbers `Condition.features` has of a row."""

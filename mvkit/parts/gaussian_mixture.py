@@ -15,6 +15,7 @@ from einops import einsum, rearrange, reduce
 from torch import Tensor
 
 from mvkit.core.blocks import block_size, block_slices
+from mvkit.errors import DataError
 
 ROUNDS = 300  # of EM at most
 TOLERANCE = 1e-5  # nats per row by which the last round changes the likelihood
@@ -22,6 +23,10 @@ UNSETTLED = 1e-2  # nats per row that the last round may gain without a warning
 MEMORY = 2**26  # bytes of rows that are filled in at a time
 FLOAT64 = 8  # bytes of a number
 LEAST = 1e-10  # rows of a component: keeps means of empty ones finite
+SINGULAR = (
+    "sampler 'gmm': the rows of a component do not vary in every direction, so that it has no "
+    "density; expected more rows for each component; take fewer components, or a larger floor"
+)
 
 
 @attrs.frozen(eq=False)
@@ -137,13 +142,20 @@ class Sums:
     log_prob: Tensor
 
     def mixture(self, floor: float) -> GaussianMixture:
-        """The mixture that maximises the expected log-density, `floor` added to its variances."""
+        """The mixture that maximises the expected log-density, `floor` added to its variances.
+
+        Raises:
+            DataError: a covariance without inverse.
+        """
         rows = self.rows + LEAST
         loc = self.first / rearrange(rows, "c -> c 1")
         products = einsum(loc, loc, "c i, c j -> c i j")
         covariance = self.second / rearrange(rows, "c -> c 1 1") - products
         covariance = covariance + floor * torch.eye(loc.shape[1]).to(loc)
-        return GaussianMixture(rows / rows.sum(), loc, torch.linalg.cholesky(covariance))
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        if bool(failed.any()):
+            raise DataError(SINGULAR)
+        return GaussianMixture(rows / rows.sum(), loc, factor)
 
 
 def fit_with_gaps(

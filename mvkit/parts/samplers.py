@@ -17,8 +17,9 @@ from mvkit.core.noise import Generator
 from mvkit.errors import DataError, SpecError
 from mvkit.parts.conditional_gmm import ConditionalGMMSampler
 from mvkit.parts.conditional_samplers import SamplerSizes
+from mvkit.parts.gaussian_mixture import SINGULAR
 from mvkit.registry.fields import count
-from mvkit.registry.spec import field, flag, spec
+from mvkit.registry.spec import field, flag, number, spec
 
 
 class HasPrior(Protocol):
@@ -99,7 +100,7 @@ class GMM:
     """
 
     components: int = count(10)
-    floor: float = 1e-6
+    floor: float = field(default=1e-6, check=number(low=0.0))
     conditional: bool = field(default=False, check=flag, quiet=True)
 
     def build(
@@ -137,7 +138,10 @@ class GMMSampler(nn.Module, Sampler):
             raise DataError(f"sampler 'gmm': needs {c} rows at least; got {len(z)}")
         floor = self.spec.floor
         mixture = GaussianMixture(c, reg_covar=floor, random_state=seed, max_iter=500)
-        mixture.fit(z.cpu().double().numpy())
+        try:
+            mixture.fit(z.cpu().double().numpy())
+        except ValueError as error:  # of scikit-learn, whose options have other names
+            raise DataError(SINGULAR) from error
         self.weight.copy_(torch.as_tensor(mixture.weights_))
         self.loc.copy_(torch.as_tensor(mixture.means_))
         self.factor.copy_(torch.linalg.cholesky(torch.as_tensor(mixture.covariances_)))
