@@ -327,6 +327,18 @@ def warn_if_changed(model: HasSamplers, key: str, fitted_to: str | None, sentenc
         warnings.warn(sentence, stacklevel=5)
 
 
+def check_no_growth(model: HasSamplers, where: str) -> None:
+    """Raises RequestError if samplers were built for the covariates that there are."""
+    if not model.sampler_sizes().context:
+        return
+    for name, sampler in model.samplers.items():
+        if isinstance(sampler, ConditionalSampler) and sampler.knows_covariates:
+            raise RequestError(
+                f"{where}: sampler {name!r} sees covariates, and does not grow; expected a model "
+                f"without; take it out (del model.samplers[{name!r}]), and fit it again afterwards"
+            )
+
+
 def look_again(model: HasSamplers) -> None:
     """Has weights digested when they are asked for next: torch counts no change by fused Adam."""
     for key, (_, digest_then) in model.seen_weights.items():
