@@ -24,7 +24,6 @@ from mvkit.models.clusters import Rule, majority
 from mvkit.models.model import Model
 from mvkit.parts.mixture_fit import MixtureFit, maximised
 from mvkit.parts.priors import MoGPrior
-from mvkit.registry import plugins
 from mvkit.registry.spec import as_part
 
 DRAWS = 8  # of each posterior
@@ -222,7 +221,7 @@ def _with_clusters(model: Model, kept: tuple[int, ...]) -> Model:
     pruned.n_clusters = len(kept)
     prior = attrs.evolve(model.spec.prior, components=len(kept))
     schedule = model.spec.schedule
-    if plugins.name_of("schedule", type(schedule)) == "warmup_then_mixture":
+    if schedule.places_prior:
         schedule = as_part("schedule", "single")  # which would place the mixture anew
     pruned.spec = attrs.evolve(model.spec, prior=prior, schedule=schedule)  # type: ignore[misc]
     pruned.note_new("prior")
