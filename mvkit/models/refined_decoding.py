@@ -53,11 +53,11 @@ class RefinedDecoding(Decoding):
             context = context.expand(*leading, context.shape[-1]).reshape(-1, context.shape[-1])
         out = mean.reshape(-1, *sizes.shape)
         rows_of_latents = latents.reshape(-1, latents.shape[-1])
-        told: dict[str, Tensor] = {}
+        options: dict[str, Tensor] = {}
         knows_given = isinstance(refiner, Refiner) and refiner.knows_given
         if knows_given and name in self.given:
-            told["given"] = self.given[name].expand(leading).reshape(-1)
-        draws = refiner.refine(out, rows_of_latents, context, generator, **told)
+            options["given"] = self.given[name].expand(leading).reshape(-1)
+        draws = refiner.refine(out, rows_of_latents, context, generator, **options)
         if draws.shape != out.shape:
             raise ShapeError(
                 f"refiner of {name!r}: returned {tuple(draws.shape)}; expected one draw for each "

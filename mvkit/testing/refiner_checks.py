@@ -108,20 +108,20 @@ def _tensors(rows: Rows) -> Mapping[str, Tensor]:
 
 def _drawn(live: Any, rows: Rows, seed: int = 1) -> Tensor:
     """Draws of one seed."""
-    told = {"given": rows.given} if live.knows_given else {}
+    options = {"given": rows.given} if live.knows_given else {}
     with torch.no_grad():
-        draws: Tensor = live.refine(rows.out, rows.z, rows.context, seeded(seed), **told)
+        draws: Tensor = live.refine(rows.out, rows.z, rows.context, seeded(seed), **options)
     return draws
 
 
 def _lost(live: Any, rows: Rows) -> Tensor:
     """The losses of rows, by the noise of one seed."""
     out, z = rows.out, rows.z
-    told = {}
+    options = {}
     if live.knows_given:
-        told["given"] = rows.given
+        options["given"] = rows.given
         out, z = (_several(value, rows.given, live.latent_draws) for value in (out, z))
-    loss: Tensor = live.loss(out, rows.x, z, rows.context, rows.observed, seeded(1), **told)
+    loss: Tensor = live.loss(out, rows.x, z, rows.context, rows.observed, seeded(1), **options)
     return loss
 
 

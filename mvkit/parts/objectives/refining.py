@@ -103,10 +103,10 @@ def _values(
     """What refiners minimise of each row, {name: (b,)}; all of them are told what was given, or
     none.
     """
-    told = any(refiner.knows_given for refiner in refiners.values())
+    knows_given = any(refiner.knows_given for refiner in refiners.values())
     generator = experts.generator
     draw_part = random_part
-    if told and not model.prior.conditional:  # where there is a prior to draw from
+    if knows_given and not model.prior.conditional:  # where there is a prior to draw from
         draw_part = random_part_or_none
     with torch.no_grad():
         kept = draw_part(batch.observed, model.like, generator)
@@ -136,11 +136,11 @@ def _of_modality(
         out = decoding.decode(name, z, w, rows=RowContext.of(batch))
         context = decoding.context(batch.covariates)
     observed = batch.present(name)
-    told = {"given": given} if refiner.knows_given else {}
-    if not told:
+    options = {"given": given} if refiner.knows_given else {}
+    if not options:
         out, latent = out[0], latent[0]
     x = batch.data[name]
-    value: Tensor = refiner.loss(out, x, latent, context, observed, generator, **told)
+    value: Tensor = refiner.loss(out, x, latent, context, observed, generator, **options)
     if tuple(value.shape) != (len(batch),):
         raise ShapeError(
             f"refiner of {name!r}: loss returned {tuple(value.shape)}; expected a number for "
@@ -159,13 +159,13 @@ def _latents(
     part = attrs.evolve(batch, mask=kept, **indices_of(kept))
     known = model.experts(part, generator=generator)
     posterior = model.aggregator.inference(known, part)
-    told = kept.any(1)
-    if not bool(told.all()):
+    given_some = kept.any(1)
+    if not bool(given_some.all()):
         context = model.prior_context(batch.covariates)
         if context is not None:
             context = context.expand(len(batch), -1)
         prior = model.prior_at(context=context).expand(*kept.shape)
-        posterior = posterior.where(told, prior)
+        posterior = posterior.where(given_some, prior)
     z = rearrange(posterior.draw(r, "iid", generator).z, "r 1 b d -> r b d")
     private = {}
     for name, (loc, scale) in known.private.items():
