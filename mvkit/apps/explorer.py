@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mvkit import plots
-from mvkit.apps.explorer_controls import CovariateControl, latent_sources, stated_by
+from mvkit.apps.explorer_controls import (
+    CovariateControl,
+    latent_sources,
+    refined_control,
+    stated_by,
+)
 from mvkit.apps.html_report import run_data, weights_of
 from mvkit.core import noise
 from mvkit.core.batch import Batch
@@ -134,10 +139,14 @@ def layout(model: MultimodalModel, data: MultimodalDataset) -> Any:
 
     controls = [row, pn.pane.Markdown("observed"), seen, seed]
     sources = latent_sources(model)
-    controls += sources
+    refined = refined_control(model)
+    controls += [*sources, refined]
     for control in chosen:
         controls += control.widgets
-    views = [view(imputed, seen, seed, *sources), view(responsibilities, seen, width=450)]
+    views = [
+        view(_generated, seen, seed, refined, *sources),
+        view(responsibilities, seen, width=450),
+    ]
     if dims:
         controls += [dim, shift]
         views.append(view(moved, seen, dim, shift))
@@ -167,6 +176,22 @@ def _picture(
     return pn.pane.Matplotlib(figure, format="png", dpi=110, **size)
 
 
+def _generated(
+    model: MultimodalModel,
+    row: Batch,
+    given: Sequence[str],
+    seed: int,
+    refine: bool,
+    *source: str | None,
+    covariates: Mapping[str, object],
+) -> plots.Grid:
+    """What `imputed` draws, by the states of the controls; `source` is a sampler, if one is
+    offered.
+    """
+    sampler = source[0] if source else None
+    return imputed(model, row, given, seed, sampler, covariates=covariates, refine=refine)
+
+
 def imputed(
     model: MultimodalModel,
     row: Batch,
@@ -175,11 +200,13 @@ def imputed(
     sampler: str | None = None,
     figure: plots.FigureLike = None,
     covariates: Mapping[str, object] | None = None,
+    refine: bool = False,
 ) -> plots.Grid:
     """A row's modalities from those given, by the posterior or a sampler; axes (6, m).
 
     Lines: real, mean, at two draws of z, ends of the interval. They are generated as if the row
-    had other covariates, where some are stated.
+    had other covariates, where some are stated. With `refine`, draws and the interval are those of
+    the refiners that the model has.
     """
     generator = noise.seeded(seed, model.like.device)
     options: dict[str, Any] = {
@@ -189,8 +216,9 @@ def imputed(
         "generator": generator,
     }
     generate = functools.partial(model.translate, row, **options)
-    samples = generate(n=DRAWS, sample=True)
-    draws = generate(n=2)
+    refiners = tuple(model.refiners) if refine else ()
+    samples = generate(n=DRAWS, sample=True, refine=refiners)
+    draws = generate(n=2, refine=refiners)
     means = generate(latent="mean")
     real = plots.real_values(model, row)
     columns = []

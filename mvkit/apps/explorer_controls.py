@@ -1,4 +1,5 @@
-"""Controls of the explorer: covariates of the rows that are generated, and where latents are from.
+"""Controls of the explorer: covariates of the rows that are generated, where latents are from, and
+whether refiners draw.
 
 Needs the extra `mvkit[explore]` (panel).
 """
@@ -12,6 +13,7 @@ import attrs
 
 from mvkit.core.covariates import Conditions, Level
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.models.stack import Stack
 from mvkit.parts.conditional_samplers import ConditionalSampler
 
 OF_THE_ROW = "(of the row)"
@@ -98,6 +100,20 @@ def latent_sources(model: MultimodalModel) -> list[Any]:
         return []
     choices = {"posterior": None, **dict(zip(samplers, samplers, strict=True))}
     return [pn.widgets.Select(name="latents from", options=choices, sizing_mode="stretch_width")]
+
+
+def refined_control(model: MultimodalModel) -> Any:
+    """A box for draws of the refiners that the model has; disabled, with the reason, without."""
+    import panel as pn
+
+    name = f"refined: {', '.join(model.refiners)}"
+    if isinstance(model, Stack):
+        name = "refined (a stack has no refiners)"
+    elif not model.refiners:
+        name = "refined (no refiner was trained: mvkit.fit_refiner)"
+    return pn.widgets.Checkbox(
+        name=name, value=False, disabled=not model.refiners, sizing_mode="stretch_width"
+    )
 
 
 def conditional_samplers(model: MultimodalModel) -> list[str]:

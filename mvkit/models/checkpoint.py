@@ -197,6 +197,7 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
     refiners = options.pop("refiners", {})
     refined_to = options.pop("refined_to", {})
     training_rows = options.pop("training_rows", None)
+    placed = options.pop("placed", False)
     model: Model | Stack
     if options.pop("name") == "stack":
         levels = [cast(Model, rebuilt(level, seed)) for level in options.pop("levels")]
@@ -212,6 +213,7 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
     for objective in objectives:
         model.adopt(objective, seed=None if seed is None else 0)  # as a stack does
     model.training_rows = training_rows
+    model.placed = bool(placed)
     for sampler in samplers:
         spec = as_part("sampler", sampler)
         install(model, spec, built(model, spec))

@@ -93,7 +93,8 @@ def generate(
     """Modalities {name: (n, b, *shape)} of the rows of a conditional posterior or sampler."""
     z, private = options.joint_latents(condition)
     rows = options.row_context(condition.batch)
-    decoding = refined(model.decoding, options.refiners)
+    given = dict(zip(model.names, condition.batch.observed.unbind(1), strict=True))
+    decoding = refined(model.decoding, options.refiners, given)
     data = {}
     for name in options.to:
         w = private.get(name)

@@ -41,7 +41,7 @@ from mvkit.models.added_levels import check_addable, grow, modalities_with_more_
 from mvkit.models.build import ModelSpec, sizes_of
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.part_checks import assembled
-from mvkit.models.refiners import check_no_refiners, refiner_header
+from mvkit.models.refiners import check_no_growth, refiner_header
 from mvkit.models.swapped_modules import (
     architecture,
     check_changes,
@@ -348,7 +348,7 @@ class Model(MultimodalModel):
         """
         check_addable(self.conditions, covariate, level, like)
         objective_modules.check_growth(self, covariate)
-        check_no_refiners(self, "add_level")
+        check_no_growth(self, "add_level")
         grow(self, covariate, level, like)
         conditions = cast(Conditions, self.conditions)
         modalities = modalities_with_more_levels(self.modalities, covariate)

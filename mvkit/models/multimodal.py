@@ -78,6 +78,7 @@ class MultimodalModel(GeneratingModel):
         None  # None: nobody noted it when the model was made
     )
     training_rows: int | None = None  # noted by `fit` if a module has a penalty
+    placed: bool = False  # noted by `fit` where a stage placed the prior
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,8 +166,11 @@ class MultimodalModel(GeneratingModel):
         return 0 if conditions is None else conditions.width("decoders")
 
     def rows_header(self) -> dict[str, Any]:
-        """The number of training rows in the header; nothing where no penalty asks for it."""
-        return {} if self.training_rows is None else {"training_rows": self.training_rows}
+        """What training rows left in the header: their number, where a penalty asks for it, and
+        that the prior was placed, where it was.
+        """
+        number = {} if self.training_rows is None else {"training_rows": self.training_rows}
+        return {**number, "placed": True} if self.placed else number
 
     @property
     def like(self) -> Tensor:

@@ -24,7 +24,6 @@ from mvkit.models.clusters import Rule, majority
 from mvkit.models.model import Model
 from mvkit.parts.mixture_fit import MixtureFit, maximised
 from mvkit.parts.priors import MoGPrior
-from mvkit.registry import plugins
 from mvkit.registry.spec import as_part
 
 DRAWS = 8  # of each posterior
@@ -74,12 +73,17 @@ def prune_clusters(
         rule: `votes` or `joint`; None: `votes` of diagonal covariances, `joint` of others.
 
     Raises:
-        RequestError: the prior has no clusters, or only one; `joint` of clusters that are not
-            normal.
+        RequestError: a `Stack`; the prior has no clusters, or only one; `joint` of clusters that
+            are not normal, or with a β.
 
     Reference: Palumbo et al., Deep Generative Clustering with Multimodal Diffusion Variational
     Autoencoders, 2024, https://openreview.net/forum?id=k5THrhXDV3.
     """
+    if not isinstance(model, Model):
+        raise RequestError(
+            f"prune_clusters: got {type(model).__name__} as its model; expected a Model with a "
+            "mixture prior"
+        )
     if model.n_clusters < 2:
         raise RequestError(
             "prune_clusters: needs a mixture prior of two clusters or more, such as prior='mog'"
@@ -89,7 +93,25 @@ def prune_clusters(
         prior = model.prior
         correlated = isinstance(prior, MoGPrior) and prior.covariance != "diagonal"
         rule = "joint" if correlated else "votes"
+    _check_beta(beta, rule)
     return _by_fits(model, data) if rule == "joint" else _by_votes(model, data, beta)
+
+
+def _check_beta(beta: object, rule: Rule) -> None:
+    """Raises RequestError unless β is None, or a finite number that the rule has a use for."""
+    if beta is None:
+        return
+    is_number = isinstance(beta, int | float) and not isinstance(beta, bool)
+    if not is_number or not 0 <= cast(float, beta) < math.inf:
+        raise RequestError(
+            f"prune_clusters: beta={beta!r}; expected a finite number of at least 0, or None: the "
+            "objective's kl_weight"
+        )
+    if rule == "joint":
+        raise RequestError(
+            f"prune_clusters: beta={beta!r} weighs the entropy of votes, and rule='joint' has "
+            "none; leave beta out, or take rule='votes'"
+        )
 
 
 def _by_votes(model: Model, data: Rows, beta: float | None) -> Pruning:
@@ -199,7 +221,7 @@ def _with_clusters(model: Model, kept: tuple[int, ...]) -> Model:
     pruned.n_clusters = len(kept)
     prior = attrs.evolve(model.spec.prior, components=len(kept))
     schedule = model.spec.schedule
-    if plugins.name_of("schedule", type(schedule)) == "warmup_then_mixture":
+    if schedule.places_prior:
         schedule = as_part("schedule", "single")  # which would place the mixture anew
     pruned.spec = attrs.evolve(model.spec, prior=prior, schedule=schedule)  # type: ignore[misc]
     pruned.note_new("prior")

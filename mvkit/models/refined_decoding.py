@@ -1,6 +1,6 @@
 """Decoding in which some modalities are drawn by their refiners.
 
-Axes: r rows in all, d latent, p private latent, c numbers of the covariates.
+Axes: r rows in all, b rows of a batch, d latent, p private latent, c numbers of the covariates.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ class RefinedDecoding(Decoding):
 
     Args:
         refiners: {modality: its refiner, and what that was built for}.
+        given: {modality: rows that had it among what latents were drawn from, (b,) bool}; those
+            that are not named: none.
     """
 
     refiners: Asked = attrs.field(factory=dict)
+    given: Mapping[str, Tensor] = attrs.field(factory=dict)
 
     def decode(
         self,
@@ -50,7 +53,11 @@ class RefinedDecoding(Decoding):
             context = context.expand(*leading, context.shape[-1]).reshape(-1, context.shape[-1])
         out = mean.reshape(-1, *sizes.shape)
         rows_of_latents = latents.reshape(-1, latents.shape[-1])
-        draws = refiner.refine(out, rows_of_latents, context, generator)
+        options: dict[str, Tensor] = {}
+        knows_given = isinstance(refiner, Refiner) and refiner.knows_given
+        if knows_given and name in self.given:
+            options["given"] = self.given[name].expand(leading).reshape(-1)
+        draws = refiner.refine(out, rows_of_latents, context, generator, **options)
         if draws.shape != out.shape:
             raise ShapeError(
                 f"refiner of {name!r}: returned {tuple(draws.shape)}; expected one draw for each "
@@ -59,14 +66,17 @@ class RefinedDecoding(Decoding):
         return draws.clamp(sizes.low, sizes.high).reshape(mean.shape)
 
 
-def refined(decoding: Decoding, refiners: Asked) -> Decoding:
+def refined(
+    decoding: Decoding, refiners: Asked, given: Mapping[str, Tensor] | None = None
+) -> Decoding:
     """The decoding of a model in which some modalities are drawn by their refiners.
 
     Args:
         decoding: the model's.
         refiners: {modality: its refiner, and what that was built for}; empty: as it is.
+        given: {modality: rows that had it, (b,) bool}; None: no row had any.
     """
     if not refiners:
         return decoding
     fields = {field.name: getattr(decoding, field.name) for field in attrs.fields(Decoding)}
-    return RefinedDecoding(**fields, refiners=refiners)
+    return RefinedDecoding(**fields, refiners=refiners, given=given or {})

@@ -14,6 +14,7 @@ from torch import nn
 from mvkit.core.decoder import Decoder
 from mvkit.core.noise import global_seed, seed_of_name
 from mvkit.errors import RequestError, SpecError, suggest, within
+from mvkit.models import sampler_requests
 from mvkit.models.objective_modules import every_objective
 from mvkit.models.refined_decoding import Asked
 from mvkit.models.sampler_requests import HasSamplers, digest_of_fit, warn_if_changed
@@ -235,8 +236,9 @@ def refiner_header(model: HasRefiners) -> dict[str, Any]:
     return {"refiners": specs, **refined_to}
 
 
-def check_no_refiners(model: HasRefiners, where: str) -> None:
-    """Raises RequestError if networks are to see more than refiners were built for."""
+def check_no_growth(model: HasRefiners, where: str) -> None:
+    """Raises RequestError if networks are to see more than refiners or samplers were built for."""
+    sampler_requests.check_no_growth(model, where)
     if model.refiners and model.context_width:
         raise RequestError(
             f"{where}: the refiners of {', '.join(map(repr, model.refiners))} see covariates, and "

@@ -150,8 +150,13 @@ def fitted_sampler(model: HasSamplers, name: str, where: str) -> Sampler | Condi
     """The sampler with a bare or qualified name; warns if the model has changed since its fit.
 
     Raises:
-        RequestError: it is not fitted; the message begins with `where`.
+        RequestError: it is not fitted, or not asked for by name; the message begins with `where`.
     """
+    if not isinstance(name, str):
+        raise RequestError(
+            f"{where}: sampler={name!r}; expected the name of a sampler that mvkit.fit_sampler "
+            "fitted to the model, such as 'gmm'; None: none"
+        )
     known = str(plugins.name_of("sampler", plugins.lookup("sampler", name)))
     if known == "prior":
         return Prior().build(model.latent_dim)
@@ -320,6 +325,18 @@ def warn_if_changed(model: HasSamplers, key: str, fitted_to: str | None, sentenc
     model.seen_weights[key] = (state, now)
     if now not in (fitted_to, before):
         warnings.warn(sentence, stacklevel=5)
+
+
+def check_no_growth(model: HasSamplers, where: str) -> None:
+    """Raises RequestError if samplers were built for the covariates that there are."""
+    if not model.sampler_sizes().context:
+        return
+    for name, sampler in model.samplers.items():
+        if isinstance(sampler, ConditionalSampler) and sampler.knows_covariates:
+            raise RequestError(
+                f"{where}: sampler {name!r} sees covariates, and does not grow; expected a model "
+                f"without; take it out (del model.samplers[{name!r}]), and fit it again afterwards"
+            )
 
 
 def look_again(model: HasSamplers) -> None:

@@ -49,15 +49,21 @@ def fit_sampler(
     `mvkit.evaluate` likewise.
 
     `mvkit.save` keeps it. It is fitted to one draw of the posterior per row, given all that the
-    row has; rows may have gaps. The model holds one sampler of each name: another fit takes its
-    place. Private latents keep their priors, unless the sampler models them. When the weights of
-    the model change after the fit, using the sampler warns.
+    row has; rows may have gaps. Row weights count, those of weight 0 not at all; samplers that
+    know nothing of weights are refused for such rows. The model holds one sampler of each name:
+    another fit takes its place. Private latents keep their priors, unless the sampler models them.
+    When the weights of the model change after the fit, using the sampler warns.
 
     Args:
         model: a trained model.
         data: rows, as a rule the training rows.
         sampler: a name, a spec or a dict (`mvkit.available("sampler")`).
         seed: of the draws and of the fit.
+
+    Raises:
+        RequestError: a model without shared latent; a sampler that knows nothing of row weights
+            that there are, or of covariates that the prior depends on.
+        DataError: too few rows, or latents that are not finite.
 
     Example:
         >>> import torch, mvkit
@@ -80,26 +86,83 @@ def fit_sampler(
     seed = noise.whole_seed(seed)
     generator = noise.seeded(seed, model.like.device)
 
-    def draw(rows: Batch) -> Tensor:
+    def draw(rows: Batch) -> dict[str, Tensor]:
         posterior = model.posterior_given(rows, model.names, "error", inference=True)
-        return posterior.rsample(1, generator)[0]
+        values = {"z": posterior.rsample(1, generator)[0]}
+        if rows.row_weight is not None:
+            values["weight"] = rows.row_weight
+        return values
 
-    z = model.in_blocks(draw, data)
+    values = model.in_blocks(draw, data)
+    z, weight = values["z"], _proportions(values.get("weight"))
     if not torch.isfinite(z).all():
         raise DataError(
             "fit_sampler: the model's latents are not finite; expected numbers; train it again"
         )
     with noise.global_seed(seed):  # of samplers with networks
         fitted: Any = built(model, spec).to(model.like)
+        _check_covariates(model, fitted, _name_of(spec))
+        _check_weighs(fitted, weight, _name_of(spec))
         if isinstance(fitted, ConditionalSampler):
-            fitted.fit(_fitting_rows(model, data, z, generator), seed)
-        else:
+            rows = _fitting_rows(model, data, z, generator)
+            fitted.fit(_counted(rows, weight), seed)
+        elif weight is None:
             fitted.fit(z, seed)
+        else:
+            counts = weight > 0
+            fitted.fit(z[counts], seed, weight=weight[counts])
     install(model, spec, fitted.eval())
     fitted_to = digest_of_fit(model)
     if fitted_to is not None:
         model.fitted_to[_name_of(spec)] = fitted_to
     return cast(Sampler | ConditionalSampler, fitted)
+
+
+def _proportions(weight: Tensor | None) -> Tensor | None:
+    """Row weights (b,) with mean 1; None if all count alike.
+
+    Raises:
+        DataError: all are 0.
+    """
+    if weight is None or bool((weight == weight[0]).all() & (weight[0] > 0)):
+        return None
+    if not weight.any():
+        raise DataError("fit_sampler: every row has row_weight 0; expected some above it")
+    return weight / weight.mean()
+
+
+def _check_weighs(sampler: Any, weight: Tensor | None, name: str) -> None:
+    """Raises RequestError if there are row weights that a sampler would not heed."""
+    if weight is not None and not sampler.weighs_rows:
+        raise RequestError(
+            f"fit_sampler: sampler {name!r} knows nothing of row weights, and these rows have "
+            "some; expected rows that count alike; leave row_weight out, or take 'gmm'"
+        )
+
+
+def _check_covariates(model: MultimodalModel, sampler: Any, name: str) -> None:
+    """Raises RequestError if the prior depends on covariates that a sampler does not see."""
+    conditions = model.decoding.conditions
+    if conditions is None or name == "prior":
+        return
+    knows = isinstance(sampler, ConditionalSampler) and sampler.knows_covariates
+    for covariate, how in conditions.covariates.items():
+        if "prior" in how.into and not (knows and "decoders" in how.into):
+            raise RequestError(
+                f"fit_sampler: the prior depends on covariate {covariate!r}, of which sampler "
+                f"{name!r} would know nothing: it would draw latents of rows with other values; "
+                "expected one that sees what decoders see; take {'name': 'gmm', 'conditional': "
+                "True, 'covariates': True}, and a covariate that decoders see"
+            )
+
+
+def _counted(rows: FittingRows, weight: Tensor | None) -> FittingRows:
+    """The rows that count, with their weights (b,), if they have any."""
+    if weight is None:
+        return rows
+    index = weight.nonzero()[:, 0]
+    private = {name: w[index] for name, w in rows.private.items()}
+    return FittingRows(rows.z[index], private, rows.condition.take(index), weight[index])
 
 
 def _fitting_rows(

@@ -50,17 +50,24 @@ class MixtureOptions(Protocol):
         """What is added to the variances."""
         ...
 
+    @property
+    def covariates(self) -> bool:
+        """Whether covariates are features."""
+        ...
+
 
 class Features:
     """Where latents and codes stand among the features of the mixture.
 
-    z first, then the private latents, then the codes: the means of z given one modality alone.
+    z first, then the private latents, then the codes: the means of z given one modality alone;
+    then the covariates, if they count.
 
     Args:
         sizes: the model's.
+        covariates: whether covariates are features.
     """
 
-    def __init__(self, sizes: SamplerSizes) -> None:
+    def __init__(self, sizes: SamplerSizes, covariates: bool = False) -> None:
         self.sizes = sizes
         self.private: dict[str, slice] = {}
         self.codes: dict[str, slice] = {}
@@ -72,23 +79,36 @@ class Features:
         for name in sizes.names:
             self.codes[name] = slice(start, start + sizes.latent)
             start += sizes.latent
-        self.number = start
+        context = sizes.context if covariates else 0
+        self.context = slice(start, start + context)
+        self.number = start + context
 
     def of_rows(self, rows: FittingRows) -> Tensor:
         """Features of fitting rows, (b, f), without meaning where a row lacks the modality."""
         columns = [rows.z]
         columns += [rows.private[name] for name in self.private]
         columns += [rows.condition.codes[name].loc for name in self.codes]
+        columns.append(self.covariates(rows.condition))
         return torch.cat(columns, 1)
 
+    def covariates(self, condition: Condition) -> Tensor:
+        """The covariates of rows that are features, (b, number of them)."""
+        context = condition.context
+        if context is None:
+            like = next(iter(condition.codes.values())).loc
+            return like.new_zeros(len(condition), 0)
+        return context[:, : self.context.stop - self.context.start]
+
     def told_by(self, pattern: Pattern) -> list[int]:
-        """Private latents and codes of the modalities that are observed, as positions."""
+        """Private latents and codes of the modalities that are observed, and covariates, as
+        positions.
+        """
         known: list[int] = []
         for places in (self.private, self.codes):
             for name, place in places.items():
                 if pattern[self.sizes.names.index(name)]:
                     known += range(place.start, place.stop)
-        return known
+        return [*known, *range(self.context.start, self.context.stop)]
 
     def gaps(self, observed: Tensor) -> list[GapPattern]:
         """Patterns of what fitting rows have: z, and what their modalities (b, m) tell."""
@@ -116,6 +136,8 @@ class Features:
             code = condition.codes[name].loc
             shown = code if observed[name] else code[:, :0]
             codes.append(shown.expand(n, *shown.shape))
+        context = self.covariates(condition)
+        codes.append(context.expand(n, *context.shape))
         return _precise(torch.cat([*own, *codes], -1))
 
 
@@ -133,6 +155,7 @@ class ConditionalGMMSampler(nn.Module, ConditionalSampler):
     mixture of z, private latents and codes; and how many fitting rows had each modality, (m,).
     """
 
+    weighs_rows = True
     weight: Tensor
     loc: Tensor
     factor: Tensor
@@ -142,7 +165,8 @@ class ConditionalGMMSampler(nn.Module, ConditionalSampler):
         super().__init__()
         self.spec = spec
         self.sizes = sizes
-        self.features = Features(sizes)
+        self.knows_covariates = spec.covariates
+        self.features = Features(sizes, spec.covariates)
         c = spec.components
         f = self.features.number
         self.register_buffer("weight", torch.full((c,), 1 / c))
@@ -158,8 +182,10 @@ class ConditionalGMMSampler(nn.Module, ConditionalSampler):
         z = rows.z.cpu().double()
         values = self.features.of_rows(rows).cpu().double()
         observed = rows.condition.observed.cpu()
-        groups = _groups(z, c, seed)
-        fitted = fit_with_gaps(values, self.features.gaps(observed), groups, options.floor)
+        weight = None if rows.weight is None else rows.weight.cpu().double()
+        groups = _groups(z, c, seed, weight)
+        gaps = self.features.gaps(observed)
+        fitted = fit_with_gaps(values, gaps, groups, options.floor, weight)
         self.weight.copy_(fitted.weight)
         self.loc.copy_(fitted.loc)
         self.factor.copy_(fitted.factor)
@@ -204,7 +230,16 @@ class ConditionalGMMSampler(nn.Module, ConditionalSampler):
         return self._parts(means)
 
     def _check(self, condition: Condition) -> None:
-        """Raises RequestError if a row has a modality that no fitting row had."""
+        """Raises RequestError if it was made for another model, or a row has a modality that no
+        fitting row had.
+        """
+        if not self.sizes.same_latents(condition.sizes):
+            raise RequestError(
+                "sampler 'gmm': it was fitted to a model of other modalities or latents, "
+                f"{', '.join(self.sizes.names)}; expected {', '.join(condition.sizes.names)}, in "
+                "this order, with latents as wide; fit it to this model: "
+                "mvkit.fit_sampler(model, data, {'name': 'gmm', 'conditional': True})"
+            )
         lacking = condition.observed.any(0) & (self.rows == 0)
         if lacking.any():
             name = self.sizes.names[int(lacking.nonzero()[0])]
@@ -237,11 +272,19 @@ class ConditionalGMMSampler(nn.Module, ConditionalSampler):
         return latents[..., : self.sizes.latent], private
 
 
-def _groups(z: Tensor, c: int, seed: int) -> Tensor:
+def fit_to_complete(z: Tensor, c: int, floor: float, weight: Tensor, seed: int) -> GaussianMixture:
+    """A mixture of c normals fitted to latents (b, d) of rows with weights (b,)."""
+    everything = _positions(range(z.shape[1]))
+    pattern = GapPattern(torch.arange(len(z)), everything, everything[:0])
+    return fit_with_gaps(z, [pattern], _groups(z, c, seed, weight), floor, weight)
+
+
+def _groups(z: Tensor, c: int, seed: int, weight: Tensor | None = None) -> Tensor:
     """Which of c groups each latent (b, d) is in, by k-means, (b, c) ones and zeros."""
     from sklearn.cluster import KMeans
 
-    means = KMeans(c, n_init=1, random_state=seed % 2**32).fit(z.numpy())
+    counts = None if weight is None else weight.numpy()
+    means = KMeans(c, n_init=1, random_state=seed % 2**32).fit(z.numpy(), sample_weight=counts)
     groups: Tensor = torch.nn.functional.one_hot(torch.from_numpy(means.labels_).long(), c)
     return groups.double()
 

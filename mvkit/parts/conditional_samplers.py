@@ -37,6 +37,12 @@ class SamplerSizes:
     private: Mapping[str, int]
     context: int = 0
 
+    def same_latents(self, other: SamplerSizes) -> bool:
+        """Whether another model has the same modalities in the same order, and as wide latents."""
+        if self.names != other.names or self.latent != other.latent:
+            return False
+        return dict(self.private) == dict(other.private)
+
     @property
     def features(self) -> int:
         """How many numbers `Condition.features` has of a row."""
@@ -193,11 +199,14 @@ class FittingRows:
         private: a draw of each private posterior, {name: (b, p)}; without meaning in rows that do
             not have the modality (see `Condition.observes`).
         condition: what each row has.
+        weight: how much each row counts, (b,), above 0, of which only the proportions matter;
+            None: all alike. Of samplers with `weighs_rows` only.
     """
 
     z: Tensor
     private: Mapping[str, Tensor]
     condition: Condition
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.z)
@@ -224,9 +233,15 @@ class ConditionalSampler(ABC):
       decoded in every row; return draws of `condition.private_draws` in rows that observe the
       modality, or something better. Of the other modalities, a row that has the modality keeps the
       draw of its posterior, and one that has not draws from the prior, as without a sampler.
+
+    `weighs_rows` says that `fit` heeds `rows.weight`: others are refused for rows with weights.
+    One that does not look at `condition.context` sets `knows_covariates` to False: it is then
+    refused for models whose prior depends on covariates.
     """
 
     spec: object
+    weighs_rows: bool = False
+    knows_covariates: bool = True
 
     @abstractmethod
     def fit(self, rows: FittingRows, seed: int) -> None:

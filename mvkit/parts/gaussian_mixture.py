@@ -15,6 +15,7 @@ from einops import einsum, rearrange, reduce
 from torch import Tensor
 
 from mvkit.core.blocks import block_size, block_slices
+from mvkit.errors import DataError
 
 ROUNDS = 300  # of EM at most
 TOLERANCE = 1e-5  # nats per row by which the last round changes the likelihood
@@ -22,6 +23,10 @@ UNSETTLED = 1e-2  # nats per row that the last round may gain without a warning
 MEMORY = 2**26  # bytes of rows that are filled in at a time
 FLOAT64 = 8  # bytes of a number
 LEAST = 1e-10  # rows of a component: keeps means of empty ones finite
+SINGULAR = (
+    "sampler 'gmm': the rows of a component do not vary in every direction, so that it has no "
+    "density; expected more rows for each component; take fewer components, or a larger floor"
+)
 
 
 @attrs.frozen(eq=False)
@@ -137,17 +142,28 @@ class Sums:
     log_prob: Tensor
 
     def mixture(self, floor: float) -> GaussianMixture:
-        """The mixture that maximises the expected log-density, `floor` added to its variances."""
+        """The mixture that maximises the expected log-density, `floor` added to its variances.
+
+        Raises:
+            DataError: a covariance without inverse.
+        """
         rows = self.rows + LEAST
         loc = self.first / rearrange(rows, "c -> c 1")
         products = einsum(loc, loc, "c i, c j -> c i j")
         covariance = self.second / rearrange(rows, "c -> c 1 1") - products
         covariance = covariance + floor * torch.eye(loc.shape[1]).to(loc)
-        return GaussianMixture(rows / rows.sum(), loc, torch.linalg.cholesky(covariance))
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        if bool(failed.any()):
+            raise DataError(SINGULAR)
+        return GaussianMixture(rows / rows.sum(), loc, factor)
 
 
 def fit_with_gaps(
-    values: Tensor, patterns: Sequence[GapPattern], responsibilities: Tensor, floor: float
+    values: Tensor,
+    patterns: Sequence[GapPattern],
+    responsibilities: Tensor,
+    floor: float,
+    weight: Tensor | None = None,
 ) -> GaussianMixture:
     """The mixture of greatest likelihood of what rows have, missing features integrated out.
 
@@ -156,20 +172,26 @@ def fit_with_gaps(
         patterns: which features rows have; together all rows.
         responsibilities: of the first components for the rows, (r, c).
         floor: added to the variances.
+        weight: how often each row counts, (r,), of which only the proportions matter; None: all
+            alike.
 
     Reference: Ghahramani and Jordan, Supervised Learning from Incomplete Data via an EM Approach,
     NeurIPS 1993.
     """
-    centre, variance = _moments(values, patterns)
+    total = float(len(values))
+    centre, variance = _moments(values, patterns, weight)
     values = values - centre
+    if weight is not None:
+        total = float(weight.sum())
+        responsibilities = responsibilities * rearrange(weight, "r -> r 1")
     sums = _first_sums(values, patterns, responsibilities, variance)
     mixture = sums.mixture(floor)
     before = -math.inf
     gain = math.inf
     for _ in range(ROUNDS):
-        sums = _expected(values, patterns, mixture)
+        sums = _expected(values, patterns, mixture, weight)
         mixture = sums.mixture(floor)
-        reached = float(sums.log_prob) / len(values)
+        reached = float(sums.log_prob) / total
         gain = reached - before
         before = reached
         if abs(gain) < TOLERANCE:  # the floor may cost likelihood at first
@@ -183,12 +205,16 @@ def fit_with_gaps(
     return attrs.evolve(mixture, loc=mixture.loc + centre)
 
 
-def _moments(values: Tensor, patterns: Sequence[GapPattern]) -> tuple[Tensor, Tensor]:
+def _moments(
+    values: Tensor, patterns: Sequence[GapPattern], weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Means and variances of the features over the rows that have them, (f,); 0 and 1 without."""
     present = _present(values, patterns)
-    count = present.sum(0).clamp(min=1)
-    centre = torch.where(present, values, 0.0).sum(0) / count
-    squares = torch.where(present, (values - centre).square(), 0.0)
+    share: Tensor | float = 1.0 if weight is None else rearrange(weight, "r -> r 1")
+    count = (present.to(values) * share).sum(0)
+    count = torch.where(present.any(0), count, 1.0)
+    centre = (torch.where(present, values, 0.0) * share).sum(0) / count
+    squares = torch.where(present, (values - centre).square(), 0.0) * share
     return centre, torch.where(present.any(0), squares.sum(0) / count, 1.0)
 
 
@@ -225,7 +251,12 @@ def _add_products(first: Tensor, second: Tensor, filled: Tensor, weight: Tensor)
     second += einsum(weighted, filled, "c r i, c r j -> c i j")
 
 
-def _expected(values: Tensor, patterns: Sequence[GapPattern], mixture: GaussianMixture) -> Sums:
+def _expected(
+    values: Tensor,
+    patterns: Sequence[GapPattern],
+    mixture: GaussianMixture,
+    row_weight: Tensor | None = None,
+) -> Sums:
     """The expected sums under a mixture: missing features at their conditional means, with their
     conditional covariances.
     """
@@ -242,6 +273,10 @@ def _expected(values: Tensor, patterns: Sequence[GapPattern], mixture: GaussianM
             log_joint, missing = conditional.at(x)
             log_prob = torch.logsumexp(log_joint, 1)
             weight = (log_joint - rearrange(log_prob, "r -> r 1")).exp()
+            if row_weight is not None:
+                counts = row_weight[pattern.rows[block]]
+                weight = weight * rearrange(counts, "r -> r 1")
+                log_prob = log_prob * counts
             filled = values.new_zeros(c, len(x), f)
             filled[:, :, pattern.known] = x
             filled[:, :, pattern.missing] = missing

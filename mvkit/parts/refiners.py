@@ -1,7 +1,7 @@
 """Refiners: sharp draws of a modality from what its decoder says.
 
-Axes: n rows, r draws, q pairs of draws, f numbers of a row, d shared and p private latent, c
-numbers of the covariates.
+Axes: n rows, r draws, q pairs of draws, f numbers of a row, k numbers that a network is told of
+it, d shared and p private latent, c numbers of the covariates.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from abc import ABC, abstractmethod
 
 import attrs
 import torch
-from einops import repeat
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mvkit.core import noise
 from mvkit.core.noise import Generator
 from mvkit.registry.fields import count, optional_count
-from mvkit.registry.spec import spec
+from mvkit.registry.spec import field, flag, spec
 
 WIDEST_NOISE = 64  # numbers of noise by default, where a row has more
 
@@ -62,9 +62,17 @@ class Refiner(ABC):
     * `out` and `x` are on the scale of the data that the model sees, after transforms.
     * rows are independent; what stands in unobserved places of `x` changes no number.
     * randomness comes from `mvkit.core.noise` and the generator given.
+
+    With `knows_given`, both methods also take `given=`, (n,) bool: whether the modality was among
+    what the latents were drawn from. `loss` is then told `latent_draws` latents of each row, r:
+    `out` is (r, n, *shape) and `z` (r, n, d + p). They are copies of one draw where the modality
+    was given; else independent draws of the posterior given the other part, or of the prior, so
+    that a score over them is one of what is generated from that part.
     """
 
     spec: object  # set when a model gets the refiner
+    knows_given: bool = False
+    latent_draws: int = 1
 
     @abstractmethod
     def refine(
@@ -112,11 +120,18 @@ class Energy:
     included. Pictures are taken as rows of numbers, and no number is scaled: give the model data
     of a spread near 1.
 
+    With `knows_given`, it is told whether the modality was among what the latents were drawn
+    from, and has a network for either case. Latents that have seen it tell some of its noise, so
+    that what is left of it is less than what generation from other modalities, or from nothing,
+    has to add. Where it was not given, each of the r draws has latents of its own, so that the
+    score is that of the distribution given the others.
+
     Args:
         hidden: width of the hidden layers.
         layers: how many of them there are.
         noise: numbers of noise; None: as many as a row has numbers, 64 at most.
         draws: draws of each row in training, 2 at least.
+        knows_given: whether it is told if the modality was given.
 
     Reference: Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation,
     2007, https://doi.org/10.1198/016214506000001437; Shen and Meinshausen, Engression:
@@ -128,32 +143,64 @@ class Energy:
     layers: int = count(2)
     noise: int | None = optional_count()
     draws: int = count(2, low=2)
+    knows_given: bool = field(default=False, check=flag, quiet=True)
 
     def build(self, sizes: RefinerSizes) -> EnergyRefiner:
         """The network, with fresh weights."""
         return EnergyRefiner(self, sizes)
 
 
-class EnergyRefiner(nn.Module, Refiner):
-    """The network of `Energy`: its draws are the decoder's means and a residual."""
+class ResidualNetwork(nn.Module):
+    """A network with residual layers, (..., inputs) -> (..., outputs)."""
+
+    def __init__(self, inputs: int, spec: Energy, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(inputs, spec.hidden)
+        inner = (nn.Linear(spec.hidden, spec.hidden) for _ in range(spec.layers - 1))
+        self.inner = nn.ModuleList(inner)
+        self.last = nn.Linear(spec.hidden, outputs)
+
+    def residual(self, inputs: Tensor) -> Tensor:
+        """Its outputs, (..., outputs)."""
+        hidden = functional.silu(self.first(inputs))
+        for layer in self.inner:
+            hidden = hidden + functional.silu(layer(hidden))
+        outputs: Tensor = self.last(hidden)
+        return outputs
+
+
+class EnergyRefiner(ResidualNetwork, Refiner):
+    """The network of `Energy`: its draws are the decoder's means and a residual.
+
+    With `knows_given`, rows whose modality was given have a network of their own: with one for
+    both, noise of one spread is slow to become that of two.
+    """
 
     spec: Energy
 
     def __init__(self, spec: Energy, sizes: RefinerSizes) -> None:
-        super().__init__()
+        width = spec.noise or min(sizes.numbers, WIDEST_NOISE)
+        inputs = sizes.numbers + sizes.latent + sizes.context + width
+        super().__init__(inputs, spec, sizes.numbers)
         self.spec = spec
+        self.noise = width
         self.name = sizes.name
-        self.noise = spec.noise or min(sizes.numbers, WIDEST_NOISE)
-        inputs = sizes.numbers + sizes.latent + sizes.context + self.noise
-        self.first = nn.Linear(inputs, spec.hidden)
-        inner = (nn.Linear(spec.hidden, spec.hidden) for _ in range(spec.layers - 1))
-        self.inner = nn.ModuleList(inner)
-        self.last = nn.Linear(spec.hidden, sizes.numbers)
+        self.knows_given = spec.knows_given
+        self.latent_draws = spec.draws if spec.knows_given else 1
+        self.numbers = sizes.numbers
+        if spec.knows_given:
+            self.where_given = ResidualNetwork(inputs, spec, sizes.numbers)
 
     def refine(
-        self, out: Tensor, z: Tensor, context: Tensor | None, generator: Generator
+        self,
+        out: Tensor,
+        z: Tensor,
+        context: Tensor | None,
+        generator: Generator,
+        given: Tensor | None = None,
     ) -> Tensor:
-        return self._draws(1, out, z, context, generator)[0].reshape(out.shape)
+        draws = self._draws(1, out, z, context, generator, given)
+        return draws[0].reshape(out.shape)
 
     def loss(
         self,
@@ -163,25 +210,43 @@ class EnergyRefiner(nn.Module, Refiner):
         context: Tensor | None,
         observed: Tensor,
         generator: Generator,
+        given: Tensor | None = None,
     ) -> Tensor:
-        draws = self._draws(self.spec.draws, out, z, context, generator)
+        draws = self._draws(self.spec.draws, out, z, context, generator, given)
         return energy_score(draws, x.flatten(1), observed.flatten(1))
 
+    def _known(self, out: Tensor, z: Tensor, context: Tensor | None) -> Tensor:
+        """What networks are told of rows, (..., n, k), first the decoder's mean; of `out`
+        (..., n, *shape), `z` (..., n, d + p) and `context` (n, c).
+        """
+        leading = z.shape[:-1]
+        columns = [out.reshape(*leading, self.numbers), z]
+        if context is not None:
+            columns.append(context.expand(*leading, context.shape[-1]))
+        return torch.cat(columns, -1)
+
     def _draws(
-        self, r: int, out: Tensor, z: Tensor, context: Tensor | None, generator: Generator
+        self,
+        r: int,
+        out: Tensor,
+        z: Tensor,
+        context: Tensor | None,
+        generator: Generator,
+        given: Tensor | None = None,
     ) -> Tensor:
-        """R draws of each row, (r, n, f)."""
-        mean = out.flatten(1)
-        known = torch.cat([mean, z] if context is None else [mean, z, context], 1)
-        shape = (r, len(out), self.noise)
+        """R draws of each row, (r, n, f), each of its own latents if these are (r, n, d + p)."""
+        known = self._known(out, z, context)
+        if known.ndim == 2:
+            known = repeat(known, "n k -> r n k", r=r)
+        shape = (*known.shape[:-1], self.noise)
         site = f"x/refine/{self.name}"
-        eps = noise.draw(site, shape, out, generator=generator, sampler=torch.randn)
-        inputs = torch.cat([repeat(known, "n k -> r n k", r=r), eps], -1)
-        hidden = functional.silu(self.first(inputs))
-        for layer in self.inner:
-            hidden = hidden + functional.silu(layer(hidden))
-        residual: Tensor = self.last(hidden)
-        return mean + residual
+        eps = noise.draw(site, shape, known, generator=generator, sampler=torch.randn)
+        inputs = torch.cat([known, eps], -1)
+        residual = self.residual(inputs)
+        if self.knows_given and given is not None:
+            own = self.where_given.residual(inputs)
+            residual = torch.where(rearrange(given, "n -> n 1"), own, residual)
+        return known[..., : self.numbers] + residual
 
 
 def energy_score(draws: Tensor, x: Tensor, observed: Tensor | None = None) -> Tensor:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from mvkit.core import noise
 from mvkit.core.noise import Generator
 from mvkit.errors import DataError, SpecError
-from mvkit.parts.conditional_gmm import ConditionalGMMSampler
+from mvkit.parts.conditional_gmm import ConditionalGMMSampler, fit_to_complete
 from mvkit.parts.conditional_samplers import SamplerSizes
+from mvkit.parts.gaussian_mixture import SINGULAR
 from mvkit.registry.fields import count
-from mvkit.registry.spec import field, flag, spec
+from mvkit.registry.spec import field, flag, number, spec
 
 
 class HasPrior(Protocol):
@@ -36,10 +37,12 @@ class Sampler(ABC):
     To implement one, write a spec whose `build(width)` returns an `nn.Module` with these two
     methods. Its state is in buffers and parameters whose shapes depend on the spec and the width d
     alone, so that files can hold it. A sampler that can be asked for latents given what rows have
-    is a `ConditionalSampler`.
+    is a `ConditionalSampler`. With `weighs_rows`, `fit` also takes `weight=`, (b,), how much each
+    row counts, or None; others are refused for rows with weights.
     """
 
     spec: object
+    weighs_rows: bool = False
 
     @abstractmethod
     def fit(self, z: Tensor, seed: int) -> None:
@@ -66,11 +69,13 @@ class Prior:
 class PriorSampler(nn.Module, Sampler):
     """Draws from the model's prior."""
 
+    weighs_rows = True
+
     def __init__(self, spec: Prior) -> None:
         super().__init__()
         self.spec = spec
 
-    def fit(self, z: Tensor, seed: int) -> None:
+    def fit(self, z: Tensor, seed: int, weight: Tensor | None = None) -> None:
         """Nothing to do."""
 
     def sample(self, model: HasPrior, n: int, generator: Generator) -> Tensor:
@@ -85,13 +90,15 @@ class GMM:
     With `conditional`, it is a mixture over z, the private latents and each modality's own code
     (the mean of the posterior given it alone), fitted to rows with gaps by EM. Draws given what a
     row has are then those of the mixture given its codes and private latents, those of modalities
-    that the row lacks integrated out. It knows nothing of covariates. Its covariances are of
-    d + Σ p + m d features, so that it suits latents of moderate width.
+    that the row lacks integrated out. It knows nothing of covariates, unless `covariates` makes
+    those that decoders see features too, which every row has. Its covariances are of d + Σ p + m d
+    features, so that it suits latents of moderate width. Row weights count as in training.
 
     Args:
         components: number of components.
         floor: added to the variances, so that no component shrinks to a point.
         conditional: whether it can be asked for latents given what rows have.
+        covariates: whether a conditional one knows the covariates of rows.
 
     Reference: Ghosh, Sajjadi, Vergari, Black and Schölkopf, From Variational to Deterministic
     Autoencoders, ICLR 2020, https://arxiv.org/abs/1903.12436; Ghahramani and Jordan, Supervised
@@ -99,13 +106,20 @@ class GMM:
     """
 
     components: int = count(10)
-    floor: float = 1e-6
+    floor: float = field(default=1e-6, check=number(low=0.0))
     conditional: bool = field(default=False, check=flag, quiet=True)
+    covariates: bool = field(default=False, check=flag, quiet=True)
 
     def build(
         self, width: int, sizes: SamplerSizes | None = None
     ) -> GMMSampler | ConditionalGMMSampler:
         """The sampler, not yet fitted; a conditional one needs the sizes of its model."""
+        if self.covariates and not self.conditional:
+            raise SpecError(
+                "got True without conditional=True; a mixture of latents alone has no covariates; "
+                "expected both, or neither",
+                "covariates",
+            )
         if not self.conditional:
             return GMMSampler(self, width)
         if sizes is None:
@@ -116,6 +130,7 @@ class GMM:
 class GMMSampler(nn.Module, Sampler):
     """Weights (c,), means (c, d) and the lower factors of the covariances (c, d, d)."""
 
+    weighs_rows = True
     spec: GMM
     weight: Tensor
     loc: Tensor
@@ -129,15 +144,24 @@ class GMMSampler(nn.Module, Sampler):
         self.register_buffer("loc", torch.zeros(c, width))
         self.register_buffer("factor", torch.eye(width).repeat(c, 1, 1))
 
-    def fit(self, z: Tensor, seed: int) -> None:
+    def fit(self, z: Tensor, seed: int, weight: Tensor | None = None) -> None:
         from sklearn.mixture import GaussianMixture
 
         c = self.spec.components
         if len(z) < c:
             raise DataError(f"sampler 'gmm': needs {c} rows at least; got {len(z)}")
         floor = self.spec.floor
+        if weight is not None:  # scikit-learn's takes none
+            fitted = fit_to_complete(z.cpu().double(), c, floor, weight.cpu().double(), seed)
+            self.weight.copy_(fitted.weight)
+            self.loc.copy_(fitted.loc)
+            self.factor.copy_(fitted.factor)
+            return
         mixture = GaussianMixture(c, reg_covar=floor, random_state=seed, max_iter=500)
-        mixture.fit(z.cpu().double().numpy())
+        try:
+            mixture.fit(z.cpu().double().numpy())
+        except ValueError as error:  # of scikit-learn, whose options have other names
+            raise DataError(SINGULAR) from error
         self.weight.copy_(torch.as_tensor(mixture.weights_))
         self.loc.copy_(torch.as_tensor(mixture.means_))
         self.factor.copy_(torch.linalg.cholesky(torch.as_tensor(mixture.covariances_)))

@@ -1,6 +1,6 @@
 """Checks of refiners, on made-up outputs of a decoder, latents and data with gaps.
 
-Axes: n rows, d shared and p private latent, c numbers of the covariates.
+Axes: r draws, n rows, d shared and p private latent, c numbers of the covariates.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Rows:
     z: Tensor
     context: Tensor | None
     observed: Tensor
+    given: Tensor
 
     @classmethod
     def of(cls, sizes: RefinerSizes) -> Rows:
@@ -47,7 +48,9 @@ class Rows:
         observed[-1] = False
         x = torch.where(observed, normal(N, *sizes.shape), 0.0)
         context = normal(N, sizes.context) if sizes.context else None
-        return cls(normal(N, *sizes.shape), x, normal(N, sizes.latent), context, observed)
+        given = torch.arange(N) % 2 == 0
+        out, z = normal(N, *sizes.shape), normal(N, sizes.latent)
+        return cls(out, x, z, context, observed, given)
 
     def moved(self) -> Rows:
         """The same first row, and others elsewhere."""
@@ -71,6 +74,7 @@ def refiner(kind: str, part: Any) -> None:
         _check_draws(live, _twin(part, sizes, live), rows)
         _check_loss(live, rows)
         _check_gradient(live, rows)
+        _check_that_it_knows(live, rows)
         for field, value in _tensors(before).items():
             expect(
                 torch.equal(value, getattr(rows, field)),
@@ -102,15 +106,32 @@ def _tensors(rows: Rows) -> Mapping[str, Tensor]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _drawn(live: Refiner, rows: Rows, seed: int = 1) -> Tensor:
+def _drawn(live: Any, rows: Rows, seed: int = 1) -> Tensor:
     """Draws of one seed."""
+    options = {"given": rows.given} if live.knows_given else {}
     with torch.no_grad():
-        return live.refine(rows.out, rows.z, rows.context, seeded(seed))
+        draws: Tensor = live.refine(rows.out, rows.z, rows.context, seeded(seed), **options)
+    return draws
 
 
-def _lost(live: Refiner, rows: Rows) -> Tensor:
+def _lost(live: Any, rows: Rows) -> Tensor:
     """The losses of rows, by the noise of one seed."""
-    return live.loss(rows.out, rows.x, rows.z, rows.context, rows.observed, seeded(1))
+    out, z = rows.out, rows.z
+    options = {}
+    if live.knows_given:
+        options["given"] = rows.given
+        out, z = (_several(value, rows.given, live.latent_draws) for value in (out, z))
+    loss: Tensor = live.loss(out, rows.x, z, rows.context, rows.observed, seeded(1), **options)
+    return loss
+
+
+def _several(value: Tensor, given: Tensor, r: int) -> Tensor:
+    """What comes of r latents of each row, (n, ...) -> (r, n, ...): copies in rows that are given
+    the modality.
+    """
+    others = torch.stack([value + 0.1 * i for i in range(r)])
+    where = given.reshape(-1, *[1] * (value.ndim - 1))
+    return torch.where(where, value, others)
 
 
 def _check_draws(live: Refiner, twin: Refiner, rows: Rows) -> None:
@@ -179,6 +200,18 @@ def _check_gradient(live: Any, rows: Rows) -> None:
         all(bool(torch.isfinite(gradient).all()) for gradient in values)
         and any(bool(gradient.any()) for gradient in values),
         "has gradients that are not finite, or all 0; expected finite ones to train by",
+    )
+
+
+def _check_that_it_knows(live: Any, rows: Rows) -> None:
+    """Raises Fault if it asks what was given, and draws the same for either answer."""
+    if not live.knows_given:
+        return
+    other = attrs.evolve(rows, given=~rows.given)
+    expect(
+        not torch.equal(_drawn(live, rows), _drawn(live, other)),
+        "has knows_given and drew the same whether its modality was given or not; expected it to "
+        "look at given=, or knows_given left out",
     )
 
 

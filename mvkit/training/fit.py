@@ -27,10 +27,11 @@ from mvkit.training.events import Listener, Listeners, RunFinished
 from mvkit.training.history import History
 from mvkit.training.loop import train_stage
 from mvkit.training.nonfinite import OnNonFinite
+from mvkit.training.placing import note_placed, stages_of_run
 from mvkit.training.refining import note_refined
 from mvkit.training.run import Options, Precision, Resume, Run
 from mvkit.training.run_folder import Folder
-from mvkit.training.stages import Stage, StagesLike, as_stages, with_patience
+from mvkit.training.stages import Stage, StagesLike, with_patience
 from mvkit.training.starts import far_from_training, look_at_first_rows, weighed_rows
 from mvkit.training.verdict import judge
 
@@ -130,7 +131,7 @@ def fit(
     model.to(group.device(device))
     if patience is not None:
         check_whole_number("fit: patience", patience, 1)
-    plan = with_patience(as_stages(stages, model, epochs), patience)
+    plan = with_patience(stages_of_run(stages, model, epochs, checkpoint), patience)
     if isinstance(validation, float):
         whole = as_pipeline(data, model.schema, batch_size=batch_size, seed=seed, workers=workers)
         data, validation = hold_out(whole, validation, seed)
@@ -213,6 +214,7 @@ def _train(run: Run, resume: Resume, compile: bool) -> None:
     with lock, run.bar, put_back_at_end(device), low_precision(dtype), compiled, penalties:
         state = run.resume(resume)
         first = 0 if state is None else state.stage
+        note_placed(run.model, run.plan[:first])
         run.model.zero_grad()
         run.tell_start(state)
         run.pooled(0)

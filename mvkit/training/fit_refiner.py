@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mvkit.errors import RequestError
+from mvkit.errors import DataError, RequestError
 from mvkit.models.inference import Names, names_of
 from mvkit.models.multimodal import MultimodalModel, check_model
 from mvkit.models.refiners import STACK, sizes_for
@@ -58,6 +59,7 @@ def fit_refiner(
         RequestError: a `Stack`, a modality that is not there, or whose values are classes or
             counts.
         SpecError: a refiner that is not known, or cannot be built.
+        DataError: a modality that no row has.
 
     Example:
         >>> import torch, mvkit
@@ -84,12 +86,24 @@ def fit_refiner(
     stage = Stage(Refine(refiners=specs), epochs, trainable)
     rates: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
     try:
-        return fit(model, data, stages=[stage], **rates, **options)
+        history = fit(model, data, stages=[stage], **rates, **options)
+        _check_seen(history, specs)
+        return history
     except BaseException:  # the model has the refiners that it had
         model.refiners.clear()
         model.refiners.update(before[0])
         model.refined_to = before[1]
         raise
+
+
+def _check_seen(history: History, names: Iterable[str]) -> None:
+    """Raises DataError if no row of any epoch had one of the modalities."""
+    for name in names:
+        if all(math.isnan(value) for value in history[f"refine/{name}"]):
+            raise DataError(
+                f"fit_refiner: no row has {name!r}, so that its refiner learnt nothing; expected "
+                "some; give rows that have it, or leave it out: modalities=[…]"
+            )
 
 
 def _specs(model: MultimodalModel, refiner: Any, modalities: Names) -> dict[str, Any]:

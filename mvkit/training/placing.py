@@ -6,7 +6,10 @@ Axes: s samples, b rows, d latent.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,8 +22,8 @@ from mvkit.errors import RequestError, SpecError, within
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.parts.priors import as_prior
 from mvkit.training.run import Run
-from mvkit.training.run_folder import State
-from mvkit.training.stages import Stage
+from mvkit.training.run_folder import Folder, State
+from mvkit.training.stages import Stage, StagesLike, as_stages
 
 ROWS = 10_000  # whose posteriors place a prior, at most
 DRAWS = 8  # of each of them
@@ -75,7 +78,10 @@ def place_prior(run: Run, index: int, state: State | None) -> None:
         state: where the stage is resumed; None: it begins.
     """
     stage, model = run.plan[index], run.model
-    if stage.place is None or state is not None:
+    if stage.place is None:
+        return
+    model.placed = stage.place == "prior"
+    if state is not None:
         return
     prior = as_prior(model.prior)
     if stage.place == "standard":
@@ -101,6 +107,38 @@ def place_prior(run: Run, index: int, state: State | None) -> None:
         seed=seed,
     )
     run.group.synchronise(model)
+
+
+def note_placed(model: MultimodalModel, finished: Sequence[Stage]) -> None:
+    """Notes in a model that is resumed whether stages before have placed its prior."""
+    for stage in finished:
+        if stage.place is not None:
+            model.placed = stage.place == "prior"
+
+
+def stages_of_run(
+    stages: StagesLike,
+    model: MultimodalModel,
+    epochs: int,
+    checkpoint: str | os.PathLike[str] | None,
+) -> list[Stage]:
+    """What `fit(stages=…)` means: a run that is resumed has the stages that it was begun with,
+    also where it has placed the prior of this very model since.
+
+    Args:
+        stages: see `fit`.
+        model: the model to train.
+        epochs: in all.
+        checkpoint: the folder of the run; None: none.
+    """
+    begun = checkpoint is not None and (Path(checkpoint) / "checkpoints").is_dir()
+    if not (model.placed and begun and Folder(cast(str, checkpoint), 1).begun_to_place()):
+        return as_stages(stages, model, epochs)
+    model.placed = False
+    try:
+        return as_stages(stages, model, epochs)
+    finally:
+        model.placed = True
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:

@@ -225,6 +225,7 @@ class Run:
         stages = [to_dict(stage) for stage in self.plan]
         header = self.model.header()
         header.pop("refined_to", None)  # noted when a stage begins
+        header.pop("placed", None)  # likewise
         return {**options, "model": header, "stages": stages, **self.fingerprints}
 
     def look_at_data(self) -> None:

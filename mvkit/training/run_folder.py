@@ -160,6 +160,19 @@ class Folder:
             )
         return None
 
+    def begun_to_place(self) -> bool:
+        """Whether the run was begun with a stage that places the prior; no, where there is none
+        that can be read.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they are given when the run is resumed
+                state = self.newest()
+        except RequestError:
+            return False
+        stages = [] if state is None else state.begun_with["stages"]
+        return any(stage.get("place") for stage in stages)
+
     def check_unused(self) -> None:
         """Raises RequestError if a run that begins here would replace the model of another."""
         model = self.path / "model.safetensors"

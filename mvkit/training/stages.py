@@ -158,7 +158,14 @@ def _scaled(value: object, path: list[str], factor: float, whole: str) -> object
 
 
 class Schedule(ABC):
-    """Turns a number of epochs into stages. To implement one, write a spec with this method."""
+    """Turns a number of epochs into stages. To implement one, write a spec with this method.
+
+    `places_prior` says that it has a stage that places the prior: `prune_clusters`, which places
+    the mixture itself, then gives its model the schedule `single`. Such a schedule asks
+    `model.placed` whether a run has placed the prior before.
+    """
+
+    places_prior: bool = False
 
     @abstractmethod
     def stages(self, model: MultimodalModel, epochs: int) -> list[Stage]:
@@ -229,11 +236,18 @@ class WarmupThenMixture(Schedule):
 
     Components that are placed before encoders know anything find clusters of nothing. In the first
     stage all of them are the standard prior, and stay so. A single epoch trains the mixture as it
-    is; so does `stages="single"`, with which a model whose mixture was placed trains on.
+    is.
+
+    A mixture that was placed stays so: when a model is fitted again, also one that was loaded, it
+    trains on in one stage. To warm up and place it anew, give the stages by themselves:
+    `stages=[Stage(epochs=20, place="standard", trainable=["!prior.*"]), Stage(epochs=20,
+    place="prior")]`.
 
     Args:
         share: share of the epochs that the first stage gets.
     """
+
+    places_prior = True
 
     share: float = field(default=0.5, check=number(high=1.0, above=0.0))
 
@@ -243,7 +257,7 @@ class WarmupThenMixture(Schedule):
                 "schedule 'warmup_then_mixture' needs a mixture prior to place, and "
                 f"{model.prior_name!r} is none; take prior='mog', or schedule='single'"
             )
-        if epochs < 2:
+        if epochs < 2 or model.placed:
             return [Stage(None, epochs)]
         first = max(1, min(epochs - 1, round(epochs * self.share)))
         return [

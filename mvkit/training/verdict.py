@@ -108,7 +108,10 @@ def _about_clusters(model: MultimodalModel, rows: Batch) -> list[str]:
     used = len(model.clusters(rows).unique())
     sentence = f"rows fall into {used} of {model.n_clusters} clusters"
     if used == 1:
-        sentence += ": they have collapsed; train longer, or place them by init='kmeans'"
+        remedy = "place them by schedule='warmup_then_mixture'"
+        if model.placed:
+            remedy = "give 'mog' covariance='tied'"
+        sentence += f": they have collapsed; train longer, or {remedy}"
     return [sentence]
 
 

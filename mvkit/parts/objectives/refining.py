@@ -1,6 +1,6 @@
 """The objective that trains refiners, on what decoders make of random parts of each row.
 
-Axes: b rows, m modalities, d shared and p private latent.
+Axes: r draws, b rows, m modalities, d shared and p private latent.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ class Refine(Objective):
     """Trains refiners: each row is encoded from a random part of what it has, and decoded.
 
     A refiner sees reconstructions where its modality is in that part, and translations where it
-    is not. Values that a row lacks count nowhere. Nothing but refiners has a gradient, so that it
-    belongs in a stage of its own: `Stage("refine", trainable=["refiners.*"])`.
+    is not; one that is told which of these it sees (`knows_given`) is also trained on draws of
+    the prior, where the part is empty. Values that a row lacks count nowhere. Nothing but refiners
+    has a gradient, so that it belongs in a stage of its own: `Stage("refine",
+    trainable=["refiners.*"])`.
 
     Args:
         refiners: {modality: a refiner by name or spec}, made if the model has none like it; empty:
@@ -60,54 +62,117 @@ class Refine(Objective):
                 "objective 'refine': the model has no refiners to train; expected some; call "
                 "mvkit.fit_refiner(model, data)"
             )
-        with torch.no_grad():
-            z, own = _latents(model, batch, experts)
-        values = {}
-        for name in names:
-            latent = torch.cat([z, own[name]], -1) if name in own else z
-            values[name] = self._of_modality(model, name, batch, latent, experts)
-        return _loss(batch, model.names, values, self.kl_weight)
+        values: dict[str, Tensor] = {}
+        for knows_given in (False, True):
+            refiners = {}
+            for name in names:
+                refiner = cast(Refiner, model.refiners[name])
+                if refiner.knows_given == knows_given:
+                    refiners[name] = refiner
+            if refiners:
+                values |= _values(model, refiners, batch, experts)
+        in_order = {name: values[name] for name in names}
+        return _loss(batch, model.names, in_order, self.kl_weight)
 
-    def _of_modality(
-        self, model: LatentModel, name: str, batch: Batch, latent: Tensor, experts: Experts
-    ) -> Tensor:
-        """What a refiner minimises of each row, (b,)."""
-        d = model.latent_dim
-        decoding = model.decoding
-        with torch.no_grad():
-            z, w = latent[:, :d], latent[:, d:]
-            out = decoding.decode(name, z, w, rows=RowContext.of(batch))
-            context = decoding.context(batch.covariates)
-        observed = batch.present(name)
-        refiner = cast(Refiner, model.refiners[name])
-        generator = experts.generator
-        value = refiner.loss(out, batch.data[name], latent, context, observed, generator)
-        if tuple(value.shape) != (len(batch),):
-            raise ShapeError(
-                f"refiner of {name!r}: loss returned {tuple(value.shape)}; expected a number for "
-                f"each row, {(len(batch),)}"
-            )
-        return value
+
+@attrs.frozen(eq=False)
+class PartialLatents:
+    """Latents of rows, drawn from a part of what each row has.
+
+    Args:
+        z: (r, b, d).
+        private: {name: (r, b, p)}.
+        kept: the part, (b, m) bool.
+    """
+
+    z: Tensor
+    private: Mapping[str, Tensor]
+    kept: Tensor
+
+    def of_modality(self, name: str, given: Tensor, r: int) -> Tensor:
+        """What r draws of a modality are decoded from, (r, b, d + p): of one draw of the latents
+        in rows where it was `given` (b,) bool, else each of a draw of its own.
+        """
+        latent = torch.cat([self.z, self.private[name]], -1) if name in self.private else self.z
+        return torch.where(rearrange(given, "b -> b 1"), latent[:1], latent[:r])
+
+
+def _values(
+    model: LatentModel, refiners: Mapping[str, Refiner], batch: Batch, experts: Experts
+) -> dict[str, Tensor]:
+    """What refiners minimise of each row, {name: (b,)}; all of them are told what was given, or
+    none.
+    """
+    knows_given = any(refiner.knows_given for refiner in refiners.values())
+    generator = experts.generator
+    draw_part = random_part
+    if knows_given and not model.prior.conditional:  # where there is a prior to draw from
+        draw_part = random_part_or_none
+    with torch.no_grad():
+        kept = draw_part(batch.observed, model.like, generator)
+        r = max(refiner.latent_draws for refiner in refiners.values())
+        latents = _latents(model, batch, kept, r, generator)
+    values = {}
+    for name, refiner in refiners.items():
+        values[name] = _of_modality(model, name, refiner, batch, latents, generator)
+    return values
+
+
+def _of_modality(
+    model: LatentModel,
+    name: str,
+    refiner: Any,
+    batch: Batch,
+    latents: PartialLatents,
+    generator: noise.Generator,
+) -> Tensor:
+    """What a refiner minimises of each row, (b,)."""
+    d = model.latent_dim
+    decoding = model.decoding
+    given = latents.kept[:, model.names.index(name)]
+    with torch.no_grad():
+        latent = latents.of_modality(name, given, refiner.latent_draws)
+        z, w = latent[..., :d], latent[..., d:]
+        out = decoding.decode(name, z, w, rows=RowContext.of(batch))
+        context = decoding.context(batch.covariates)
+    observed = batch.present(name)
+    options = {"given": given} if refiner.knows_given else {}
+    if not options:
+        out, latent = out[0], latent[0]
+    x = batch.data[name]
+    value: Tensor = refiner.loss(out, x, latent, context, observed, generator, **options)
+    if tuple(value.shape) != (len(batch),):
+        raise ShapeError(
+            f"refiner of {name!r}: loss returned {tuple(value.shape)}; expected a number for "
+            f"each row, {(len(batch),)}"
+        )
+    return value
 
 
 def _latents(
-    model: LatentModel, batch: Batch, experts: Experts
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Draws of z (b, d) given a random part of each row, and of private latents {name: (b, p)}:
-    those of the posterior where the modality is in that part, else of the prior.
+    model: LatentModel, batch: Batch, kept: Tensor, r: int, generator: noise.Generator
+) -> PartialLatents:
+    """R draws of z given the part `kept` (b, m) bool of each row, from the prior where that is
+    nothing; and of private latents, from the posterior where the modality is in that part, else
+    from the prior.
     """
-    generator = experts.generator
-    kept = random_part(batch.observed, model.like, generator)
     part = attrs.evolve(batch, mask=kept, **indices_of(kept))
     known = model.experts(part, generator=generator)
     posterior = model.aggregator.inference(known, part)
-    z = rearrange(posterior.draw(1, "iid", generator).z, "1 1 b d -> b d")
+    given_some = kept.any(1)
+    if not bool(given_some.all()):
+        context = model.prior_context(batch.covariates)
+        if context is not None:
+            context = context.expand(len(batch), -1)
+        prior = model.prior_at(context=context).expand(*kept.shape)
+        posterior = posterior.where(given_some, prior)
+    z = rearrange(posterior.draw(r, "iid", generator).z, "r 1 b d -> r b d")
     private = {}
     for name, (loc, scale) in known.private.items():
-        eps = model.decoding.private_noise(name, tuple(loc.shape), loc, generator)
+        eps = model.decoding.private_noise(name, (r, *loc.shape), loc, generator)
         has = rearrange(kept[:, model.names.index(name)], "b -> b 1")
         private[name] = torch.where(has, loc + scale * eps, eps)
-    return z, private
+    return PartialLatents(z, private, kept)
 
 
 def random_part(observed: Tensor, like: Tensor, generator: noise.Generator) -> Tensor:
@@ -118,10 +183,15 @@ def random_part(observed: Tensor, like: Tensor, generator: noise.Generator) -> T
         like: a tensor of the dtype and on the device of the draws.
         generator: source of randomness.
     """
+    kept = random_part_or_none(observed, like, generator)
+    return torch.where(kept.any(1, keepdim=True), kept, observed)
+
+
+def random_part_or_none(observed: Tensor, like: Tensor, generator: noise.Generator) -> Tensor:
+    """A random part of what rows have, which may be nothing, (b, m) bool; see `random_part`."""
     b, m = observed.shape
     uniform = noise.draw("choice/subset", (b, m + 1), like, generator=generator)
-    kept = observed & (uniform[:, :m] < uniform[:, m:])
-    return torch.where(kept.any(1, keepdim=True), kept, observed)
+    return observed & (uniform[:, :m] < uniform[:, m:])
 
 
 def _loss(
