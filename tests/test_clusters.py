@@ -310,7 +310,7 @@ def test_a_loader_places_and_what_is_read_once_is_refused():
     tiny = made(schedule="warmup_then_mixture")
     assert len(mvkit.fit(tiny, batches, epochs=2)) == 2
     with pytest.raises(RequestError, match="stage 1 places the prior by a pass over"):
-        mvkit.fit(tiny, iter(batches), epochs=2)
+        mvkit.fit(made(schedule="warmup_then_mixture"), iter(batches), epochs=2)
 
 
 def test_priors_without_components_are_refused():
