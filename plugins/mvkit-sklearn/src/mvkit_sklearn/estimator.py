@@ -33,6 +33,28 @@ class MultimodalEstimator(BaseEstimator):  # type: ignore[misc]  # sklearn has n
 
     To implement one, call `_train` in `fit`, and `_rows` in what answers questions.
 
+    Args:
+        modalities: the columns of each modality: a list of names or positions, flags, a slice, a
+            prefix of names, or a function of all names (of positions, where columns have none)
+            that returns names, positions or flags. None: all columns are one modality, `x`, or
+            with `trained`, those that its features name.
+        model: a recipe's name; or a dict of options of `mvkit.Model`, or of the recipe that it
+            names as `recipe`; None: a product of experts of one modality, a mixture of products
+            of several.
+        likelihoods: a likelihood of all modalities, or a mapping from modality to likelihood.
+            None: normal, of standardised columns.
+        latent_dim: width of the latent that modalities share.
+        hidden: widths of the hidden layers of encoders and decoders.
+        epochs: how long to train; None: 40 steps, and one more for every two rows, up to 4,000.
+        batch_size: rows per step.
+        learning_rate: of Adam.
+        trained: a model that was trained before, or the path of its file. `fit` then trains
+            nothing, unless `warm_start` is set, which trains a copy on.
+        warm_start: let a second `fit` train the model of the first on.
+        device: where to train, as of `mvkit.fit`; the model is then moved to the CPU.
+        random_state: seed of weights and noise, a `numpy.random.RandomState`, or None.
+        verbose: show a bar, and what mvkit warns of.
+
     Attributes:
         model_: the trained model, in float64; `mvkit.save` writes it to a file.
         columns_: positions of the columns of each modality.
@@ -126,6 +148,8 @@ class MultimodalEstimator(BaseEstimator):  # type: ignore[misc]  # sklearn has n
         earlier = getattr(self, "model_", None) if self.warm_start else None
         given = self.trained if earlier is None else earlier
         start = None if given is None else trained_model(given)
+        if np.isnan(values).all():
+            raise DataError("X: every value is NaN; expected some numbers; check how it was read")
         self.columns_ = self._read_columns(values.shape[1], start)
         arrays = self._arrays(values)
         if label is not None:
@@ -135,6 +159,7 @@ class MultimodalEstimator(BaseEstimator):  # type: ignore[misc]  # sklearn has n
                     "modalities",
                 )
             arrays[LABEL] = label
+        arrays = with_values(arrays)
         self.loss_curve_ = []
         self.verdict_ = []
         with warnings.catch_warnings():
@@ -188,16 +213,12 @@ class MultimodalEstimator(BaseEstimator):  # type: ignore[misc]  # sklearn has n
         return dataset.fit_transforms({LABEL: "standardise"}).modalities[LABEL]
 
     def _fit_model(self, model: AnyModel, arrays: Arrays, seed: int) -> None:
-        """Trains a model on the rows that have anything."""
-        some = np.zeros(len(next(iter(arrays.values()))), dtype=bool)
-        for x in arrays.values():
-            some |= ~np.isnan(x).all(1)
-        if not some.any():
-            raise DataError("X: every value is NaN; expected some numbers; leave it out")
-        rows = {name: torch.from_numpy(x[some]) for name, x in arrays.items()}
+        """Trains a model on the arrays."""
+        rows = {name: torch.from_numpy(x) for name, x in arrays.items()}
         epochs = self.epochs
         if epochs is None:
-            epochs = building.epochs_for(int(some.sum()), self.batch_size)
+            count = len(next(iter(arrays.values())))
+            epochs = building.epochs_for(count, self.batch_size)
         history = mvkit.fit(
             model,
             rows,
@@ -234,3 +255,9 @@ class MultimodalEstimator(BaseEstimator):  # type: ignore[misc]  # sklearn has n
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "model_")
+
+
+def with_values(arrays: Arrays) -> Arrays:
+    """The rows of the arrays (b, k) that have a value in any of them."""
+    some = ~np.isnan(np.hstack(list(arrays.values()))).all(1)
+    return {name: x[some] for name, x in arrays.items()}
