@@ -222,6 +222,10 @@ def test_a_likelihood_is_that_of_all_modalities_or_of_one(table):
     estimator = MVImputer(likelihoods="bernoulli", **SHORT)
     filled = estimator.fit_transform(np.where(np.isnan(counts), np.nan, counts > 3))
     assert set(np.unique(filled)) == {0.0, 1.0}
+    categories = np.where(counts > 3, 2.5, 0.5)
+    categories[1, 1] = np.nan
+    filled = MVImputer(likelihoods="categorical", **SHORT).fit_transform(categories)
+    assert set(np.unique(filled)) == {0.5, 2.5}
     with pytest.raises(mvkit.SpecError, match="likelihoods: no modality 'm'; expected one of 'x'"):
         MVImputer(likelihoods={"m": "poisson"}, **SHORT).fit(counts)
 

@@ -111,7 +111,8 @@ class MVImputer(OneToOneFeatureMixin, TransformerMixin, MultimodalEstimator):  #
         expected = np.empty((int(rows.sum()), values.shape[1]))
         for name, positions in self.columns_.items():
             x = answers[name]
-            if self.model_.schema.likelihoods[name].integers:
+            likelihood = self.model_.schema.likelihoods[name]
+            if likelihood.integers and not likelihood.class_axis:  # categories are as they came
                 x = x.round()
             expected[:, positions] = x
         values[gaps] = expected[gaps[rows]]
