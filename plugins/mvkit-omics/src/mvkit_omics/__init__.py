@@ -1,9 +1,29 @@
 """Single cells and bulk omics for mvkit. Imported at discovery, so it stays light."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from mvkit.registry import Component, hookimpl
+
+if TYPE_CHECKING:
+    from mvkit_omics.matrix_files import MatrixFile as MatrixFile
+    from mvkit_omics.sparse_rows import SparseRows as SparseRows
+
+# where what is imported when it is asked for is defined
+PLACES = {"MatrixFile": "matrix_files", "SparseRows": "sparse_rows"}
 
 
 @hookimpl
 def mvkit_components() -> list[Component]:
     """The parts of this package."""
     return []
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *PLACES])
