@@ -6,12 +6,20 @@ from typing import TYPE_CHECKING, Any
 from mvkit.registry import Component, hookimpl
 
 if TYPE_CHECKING:
+    from mvkit_omics.matrix_files import MatrixFile as MatrixFile
     from mvkit_omics.reading import from_anndata as from_anndata
     from mvkit_omics.reading import from_mudata as from_mudata
+    from mvkit_omics.sparse_rows import SparseRows as SparseRows
     from mvkit_omics.writing import annotate as annotate
 
 # where what is imported when it is asked for is defined
-PLACES = {"annotate": "writing", "from_anndata": "reading", "from_mudata": "reading"}
+PLACES = {
+    "MatrixFile": "matrix_files",
+    "SparseRows": "sparse_rows",
+    "annotate": "writing",
+    "from_anndata": "reading",
+    "from_mudata": "reading",
+}
 
 
 @hookimpl
