@@ -74,10 +74,12 @@ def from_mudata(
     Example:
         >>> import anndata, mudata, numpy as np, pandas as pd
         >>> from mvkit_omics import from_mudata
-        >>> def cells(*names):
+        >>> options = mudata.set_options(pull_on_update=False)  # as it will be in mudata 0.4
+        >>> def named(*names):
         ...     return pd.DataFrame(index=list(names))
-        >>> rna = anndata.AnnData(np.array([[3.0, 0.0], [1.0, 2.0]]), obs=cells("a", "b"))
-        >>> adt = anndata.AnnData(np.array([[0.0, 7.0]]), obs=cells("b"))
+        >>> rna = np.array([[3.0, 0.0], [1.0, 2.0]])
+        >>> rna = anndata.AnnData(rna, obs=named("a", "b"), var=named("CD3E", "MS4A1"))
+        >>> adt = anndata.AnnData(np.array([[0.0, 7.0]]), obs=named("b"), var=named("CD3", "CD19"))
         >>> data = from_mudata(mudata.MuData({"rna": rna, "adt": adt}))
         >>> data.ids.tolist(), data.batch.mask.tolist()
         (['a', 'b'], [[True, False], [True, True]])
@@ -151,10 +153,11 @@ def from_anndata(
         >>> var = pd.DataFrame(index=["CD3E", "MS4A1"])
         >>> adata = anndata.AnnData(np.array([[3.0, 0.0], [1.0, 2.0]]), obs=obs, var=var)
         >>> data = from_anndata(adata, covariates=["batch"])
-        >>> data.modalities["rna"].likelihood, data.modalities["rna"].exposure
-        (NegativeBinomial(), 'total')
-        >>> data.modalities["rna"].features, data.covariates["batch"].levels
-        (('CD3E', 'MS4A1'), ('p', 'q'))
+        >>> rna = data.modalities["rna"]
+        >>> type(rna.likelihood).__name__, rna.exposure, rna.input, rna.features
+        ('NegativeBinomial', 'total', 'log1p', ('CD3E', 'MS4A1'))
+        >>> data.covariates["batch"].levels
+        ('p', 'q')
     """
     measured = of_anndata(
         adata,
