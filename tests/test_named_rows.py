@@ -31,3 +31,17 @@ def test_annotated_data_point_to_the_package(kind, door):
         MultimodalDataset.from_tables(value)
     with pytest.raises(DataError, match=r"pip install mvkit-omics"):
         MultimodalDataset.from_arrays({"rna": value})
+
+
+def test_a_row_of_an_unknown_level_is_named_by_its_id():
+    data = MultimodalDataset.from_arrays(DATA, covariates={"site": ["x", "y", "x"]})
+    model = mvkit.Model(data.modalities, covariates=data.covariates, seed=0)
+    sites = {"site": ["y", "x", "w"]}
+    other = MultimodalDataset.from_arrays(DATA, ids=["p", "q", "r"], covariates=sites)
+    with pytest.raises(
+        DataError, match=r"'site': 'w' of row 2 \(id 'r'\) is none of its 2 levels"
+    ):
+        model.encode(other)
+    plain = MultimodalDataset.from_arrays(DATA, covariates=sites)
+    with pytest.raises(DataError, match=r"covariate 'site': 'w' is none of its 2 levels"):
+        model.encode(plain)

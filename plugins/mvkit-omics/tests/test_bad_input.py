@@ -291,3 +291,25 @@ def test_normalised_values_given_to_a_trained_model_of_counts():
     adata.X = adata.X * 0.5
     match = r"cell 'c2[01]', feature 'G\d': \S+ is no whole number.*layers=\{'rna': 'counts'\}"
     check(match, from_anndata, adata, like=model)
+
+
+def test_a_batch_that_is_missing_or_unknown_in_a_dataset_made_without_the_model():
+    model = made_up.trained(joined(rna=counts(cells(*range(9)), GENES)))
+    adata = other()
+    adata.obs["batch"] = pd.Categorical(["p", None], categories=["p", "q"])
+    with pytest.raises(DataError, match=r"covariate 'batch': row 1 \(id 'c21'\) has none"):
+        model.encode(from_anndata(adata, covariates=["batch"]))
+    adata.obs["batch"] = ["r", "p"]
+    with pytest.raises(DataError, match=r"'r' of row 0 \(id 'c20'\) is none of its 2 levels"):
+        model.encode(from_anndata(adata, covariates=["batch"]))
+
+
+def test_whole_numbers_that_look_like_labels():
+    adata = counts(cells(*range(6)), GENES)
+    adata.obs["lane"] = [0, 1, 2, 0, 1, 2]
+    with pytest.warns(UserWarning, match=r"obs\['lane'\] holds whole numbers, 3 different ones"):
+        assert from_anndata(adata, covariates=["lane"]).covariates["lane"].levels == ()
+    adata.obs["lane"] = adata.obs["lane"].astype(float)
+    assert from_anndata(adata, covariates=["lane"]).covariates["lane"].levels == ()
+    adata.obs["lane"] = adata.obs["lane"].astype(int).astype("category")
+    assert from_anndata(adata, covariates=["lane"]).covariates["lane"].levels == (0, 1, 2)

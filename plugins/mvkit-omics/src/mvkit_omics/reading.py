@@ -126,7 +126,7 @@ def from_anndata(
     Args:
         adata: in memory or backed, or a view.
         layers: the layer of the one modality; or a mapping from modality to layer, None or "X"
-            for `X`, which names modalities other than `rna`.
+            for `X`, which names modalities other than `rna`; an empty one takes `obsm` alone.
         obsm: likewise a mapping from modality to a key of `obsm`, such as
             `{"protein": "protein_expression"}`.
         features: names of the features of modalities in `obsm` that are no tables: a key of `uns`

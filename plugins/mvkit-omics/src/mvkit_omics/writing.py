@@ -79,6 +79,7 @@ def annotate(
         ((4, 2), ['mvkit_imputed'], ['checksum', 'spec'])
     """
     n = check_whole_number("annotate: n", n, 1)
+    imputed = (imputed,) if isinstance(imputed, str) else tuple(imputed)
     for name in imputed:
         if name not in model.names:
             raise RequestError(
@@ -94,7 +95,7 @@ def annotate(
             "read; expected one of the two"
         )
     places = _places(data, dataset)
-    answers = answers_of(model, dataset, tuple(imputed), n=n, seed=seed)
+    answers = answers_of(model, dataset, imputed, n=n, seed=seed)
     with _no_notes_on_views():
         _clear(data, key)
         _put(data.obsm, "obsm", f"X_{key}", _spread(answers.latent, places, len(data.obs_names)))
