@@ -13,7 +13,7 @@ def test_a_row_without_a_covariate_is_named_by_its_id():
     sites = ["x", None, "y"]
     data = MultimodalDataset.from_arrays(DATA, ids=["p", "q", "r"], covariates={"site": sites})
     model = mvkit.Model(data.modalities, covariates=data.covariates, seed=0)
-    with pytest.raises(DataError, match=r"covariate 'site': row 1 \(id 'q'\) has none"):
+    with pytest.raises(DataError, match=r"covariate 'site': row 1 has none \(id 'q'\)"):
         model.encode(data)
 
 

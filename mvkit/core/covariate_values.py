@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mvkit.core.covariates import Covariate, Level
-from mvkit.core.raw_values import is_missing, row_called
+from mvkit.core.raw_values import id_called, is_missing, row_called
 from mvkit.errors import DataError, ShapeError, suggest
 
 
@@ -59,10 +59,10 @@ def conform_covariate(
     else:
         tensor, missing = _numbers(name, values)
     if covariate.missing == "error" and missing.any():
-        row = row_called(int(missing.argmax()), ids)
+        row = int(missing.argmax())
         raise DataError(
-            f"covariate {name!r}: {row} has none; expected one for each row; leave the row "
-            "out, or take Covariate(missing='average')"
+            f"covariate {name!r}: row {row} has none{id_called(row, ids)}; expected one for each "
+            "row; leave the row out, or take Covariate(missing='average')"
         )
     return tensor
 

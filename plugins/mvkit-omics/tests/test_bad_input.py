@@ -297,7 +297,7 @@ def test_a_batch_that_is_missing_or_unknown_in_a_dataset_made_without_the_model(
     model = made_up.trained(joined(rna=counts(cells(*range(9)), GENES)))
     adata = other()
     adata.obs["batch"] = pd.Categorical(["p", None], categories=["p", "q"])
-    with pytest.raises(DataError, match=r"covariate 'batch': row 1 \(id 'c21'\) has none"):
+    with pytest.raises(DataError, match=r"covariate 'batch': row 1 has none \(id 'c21'\)"):
         model.encode(from_anndata(adata, covariates=["batch"]))
     adata.obs["batch"] = ["r", "p"]
     with pytest.raises(DataError, match=r"'r' of row 0 \(id 'c20'\) is none of its 2 levels"):
