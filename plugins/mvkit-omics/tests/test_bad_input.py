@@ -313,3 +313,36 @@ def test_whole_numbers_that_look_like_labels():
     assert from_anndata(adata, covariates=["lane"]).covariates["lane"].levels == ()
     adata.obs["lane"] = adata.obs["lane"].astype(int).astype("category")
     assert from_anndata(adata, covariates=["lane"]).covariates["lane"].levels == (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"layers": ["counts"]}, r"from_mudata: layers: got \['counts'\]; .*\{'rna': 'counts'\}"),
+        (
+            {"observed": "has"},
+            r"from_mudata: observed: got 'has'; expected a mapping from modality",
+        ),
+        (
+            {"modalities": "poisson"},
+            r"from_mudata: modalities: got 'poisson'; .*give \{'rna': 'po",
+        ),
+        ({"label": pd.Series([1])}, r"label: got a Series; expected names of columns of obs"),
+        ({"row_weight": 2.0}, r"row_weight: got a float; expected names of columns of obs"),
+        ({"covariates": {"batch": 1}}, r"covariates: got a dict; .*obs\['name'\] = values"),
+        ({"covariates": pd.DataFrame()}, r"covariates: got a DataFrame; expected names of col"),
+        ({"covariates": [3]}, r"covariates: got 3; expected names of columns"),
+    ],
+)
+def test_options_of_another_kind(options, match):
+    check(match, from_mudata, mosaic(), **options)
+
+
+def test_options_of_an_anndata_of_another_kind():
+    adata = counts(cells(0, 1), GENES)
+    check(r"from_anndata: obsm: got 'protein'; .*'protein_expression'", from_anndata, adata,
+          obsm="protein")  # fmt: skip
+    check(r"from_anndata: feature_types: got True; expected a mapping", from_anndata, adata,
+          feature_types=True)  # fmt: skip
+    with pytest.raises(mvkit.RequestError, match=r"from_anndata: like: got str as its model"):
+        from_anndata(adata, like="model.safetensors")

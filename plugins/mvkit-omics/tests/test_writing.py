@@ -268,6 +268,8 @@ def test_bad_requests(model):
         RequestError, match=r"annotate: n=0; expected a whole number of at least 1"
     ):
         annotate(mdata, model, n=0)
+    with pytest.raises(RequestError, match=r"annotate: got str as its model"):
+        annotate(mdata, "model")
     with pytest.raises(DataError, match=r"annotate: got dict; expected an AnnData or a MuData"):
         annotate({}, model)
     data = from_mudata(mdata, covariates=["batch"])
