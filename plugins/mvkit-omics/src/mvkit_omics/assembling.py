@@ -174,7 +174,8 @@ def _sparse(
     order = [cell for cell in cells if cell in some]
     places = {}
     for name, own in ids.items():
-        known = {cell: row for row, cell in enumerate(own)}
+        rows = range(len(own)) if observed[name].file is None else observed[name].rows.tolist()
+        known = dict(zip(own, rows, strict=True))
         places[name] = np.array([known.get(cell, -1) for cell in order])
     return SparseRows(
         {name: rows.compact() for name, rows in observed.items()},

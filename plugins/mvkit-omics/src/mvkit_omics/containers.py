@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mvkit.errors import DataError, suggest
-from mvkit_omics.matrices import matrix_of
+from mvkit_omics.matrices import file_of, matrix_of
 from mvkit_omics.measured import Array, Features, Measured, check_unique, few
 
 if TYPE_CHECKING:
@@ -21,9 +21,21 @@ X = "X"  # what values are called that are in no layer
 
 
 def of_mudata(
-    mdata: MuData, mods: Sequence[str] | None, layers: Layers, observed: Mapping[str, str] | None
+    mdata: MuData,
+    *,
+    mods: Sequence[str] | None,
+    layers: Layers,
+    observed: Mapping[str, str] | None,
+    on_disk: bool,
 ) -> list[Measured]:
     """Modalities of a MuData; see `from_mudata`.
+
+    Args:
+        mdata: in memory or backed.
+        mods: see `from_mudata`.
+        layers: likewise.
+        observed: likewise.
+        on_disk: whether values of a file stay there, where they can.
 
     Raises:
         DataError: something else; names that stand twice or are not there.
@@ -55,7 +67,7 @@ def of_mudata(
                 "one"
             )
         layer = layers if isinstance(layers, str | None) else layers.get(name)
-        modality = _of_layer(adata, where, name, layer)
+        modality = _of_layer(adata, where, name, layer, on_disk)
         flags = {where + ".obs": adata.obs, "mdata.obs": mdata.obs}
         measured.append(_observed(modality, flags, (observed or {}).get(name)))
     return measured
@@ -70,6 +82,7 @@ def of_anndata(
     features: Mapping[str, str | Sequence[str]],
     feature_types: Mapping[str, str],
     observed: Mapping[str, str],
+    on_disk: bool,
 ) -> list[Measured]:
     """Modalities of an AnnData; see `from_anndata`.
 
@@ -81,6 +94,7 @@ def of_anndata(
         features: likewise.
         feature_types: likewise.
         observed: likewise.
+        on_disk: see `of_mudata`.
 
     Raises:
         DataError: something else; names that stand twice or are not there.
@@ -95,7 +109,7 @@ def of_anndata(
         layers = {}
     measured = []
     for modality, layer in _layers_by_modality(name, layers, feature_types).items():
-        measured.append(_of_layer(adata, "adata", modality, layer))
+        measured.append(_of_layer(adata, "adata", modality, layer, on_disk))
     measured = _by_feature_type(adata, measured, feature_types)
     for modality, key in obsm.items():
         measured.append(_of_obsm(adata, modality, key, features.get(modality)))
@@ -121,7 +135,7 @@ def _layers_by_modality(
     return {name: layers}
 
 
-def _of_layer(adata: AnnData, where: str, name: str, layer: str | None) -> Measured:
+def _of_layer(adata: AnnData, where: str, name: str, layer: str | None, on_disk: bool) -> Measured:
     """Values of `X` or of a layer, with the names of `obs` and `var`."""
     cells = adata.obs_names.tolist()
     features = adata.var_names.tolist()
@@ -140,10 +154,13 @@ def _of_layer(adata: AnnData, where: str, name: str, layer: str | None) -> Measu
             f"{place}: there are no values; expected some; give a layer, such as "
             f"layers={{{name!r}: {next(iter(adata.layers), 'counts')!r}}}"
         )
-    values = matrix_of(raw, place, cells, features)
+    file = file_of(raw) if on_disk else None
+    values = matrix_of(raw, place, cells, features) if file is None else raw
     others = tuple(other for other in adata.layers if other != layer)
     remedy = f"layers={{{name!r}: 'counts'}}"
-    return Measured(name, values, tuple(cells), tuple(features), place, others, remedy)
+    rows = np.arange(len(cells))
+    options: dict[str, Any] = {"layers": others, "remedy": remedy, "file": file, "rows": rows}
+    return Measured(name, values, tuple(cells), tuple(features), place, **options)
 
 
 def _of_obsm(

@@ -69,19 +69,25 @@ def _usual(modality: Modality) -> dict[str, object]:
 
 def _inferred(measured: Measured, stacklevel: int) -> dict[str, Any]:
     """The options of a modality of counts; none: bits, or other numbers."""
-    _check_finite(measured)
-    entries = measured.entries
-    entries = entries[~np.isnan(entries)]
-    if (entries != np.rint(entries)).any():
-        _warn_of_no_counts(measured, stacklevel + 1)
-        return {}
-    negative = measured.entries < 0
-    if negative.any():
+    negative = ""
+    bits = True
+    for piece in measured.pieces():
+        _check_finite(piece)
+        entries = piece.entries
+        entries = entries[~np.isnan(entries)]
+        if (entries != np.rint(entries)).any():
+            _warn_of_no_counts(piece, stacklevel + 1)
+            return {}
+        below = piece.entries < 0
+        if below.any():
+            negative = negative or piece.entry(below)
+        bits = bits and entries.max(initial=0) <= 1
+    if negative:
         raise DataError(
-            f"{measured.entry(negative)} is below 0 among whole numbers; expected counts, or "
-            f"numbers that are none; correct it, or say modalities={{{measured.name!r}: 'normal'}}"
+            f"{negative} is below 0 among whole numbers; expected counts, or numbers that are "
+            f"none; correct it, or say modalities={{{measured.name!r}: 'normal'}}"
         )
-    if entries.max(initial=0) <= 1:
+    if bits:
         return {}
     likelihood = "negative_binomial"
     usual = _usual(Modality((len(measured.features),), likelihood))
@@ -156,22 +162,30 @@ def checked(measured: Measured, modality: Modality | None, empty: Empty) -> Meas
         DataError: with cell, feature, value and remedy: no counts where they are counted, an
             empty cell.
     """
-    measured = measured.keep(~measured.unobserved())
-    _check_finite(measured)
-    if modality is None or not _is_of_counts(modality):
-        return measured
-    _check_counts(measured, modality)
-    none = measured.totals() == 0
-    if empty == "keep" or not none.any():
+    likelihood = None
+    if modality is not None and _is_of_counts(modality):
+        likelihood = modality.likelihood
+    present = []
+    counted = []
+    for piece in measured.pieces():
+        _check_finite(piece)
+        if likelihood is not None:
+            _check_counts(piece, likelihood)
+        present.append(~piece.unobserved())
+        counted.append(piece.totals() != 0)
+    observed = np.concatenate(present)
+    some = np.concatenate(counted)[observed]
+    measured = measured.keep(observed)
+    if likelihood is None or empty == "keep" or some.all():
         return measured
     if empty == "unobserved":
-        return measured.keep(~none)
-    row = int(none.argmax())
+        return measured.keep(some)
+    cell = measured.cells[int(some.argmin())]
     raise DataError(
-        f"{measured.where}: cell {measured.cells[row]!r} has no count in any of the "
-        f"{len(measured.features):,} features, as {int(none.sum()):,} of {len(measured):,} cells; "
-        "expected one count at least; filter them out (scanpy.pp.filter_cells(…, min_counts=1)), "
-        "or say empty='unobserved' if they were not measured, empty='keep' if they were"
+        f"{measured.where}: cell {cell!r} has no count in any of the {len(measured.features):,} "
+        f"features, as {int((~some).sum()):,} of {len(measured):,} cells; expected one count at "
+        "least; filter them out (scanpy.pp.filter_cells(…, min_counts=1)), or say "
+        "empty='unobserved' if they were not measured, empty='keep' if they were"
     )
 
 
@@ -181,10 +195,10 @@ def _is_of_counts(modality: Modality) -> bool:
     return likelihood is not None and counts(likelihood, modality.shape)
 
 
-def _check_counts(measured: Measured, modality: Modality) -> None:
+def _check_counts(measured: Measured, likelihood: object) -> None:
     """Raises DataError for a value that is no count."""
     entries = measured.entries
-    expected = f"{modality.likelihood!r} expects counts, 0, 1, 2, …"
+    expected = f"{likelihood!r} expects counts, 0, 1, 2, …"
     negative = entries < 0
     if negative.any():
         raise DataError(

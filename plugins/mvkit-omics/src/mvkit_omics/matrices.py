@@ -13,6 +13,7 @@ import numpy as np
 from scipy import sparse
 
 from mvkit.errors import DataError
+from mvkit_omics.matrix_files import MatrixFile
 from mvkit_omics.measured import Array
 
 
@@ -41,6 +42,22 @@ def matrix_of(raw: Any, where: str, cells: Sequence[str], features: Sequence[str
         first = values.data[0] if sparse.issparse(values) else values[0, 0].item()
         raise _no_number(f"{where}: cell {cells[0]!r}, feature {features[0]!r}", first)
     return values.astype(np.uint8) if values.dtype.kind == "b" else values
+
+
+def file_of(raw: Any) -> MatrixFile | None:
+    """Where values stay that are backed by a file, if batches can be gathered there.
+
+    They can of CSR in HDF5 that is not open for writing.
+    """
+    import h5py
+    from anndata.abc import CSRDataset
+
+    if not isinstance(raw, CSRDataset) or raw.dtype.kind not in "biuf":
+        return None
+    group = raw.group
+    if not isinstance(group, h5py.Group) or group.file.mode != "r":
+        return None
+    return MatrixFile(group.file.filename, group.name.strip("/"))
 
 
 def _in_memory(raw: Any) -> Any:

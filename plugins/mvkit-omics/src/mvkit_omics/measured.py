@@ -5,7 +5,7 @@ Axes: n cells, k features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -13,11 +13,13 @@ import numpy as np
 from scipy import sparse
 
 from mvkit.errors import DataError
+from mvkit_omics.matrix_files import MatrixFile
 
 Array = np.ndarray[Any, Any]
 Cells = tuple[str, ...]
 Features = tuple[str, ...]
 SHOWN = 5  # names in a message
+PIECE = 4096  # cells of a file that are looked at together
 
 
 @attrs.frozen(eq=False)
@@ -26,13 +28,16 @@ class Measured:
 
     Args:
         name: of the modality.
-        values: (n, k), dense or CSR, in which zeros are zeros and NaN is missing.
+        values: (n, k), dense or CSR, in which zeros are zeros and NaN is missing; of a file, all
+            its rows, which are read when they are asked for.
         cells: names of the cells, (n,).
         features: names of the features, (k,).
         where: what messages call the values, such as `mdata['rna'].X`.
         layers: the layers that could have been taken instead.
         remedy: how to take a layer, such as `layers={'rna': 'counts'}`, with `counts` for its
             name.
+        file: where the values stay, as CSR; None: they are in memory.
+        rows: which rows of the file the cells are, (n,).
     """
 
     name: str
@@ -42,14 +47,34 @@ class Measured:
     where: str
     layers: tuple[str, ...] = ()
     remedy: str = ""
+    file: MatrixFile | None = None
+    rows: Array = attrs.field(factory=lambda: np.empty(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.cells)
 
+    def pieces(self) -> Iterator[Measured]:
+        """The same in memory, of a file some cells at a time."""
+        if self.file is None:
+            yield self
+            return
+        for start in range(0, max(len(self), 1), PIECE):
+            rows = self.rows[start : start + PIECE]
+            follow = len(rows) > 0 and rows[-1] - rows[0] == len(rows) - 1
+            values = self.values[rows[0] : rows[-1] + 1] if follow else self.values[rows]
+            cells = self.cells[start : start + PIECE]
+            yield attrs.evolve(self, values=values, cells=cells, file=None)
+
+    def in_memory(self) -> Measured:
+        """The same with its values in memory."""
+        if self.file is None:
+            return self
+        return attrs.evolve(self, values=self.values.to_memory()[self.rows], file=None)
+
     @property
     def is_sparse(self) -> bool:
         """Whether zeros are not stored."""
-        return bool(sparse.issparse(self.values))
+        return self.file is not None or bool(sparse.issparse(self.values))
 
     @property
     def entries(self) -> Array:
@@ -93,6 +118,8 @@ class Measured:
         if flags.all():
             return self
         cells = tuple(np.asarray(self.cells, dtype=object)[flags].tolist())
+        if self.file is not None:
+            return attrs.evolve(self, rows=self.rows[flags], cells=cells)
         return attrs.evolve(self, values=self.values[flags], cells=cells)
 
     def arrange(self, features: Features) -> Measured:
@@ -101,19 +128,25 @@ class Measured:
             return self
         places = {feature: place for place, feature in enumerate(self.features)}
         index = np.array([places.get(feature, -1) for feature in features])
-        values = self.values[:, index]
+        values = self.in_memory().values[:, index]
         if (index < 0).any():
             values = _floats(values.toarray() if sparse.issparse(values) else values)
             values[:, index < 0] = np.nan
-        return attrs.evolve(self, values=values, features=features)
+        return attrs.evolve(self, values=values, features=features, file=None)
 
     def dense(self) -> Array:
         """The values as floats, (n, k), in single precision where it holds them."""
-        values = self.values.toarray() if self.is_sparse else self.values
+        values = self.in_memory().values
+        values = values.toarray() if self.is_sparse else values
         return np.ascontiguousarray(_floats(values))
 
     def compact(self) -> Any:
-        """A copy of the values, (n, k): whole numbers as they are, floats as in `dense`."""
+        """A copy of the values, (n, k): whole numbers as they are, floats as in `dense`.
+
+        Of a file, the file.
+        """
+        if self.file is not None:
+            return self.file
         if not self.is_sparse:
             return self.dense()
         values = self.values.copy()

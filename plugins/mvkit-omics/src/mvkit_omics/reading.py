@@ -66,7 +66,8 @@ def from_mudata(
         missing_genes: features of the model that are not there: an `error` that names them, or
             `unobserved`.
         sparse: return `SparseRows`, which stay sparse until a batch is gathered, instead of a
-            dataset, whose values are dense.
+            dataset, whose values are dense. `X` in CSR of an object that is backed, `r`, is
+            looked at once, some cells at a time, and stays in its file.
 
     Raises:
         DataError: names that stand twice or are not there, values that cannot be; with cell,
@@ -97,7 +98,8 @@ def from_mudata(
     )
     if like is not None and mods is None and type(mdata).__name__ == "MuData":
         mods = _mods(mdata, like)
-    measured = of_mudata(mdata, mods, layers, observed)
+    places: dict[str, Any] = {"mods": mods, "layers": layers, "observed": observed}
+    measured = of_mudata(mdata, **places, on_disk=sparse)
     tables = {"mdata.obs": mdata.obs}
     annotations = {}
     for name, adata in mdata.mod.items():
@@ -191,6 +193,7 @@ def from_anndata(
         features=features or {},
         feature_types=feature_types or {},
         observed=observed or {},
+        on_disk=sparse,
     )
     if like is not None:
         annotations = {modality.name: adata.var for modality in measured}
