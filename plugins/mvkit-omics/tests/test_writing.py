@@ -1,6 +1,8 @@
 """What a model says of cells, back in the object that they come from."""
 
 import json
+import subprocess
+import sys
 
 import anndata
 import made_up
@@ -298,3 +300,33 @@ def test_namespaces(model):
     for cell, values in made_up.by_cell(adata.obs_names, adata.obsm["X_mvkit"]).items():
         if cell in only_rna:
             np.testing.assert_allclose(values, z[cell], rtol=1e-5, atol=1e-6)
+
+
+def test_two_levels_and_double_precision():
+    mdata = mosaic()
+    network = {"name": "mlp", "hidden": [8]}
+    small = {"encoder": network, "decoder": network, "private_dim": 2}
+    data = from_mudata(mdata, modalities=dict.fromkeys(mdata.mod, small))
+    bottom = mvkit.Model(data.modalities, latent_dim=0, seed=0)
+    high = mvkit.Modality((2,), encoder=network, decoder=network)
+    top = mvkit.Model(
+        dict.fromkeys(bottom.names, high),
+        latent_dim=2,
+        aggregator="mean_message",
+        prior={"name": "mog", "components": 2},
+        seed=1,
+    )
+    model = mvkit.Stack([bottom, top]).double()
+    annotate(mdata, model, imputed=["adt"], n=2)
+    z = made_up.by_cell(data.ids, model.encode(data))
+    for cell, own in made_up.by_cell(mdata.obs_names, mdata.obsm["X_mvkit"]).items():
+        np.testing.assert_allclose(own, z[cell], rtol=1e-12, atol=1e-14)
+    assert mdata.obs["mvkit_cluster"].notna().all()
+    assert json.loads(mdata.uns["mvkit"]["spec"])["name"] == "stack"
+    totals = np.asarray(mdata["adt"].X.sum(1)).reshape(-1)
+    np.testing.assert_allclose(mdata["adt"].layers["mvkit_imputed"].sum(1), totals, rtol=1e-9)
+
+
+def test_importing_the_package_imports_no_heavy_library():
+    code = "import sys, mvkit_omics; assert not {'anndata', 'mudata', 'scipy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
