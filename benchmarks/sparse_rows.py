@@ -73,7 +73,7 @@ def make(folder: Path, rows: int) -> None:
         group.create_array(name, data=array, chunks=chunks, compressors=None)
 
 
-def by_mvkit(folder: Path, checked: bool) -> Callable[[], int]:
+def by_mvkit(folder: Path, checked: bool) -> Iterator[int]:
     from mvkit_omics import MatrixFile, SparseRows
 
     import mvkit
@@ -81,10 +81,10 @@ def by_mvkit(folder: Path, checked: bool) -> Callable[[], int]:
     rows = SparseRows({"rna": MatrixFile(folder / "cells.h5ad")}, {"rna": COUNTS}, block=BLOCK)
     schema = mvkit.Model(rows.modalities, latent_dim=2).schema if checked else None
     batches = mvkit.Pipeline(rows, batch_size=BATCH, schema=schema)
-    return lambda: sum(len(batch.data["rna"]) for batch in batches)
+    return (len(batch.data["rna"]) for batch in batches)
 
 
-def by_scdataset(folder: Path) -> Callable[[], int]:
+def by_scdataset(folder: Path) -> Iterator[int]:
     import h5py
     import torch
     from anndata.io import sparse_dataset
@@ -95,10 +95,10 @@ def by_scdataset(folder: Path) -> Callable[[], int]:
     matrix = sparse_dataset(h5py.File(folder / "cells.h5ad", "r")["X"])
     strategy = BlockShuffling(block_size=BLOCK, indices=np.arange(matrix.shape[0]))
     loader = scDataset(matrix, strategy, **options)
-    return lambda: sum(len(batch) for batch in loader)
+    return (len(batch) for batch in loader)
 
 
-def by_annbatch(folder: Path) -> Callable[[], int]:
+def by_annbatch(folder: Path) -> Iterator[int]:
     import zarr
     from annbatch import Loader
     from anndata.io import sparse_dataset
@@ -107,10 +107,10 @@ def by_annbatch(folder: Path) -> Callable[[], int]:
     options |= {"batch_size": BATCH, "shuffle": True, "preload_to_gpu": False, "to": "torch"}
     matrix = sparse_dataset(zarr.open_group(str(folder / "cells.zarr"), mode="r")["X"])
     loader = Loader(**options).add_dataset(matrix)
-    return lambda: sum(len(batch["X"].to_dense()) for batch in loader)
+    return (len(batch["X"].to_dense()) for batch in loader)
 
 
-CONTENDERS: dict[str, Callable[[Path], Callable[[], int]]] = {
+CONTENDERS: dict[str, Callable[[Path], Iterator[int]]] = {
     "mvkit": lambda folder: by_mvkit(folder, False),
     "mvkit, checked": lambda folder: by_mvkit(folder, True),
     "scdataset": by_scdataset,
@@ -141,24 +141,36 @@ class Watch(threading.Thread):
             self.look()
 
 
-def one_pass(name: str, folder: Path) -> None:
-    """Prints the figures of one pass of a contender."""
+def one_pass(name: str, folder: Path, most: int) -> None:
+    """Prints the figures of a pass of a contender, over `most` rows."""
     import torch
 
     torch.set_num_threads(1)
-    drained = CONTENDERS[name](folder)
+    batches = CONTENDERS[name](folder)
     watch = Watch()
     watch.look()
     before = watch.anonymous
     watch.start()
     clock, cpu = time.perf_counter(), time.process_time()
-    rows = drained()
+    rows = 0
+    while rows < most:
+        rows += next(batches)
     seconds, work = time.perf_counter() - clock, time.process_time() - cpu
     watch.done.set()
     watch.look()
     figures = {"rows": rows, "rows/s": rows / seconds, "rows/s of CPU": rows / work}
     figures |= {"MB": watch.anonymous, "MB before": before, "MB with mapped": watch.private}
     print(json.dumps(figures))
+
+
+def _output(command: list[str], *, others: bool) -> str:
+    """What a command prints; other environments do not see the modules of this one."""
+    hidden = {"PYTHONPATH"} if others else set()
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    finished = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    return finished.stdout
 
 
 def warm(folder: Path) -> None:
@@ -170,7 +182,7 @@ def warm(folder: Path) -> None:
                     pass
 
 
-def compare(folder: Path, pythons: dict[str, str], repeats: int) -> None:
+def compare(folder: Path, pythons: dict[str, str], repeats: int, most: int) -> None:
     """Runs the contenders in turn, prints their medians and writes sparse_rows.json."""
     warm(folder)
     names = [name for name in CONTENDERS if name.startswith("mvkit") or name in pythons]
@@ -178,8 +190,8 @@ def compare(folder: Path, pythons: dict[str, str], repeats: int) -> None:
     for _ in range(repeats):
         for name in names:
             python = pythons.get(name, sys.executable)
-            command = [python, __file__, "pass", str(folder), name]
-            text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            command = [python, __file__, "pass", str(folder), name, f"--most={most}"]
+            text = _output(command, others=name in pythons)
             passes[name].append(json.loads(text.splitlines()[-1]))
             print(name, passes[name][-1], flush=True)
     medians = {}
@@ -201,14 +213,15 @@ def main() -> None:
     parser.add_argument("--python", nargs="*", default=[], help="contender=its interpreter")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--most", type=int, default=ROWS, help="rows of a pass")
     options = parser.parse_args()
     if options.action == "make":
         make(options.folder, options.rows)
     elif options.action == "pass":
-        one_pass(options.name, options.folder)
+        one_pass(options.name, options.folder, options.most)
     else:
         pythons = dict(pair.split("=", 1) for pair in options.python)
-        compare(options.folder, pythons, options.repeats)
+        compare(options.folder, pythons, options.repeats, options.most)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ f features, n rows that are gathered.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -209,8 +210,7 @@ class SparseRows:
         if not len(known):
             raise DataError("SparseRows: no rows were taken; expected one at least")
         places = np.arange(len(self))[picked if isinstance(picked, slice) else picked.numpy()]
-        taken: SparseRows = object.__new__(type(self))
-        taken.__dict__.update(self.__dict__)
+        taken = copy.copy(self)
         taken.rows = {name: rows[places] for name, rows in self.rows.items()}
         taken._known = known
         return taken
@@ -231,7 +231,7 @@ class SparseRows:
         check_whole_number("SparseRows.fit_transforms: rows", rows, 1)
         count = min(rows, len(self))
         index = np.arange(count) * len(self) // count
-        fitted: SparseRows = self.take(slice(None))
+        fitted = copy.copy(self)
         fitted.modalities = self.dense(index).fit_transforms(transforms).modalities
         return fitted
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mvkit.errors import DataError
+from mvkit.errors import DataError, MvkitError
 
 AROUND = 2**16  # bytes that the kernel maps around one that is read
 BLOCK = 2**16  # bytes of a block, about
@@ -124,7 +124,8 @@ class Mapped:
     def take(self, positions: Positions) -> Array:
         self.file.check_whole()
         shift = self.shifts[0] if len(self.shifts) == 1 else self.shifts[positions // self.size]
-        raw = self.entries.take(positions + shift, axis=0)
+        with reading(self.file.path):
+            raw = self.entries.take(positions + shift, axis=0)
         pieces = 1 + int(np.count_nonzero(positions[1:] - positions[:-1] > 1))
         self.file.count(raw.nbytes + 2 * AROUND * pieces)
         values = raw.reshape(-1).view(self.dtype)
@@ -205,7 +206,7 @@ def reading(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected one that is there") from None
     except (OSError, ValueError, RuntimeError, LookupError) as error:
-        if isinstance(error, DataError):
+        if isinstance(error, MvkitError):
             raise
         raise DataError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); expected a whole HDF5 "
