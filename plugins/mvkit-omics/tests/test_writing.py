@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import types
 
 import anndata
 import made_up
@@ -330,3 +331,12 @@ def test_two_levels_and_double_precision():
 def test_importing_the_package_imports_no_heavy_library():
     code = "import sys, mvkit_omics; assert not {'anndata', 'mudata', 'scipy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_library_without_namespaces_says_so():
+    from mvkit_omics import namespace
+
+    old = types.ModuleType("mudata")
+    old.__version__ = "0.3.0"
+    with pytest.raises(ImportError, match=r"mudata 0\.3\.0 offers no namespaces .*update it"):
+        namespace._register(old, "register_mudata_namespace", namespace.MuDataNamespace)

@@ -21,7 +21,6 @@ from mvkit_omics.sparse_rows import SparseRows
 from mvkit_omics.writing import annotate
 
 
-@anndata.register_anndata_namespace("mvkit")
 class AnnDataNamespace:
     """What mvkit does with an AnnData.
 
@@ -41,7 +40,6 @@ class AnnDataNamespace:
         annotate(self._adata, model, **options)
 
 
-@mudata.register_mudata_namespace("mvkit")
 class MuDataNamespace:
     """What mvkit does with a MuData.
 
@@ -59,3 +57,22 @@ class MuDataNamespace:
     def annotate(self, model: Model | Stack, **options: Any) -> None:
         """Writes what a model says of the cells; options as of `mvkit_omics.annotate`."""
         annotate(self._mdata, model, **options)
+
+
+def _register(library: Any, register: str, namespace: type) -> None:
+    """Adds a namespace to the objects of a library.
+
+    Raises:
+        ImportError: its version offers none.
+    """
+    if register not in dir(library):
+        raise ImportError(
+            f"mvkit_omics.namespace: {library.__name__} {library.__version__} offers no "
+            f"namespaces ({register}); expected a later version; update it, or call "
+            "mvkit_omics.annotate and its like"
+        )
+    getattr(library, register)("mvkit")(namespace)
+
+
+_register(anndata, "register_anndata_namespace", AnnDataNamespace)
+_register(mudata, "register_mudata_namespace", MuDataNamespace)
