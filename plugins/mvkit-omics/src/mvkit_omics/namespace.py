@@ -1,0 +1,78 @@
+"""`mdata.mvkit` and `adata.mvkit`, once this module has been imported.
+
+    import mvkit_omics.namespace
+
+    data = mdata.mvkit.dataset(layers={"rna": "counts"}, covariates=["batch"])
+    mdata.mvkit.annotate(model, imputed=["adt"])
+
+Not imported by `mvkit_omics` itself, since anndata and mudata take seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anndata
+import mudata
+
+from mvkit import Model, MultimodalDataset, Stack
+from mvkit_omics.reading import from_anndata, from_mudata
+from mvkit_omics.sparse_rows import SparseRows
+from mvkit_omics.writing import annotate
+
+
+class AnnDataNamespace:
+    """What mvkit does with an AnnData.
+
+    Args:
+        adata: the object.
+    """
+
+    def __init__(self, adata: anndata.AnnData) -> None:
+        self._adata = adata
+
+    def dataset(self, **options: Any) -> MultimodalDataset | SparseRows:
+        """The cells as a dataset; options as of `from_anndata`."""
+        return from_anndata(self._adata, **options)
+
+    def annotate(self, model: Model | Stack, **options: Any) -> None:
+        """Writes what a model says of the cells; options as of `mvkit_omics.annotate`."""
+        annotate(self._adata, model, **options)
+
+
+class MuDataNamespace:
+    """What mvkit does with a MuData.
+
+    Args:
+        mdata: the object.
+    """
+
+    def __init__(self, mdata: mudata.MuData) -> None:
+        self._mdata = mdata
+
+    def dataset(self, **options: Any) -> MultimodalDataset | SparseRows:
+        """The cells as a dataset; options as of `from_mudata`."""
+        return from_mudata(self._mdata, **options)
+
+    def annotate(self, model: Model | Stack, **options: Any) -> None:
+        """Writes what a model says of the cells; options as of `mvkit_omics.annotate`."""
+        annotate(self._mdata, model, **options)
+
+
+def _register(library: Any, register: str, namespace: type) -> None:
+    """Adds a namespace to the objects of a library.
+
+    Raises:
+        ImportError: its version offers none.
+    """
+    if register not in dir(library):
+        raise ImportError(
+            f"mvkit_omics.namespace: {library.__name__} {library.__version__} offers no "
+            f"namespaces ({register}); expected a later version; update it, or call "
+            "mvkit_omics.annotate and its like"
+        )
+    getattr(library, register)("mvkit")(namespace)
+
+
+_register(anndata, "register_anndata_namespace", AnnDataNamespace)
+_register(mudata, "register_mudata_namespace", MuDataNamespace)
