@@ -5,7 +5,7 @@ Axes: b rows.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mvkit.core.covariates import Covariate, Level
-from mvkit.core.raw_values import is_missing
+from mvkit.core.raw_values import is_missing, row_called
 from mvkit.errors import DataError, ShapeError, suggest
 
 
@@ -30,12 +30,22 @@ def conform_covariates(
     """
     values = {}
     for name, covariate in covariates.items():
-        values[name] = conform_covariate(name, covariate, extra.get(name), b)
+        values[name] = conform_covariate(name, covariate, extra.get(name), b, extra.get("id"))
     return values
 
 
-def conform_covariate(name: str, covariate: Covariate, raw: Any, b: int) -> Tensor:
-    """The values of one covariate, (b,); `raw`: one for each row, or None where no row has any."""
+def conform_covariate(
+    name: str, covariate: Covariate, raw: Any, b: int, ids: Sequence[object] | None = None
+) -> Tensor:
+    """The values of one covariate, (b,).
+
+    Args:
+        name: of the covariate.
+        covariate: what it can be.
+        raw: one value for each row, or None where no row has any.
+        b: how many rows there are.
+        ids: what messages call the rows; None: their numbers.
+    """
     if raw is None:
         if covariate.missing == "error":
             raise DataError(
@@ -47,9 +57,9 @@ def conform_covariate(name: str, covariate: Covariate, raw: Any, b: int) -> Tens
     indices = _level_indices if covariate.levels else _numbers
     tensor, missing = indices(name, covariate, values)
     if covariate.missing == "error" and missing.any():
-        row = int(missing.argmax())
+        row = row_called(int(missing.argmax()), ids)
         raise DataError(
-            f"covariate {name!r}: row {row} has none; expected one for each row; leave the row "
+            f"covariate {name!r}: {row} has none; expected one for each row; leave the row "
             "out, or take Covariate(missing='average')"
         )
     return tensor

@@ -117,9 +117,14 @@ def _check_container(value: object, where: str) -> None:
 def annotated(value: object) -> str:
     """What to do with an AnnData or a MuData."""
     tables = "{name: adata.to_df()}"
+    door = "from_anndata(adata)"
     if type(value).__name__ == "MuData":
         tables = "{name: adata.to_df() for name, adata in mdata.mod.items()}"
-    return f"give MultimodalDataset.from_tables({tables})"
+        door = "from_mudata(mdata)"
+    return (
+        f"give mvkit_omics.{door}, which knows counts, layers and covariates (pip install "
+        f"mvkit-omics), or give MultimodalDataset.from_tables({tables})"
+    )
 
 
 # of unsigned integers of more than 8 bits, torch can do little
@@ -256,6 +261,16 @@ def _few(names: Sequence[str]) -> str:
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
+def row_called(number: int, ids: Sequence[object] | None) -> str:
+    """How messages call a row: by its number, and by its id if it has one."""
+    if ids is None:
+        return f"row {number}"
+    own = ids[number]
+    if isinstance(own, Tensor | np.generic):
+        own = own.item()
+    return f"row {number} (id {own!r})"
+
+
 @attrs.frozen(eq=False)
 class Source:
     """What a batch says of one modality (see `mvkit.core.batch.Batch`).
@@ -280,13 +295,7 @@ class Source:
 
     def row(self, flags: Tensor) -> str:
         """How messages call the first row where `flags` (b, ...) hold."""
-        number = int(flags.nonzero()[0, 0])
-        if self.ids is None:
-            return f"row {number}"
-        own = self.ids[number]
-        if isinstance(own, Tensor | np.generic):
-            own = own.item()
-        return f"row {number} (id {own!r})"
+        return row_called(int(flags.nonzero()[0, 0]), self.ids)
 
     @property
     def where(self) -> str:

@@ -1,18 +1,38 @@
 """Single cells and bulk omics for mvkit. Imported at discovery, so it stays light."""
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
 from mvkit.registry import Component, hookimpl
 
-# what is imported when somebody first names it: anndata alone takes seconds
-ON_DEMAND = {
-    "Imputed": "mvkit_omics.expression",
-    "denoised": "mvkit_omics.expression",
-    "differential_expression": "mvkit_omics.differential",
-    "feature_relevance": "mvkit_omics.relevance",
-    "imputed": "mvkit_omics.expression",
-    "latents": "mvkit_omics.expression",
-    "map_new": "mvkit_omics.mapping",
+if TYPE_CHECKING:
+    from mvkit_omics.differential import differential_expression as differential_expression
+    from mvkit_omics.expression import Imputed as Imputed
+    from mvkit_omics.expression import denoised as denoised
+    from mvkit_omics.expression import imputed as imputed
+    from mvkit_omics.expression import latents as latents
+    from mvkit_omics.matrix_files import MatrixFile as MatrixFile
+    from mvkit_omics.new_cells import map_new as map_new
+    from mvkit_omics.reading import from_anndata as from_anndata
+    from mvkit_omics.reading import from_mudata as from_mudata
+    from mvkit_omics.relevance import feature_relevance as feature_relevance
+    from mvkit_omics.sparse_rows import SparseRows as SparseRows
+    from mvkit_omics.writing import annotate as annotate
+
+# where what is imported when it is asked for is defined
+PLACES = {
+    "Imputed": "expression",
+    "MatrixFile": "matrix_files",
+    "SparseRows": "sparse_rows",
+    "annotate": "writing",
+    "denoised": "expression",
+    "differential_expression": "differential",
+    "feature_relevance": "relevance",
+    "from_anndata": "reading",
+    "from_mudata": "reading",
+    "imputed": "expression",
+    "latents": "expression",
+    "map_new": "new_cells",
 }
 
 
@@ -22,11 +42,11 @@ def mvkit_components() -> list[Component]:
     return []
 
 
-def __getattr__(name: str) -> object:
-    if name not in ON_DEMAND:
-        raise AttributeError(f"module 'mvkit_omics' has no attribute {name!r}")
-    return getattr(importlib.import_module(ON_DEMAND[name]), name)
+def __getattr__(name: str) -> Any:
+    if name not in PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{PLACES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *ON_DEMAND})
+    return sorted([*globals(), *PLACES])
