@@ -1,14 +1,23 @@
 """Denoised expression, latents and intervals against loops and closed forms."""
 
 import mvkit_omics
+import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import torch
-from mvkit_omics import denoised, imputed, latents
+from mvkit_omics import (
+    SparseRows,
+    denoised,
+    differential_expression,
+    feature_relevance,
+    imputed,
+    latents,
+)
 from question_models import BATCHES, GENES, PROTEINS, cells, model_of
 
 import mvkit
-from mvkit import Batch, Modality, Model, RequestError
+from mvkit import Batch, Modality, Model, MultimodalDataset, RequestError
 from mvkit.core import noise
 
 
@@ -185,6 +194,41 @@ def test_levels_are_pooled_in_intervals():
     pd.testing.assert_frame_equal(low, lows[0].where(lows[0] < lows[1], lows[1]))
     pd.testing.assert_frame_equal(high, highs[0].where(highs[0] > highs[1], highs[1]))
     assert tuple(both.mean.columns) == PROTEINS
+
+
+def test_sparse_rows_are_asked_alike():
+    model, rows = model_of(aggregator="mopoe"), cells()
+    dense = MultimodalDataset.from_arrays(
+        {
+            name: np.where(rows.mask[:, [i]], rows.data[name], np.nan)
+            for i, name in enumerate(("rna", "protein"))
+        },
+        ids=rows.extra["id"],
+        label=rows.extra["kind"],
+        covariates={"batch": rows.extra["batch"]},
+        modalities=dict(model.modalities),
+    )
+    index = {
+        name: np.where(rows.mask[:, i], np.arange(30), -1)
+        for i, name in enumerate(("rna", "protein"))
+    }
+    sparse = SparseRows(
+        {name: scipy.sparse.csr_matrix(x.numpy()) for name, x in rows.data.items()},
+        dict(model.modalities),
+        rows=index,
+        ids=rows.extra["id"],
+        label=rows.extra["kind"],
+        covariates={"batch": rows.extra["batch"]},
+    )
+    options = {"by": "label", "modality": "rna", "pairs": 100}
+    for ask in (
+        lambda data: latents(model, data),
+        lambda data: denoised(model, data, "rna", covariates={"batch": "all"}),
+        lambda data: imputed(model, data, "protein", "rna", empty="prior", n=5).mean,
+        lambda data: differential_expression(model, data, "T", "B", **options),
+        lambda data: feature_relevance(model, data, "rna"),
+    ):
+        pd.testing.assert_frame_equal(ask(sparse), ask(dense))
 
 
 def test_a_stack_is_asked_alike():

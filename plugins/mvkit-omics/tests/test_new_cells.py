@@ -184,7 +184,7 @@ def test_relevance_is_the_mean_of_a_loop_over_cells_and_levels(trained):
 
 def test_values_below_zero_have_no_logarithm():
     model = Model({"x": Modality((2,), decoder="linear")}, latent_dim=1, seed=0)
-    torch.nn.init.constant_(model.decoders["x"].network.bias, -9.0)
+    torch.nn.init.constant_(model.decoders["x"].network[-1].bias, -9.0)
     rows = {"x": torch.randn(6, 2, generator=torch.Generator().manual_seed(0))}
     with pytest.raises(RequestError, match="'x' has means below 0, without a logarithm"):
         feature_relevance(model, rows)

@@ -20,20 +20,24 @@ import mvkit
 from mvkit.core import noise
 from mvkit.errors import RequestError, suggest
 from mvkit.models.multimodal import MultimodalModel
+from mvkit_omics.sparse_rows import SparseRows
 
 ALL = "all"  # levels of a covariate
 ROWS = 1024  # rows that are decoded at a time, at most
 DECODED = 2**27  # bytes of the draws of a block of rows
 
-Data = mvkit.Batch | mvkit.MultimodalDataset
+Dense = mvkit.Batch | mvkit.MultimodalDataset
+Data = Dense | SparseRows
 DataLike = Data | Mapping[str, Any]
 Given = Iterable[str] | str | None
 Covariates = Mapping[str, object] | None
 
 
 def rows_of(data: DataLike) -> Data:
-    """Rows that can be picked: a dataset or a batch as it is, a mapping of arrays as a batch."""
-    if isinstance(data, mvkit.Batch | mvkit.MultimodalDataset):
+    """Rows that can be picked: datasets, batches and `SparseRows` as they are, a mapping of arrays
+    as a batch.
+    """
+    if isinstance(data, mvkit.Batch | mvkit.MultimodalDataset | SparseRows):
         return data
     if isinstance(data, Mapping):
         return mvkit.Batch(dict(data))
@@ -43,14 +47,31 @@ def rows_of(data: DataLike) -> Data:
     )
 
 
-def batch_of(rows: Data) -> mvkit.Batch:
-    """The batch of all rows."""
-    return rows.batch if isinstance(rows, mvkit.MultimodalDataset) else rows
+def extra_of(rows: Data) -> Mapping[str, Any]:
+    """What rows have beside their modalities, {name: (b,)}."""
+    return rows.batch.extra if isinstance(rows, mvkit.MultimodalDataset) else rows.extra
+
+
+def block_of(rows: Data, pick: Any) -> Dense:
+    """Some of the rows, dense; `pick` as of `Batch.take`."""
+    taken = rows.take(pick)
+    if isinstance(taken, SparseRows):
+        return taken.__getitems__(range(len(taken)))
+    return taken
+
+
+def encoded(model: MultimodalModel, rows: Data, given: Given = None, **options: Any) -> Tensor:
+    """Posterior means of rows, (b, d), on the CPU; options as of `Model.encode`."""
+    pieces = []
+    for start in range(0, len(rows), ROWS):
+        block = block_of(rows, slice(start, start + ROWS))
+        pieces.append(model.encode(block, given, **options).cpu())
+    return torch.cat(pieces)
 
 
 def row_names(rows: Data) -> pd.Index:
     """The ids of rows, or their positions where they have none."""
-    ids = batch_of(rows).extra.get("id")
+    ids = extra_of(rows).get("id")
     return pd.RangeIndex(len(rows)) if ids is None else pd.Index(np.asarray(ids))
 
 
@@ -60,7 +81,7 @@ def column_of(rows: Data, name: str, where: str) -> NDArray[Any]:
     Raises:
         RequestError: nothing of that name.
     """
-    extra = batch_of(rows).extra
+    extra = extra_of(rows)
     if name not in extra:
         raise RequestError(f"{where}: {name!r} is not in the data's extra; {suggest(name, extra)}")
     return np.asarray(extra[name])
@@ -170,7 +191,7 @@ class Asked:
             options["exposure"] = {self.modality: self.exposure}
         return options
 
-    def at_levels(self, rows: Data, seed: int, **options: Any) -> Iterator[Tensor]:
+    def at_levels(self, rows: Dense, seed: int, **options: Any) -> Iterator[Tensor]:
         """Values (n, b, f) of rows with each of the stated covariates, at the same draws of z.
 
         Args:
@@ -190,7 +211,7 @@ class Asked:
             )
             yield values[self.modality].flatten(2)
 
-    def means(self, rows: Data, seed: int, **options: Any) -> Tensor:
+    def means(self, rows: Dense, seed: int, **options: Any) -> Tensor:
         """Means (n, b, f) at draws of z, averaged over the stated covariates, in float64."""
         total = torch.zeros(())
         for values in self.at_levels(rows, seed, **options):

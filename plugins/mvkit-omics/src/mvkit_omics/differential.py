@@ -26,6 +26,7 @@ from mvkit_omics.asking import (
     DataLike,
     Given,
     asked,
+    block_of,
     feature_names,
     rows_of,
 )
@@ -194,12 +195,13 @@ class Comparison:
             uniform = noise.draw("choice/pairs", (self.pairs,), like, generator=generator)
             picks.append(cells[(uniform * len(cells)).long().clamp(max=len(cells) - 1)])
         size = self.question.block_rows(1)
-        for block, start in enumerate(range(0, self.pairs, size)):
+        for number, start in enumerate(range(0, self.pairs, size)):
             part = slice(start, start + size)
             means = []
             for group, pick in enumerate(picks):
-                seed = noise.seed_of(block, group)
-                values = self.question.means(rows.take(pick[part]), seed)[0].cpu()
+                seed = noise.seed_of(number, group)
+                block = block_of(rows, pick[part])
+                values = self.question.means(block, seed)[0].cpu()
                 means.append(check_scales(values, self.question.modality))
             yield part, means
 
@@ -290,7 +292,7 @@ def raw_moments(question: Asked, rows: Data, cells: Tensor) -> Moments:
     number = torch.zeros(question.features).double()
     largest = torch.zeros(question.features).double()
     for index in cells.split(ROWS):
-        block = model.conform(rows.take(index))
+        block = model.conform(block_of(rows, index))
         x = model.modalities[name].restore(block.data[name]).double().flatten(1).cpu()
         present = block.present(name).flatten(1).cpu()
         x = torch.where(present, x, 0.0)

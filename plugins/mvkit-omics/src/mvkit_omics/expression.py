@@ -21,8 +21,11 @@ from mvkit_omics.asking import (
     Covariates,
     Data,
     DataLike,
+    Dense,
     Given,
     asked,
+    block_of,
+    encoded,
     feature_names,
     row_names,
     rows_of,
@@ -48,9 +51,11 @@ def latents(
     """
     check_model(model, "latents")
     rows = rows_of(data)
-    z = model.encode(rows, given, empty=empty)
+    if given is not None and not isinstance(given, str):
+        given = tuple(given)
+    z = encoded(model, rows, given, empty=empty)
     columns = [f"z{i}" for i in range(z.shape[1])]
-    return pd.DataFrame(z.cpu().numpy(), index=row_names(rows), columns=columns)
+    return pd.DataFrame(z.numpy(), index=row_names(rows), columns=columns)
 
 
 def denoised(
@@ -103,7 +108,7 @@ def denoised(
     draws = 1 if n is None else check_whole_number("denoised: n", n, 1)
     options: dict[str, Any] = {"n": draws, "latent": "mean" if n is None else "draw"}
 
-    def means(block: Data, start: int) -> Tensor:
+    def means(block: Dense, start: int) -> Tensor:
         return question.means(block, start, **options).mean(0)[:, places]
 
     rows = rows_of(data)
@@ -132,7 +137,7 @@ def _by_blocks(rows: Data, size: int, function: Any) -> np.ndarray[Any, Any]:
     """What a function of a block and its first row returns, (..., b, f), for all rows."""
     pieces = []
     for start in range(0, len(rows), size):
-        pieces.append(function(rows.take(slice(start, start + size)), start).cpu())
+        pieces.append(function(block_of(rows, slice(start, start + size)), start).cpu())
     return torch.cat(pieces, -2).numpy()
 
 
@@ -206,7 +211,7 @@ def imputed(
     options |= {"empty": empty, "seed": seed}
     question = asked("imputed", model, modality, covariates, **options)
 
-    def statistics(block: Data, start: int) -> Tensor:
+    def statistics(block: Dense, start: int) -> Tensor:
         return _statistics(question, block, start, n, of, shares)
 
     rows = rows_of(data)
@@ -219,7 +224,7 @@ def imputed(
 
 
 def _statistics(
-    question: Asked, block: Data, start: int, n: int, of: Of, shares: tuple[float, ...]
+    question: Asked, block: Dense, start: int, n: int, of: Of, shares: tuple[float, ...]
 ) -> Tensor:
     """Mean, deviation and quantiles of the rows of a block, (2 + quantiles, b, f)."""
     means = torch.cat([*question.at_levels(block, start, n=n)]).double()

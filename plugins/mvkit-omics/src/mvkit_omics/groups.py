@@ -13,7 +13,7 @@ from torch import Tensor
 
 import mvkit
 from mvkit.errors import RequestError, suggest
-from mvkit_omics.asking import Data, batch_of, column_of
+from mvkit_omics.asking import Data, column_of, extra_of
 
 REST = "rest"  # all cells that are not in the first group
 
@@ -106,7 +106,7 @@ def _of_picks(rows: Data, first: Any, second: Any, where: str) -> Groups:
 
 def _flags(rows: Data, pick: Any) -> NDArray[np.bool_]:
     """Which rows a pick takes, (b,)."""
-    ids = batch_of(rows).extra.get("id")
+    ids = extra_of(rows).get("id")
     extra = {} if ids is None else {"id": ids}
     positions = mvkit.Batch({"position": torch.arange(len(rows))}, extra=extra)
     flags = np.zeros(len(rows), dtype=bool)

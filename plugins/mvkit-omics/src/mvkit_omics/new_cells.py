@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import mvkit
 from mvkit.errors import RequestError, check_whole_number
 from mvkit.models.multimodal import MultimodalModel
-from mvkit_omics.asking import Data, DataLike, batch_of, rows_of
+from mvkit_omics.asking import Data, DataLike, encoded, extra_of, rows_of
 
 EVERY = "all"  # the line of all cells
 Level = str | int
@@ -84,7 +84,7 @@ def map_new(
     epochs = check_whole_number("map_new: epochs", epochs, 1)
     rows = rows_of(data)
     levels = _new_levels(model, rows, covariate, level)
-    if level is not None and covariate not in batch_of(rows).extra:
+    if level is not None and covariate not in extra_of(rows):
         rows = _with_column(rows, covariate, levels[0])
     mapped = copy.deepcopy(model)
     for new in levels:
@@ -110,11 +110,11 @@ def movement(
         rows: cells.
         covariate: a line is made for each of its levels, and one for all cells.
     """
-    z = before.encode(rows).double().cpu()
-    distance = (after.encode(rows).double().cpu() - z).norm(dim=1).numpy()
+    z = encoded(before, rows).double()
+    distance = (encoded(after, rows).double() - z).norm(dim=1).numpy()
     spread = float((z - z.mean(0)).norm(dim=1).square().mean().sqrt())
     groups: dict[object, NDArray[np.bool_]] = {}
-    column = batch_of(rows).extra.get(covariate)
+    column = extra_of(rows).get(covariate)
     if column is not None:
         values = np.asarray(column)
         for level in dict.fromkeys(values.tolist()):
@@ -135,7 +135,7 @@ def _new_levels(
     model: mvkit.Model, rows: Data, covariate: str, level: Level | Sequence[Level] | None
 ) -> list[Level]:
     """The levels that the model is to be given, checked against what the data name."""
-    column = batch_of(rows).extra.get(covariate)
+    column = extra_of(rows).get(covariate)
     named = [] if column is None else list(dict.fromkeys(np.asarray(column).tolist()))
     conditions = model.schema.covariates.get(covariate)
     known = () if conditions is None else conditions.levels
@@ -175,11 +175,15 @@ def _checked_unknown(
 
 def _with_column(rows: Data, covariate: str, level: Level) -> Data:
     """The rows, all of one level."""
-    batch = batch_of(rows)
-    batch = attrs.evolve(batch, extra={**batch.extra, covariate: [level] * len(batch)})
+    extra = {**extra_of(rows), covariate: [level] * len(rows)}
+    if isinstance(rows, mvkit.Batch):
+        return attrs.evolve(rows, extra=extra)
     if isinstance(rows, mvkit.MultimodalDataset):
-        return attrs.evolve(rows, batch=batch)
-    return batch
+        return attrs.evolve(rows, batch=attrs.evolve(rows.batch, extra=extra))
+    raise RequestError(
+        f"map_new: sparse rows say nothing of {covariate!r}; expected it among their covariates; "
+        f"make them with SparseRows(…, covariates={{{covariate!r}: …}})"
+    )
 
 
 def _begun_like(like: Like, level: Level) -> Level:

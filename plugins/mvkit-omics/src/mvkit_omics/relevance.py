@@ -16,11 +16,13 @@ from mvkit.errors import RequestError, check_option
 from mvkit.models.multimodal import MultimodalModel
 from mvkit_omics.asking import (
     Covariates,
-    Data,
     DataLike,
+    Dense,
     Given,
     asked,
-    batch_of,
+    block_of,
+    encoded,
+    extra_of,
     feature_names,
     rows_of,
 )
@@ -63,12 +65,12 @@ def feature_relevance(
     options: dict[str, Any] = {"given": given, "background": background}
     question = asked("feature_relevance", model, modality, covariates, **options)
     rows = rows_of(data)
-    z = model.encode(rows, question.given)
+    z = encoded(model, rows, question.given).to(model.like.device)
     spread = z.std(0, correction=0)
     size = question.block_rows(2)
     total = torch.zeros(question.features, z.shape[1], dtype=torch.float64)
     for start in range(0, len(rows), size):
-        block = rows.take(slice(start, start + size))
+        block = block_of(rows, slice(start, start + size))
         for stated in question.levels:
             decoder = _Decoder(model, block, question.modality, stated, background)
             changes = decoder.changes(z[start : start + size], spread, scale)
@@ -84,7 +86,7 @@ class _Decoder:
     """Decodes latents of the cells of a block, with their covariates and private latents."""
 
     def __init__(
-        self, model: MultimodalModel, block: Data, modality: str, stated: Any, background: bool
+        self, model: MultimodalModel, block: Dense, modality: str, stated: Any, background: bool
     ) -> None:
         self.model = model
         self.modality = modality
@@ -121,9 +123,9 @@ class _Decoder:
         return torch.log2(means + TINY)
 
 
-def own_covariates(model: MultimodalModel, block: Data) -> dict[str, object]:
+def own_covariates(model: MultimodalModel, block: Dense) -> dict[str, object]:
     """The covariates of the cells of a block as `Model.decode` takes them, {name: (b,)}."""
-    extra = batch_of(block).extra
+    extra = extra_of(block)
     own: dict[str, object] = {}
     for name in model.schema.covariates:
         if name in extra:
