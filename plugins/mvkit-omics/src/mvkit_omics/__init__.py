@@ -39,7 +39,20 @@ PLACES = {
 @hookimpl
 def mvkit_components() -> list[Component]:
     """The parts of this package."""
-    return []
+    return [
+        Component(
+            "metric",
+            "protein_imputation",
+            "mvkit_omics.metrics:ProteinImputation",
+            "Pearson, Spearman and RMSE of each imputed feature",
+        ),
+        Component(
+            "metric",
+            "scib",
+            "mvkit_omics.metrics:SCIB",
+            "kinds kept and batches mixed in latents, by scib-metrics",
+        ),
+    ]
 
 
 def __getattr__(name: str) -> Any:
