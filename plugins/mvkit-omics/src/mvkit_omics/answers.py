@@ -20,6 +20,7 @@ from mvkit_omics.measured import Array, Features
 
 if TYPE_CHECKING:
     from mvkit import Model, Stack
+    from mvkit_omics.sparse_rows import SparseRows
 
 ROWS = 4096  # cells that are asked for at a time
 PACKAGES = ("mvkit", "mvkit-omics", "anndata", "mudata", "torch")
@@ -44,7 +45,7 @@ class Answers:
 
 def answers_of(
     model: Model | Stack,
-    dataset: MultimodalDataset,
+    dataset: MultimodalDataset | SparseRows,
     imputed: tuple[str, ...],
     *,
     n: int,

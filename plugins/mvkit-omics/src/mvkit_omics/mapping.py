@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from mvkit.errors import DataError, suggest
+from mvkit.errors import DataError, check_option, suggest
 from mvkit_omics.measured import Features, Measured, few
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ def like_model(
     Raises:
         DataError: a modality or features that the model, or the data, do not know.
     """
-    if missing not in ("error", "unobserved"):
-        raise DataError(f"missing_genes={missing!r}; expected 'error' or 'unobserved'")
+    check_option("missing_genes", missing, "error", "unobserved")
     arranged = []
     for modality in measured:
         if modality.name not in model.modalities:

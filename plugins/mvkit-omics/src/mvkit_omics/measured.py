@@ -47,15 +47,20 @@ class Measured:
         return len(self.cells)
 
     @property
+    def is_sparse(self) -> bool:
+        """Whether zeros are not stored."""
+        return bool(sparse.issparse(self.values))
+
+    @property
     def entries(self) -> Array:
         """The values that are stored: of CSR those that are no zeros, (e,), else all, (n k,)."""
-        stored: Array = self.values.data if sparse.issparse(self.values) else self.values
+        stored: Array = self.values.data if self.is_sparse else self.values
         return stored.reshape(-1)
 
     def entry(self, bad: Array) -> str:
         """What messages call the first entry where flags (e,) hold: cell, feature and value."""
         i = int(bad.argmax())
-        if sparse.issparse(self.values):
+        if self.is_sparse:
             row = int(np.searchsorted(self.values.indptr, i, side="right")) - 1
             column = int(self.values.indices[i])
         else:
@@ -67,7 +72,7 @@ class Measured:
 
     def totals(self) -> Array:
         """The sum of the observed values of each cell, (n,)."""
-        if sparse.issparse(self.values):
+        if self.is_sparse:
             totals: Array = np.asarray(self.values.sum(1)).reshape(-1)
             return totals
         sums: Array = np.nansum(self.values, axis=1)
@@ -75,7 +80,7 @@ class Measured:
 
     def unobserved(self) -> Array:
         """Which cells have no value, (n,) bool: all of a cell's are NaN."""
-        if not sparse.issparse(self.values):
+        if not self.is_sparse:
             gaps: Array = np.isnan(self.values).all(1)
             return gaps
         stored = self.values
@@ -104,8 +109,17 @@ class Measured:
 
     def dense(self) -> Array:
         """The values as floats, (n, k), in single precision where it holds them."""
-        values = self.values.toarray() if sparse.issparse(self.values) else self.values
+        values = self.values.toarray() if self.is_sparse else self.values
         return np.ascontiguousarray(_floats(values))
+
+    def compact(self) -> Any:
+        """A copy of the values, (n, k): whole numbers as they are, floats as in `dense`."""
+        if not self.is_sparse:
+            return self.dense()
+        values = self.values.copy()
+        if values.data.dtype.kind == "f":
+            values.data = _floats(values.data)
+        return values
 
 
 def _floats(values: Array) -> Array:

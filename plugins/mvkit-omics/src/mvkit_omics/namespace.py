@@ -17,6 +17,7 @@ import mudata
 
 from mvkit import Model, MultimodalDataset, Stack
 from mvkit_omics.reading import from_anndata, from_mudata
+from mvkit_omics.sparse_rows import SparseRows
 from mvkit_omics.writing import annotate
 
 
@@ -31,7 +32,7 @@ class AnnDataNamespace:
     def __init__(self, adata: anndata.AnnData) -> None:
         self._adata = adata
 
-    def dataset(self, **options: Any) -> MultimodalDataset:
+    def dataset(self, **options: Any) -> MultimodalDataset | SparseRows:
         """The cells as a dataset; options as of `from_anndata`."""
         return from_anndata(self._adata, **options)
 
@@ -51,7 +52,7 @@ class MuDataNamespace:
     def __init__(self, mdata: mudata.MuData) -> None:
         self._mdata = mdata
 
-    def dataset(self, **options: Any) -> MultimodalDataset:
+    def dataset(self, **options: Any) -> MultimodalDataset | SparseRows:
         """The cells as a dataset; options as of `from_mudata`."""
         return from_mudata(self._mdata, **options)
 

@@ -5,26 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import attrs
-import numpy as np
-
-from mvkit import DataError, Modality, MultimodalDataset
-from mvkit.core import Columns
+from mvkit import DataError, MultimodalDataset
 from mvkit.errors import suggest
-from mvkit_omics.cell_columns import check_known, column_of, names_of
+from mvkit_omics.assembling import columns_of, dataset_of
 from mvkit_omics.containers import Layers, of_anndata, of_mudata
-from mvkit_omics.counts import Empty, checked, modality_of
-from mvkit_omics.mapping import Missing, like_model, wanted_columns
-from mvkit_omics.measured import Measured
+from mvkit_omics.counts import Empty
+from mvkit_omics.mapping import Missing, like_model
 
 RNA = "rna"  # what the one modality of an AnnData is called
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
-    from pandas import DataFrame
 
     from mvkit import Model, Stack
+    from mvkit_omics.sparse_rows import SparseRows
 
 
 def from_mudata(
@@ -41,7 +36,8 @@ def from_mudata(
     disjoint: bool = False,
     like: Model | Stack | None = None,
     missing_genes: Missing = "error",
-) -> MultimodalDataset:
+    sparse: bool = False,
+) -> MultimodalDataset | SparseRows:
     """The cells of a MuData, in its order, as a dataset; `ids` are names of cells.
 
     Cells that a modality lacks are unobserved there; zeros are zeros. What modalities are is said
@@ -68,6 +64,8 @@ def from_mudata(
             that it does not know are left out, and its covariates are taken.
         missing_genes: features of the model that are not there: an `error` that names them, or
             `unobserved`.
+        sparse: return `SparseRows`, which stay sparse until a batch is gathered, instead of a
+            dataset, whose values are dense.
 
     Raises:
         DataError: names that stand twice or are not there, values that cannot be; with cell,
@@ -76,10 +74,12 @@ def from_mudata(
     Example:
         >>> import anndata, mudata, numpy as np, pandas as pd
         >>> from mvkit_omics import from_mudata
-        >>> def cells(*names):
+        >>> options = mudata.set_options(pull_on_update=False)  # as it will be in mudata 0.4
+        >>> def named(*names):
         ...     return pd.DataFrame(index=list(names))
-        >>> rna = anndata.AnnData(np.array([[3.0, 0.0], [1.0, 2.0]]), obs=cells("a", "b"))
-        >>> adt = anndata.AnnData(np.array([[0.0, 7.0]]), obs=cells("b"))
+        >>> rna = np.array([[3.0, 0.0], [1.0, 2.0]])
+        >>> rna = anndata.AnnData(rna, obs=named("a", "b"), var=named("CD3E", "MS4A1"))
+        >>> adt = anndata.AnnData(np.array([[0.0, 7.0]]), obs=named("b"), var=named("CD3", "CD19"))
         >>> data = from_mudata(mudata.MuData({"rna": rna, "adt": adt}))
         >>> data.ids.tolist(), data.batch.mask.tolist()
         (['a', 'b'], [[True, False], [True, True]])
@@ -94,10 +94,11 @@ def from_mudata(
         annotations[name] = adata.var
     if like is not None:
         measured = like_model(measured, like, missing_genes, annotations)
-    columns = {"covariates": covariates, "label": label, "row_weight": row_weight}
+    names = {"covariates": covariates, "label": label, "row_weight": row_weight}
+    columns = columns_of(tables, names, like)
     options: dict[str, Any] = {"empty": empty, "disjoint": disjoint, "like": like}
-    cells = mdata.obs_names.tolist()
-    return _dataset(measured, cells, _columns(tables, columns, like), modalities, **options)
+    options["sparse"] = sparse
+    return dataset_of(measured, mdata.obs_names.tolist(), columns, modalities, **options)
 
 
 def from_anndata(
@@ -115,7 +116,8 @@ def from_anndata(
     empty: Empty = "error",
     like: Model | Stack | None = None,
     missing_genes: Missing = "error",
-) -> MultimodalDataset:
+    sparse: bool = False,
+) -> MultimodalDataset | SparseRows:
     """The cells of an AnnData, in its order, as a dataset; `ids` are names of cells.
 
     `X` is one modality, `rna`; layers, entries of `obsm` and types of features are others. What
@@ -139,6 +141,7 @@ def from_anndata(
         empty: likewise.
         like: likewise. `X` is then called as the model's only modality that is not in `obsm`.
         missing_genes: likewise.
+        sparse: likewise.
 
     Raises:
         DataError: as `from_mudata`.
@@ -150,10 +153,11 @@ def from_anndata(
         >>> var = pd.DataFrame(index=["CD3E", "MS4A1"])
         >>> adata = anndata.AnnData(np.array([[3.0, 0.0], [1.0, 2.0]]), obs=obs, var=var)
         >>> data = from_anndata(adata, covariates=["batch"])
-        >>> data.modalities["rna"].likelihood, data.modalities["rna"].exposure
-        (NegativeBinomial(), 'total')
-        >>> data.modalities["rna"].features, data.covariates["batch"].levels
-        (('CD3E', 'MS4A1'), ('p', 'q'))
+        >>> rna = data.modalities["rna"]
+        >>> type(rna.likelihood).__name__, rna.exposure, rna.input, rna.features
+        ('NegativeBinomial', 'total', 'log1p', ('CD3E', 'MS4A1'))
+        >>> data.covariates["batch"].levels
+        ('p', 'q')
     """
     measured = of_anndata(
         adata,
@@ -167,10 +171,10 @@ def from_anndata(
     if like is not None:
         annotations = {modality.name: adata.var for modality in measured}
         measured = like_model(measured, like, missing_genes, annotations)
-    columns = {"covariates": covariates, "label": label, "row_weight": row_weight}
-    options: dict[str, Any] = {"empty": empty, "disjoint": True, "like": like}
-    rows = _columns({"adata.obs": adata.obs}, columns, like)
-    return _dataset(measured, adata.obs_names.tolist(), rows, modalities, **options)
+    names = {"covariates": covariates, "label": label, "row_weight": row_weight}
+    columns = columns_of({"adata.obs": adata.obs}, names, like)
+    options: dict[str, Any] = {"empty": empty, "disjoint": True, "like": like, "sparse": sparse}
+    return dataset_of(measured, adata.obs_names.tolist(), columns, modalities, **options)
 
 
 def _mods(mdata: MuData, model: Model | Stack) -> list[str]:
@@ -193,92 +197,3 @@ def _only_name(model: Model | Stack | None, obsm: Mapping[str, str]) -> str:
     """What `X` is called: as the modality of a model that is not in `obsm`, else `rna`."""
     others = [] if model is None else [name for name in model.names if name not in obsm]
     return others[0] if len(others) == 1 else RNA
-
-
-def _columns(
-    tables: Mapping[str, DataFrame], names: Mapping[str, Any], model: Model | Stack | None
-) -> dict[str, Any]:
-    """Covariates, labels and weights, by name of the option of `MultimodalDataset.from_arrays`.
-
-    Args:
-        tables: all `obs`.
-        names: of columns, by option.
-        model: what the dataset is for; its covariates are taken, and checked.
-    """
-    wanted = names_of("covariates", names["covariates"])
-    if model is not None:
-        wanted = tuple(dict.fromkeys([*wanted_columns(model), *wanted]))
-    covariates = {}
-    for name in wanted:
-        covariates[name] = column_of(tables, name, "covariates")
-        if model is not None and name in model.schema.covariates:
-            check_known(name, covariates[name], model.schema.covariates[name])
-    columns: dict[str, Any] = {"covariates": covariates}
-    for option in ("label", "row_weight"):
-        if names[option] is not None:
-            columns[option] = column_of(tables, names[option], option)
-    return columns
-
-
-def _dataset(
-    measured: Sequence[Measured],
-    cells: Sequence[str],
-    columns: Mapping[str, Any],
-    modalities: Mapping[str, Any] | None,
-    *,
-    empty: Empty,
-    disjoint: bool,
-    like: Model | Stack | None,
-) -> MultimodalDataset:
-    """A dataset of measured modalities, in the order of all cells."""
-    if like is not None and modalities:
-        raise DataError(
-            "modalities: the model says what modalities are (like=); expected one of the two; "
-            "leave modalities= out"
-        )
-    given = (modalities or {}) if like is None else like.modalities
-    kinds: dict[str, Any] = {}
-    arrays = {}
-    ids = {}
-    names = {}
-    for modality in measured:
-        kind = modality_of(modality, given.get(modality.name), stacklevel=4)
-        rows = checked(modality, _as_modality(modality, kind), empty)
-        if not len(rows):
-            continue
-        kinds[rows.name] = kind
-        arrays[rows.name] = rows.dense()
-        ids[rows.name] = rows.cells
-        names[rows.name] = Columns(rows.features)
-    _check_some(measured, arrays, given)
-    options = {"modalities": kinds, "disjoint": disjoint, **columns}
-    dataset = MultimodalDataset.from_arrays(arrays, ids=ids, **options)
-    dataset = attrs.evolve(dataset, batch=attrs.evolve(dataset.batch, columns=names))
-    return _in_order(dataset, cells)
-
-
-def _as_modality(measured: Measured, kind: Any) -> Modality | None:
-    """What a modality is as far as it is known before `from_arrays` looks at its values."""
-    if isinstance(kind, Modality):
-        return kind
-    shape = (len(measured.features),)
-    return Modality(**{"shape": shape, **kind}) if "likelihood" in kind else None
-
-
-def _check_some(
-    measured: Sequence[Measured], arrays: Mapping[str, Any], given: Mapping[str, Any]
-) -> None:
-    """Raises DataError where no cell has a modality, or a modality is said that is not there."""
-    known = [modality.name for modality in measured]
-    if not arrays:
-        raise DataError(
-            f"no cell was observed in {', '.join(map(repr, known)) or 'any modality'}; expected "
-            "one at least; give modalities that have cells"
-        )
-
-
-def _in_order(dataset: MultimodalDataset, cells: Sequence[str]) -> MultimodalDataset:
-    """The dataset with its rows in the order of all cells."""
-    places = {id: row for row, id in enumerate(dataset.ids.tolist())}
-    order = [places[cell] for cell in cells if cell in places]
-    return dataset if order == sorted(order) else dataset.take(np.array(order))

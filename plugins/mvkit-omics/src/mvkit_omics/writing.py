@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from pandas import Categorical, DataFrame
 
     from mvkit import Model, Stack
+    from mvkit_omics.sparse_rows import SparseRows
 
 
 def annotate(
     data: AnnData | MuData,
     model: Model | Stack,
     *,
-    dataset: MultimodalDataset | None = None,
+    dataset: MultimodalDataset | SparseRows | None = None,
     imputed: Collection[str] = (),
     n: int = 25,
     key: str = "mvkit",
@@ -122,7 +123,7 @@ def _door(of_mudata: bool) -> Any:
     return from_mudata if of_mudata else from_anndata
 
 
-def _places(data: AnnData | MuData, dataset: MultimodalDataset) -> Array:
+def _places(data: AnnData | MuData, dataset: MultimodalDataset | SparseRows) -> Array:
     """Where the cells of a dataset are in an object, (n,).
 
     Raises:
@@ -172,7 +173,9 @@ def _table(answers: Answers, name: str, places: Array, data: AnnData | MuData) -
     return DataFrame(values, index=data.obs_names, columns=list(map(str, columns)), copy=False)
 
 
-def _in_x(data: AnnData, dataset: MultimodalDataset, obsm: Mapping[str, str]) -> list[str]:
+def _in_x(
+    data: AnnData, dataset: MultimodalDataset | SparseRows, obsm: Mapping[str, str]
+) -> list[str]:
     """The modalities of an AnnData that have the features of `var`."""
     known = set(data.var_names)
     names = []
