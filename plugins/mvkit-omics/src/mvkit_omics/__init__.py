@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mvkit_omics.expression import denoised as denoised
     from mvkit_omics.expression import imputed as imputed
     from mvkit_omics.expression import latents as latents
+    from mvkit_omics.facade import MVKIT as MVKIT
     from mvkit_omics.matrix_files import MatrixFile as MatrixFile
     from mvkit_omics.new_cells import map_new as map_new
     from mvkit_omics.reading import from_anndata as from_anndata
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # where what is imported when it is asked for is defined
 PLACES = {
     "Imputed": "expression",
+    "MVKIT": "facade",
     "MatrixFile": "matrix_files",
     "SparseRows": "sparse_rows",
     "annotate": "writing",

@@ -45,7 +45,7 @@ def differential_expression(
     first: object = None,
     second: object = REST,
     *,
-    by: str | None = None,
+    by: object = None,
     modality: str | None = None,
     given: Given = None,
     mode: Mode = "change",
@@ -73,7 +73,7 @@ def differential_expression(
         first: the group A: a value of `by`, or a list of them; without `by`, cells as `Batch.take`
             picks them. None: each value of `by` in turn.
         second: the group B, likewise; by default all other cells.
-        by: what groups are by: a name in the data's extra, such as "label".
+        by: what groups are by: a name in the data's extra, such as "label", or values (b,).
         modality: what is compared, with means of at least 0; None: the model's only one.
         given: modalities to look at; None: all that each cell has.
         mode: `change` or `vanilla`.

@@ -31,14 +31,12 @@ class Groups:
     titles: tuple[str, str]
 
 
-def groups_of(
-    rows: Data, by: str | None, first: object, second: object, where: str
-) -> list[Groups]:
+def groups_of(rows: Data, by: object, first: object, second: object, where: str) -> list[Groups]:
     """The pairs of groups that a question is about.
 
     Args:
         rows: cells.
-        by: a name in the data's extra; None: groups are picks of rows.
+        by: a name in the data's extra, or values (b,); None: groups are picks of rows.
         first: the first group; None: each value of `by` in turn.
         second: the second; `rest`: all other cells.
         where: what errors begin with.
@@ -52,13 +50,32 @@ def groups_of(
                 f"{where}: no groups; expected by=…, the name of a column, or two picks of cells"
             )
         return [_of_picks(rows, first, second, where)]
-    column = column_of(rows, by, where)
+    if isinstance(by, str):
+        column = column_of(rows, by, where)
+    else:
+        column = _column(rows, by, where)
+        by = str(getattr(by, "name", None) or "by")
     values = [first]
     if first is None:
         values = _known_values(column)
         if len(values) < 2:
             raise RequestError(f"{where}: all cells have one {by!r}; expected two values at least")
     return [_of_column(column, by, value, second, where) for value in values]
+
+
+def _column(rows: Data, values: Any, where: str) -> NDArray[Any]:
+    """Values of rows as a column.
+
+    Raises:
+        RequestError: as many as there are rows are expected.
+    """
+    column = np.asarray(values)
+    if column.shape != (len(rows),):
+        raise RequestError(
+            f"{where}: by has values of shape {column.shape}; expected {(len(rows),)}, one for "
+            "each cell, or the name of a column"
+        )
+    return column
 
 
 def _known_values(column: NDArray[Any]) -> list[Any]:
