@@ -17,7 +17,7 @@ from mvkit_omics import (
 from question_models import BATCHES, GENES, PROTEINS, cells, model_of
 
 import mvkit
-from mvkit import Batch, Modality, Model, MultimodalDataset, RequestError
+from mvkit import Batch, DataError, Modality, Model, MultimodalDataset, RequestError
 from mvkit.core import noise
 
 
@@ -281,6 +281,33 @@ def test_what_cannot_be_asked_is_said(call, message):
     with pytest.raises(RequestError) as error:
         call(model_of(), cells())
     assert str(error.value) == message
+
+
+def test_quantiles_are_those_of_numpy():
+    model, rows = model_of(), cells(5, gaps=False)
+    shares = (0.0, 0.07, 0.5, 1.0)
+    answer = imputed(model, rows, "protein", "rna", n=9, quantiles=shares)
+    generator = noise.seeded(noise.seed_of(0, 0))
+    draws = model.translate(rows, "protein", "rna", 9, sample=True, generator=generator)["protein"]
+    for share in shares:
+        expected = np.quantile(draws.numpy(), share, axis=0)
+        assert abs(answer.quantiles[share].to_numpy() - expected).max() < 1e-9
+
+
+def test_given_nothing_all_cells_are_the_prior():
+    model, rows = model_of(), cells(4)
+    table = denoised(model, rows, "rna", given=(), covariates={"batch": "p1"}, n=None)
+    expected = model.decode(
+        torch.zeros(1, 2).double(), covariates={"batch": "p1"}, exposure={"rna": 1.0}
+    )
+    assert abs(table.to_numpy() - expected["rna"].numpy()).max() < 1e-9
+    assert (latents(model, rows, ()) == 0).all(axis=None)
+
+
+def test_no_cells_are_no_question():
+    rows = cells().take(torch.zeros(30, dtype=torch.bool))
+    with pytest.raises(DataError, match="there are no cells; expected one at least"):
+        denoised(model_of(), rows, "rna")
 
 
 def test_all_levels_of_a_number_are_refused():

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import mvkit
 from mvkit.core import noise
-from mvkit.errors import RequestError, suggest
+from mvkit.errors import DataError, RequestError, suggest
 from mvkit.models.multimodal import MultimodalModel
 from mvkit_omics.sparse_rows import SparseRows
 
@@ -37,10 +37,12 @@ def rows_of(data: DataLike) -> Data:
     """Rows that can be picked: datasets, batches and `SparseRows` as they are, a mapping of arrays
     as a batch.
     """
-    if isinstance(data, mvkit.Batch | mvkit.MultimodalDataset | SparseRows):
-        return data
     if isinstance(data, Mapping):
-        return mvkit.Batch(dict(data))
+        data = mvkit.Batch(dict(data))
+    if isinstance(data, mvkit.Batch | mvkit.MultimodalDataset | SparseRows):
+        if len(data):
+            return data
+        raise DataError("there are no cells; expected one at least; look at how they were picked")
     raise RequestError(
         f"got {type(data).__name__}; expected a MultimodalDataset, a Batch or a mapping of "
         "arrays; read MuData by mvkit_omics.from_mudata"

@@ -5,6 +5,7 @@ Axes: n draws, b rows, d latent, f features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -232,8 +233,11 @@ def _statistics(
     if of == "counts":
         draws = torch.cat([*question.at_levels(block, start, n=n, sample=True)]).double()
     statistics = [means.mean(0), draws.std(0)]
+    ordered = draws.sort(0).values  # torch.quantile takes 16 million numbers at most
     for share in shares:
-        statistics.append(torch.quantile(draws, share, dim=0))
+        place = share * (len(ordered) - 1)
+        low = ordered[math.floor(place)]
+        statistics.append(low.lerp(ordered[math.ceil(place)], place - math.floor(place)))
     return torch.stack(statistics)
 
 
