@@ -29,12 +29,8 @@ def without_batch(rows):
     return attrs.evolve(rows, extra={"id": rows.extra["id"]})
 
 
-def test_the_level_alone_is_trained_and_old_latents_stay(trained):
-    before = {name: value.clone() for name, value in trained.state_dict().items()}
-    old = cells(40, seed=3)
-    mapped = map_new(trained, without_batch(new_cells()), "batch", "p9", old=old, **FIT)
-    for name, value in trained.state_dict().items():
-        assert torch.equal(value, before[name])  # the model itself is as it was
+def check_bits(before, mapped):
+    """All that is not of the new level has its bits; returns how many tensors grew."""
     widened = 0
     for name, value in mapped.model.state_dict().items():
         known = before[name]
@@ -44,7 +40,50 @@ def test_the_level_alone_is_trained_and_old_latents_stay(trained):
         widened += 1
         axis = next(i for i in range(value.ndim) if value.shape[i] != known.shape[i])
         assert torch.equal(value.narrow(axis, 0, known.shape[axis]), known), name
-    assert widened >= 4
+    return widened
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prior": {"name": "mog", "components": 3}},
+        {"prior": {"name": "vamp", "components": 3}, "aggregator": "mopoe"},
+        {"prior": "learnable", "objective": "iwae"},
+    ],
+)
+def test_priors_stay_as_they_are(options):
+    model = model_of(**options)
+    mvkit.fit(model, cells(30), epochs=1, seed=0, progress=False)
+    before = state(model)
+    old = cells(20, seed=3)
+    mapped = map_new(model, new_cells(), old=old, **{**FIT, "epochs": 1})
+    assert check_bits(before, mapped) >= 4
+    assert mapped.moved.loc["all", "largest"] == 0
+
+
+def test_recipes_are_mapped_too():
+    model = model_of()
+    model = mvkit.recipes.totalvi(
+        model.modalities, 2, covariates={"batch": BATCHES}, hidden=(8,), seed=0
+    )
+    mvkit.fit(model, cells(30), epochs=1, seed=0, progress=False)
+    before = state(model)
+    mapped = map_new(model, new_cells(), old=cells(20, seed=3), **{**FIT, "epochs": 1})
+    assert check_bits(before, mapped) >= 4
+    assert mapped.moved.loc["all", "largest"] == 0
+
+
+def test_the_level_alone_is_trained_and_old_latents_stay(trained):
+    before = state(trained)
+    old = cells(40, seed=3)
+    mapped = map_new(trained, without_batch(new_cells()), "batch", "p9", old=old, **FIT)
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, before[name])  # the model itself is as it was
+    assert check_bits(before, mapped) >= 4
     assert mapped.moved.loc["all", "largest"] == 0
     assert mapped.moved["cells"].to_dict() == {"p1": 14, "p2": 13, "p3": 13, "all": 40}
     assert (mapped.moved["mean"] == 0).all()
