@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mvkit.core.covariates import Covariate, Level
-from mvkit.core.raw_values import is_missing, row_called
+from mvkit.core.raw_values import id_called, is_missing, row_called
 from mvkit.errors import DataError, ShapeError, suggest
 
 
@@ -54,13 +54,15 @@ def conform_covariate(
             )
         return torch.full((b,), -1) if covariate.levels else torch.full((b,), torch.nan).double()
     values = plain_values(f"covariate {name!r}", raw, b)
-    indices = _level_indices if covariate.levels else _numbers
-    tensor, missing = indices(name, covariate, values)
+    if covariate.levels:
+        tensor, missing = _level_indices(name, covariate, values, ids)
+    else:
+        tensor, missing = _numbers(name, values)
     if covariate.missing == "error" and missing.any():
-        row = row_called(int(missing.argmax()), ids)
+        row = int(missing.argmax())
         raise DataError(
-            f"covariate {name!r}: {row} has none; expected one for each row; leave the row "
-            "out, or take Covariate(missing='average')"
+            f"covariate {name!r}: row {row} has none{id_called(row, ids)}; expected one for each "
+            "row; leave the row out, or take Covariate(missing='average')"
         )
     return tensor
 
@@ -108,7 +110,7 @@ def _array(items: list[Any]) -> np.ndarray[Any, Any]:
 
 
 def _level_indices(
-    name: str, covariate: Covariate, values: np.ndarray[Any, Any]
+    name: str, covariate: Covariate, values: np.ndarray[Any, Any], ids: Sequence[object] | None
 ) -> tuple[Tensor, np.ndarray[Any, Any]]:
     """Indices of levels, and where they are missing; of words, of levels, or indices already."""
     known: dict[Level, int] = {level: i for i, level in enumerate(covariate.levels)}
@@ -118,8 +120,14 @@ def _level_indices(
     unique, inverse = _unique(name, values)
     codes = np.full(len(unique), -1)
     for i, value in enumerate(unique):
-        if not is_missing(value):
-            codes[i] = _code(name, covariate, known, value)
+        if is_missing(value):
+            continue
+        if isinstance(value, type(covariate.levels[0])) and not isinstance(value, bool):
+            codes[i] = known.get(value, -1)
+        if codes[i] < 0:
+            row = int((inverse == i).argmax())
+            of = "" if ids is None else f" of {row_called(row, ids)}"
+            raise _of_no_level(f"{value!r}{of}", name, covariate, value)
     indices = codes[inverse]
     return torch.from_numpy(indices), indices < 0
 
@@ -142,18 +150,16 @@ def _unique(name: str, values: np.ndarray[Any, Any]) -> tuple[list[Any], np.ndar
     return [None if key is None else key[1] for key in places], inverse
 
 
-def _code(name: str, covariate: Covariate, known: Mapping[Level, int], value: Any) -> int:
+def _of_no_level(called: str, name: str, covariate: Covariate, value: object) -> DataError:
+    """The error of a value that is no level; `called`: what messages call it."""
     kind = type(covariate.levels[0])
-    alike = isinstance(value, kind) and not isinstance(value, bool)
-    if alike and value in known:
-        return known[value]
-    if not alike:
+    if isinstance(value, kind) and not isinstance(value, bool):
+        hint = suggest(str(value), [str(level) for level in covariate.levels])
+    else:
         words = "words" if kind is str else "whole numbers"
         hint = f"they are {words}, such as {covariate.levels[0]!r}"
-    else:
-        hint = suggest(str(value), [str(known_level) for known_level in covariate.levels])
-    raise DataError(
-        f"covariate {name!r}: {value!r} is none of its {len(covariate.levels)} levels; {hint}; "
+    return DataError(
+        f"covariate {name!r}: {called} is none of its {len(covariate.levels)} levels; {hint}; "
         "model.add_level adds one"
     )
 
@@ -180,9 +186,7 @@ def _as_indices(
     return torch.from_numpy(np.where(missing, -1, indices).astype(np.int64)), missing
 
 
-def _numbers(
-    name: str, covariate: Covariate, values: np.ndarray[Any, Any]
-) -> tuple[Tensor, np.ndarray[Any, Any]]:
+def _numbers(name: str, values: np.ndarray[Any, Any]) -> tuple[Tensor, np.ndarray[Any, Any]]:
     """Numbers of a covariate in float64, and where they are missing."""
     expected = "expected numbers, since it was declared without levels: Covariate(levels=…)"
     return _as_numbers(f"covariate {name!r}", values, expected)

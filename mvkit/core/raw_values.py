@@ -263,12 +263,17 @@ def _few(names: Sequence[str]) -> str:
 
 def row_called(number: int, ids: Sequence[object] | None) -> str:
     """How messages call a row: by its number, and by its id if it has one."""
+    return f"row {number}{id_called(number, ids)}"
+
+
+def id_called(number: int, ids: Sequence[object] | None) -> str:
+    """How messages add the id of a row; empty if it has none."""
     if ids is None:
-        return f"row {number}"
+        return ""
     own = ids[number]
     if isinstance(own, Tensor | np.generic):
         own = own.item()
-    return f"row {number} (id {own!r})"
+    return f" (id {own!r})"
 
 
 @attrs.frozen(eq=False)

@@ -19,17 +19,17 @@ from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.core.covariates import Covariate, Level
 from mvkit.core.modality import Modality
-from mvkit.core.raw_values import annotated, as_tensor
+from mvkit.core.raw_values import as_tensor
 from mvkit.core.row_picks import RowPick
 from mvkit.data import row_columns, table_columns, tables
 from mvkit.data.align import SHOWN, Table, align, alignment, in_order, labels_of, library
-from mvkit.data.door_checks import check_mapping, check_names
+from mvkit.data.door_checks import check_mapping, check_names, no_rows_in_memory
 from mvkit.data.files import Files, read_files, read_npz, with_file_of_covariates
 from mvkit.data.infer_modality import Given, inferred, is_categorical, masks_of, with_gaps
 from mvkit.data.missing import Rate, Simulation, raw_values
 from mvkit.data.row_columns import COVARIATES, RowColumn
 from mvkit.data.shards import Shards, save_shards
-from mvkit.data.sources import observed
+from mvkit.data.sources import Source, observed
 from mvkit.data.transforms import Steps, fitted
 from mvkit.errors import DataError, ShapeError
 
@@ -367,8 +367,9 @@ class MultimodalDataset:
         return tuple(self.take(order[start:end]) for start, end in itertools.pairwise(ends))
 
 
-# what a model takes as rows: a batch, a dataset, or a mapping from modality to array or table
-Rows = Batch | MultimodalDataset | Mapping[str, object]
+# what a model takes as rows: a batch, a dataset, a mapping from modality to array or table, or,
+# where it needs one block of rows at a time, a source
+Rows = Batch | MultimodalDataset | Mapping[str, object] | Source
 
 
 def as_batch(data: Rows) -> Batch:
@@ -390,11 +391,4 @@ def as_batch(data: Rows) -> Batch:
                 f"data[{framed[0]!r}]: a table among arrays; expected tables only, or arrays only"
             )
         return tables.from_frames(data)
-    splits = hasattr(data, "train") and hasattr(data, "test")
-    remedy = "; take one of its splits, such as .test" if splits else ""
-    if library(data) in ("anndata", "mudata"):
-        remedy = f"; {annotated(data)}"
-    raise DataError(
-        f"got {type(data).__name__}; expected a Batch, a MultimodalDataset or a mapping from "
-        f"modality to array{remedy}"
-    )
+    raise no_rows_in_memory(data)

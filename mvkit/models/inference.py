@@ -98,16 +98,17 @@ def by_rows(
         except NothingObserved as error:
             row = error.row + rows_of_block.start
             raise NothingObserved(row, error.given) from None
-    return cast(Answer, _joined(pieces, dim))
+    return joined(pieces, dim)
 
 
-def _joined(pieces: Sequence[object], dim: int) -> object:
+def joined(pieces: Sequence[Answer], dim: int) -> Answer:
     """Tensors, or mappings of them, put together along an axis."""
     first = pieces[0]
     if not isinstance(first, dict):
-        return torch.cat(cast(list[Tensor], pieces), dim)
+        return cast(Answer, torch.cat(cast(list[Tensor], pieces), dim))
     mappings = cast(list[dict[object, Tensor]], pieces)
-    return {key: torch.cat([piece[key] for piece in mappings], dim) for key in first}
+    answer = {key: torch.cat([piece[key] for piece in mappings], dim) for key in first}
+    return cast(Answer, answer)
 
 
 def check_count(n: object) -> int:

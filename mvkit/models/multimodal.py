@@ -45,6 +45,7 @@ from mvkit.models.inference import (
     subsets_of,
 )
 from mvkit.models.penalties import with_penalties
+from mvkit.models.source_blocks import by_rows_of_source, is_source
 from mvkit.parts.aggregators.aggregator import Aggregator
 from mvkit.parts.conditional_samplers import SamplerSizes
 from mvkit.parts.objectives.objective import Objective, ObjectiveLike
@@ -202,17 +203,22 @@ class MultimodalModel(GeneratingModel):
         Args:
             function: from a conformed batch to a tensor, or a mapping of tensors, with the rows on
                 axis `dim`.
-            data: rows.
+            data: rows; of a source, a block at a time is gathered.
             dim: the axis along which the blocks are put together.
             rows: rows of a block; None: 1,024.
         """
-        batch = as_batch(data)
-        schema = self.schema
         device = self.like.device
-        conformed = conform(batch, schema, compact=True)
-        warn_if_far(self.decoding.conditions, conformed, conformed=batch.schema is not None)
         with evaluation(self), torch.no_grad():
-            return by_rows(function, conformed, device, dim, rows)
+            if is_source(data):
+                return by_rows_of_source(function, data, self._compact, device, dim, rows)
+            return by_rows(function, self._compact(as_batch(data)), device, dim, rows)
+
+    def _compact(self, batch: Batch, *, looked_at: bool = False) -> Batch:
+        """Rows conformed where they are; `looked_at`: nothing is said about their covariates."""
+        rows = conform(batch, self.schema, compact=True)
+        known = looked_at or batch.schema is not None
+        warn_if_far(self.decoding.conditions, rows, conformed=known)
+        return rows
 
     def posterior_given(
         self,

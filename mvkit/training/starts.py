@@ -20,7 +20,7 @@ from mvkit.data.dataset import as_batch
 from mvkit.data.first_rows import first_of_stream
 from mvkit.data.pipeline import Pipeline
 from mvkit.data.shards import Shards
-from mvkit.data.sources import Loaded, Stream
+from mvkit.data.sources import Described, Loaded, Source, Stream
 from mvkit.data.suspicions import suspicions
 from mvkit.errors import DataError, RequestError
 from mvkit.models.far_covariates import far_numbers
@@ -162,7 +162,7 @@ def _covariates_of_all(data: Pipeline) -> Mapping[str, Tensor] | None:
         return None
     if isinstance(rows, Batch):
         return rows.covariates
-    if isinstance(rows, Shards):
+    if isinstance(rows, Source) and isinstance(rows, Described):
         return conform_covariates(data.schema.covariates, rows.extra, len(rows))
     return None
 

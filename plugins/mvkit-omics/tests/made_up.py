@@ -50,7 +50,9 @@ def mosaic():
 
 def trained(mdata, **options):
     """A model whose weights are those of its seed, and whose batches were seen."""
-    data = from_mudata(mdata, covariates=["batch"])
+    network = {"name": "mlp", "hidden": [16]}
+    small = dict.fromkeys(mdata.mod, {"encoder": network, "decoder": network})
+    data = from_mudata(mdata, covariates=["batch"], modalities=small)
     options = {"latent_dim": 2, "prior": {"name": "mog", "components": 3}, **options}
     model = mvkit.Model(data.modalities, covariates=data.covariates, seed=0, **options)
     mvkit.fit(model, data, epochs=2, seed=0, progress=False)

@@ -291,3 +291,58 @@ def test_normalised_values_given_to_a_trained_model_of_counts():
     adata.X = adata.X * 0.5
     match = r"cell 'c2[01]', feature 'G\d': \S+ is no whole number.*layers=\{'rna': 'counts'\}"
     check(match, from_anndata, adata, like=model)
+
+
+def test_a_batch_that_is_missing_or_unknown_in_a_dataset_made_without_the_model():
+    model = made_up.trained(joined(rna=counts(cells(*range(9)), GENES)))
+    adata = other()
+    adata.obs["batch"] = pd.Categorical(["p", None], categories=["p", "q"])
+    with pytest.raises(DataError, match=r"covariate 'batch': row 1 has none \(id 'c21'\)"):
+        model.encode(from_anndata(adata, covariates=["batch"]))
+    adata.obs["batch"] = ["r", "p"]
+    with pytest.raises(DataError, match=r"'r' of row 0 \(id 'c20'\) is none of its 2 levels"):
+        model.encode(from_anndata(adata, covariates=["batch"]))
+
+
+def test_whole_numbers_that_look_like_labels():
+    adata = counts(cells(*range(6)), GENES)
+    adata.obs["lane"] = [0, 1, 2, 0, 1, 2]
+    with pytest.warns(UserWarning, match=r"obs\['lane'\] holds whole numbers, 3 different ones"):
+        assert from_anndata(adata, covariates=["lane"]).covariates["lane"].levels == ()
+    adata.obs["lane"] = adata.obs["lane"].astype(float)
+    assert from_anndata(adata, covariates=["lane"]).covariates["lane"].levels == ()
+    adata.obs["lane"] = adata.obs["lane"].astype(int).astype("category")
+    assert from_anndata(adata, covariates=["lane"]).covariates["lane"].levels == (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"layers": ["counts"]}, r"from_mudata: layers: got \['counts'\]; .*\{'rna': 'counts'\}"),
+        (
+            {"observed": "has"},
+            r"from_mudata: observed: got 'has'; expected a mapping from modality",
+        ),
+        (
+            {"modalities": "poisson"},
+            r"from_mudata: modalities: got 'poisson'; .*give \{'rna': 'po",
+        ),
+        ({"label": pd.Series([1])}, r"label: got a Series; expected names of columns of obs"),
+        ({"row_weight": 2.0}, r"row_weight: got a float; expected names of columns of obs"),
+        ({"covariates": {"batch": 1}}, r"covariates: got a dict; .*obs\['name'\] = values"),
+        ({"covariates": pd.DataFrame()}, r"covariates: got a DataFrame; expected names of col"),
+        ({"covariates": [3]}, r"covariates: got 3; expected names of columns"),
+    ],
+)
+def test_options_of_another_kind(options, match):
+    check(match, from_mudata, mosaic(), **options)
+
+
+def test_options_of_an_anndata_of_another_kind():
+    adata = counts(cells(0, 1), GENES)
+    check(r"from_anndata: obsm: got 'protein'; .*'protein_expression'", from_anndata, adata,
+          obsm="protein")  # fmt: skip
+    check(r"from_anndata: feature_types: got True; expected a mapping", from_anndata, adata,
+          feature_types=True)  # fmt: skip
+    with pytest.raises(mvkit.RequestError, match=r"from_anndata: like: got str as its model"):
+        from_anndata(adata, like="model.safetensors")

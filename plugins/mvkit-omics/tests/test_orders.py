@@ -49,7 +49,7 @@ def answers(mdata, model):
     return {what: made_up.by_cell(mdata.obs_names, values) for what, values in columns.items()}
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
 @given(order=orders())
 def test_no_order_changes_what_is_said_of_a_cell(model, order):
     cells, *_ = order
@@ -63,7 +63,7 @@ def test_no_order_changes_what_is_said_of_a_cell(model, order):
             np.testing.assert_array_equal(got[what][cell], value, err_msg=f"{what} of {cell}")
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
 @given(order=orders(), sparse=st.booleans())
 def test_no_order_changes_what_is_read_of_a_cell(model, order, sparse):
     cells, features, *_ = order

@@ -138,6 +138,15 @@ def test_modalities_in_obsm_have_the_names_of_their_tables():
     assert listed.modalities["own"].features == tuple(PROTEINS)
 
 
+def test_obsm_alone():
+    adata = anndata.AnnData(obs=pd.DataFrame(index=["a", "b"]))
+    adata.obsm["adt"] = np.array([[1, 5, 0], [2, 0, 3]])
+    assert list(from_anndata(adata, obsm={"adt": "adt"}).modalities) == ["adt"]
+    both = counts(cells(0, 1), GENES)
+    both.obsm["adt"] = adata.obsm["adt"]
+    assert list(from_anndata(both, layers={}, obsm={"adt": "adt"}).modalities) == ["adt"]
+
+
 def test_types_of_features_are_modalities():
     adata = counts(cells(0, 1), GENES)
     adata.var["feature_types"] = ["Peaks", "Gene Expression"] * 3
@@ -229,6 +238,7 @@ def test_what_a_modality_is_can_be_said(given, expected):
     data = from_anndata(counts(cells(0, 1), GENES), modalities={"rna": given})
     rna = data.modalities["rna"]
     assert (type(rna.likelihood).__name__, rna.exposure, rna.input) == expected
+    assert rna.features == tuple(GENES)
 
 
 def test_normalised_values_are_normal_and_bits_are_bits():

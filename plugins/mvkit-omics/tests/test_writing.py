@@ -85,7 +85,7 @@ def test_a_modality_with_all_cells_needs_no_table(model):
 
 def test_a_modality_that_is_not_there_becomes_a_table(model):
     mdata = joined(rna=counts(cells(2, 0, 1), GENES))
-    annotate(mdata, model, imputed=["adt"], n=2)
+    annotate(mdata, model, imputed="adt", n=2)
     table = mdata.obsm["mvkit_imputed_adt"]
     assert (table.shape, table.columns.tolist()) == ((3, 3), PROTEINS)
     adata = counts(cells(2, 0, 1), GENES)
@@ -249,6 +249,14 @@ def test_views_become_objects_of_their_own(model):
     assert "mvkit" not in adata.uns
 
 
+def test_a_view_of_a_backed_object_says_what_to_do(model, tmp_path):
+    counts(cells(0, 1, 2), GENES).write_h5ad(tmp_path / "a.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    with pytest.raises(RequestError, match=r"annotate: .* cannot be written: .*to_memory\(\)"):
+        annotate(backed[["c2", "c0"]], model, layers={"rna": None})
+    backed.file.close()
+
+
 def test_bad_requests(model):
     mdata = mosaic()
     with pytest.raises(
@@ -260,6 +268,8 @@ def test_bad_requests(model):
         RequestError, match=r"annotate: n=0; expected a whole number of at least 1"
     ):
         annotate(mdata, model, n=0)
+    with pytest.raises(RequestError, match=r"annotate: got str as its model"):
+        annotate(mdata, "model")
     with pytest.raises(DataError, match=r"annotate: got dict; expected an AnnData or a MuData"):
         annotate({}, model)
     data = from_mudata(mdata, covariates=["batch"])

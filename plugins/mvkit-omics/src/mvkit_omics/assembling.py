@@ -16,7 +16,7 @@ from mvkit import DataError, Modality, MultimodalDataset
 from mvkit.core import Columns
 from mvkit.data.id_matches import check_matches
 from mvkit.errors import check_option, suggest
-from mvkit_omics.cell_columns import check_known, column_of, names_of
+from mvkit_omics.cell_columns import check_known, column_of, names_of, warn_of_numbers
 from mvkit_omics.counts import Empty, checked, modality_of
 from mvkit_omics.mapping import wanted_columns
 from mvkit_omics.measured import Measured
@@ -46,7 +46,9 @@ def columns_of(
     covariates = {}
     for name in wanted:
         covariates[name] = column_of(tables, name, "covariates")
-        if model is not None and name in model.schema.covariates:
+        if model is None:
+            warn_of_numbers(name, covariates[name], stacklevel=CALLER - 1)
+        elif name in model.schema.covariates:
             check_known(name, covariates[name], model.schema.covariates[name])
     columns: dict[str, Any] = {"covariates": covariates}
     for option in ("label", "row_weight"):

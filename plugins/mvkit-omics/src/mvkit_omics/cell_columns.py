@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
     Tables = Mapping[str, DataFrame]  # what messages call them: their rows are cells
+
+MANY = 20  # whole numbers that differ: so few may well be labels
 
 
 def names_of(option: str, names: object) -> tuple[str, ...]:
@@ -90,6 +93,26 @@ def _joined(column: Series, other: Series) -> Series:
         [column.cat.categories.to_series(), other.cat.categories.to_series()]
     ).unique()
     return values.astype(CategoricalDtype(categories))
+
+
+def warn_of_numbers(name: str, column: Series, *, stacklevel: int) -> None:
+    """Warns of whole numbers that look like labels, which would be taken for sizes.
+
+    Args:
+        name: of the column.
+        column: its values.
+        stacklevel: of the warning, as seen from the caller.
+    """
+    if column.dtype.kind not in "iu":
+        return
+    number = column.nunique()
+    if number <= min(MANY, len(column) / 2):
+        warnings.warn(
+            f"covariates: obs[{name!r}] holds whole numbers, {number} different ones, which are "
+            f"taken for sizes; if they are labels, say obs[{name!r}].astype('category'), else "
+            ".astype(float)",
+            stacklevel=stacklevel + 1,
+        )
 
 
 def check_known(name: str, column: Series, covariate: Covariate) -> None:

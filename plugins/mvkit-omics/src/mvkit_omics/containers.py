@@ -38,6 +38,7 @@ def of_mudata(
             f"mdata: its axis is {mdata.axis}, so that modalities share features; expected cells "
             "in common; make it with MuData(…, axis=0)"
         )
+    mods = [mods] if isinstance(mods, str) else mods
     names = list(mdata.mod) if mods is None else list(mods)
     _check_known("mods", names, mdata.mod, "mdata has no modality")
     if not isinstance(layers, str):
@@ -90,11 +91,11 @@ def of_anndata(
             "MuData"
         )
     check_unique(adata.obs_names.tolist(), "adata.obs_names", _rename_cells("adata"))
-    places = _layers_by_modality(name, layers, feature_types)
+    if adata.X is None and obsm and layers is None and not feature_types:
+        layers = {}
     measured = []
-    for modality, layer in places.items():
-        if not obsm or len(adata.var_names):
-            measured.append(_of_layer(adata, "adata", modality, layer))
+    for modality, layer in _layers_by_modality(name, layers, feature_types).items():
+        measured.append(_of_layer(adata, "adata", modality, layer))
     measured = _by_feature_type(adata, measured, feature_types)
     for modality, key in obsm.items():
         measured.append(_of_obsm(adata, modality, key, features.get(modality)))

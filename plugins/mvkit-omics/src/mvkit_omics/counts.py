@@ -9,12 +9,13 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import attrs
 import numpy as np
 import torch
 
 from mvkit import DataError, Modality, SpecError
 from mvkit.core import Likelihood, Sizes
-from mvkit_omics.measured import Array, Measured
+from mvkit_omics.measured import Array, Features, Measured
 
 Empty = Literal["error", "unobserved", "keep"]
 
@@ -34,7 +35,7 @@ def modality_of(measured: Measured, given: Any, *, stacklevel: int = 3) -> Any:
         DataError: an infinite value; whole numbers of which some are negative.
     """
     if isinstance(given, Modality):
-        return given
+        return _named(given, measured.features)
     options: dict[str, Any] = {"features": measured.features}
     likelihood = given
     if isinstance(given, Mapping):
@@ -45,6 +46,14 @@ def modality_of(measured: Measured, given: Any, *, stacklevel: int = 3) -> Any:
     if likelihood is None:
         return {**_inferred(measured, stacklevel + 1), **options}
     return {**_usual(Modality((len(measured.features),), likelihood)), **options}
+
+
+def _named(modality: Modality, features: Features) -> Modality:
+    """The modality with names of its features, if it has none and they fit."""
+    if modality.features or modality.raw_shape != (len(features),):
+        return modality
+    named: Modality = attrs.evolve(modality, features=features)  # type: ignore[misc]
+    return named
 
 
 def _usual(modality: Modality) -> dict[str, object]:

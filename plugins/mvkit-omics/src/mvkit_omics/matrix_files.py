@@ -17,7 +17,7 @@ from mvkit_omics.row_matrices import CsrRows, DenseRows, RowMatrix, checked_indp
 from mvkit_omics.stored_arrays import BlockCache, InBlocks, Mapped, MappedFile, Stored, reading
 
 PARTS = ("indptr", "indices", "data")
-MEMORY = 2**28  # bytes
+MEMORY = 2**29  # bytes
 
 
 @attrs.frozen

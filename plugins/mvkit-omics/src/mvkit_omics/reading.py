@@ -11,6 +11,7 @@ from mvkit_omics.assembling import columns_of, dataset_of
 from mvkit_omics.containers import Layers, of_anndata, of_mudata
 from mvkit_omics.counts import Empty
 from mvkit_omics.mapping import Missing, like_model
+from mvkit_omics.reading_options import check_options
 
 RNA = "rna"  # what the one modality of an AnnData is called
 
@@ -84,6 +85,16 @@ def from_mudata(
         >>> data.ids.tolist(), data.batch.mask.tolist()
         (['a', 'b'], [[True, False], [True, True]])
     """
+    check_options(
+        "from_mudata",
+        layers=layers,
+        observed=observed,
+        covariates=covariates,
+        label=label,
+        row_weight=row_weight,
+        modalities=modalities,
+        like=like,
+    )
     if like is not None and mods is None and type(mdata).__name__ == "MuData":
         mods = _mods(mdata, like)
     measured = of_mudata(mdata, mods, layers, observed)
@@ -126,7 +137,7 @@ def from_anndata(
     Args:
         adata: in memory or backed, or a view.
         layers: the layer of the one modality; or a mapping from modality to layer, None or "X"
-            for `X`, which names modalities other than `rna`.
+            for `X`, which names modalities other than `rna`; an empty one takes `obsm` alone.
         obsm: likewise a mapping from modality to a key of `obsm`, such as
             `{"protein": "protein_expression"}`.
         features: names of the features of modalities in `obsm` that are no tables: a key of `uns`
@@ -159,6 +170,19 @@ def from_anndata(
         >>> data.covariates["batch"].levels
         ('p', 'q')
     """
+    check_options(
+        "from_anndata",
+        layers=layers,
+        obsm=obsm,
+        features=features,
+        feature_types=feature_types,
+        observed=observed,
+        covariates=covariates,
+        label=label,
+        row_weight=row_weight,
+        modalities=modalities,
+        like=like,
+    )
     measured = of_anndata(
         adata,
         name=_only_name(like, obsm or {}),

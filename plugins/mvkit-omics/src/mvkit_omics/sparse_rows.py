@@ -141,7 +141,8 @@ class SparseRows:
             raise DataError(
                 f"SparseRows: no row has {name!r}; expected one at least; leave the matrix out"
             )
-        values = matrix.gather(first)
+        # where it is known what the modality is, nothing is read
+        values = matrix.gather(first[:0] if isinstance(given, Modality) else first)
         modality, _ = inferred(name, Table(values, None, self.columns.get(name)), given)
         return modality
 

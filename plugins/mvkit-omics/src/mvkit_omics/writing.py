@@ -14,6 +14,7 @@ import numpy as np
 
 from mvkit import DataError, MultimodalDataset, RequestError
 from mvkit.errors import check_whole_number, suggest
+from mvkit.models.multimodal import check_model
 from mvkit_omics.answers import Answers, answers_of, provenance
 from mvkit_omics.measured import Array, Features
 from mvkit_omics.reading import from_anndata, from_mudata
@@ -78,7 +79,9 @@ def annotate(
         >>> adata.obsm["X_mvkit"].shape, list(adata.layers), sorted(adata.uns["mvkit"])[:2]
         ((4, 2), ['mvkit_imputed'], ['checksum', 'spec'])
     """
+    check_model(model, "annotate")
     n = check_whole_number("annotate: n", n, 1)
+    imputed = (imputed,) if isinstance(imputed, str) else tuple(imputed)
     for name in imputed:
         if name not in model.names:
             raise RequestError(
@@ -94,7 +97,7 @@ def annotate(
             "read; expected one of the two"
         )
     places = _places(data, dataset)
-    answers = answers_of(model, dataset, tuple(imputed), n=n, seed=seed)
+    answers = answers_of(model, dataset, imputed, n=n, seed=seed)
     with _no_notes_on_views():
         _clear(data, key)
         _put(data.obsm, "obsm", f"X_{key}", _spread(answers.latent, places, len(data.obs_names)))
