@@ -176,8 +176,9 @@ def multivi(
         alpha: α.
         hidden: widths of hidden layers of networks that are left at their default; None: as they
             are.
-        warmup: epochs in which the factor of the KL to the prior grows.
-        beta: factor of that KL.
+        warmup: epochs in which the factors of both KLs grow; in the paper that to the prior
+            alone, which leaves cells with two modalities little to say at first.
+        beta: factor of the KL to the prior.
         options: of `Model`, such as `covariates=dataset.covariates`.
 
     Reference: Ashuach, Gabitto, Koodli, Saldi, Jordan and Yosef, MultiVI: deep generative model
@@ -192,7 +193,7 @@ def multivi(
         latent_dim,
         aggregator=Mean(),
         objective=objective,
-        schedule=Warmup(epochs=warmup, of="terms.0.kl_weight"),
+        schedule=Warmup(epochs=warmup),
     )
 
 
@@ -249,7 +250,7 @@ def midas(
             "batch",
         )
     if technical_beta < beta:
-        raise SpecError(f"got {technical_beta} below beta={beta}", "technical_beta")
+        raise SpecError(f"got {technical_beta}; expected at least beta={beta}", "technical_beta")
     technical = each.pop(batch)
     each = roles.genes_and_peaks(each, peaks, Poisson(), library, hidden)
     network = LastLatents(dims=technical_dim)
