@@ -29,6 +29,7 @@ import numpy as np
 LINES = Path(__file__).with_suffix(".jsonl")
 HIDDEN = "p3_0"  # the batch whose proteins are hidden
 PAIRED = "p4_0"  # the batch that teaches proteins from RNA
+EPOCHS = 50
 NEIGHBOURS = 90
 PERPLEXITY = 30.0
 Array = np.ndarray
@@ -185,7 +186,7 @@ def baselines(cells: Cells) -> list[dict[str, object]]:
 
 
 def ours(cells: Cells, name: str, seed: int, epochs: int) -> dict[str, object]:
-    """Scores of a recipe of mvkit-omics with its defaults, trained by the defaults of `fit`."""
+    """Scores of a recipe of mvkit-omics with its defaults, trained by those of `fit` but for epochs."""
     import torch
 
     import mvkit
@@ -257,7 +258,7 @@ def main() -> None:
     parser.add_argument("--file", type=Path, default=Path("quickstart_pbmc_mosaic.h5mu"))
     parser.add_argument("--recipes", nargs="+", default=["cite_mopoe"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
     options = parser.parse_args()
     if options.what == "baselines":
         for line in baselines(load(options.file)):

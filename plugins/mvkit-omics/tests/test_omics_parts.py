@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from mvkit_omics.networks import LastLatents
+from mvkit_omics.schedules import Warmup
 from scipy.stats import norm
 
 import mvkit
 from mvkit import Modality, SpecError
 from mvkit.core import Context
 from mvkit.testing import check_component
-from mvkit_omics.networks import LastLatents
-from mvkit_omics.schedules import Warmup
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,8 @@ def test_the_discretised_normal_is_finite_far_from_its_median():
     for x in (0.0, 3.0, 1e5):
         log_p = likelihood.log_prob(out, torch.tensor([[x]]), Context())
         (slope,) = torch.autograd.grad(log_p.sum(), out)
-        assert torch.isfinite(log_p).all() and torch.isfinite(slope).all(), x
+        assert torch.isfinite(log_p).all(), x
+        assert torch.isfinite(slope).all(), x
 
 
 def test_the_discretised_normal_shares_out_a_total():
@@ -112,9 +113,13 @@ def test_a_warm_up_reaches_its_end_value():
 
 def test_objectives_of_midas_refuse_what_is_no_mixture():
     with pytest.raises(SpecError, match="dims: got 3 of 2 latents"):
-        mvkit.Model({"a": (2,)}, latent_dim=2, objective={"name": "mvkit-omics/latent_kl", "dims": 3})
+        mvkit.Model(
+            {"a": (2,)}, latent_dim=2, objective={"name": "mvkit-omics/latent_kl", "dims": 3}
+        )
     with pytest.raises(SpecError, match="prior: 'latent_kl' is that to a standard normal prior"):
-        mvkit.Model({"a": (2,)}, latent_dim=2, prior="learnable", objective="mvkit-omics/latent_kl")
+        mvkit.Model(
+            {"a": (2,)}, latent_dim=2, prior="learnable", objective="mvkit-omics/latent_kl"
+        )
+    consistency = {"name": "mvkit-omics/consistency", "anchor": "b"}
     with pytest.raises(SpecError, match="anchor: no modality 'b'"):
-        consistency = {"name": "mvkit-omics/consistency", "anchor": "b"}
         mvkit.Model({"a": (2,)}, latent_dim=2, objective=consistency)

@@ -72,7 +72,8 @@ class DiscretisedNormalLikelihood(CountLikelihood):
         # the rest by the integral of P(x >= t + 1/2) from SUMMED on
         distance = (loc - math.log1p(SUMMED)) / self.scale
         whole = (loc + self.scale.square() / 2).exp() * ndtr(distance + self.scale)
-        return mean + whole - (1 + SUMMED) * ndtr(distance)
+        rest: Tensor = whole - (1 + SUMMED) * ndtr(distance)
+        return mean + rest
 
     def count(self, log_mean: Tensor, numbers: tuple[Tensor, ...], context: Context) -> Tensor:
         loc = nn.functional.softplus(log_mean)
