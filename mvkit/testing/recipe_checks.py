@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import torch
 from torch import Tensor
 
 from mvkit.core.batch import Batch
+from mvkit.core.decoder import Decoder
 from mvkit.core.noise import global_seed
+from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.part_checks import Fault, expect
+from mvkit.models.stack import Stack
 from mvkit.models.trial_values import supported_values
 from mvkit.testing import tiny_models
 from mvkit.testing.model_parts import Checks
@@ -91,7 +94,8 @@ def _rows(model: MultimodalModel) -> Batch:
 
 def _values(model: MultimodalModel, name: str, x: Tensor) -> Tensor:
     """The values of a modality (b, *shape), or others, where its likelihood refuses these."""
-    likelihood = model.decoding.decoders[name].likelihood
+    bottom = model.bottom if isinstance(model, Stack) else cast(Model, model)
+    likelihood = cast(Decoder, bottom.decoders[name]).likelihood
     if not likelihood.out_of_support(x).any():
         return x
     values = supported_values(likelihood, tuple(x.shape), x.dtype)

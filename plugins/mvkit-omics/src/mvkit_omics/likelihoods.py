@@ -18,11 +18,15 @@ from mvkit.parts.likelihoods import CountLikelihood
 
 SMALLEST_LOG_SCALE = -5.0
 LARGEST_LOG_SCALE = 3.0
+LEAST_START = 0.1  # of scales, where counts hardly vary
+LEAST_MEAN = 1e-3  # of a feature that nobody has counted
 SUMMED = 16  # counts whose tails are summed one by one
 
 
 class DiscretisedNormalLikelihood(CountLikelihood):
     """Probabilities of counts under a normal law of log1p(x), a scale for each feature."""
+
+    starts = True
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(sizes)
@@ -32,6 +36,19 @@ class DiscretisedNormalLikelihood(CountLikelihood):
     def scale(self) -> Tensor:
         """σ of each feature, (*shape)."""
         return self.log_scale.clamp(SMALLEST_LOG_SCALE, LARGEST_LOG_SCALE).exp()
+
+    def start(self, x: Tensor, observed: Tensor) -> None:
+        """Scales start at those of log1p counts, if nothing has trained them yet."""
+        if self.log_scale.any():
+            return
+        values = torch.where(observed, x, torch.nan).double().log1p()
+        variance = (values - values.nanmean(0)).square().nanmean(0)
+        with torch.no_grad():
+            self.log_scale.copy_(variance.sqrt().clamp(min=LEAST_START).log().nan_to_num())
+
+    def first_outputs(self, mean: Tensor, spread: Tensor) -> Tensor:
+        """Decoders start at the logarithms of the means."""
+        return mean.clamp(min=LEAST_MEAN).log()
 
     def log_count(
         self, x: Tensor, log_mean: Tensor, numbers: tuple[Tensor, ...], context: Context
@@ -55,7 +72,8 @@ class DiscretisedNormalLikelihood(CountLikelihood):
         # the rest by the integral of P(x >= t + 1/2) from SUMMED on
         distance = (loc - math.log1p(SUMMED)) / self.scale
         whole = (loc + self.scale.square() / 2).exp() * ndtr(distance + self.scale)
-        return mean + whole - (1 + SUMMED) * ndtr(distance)
+        rest: Tensor = whole - (1 + SUMMED) * ndtr(distance)
+        return mean + rest
 
     def count(self, log_mean: Tensor, numbers: tuple[Tensor, ...], context: Context) -> Tensor:
         loc = nn.functional.softplus(log_mean)
@@ -70,7 +88,8 @@ class DiscretisedNormal:
 
     P(x) = Φ((log1p(x + ½) - μ)/σ) - Φ((log1p(x - ½) - μ)/σ), the interval of 0 beginning at -∞;
     μ = log1p(m), m the expected count as decoders emit it for `poisson`, exposure and all; σ is
-    trained for each feature. m is then the median of the counts, not their mean.
+    trained for each feature. m is then the median of the counts, not their mean. Training starts
+    at the spreads and the means of the data, as `negative_binomial` does by `start="data"`.
 
     Example:
         >>> import mvkit

@@ -102,13 +102,13 @@ def counts(
 ) -> Modality:
     """A modality of counts, whose encoder sees log1p of them."""
     filled = with_networks(modality, hidden)
-    return attrs.evolve(filled, likelihood=likelihood, exposure=library, input="log1p")
+    return attrs.evolve(filled, likelihood=likelihood, exposure=library, input="log1p")  # type: ignore[misc]
 
 
 def bits(modality: Modality, hidden: Hidden) -> Modality:
     """A modality of open and closed peaks."""
     filled = with_networks(modality, hidden)
-    return attrs.evolve(filled, likelihood=Bernoulli(), exposure=None, input="values")
+    return attrs.evolve(filled, likelihood=Bernoulli(), exposure=None, input="values")  # type: ignore[misc]
 
 
 def genes_and_peaks(
@@ -137,7 +137,7 @@ def with_networks(modality: Modality, hidden: Hidden) -> Modality:
     default = MLP()
     encoder = network if modality.encoder == default else modality.encoder
     decoder = network if modality.decoder == default else modality.decoder
-    return attrs.evolve(modality, encoder=encoder, decoder=decoder)
+    return attrs.evolve(modality, encoder=encoder, decoder=decoder)  # type: ignore[misc]
 
 
 def model_of(

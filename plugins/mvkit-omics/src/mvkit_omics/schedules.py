@@ -10,7 +10,7 @@ from mvkit.registry.fields import count, factor
 
 
 @spec
-class Warmup(Schedule):
+class Warmup(Schedule):  # type: ignore[misc]
     """One stage by AdamW, in whose first epochs the factor of the KL grows from 0 to 1.
 
     Args:
