@@ -203,3 +203,20 @@ def test_without_batches_none_can_be_stated():
     facade.train(**FIT)
     with pytest.raises(RequestError, match="no batches are known; expected batch_key="):
         facade.get_normalized_expression(transform_batch="p")
+
+
+def test_cells_may_stay_sparse(trained):
+    mdata = both()
+    MVKIT.setup_mudata(mdata, batch_key="batch", sparse=True)
+    facade = MVKIT(mdata, n_latent=3, hidden=(8,), seed=0)
+    facade.train(**FIT)
+    assert type(facade.dataset).__name__ == "SparseRows"
+    assert np.array_equal(facade.get_latent_representation(), trained.get_latent_representation())
+    options = {"groupby": "kind", "group1": "T", "batch_correction": True, "pairs": 50}
+    pd.testing.assert_frame_equal(
+        facade.differential_expression(**options), trained.differential_expression(**options)
+    )
+    pd.testing.assert_frame_equal(
+        facade.get_normalized_expression(transform_batch="p"),
+        trained.get_normalized_expression(transform_batch="p"),
+    )
