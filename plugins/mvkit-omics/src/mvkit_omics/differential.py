@@ -33,7 +33,7 @@ from mvkit_omics.asking import (
 from mvkit_omics.groups import REST, Groups, groups_of
 
 Mode = Literal["change", "vanilla"]
-EFFECTS = 2**28  # bytes of the effects of all pairs that are held at a time
+EFFECTS = 2**29  # bytes of the effects of all pairs that are held at a time
 TINY = 1e-8  # beside probabilities in Bayes factors, which are finite at 0 and 1 so
 SMALLEST = 1e-10  # pseudo-count where every feature was counted in both groups
 ARTEFACT = 0.9  # quantile of what is decoded for features that were never counted
