@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mvkit.core.context_networks import built_network, check_takes_context
 from mvkit.core.experts import on_rows
-from mvkit.core.likelihood import TOTAL, Context, Likelihood, asks_context
+from mvkit.core.likelihood import TOTAL, Context, Likelihood
 from mvkit.core.modality import Modality, Sizes
 from mvkit.core.raw_values import widened
 from mvkit.errors import ShapeError, SpecError
@@ -57,7 +57,6 @@ class Decoder(nn.Module):
                 network = built_network(build, width, self.shape, context, "decoders")
         self.network: nn.Module = network
         self.context = context
-        self.tells_mean = asks_context(type(self.likelihood).mean)
         self.by_total = modality.exposure == TOTAL
         self.has_exposure = modality.exposure is not None
         if self.has_exposure:

@@ -21,7 +21,7 @@ from mvkit.core.covariates import Conditions
 from mvkit.core.decoder import Decoder
 from mvkit.core.experts import Experts, on_rows
 from mvkit.core.family import Family
-from mvkit.core.likelihood import Context, sample_of
+from mvkit.core.likelihood import Context, mean_of, sample_of
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Draws, Posterior
@@ -259,7 +259,7 @@ class Decoding:
         likelihood = decoder.likelihood
         if sample:
             return sample_of(likelihood, output, context)
-        return likelihood.mean(output, context) if decoder.tells_mean else likelihood.mean(output)
+        return mean_of(likelihood, output, context, background=rows.background)
 
     def latents(self, name: str, z: Tensor, w: Tensor | None) -> Tensor:
         """What the decoder of a modality sees, (..., d + p), of z and w; None: zeros."""

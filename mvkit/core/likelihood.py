@@ -83,6 +83,10 @@ class Likelihood(RenamedMethods, ABC):
     def sample(self, out: Tensor, context: Context = ALONE) -> Tensor:
         """Draws of x by `context.generator`, shaped like the means."""
 
+    def foreground(self, out: Tensor, context: Context = ALONE) -> Tensor:
+        """The part of the means that is no background, (..., n, *shape); by default all of it."""
+        return mean_of(self, out, context)
+
     def out_of_support(self, x: Tensor) -> Tensor:
         """Elements outside the support, shaped like x, bool."""
         return ~torch.isfinite(x)
@@ -140,8 +144,14 @@ class Likelihood(RenamedMethods, ABC):
         return None
 
 
-def mean_of(likelihood: Likelihood, out: Tensor, context: Context) -> Tensor:
-    """Means of x; likelihoods written for an earlier version are told no context."""
+def mean_of(
+    likelihood: Likelihood, out: Tensor, context: Context, *, background: bool = True
+) -> Tensor:
+    """Means of x, or their part that is no background; likelihoods written for an earlier version
+    are told no context.
+    """
+    if not background:
+        return likelihood.foreground(out, context)
     if asks_context(type(likelihood).mean):
         return likelihood.mean(out, context)
     return likelihood.mean(out)

@@ -21,11 +21,13 @@ class RowContext:
         covariates: {name: (b,)}, or any shape that can be expanded to that of the latents.
         exposure: by modality, likewise; NaN where unknown.
         elements: observed elements, whose sum the exposure `total` is, {name: (b, *shape) bool}.
+        background: whether means hold what likelihoods know as background.
     """
 
     covariates: Mapping[str, Tensor] = attrs.field(factory=dict)
     exposure: Mapping[str, Tensor] = attrs.field(factory=dict)
     elements: Mapping[str, Tensor] = attrs.field(factory=dict)
+    background: bool = True
 
     @classmethod
     def of(cls, batch: Batch) -> RowContext:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, TypeVar, cast
 
+import attrs
 import torch
 from torch import Tensor, nn
 
@@ -129,6 +130,7 @@ class GeneratingModel(nn.Module, ABC):
         *,
         covariates: Mapping[str, object] | None = None,
         exposure: Mapping[str, object] | None = None,
+        background: bool = True,
         units: Units = "data",
     ) -> dict[str, Tensor]:
         """Decoder means {name: (..., *shape)} at latents z (..., d) and private latents {name:
@@ -142,6 +144,7 @@ class GeneratingModel(nn.Module, ABC):
             private: private latents, {name: (..., p)}.
             covariates: what the model is conditioned on, {name: one value, or (...)}.
             exposure: of modalities that have one, likewise; not given: the median of training.
+            background: see `translate`.
             units: `data`, undoing the modalities' transforms, in the shape of the user's data; or
                 `model`.
         """
@@ -157,6 +160,7 @@ class GeneratingModel(nn.Module, ABC):
         wanted = any(latent.requires_grad for latent in (z, *given.values()))
         with evaluation(self), torch.set_grad_enabled(torch.is_grad_enabled() and wanted):
             rows = self.row_context("decode", covariates, exposure, tuple(z.shape[:-1]))
+            rows = attrs.evolve(rows, background=background)
             data = {}
             for name in self.names:
                 data[name] = self.decoding.decode(name, z, given.get(name), rows=rows)
@@ -191,6 +195,7 @@ class GeneratingModel(nn.Module, ABC):
         empty: Empty = "error",
         covariates: Mapping[str, object] | None = None,
         exposure: Mapping[str, object] | None = None,
+        background: bool = True,
         sampler: str | None = None,
         units: Units = "data",
         generator: Generator = None,
@@ -218,6 +223,8 @@ class GeneratingModel(nn.Module, ABC):
                 own.
             exposure: likewise, of modalities that have one; not given: what rows tell of the
                 modalities given, the median of training of others.
+            background: whether means hold what a likelihood knows as background, such as that of
+                `foreground_background`.
             sampler: latents from a conditional sampler that `mvkit.fit_sampler` fitted, given what
                 rows have; rows with nothing are then drawn as `sample` does it. None: from the
                 posterior.
@@ -239,6 +246,7 @@ class GeneratingModel(nn.Module, ABC):
             asked_rows.covariates,
             asked_rows.exposure,
             asked_refiners(cast(HasRefiners, self), refine, names, "translate"),
+            background,
         )
         asked = ConditioningSets([known], empty, True, generator, asked_rows.covariates)
         fitted = None if sampler is None else self.conditional_sampler(sampler, "translate")

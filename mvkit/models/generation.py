@@ -53,8 +53,14 @@ class GenerationOptions:
     covariates: Mapping[str, Tensor] = attrs.field(factory=dict)
     exposure: Mapping[str, Tensor] = attrs.field(factory=dict)
     refiners: Asked = attrs.field(factory=dict)
+    background: bool = True
 
     def __attrs_post_init__(self) -> None:
+        if self.sample and not self.background:
+            raise RequestError(
+                "translate: background=False with draws of the likelihood, which hold it; "
+                "expected means; leave sample=True out"
+            )
         if self.latent not in ("draw", "mean"):
             raise bad_option("translate: latent", self.latent, "draw", "mean")
         if self.private_source not in ("prior", "cross"):
@@ -67,7 +73,8 @@ class GenerationOptions:
         rows = RowContext.of(batch)
         counted = {name: x for name, x in rows.elements.items() if name not in self.exposure}
         covariates = {**rows.covariates, **self.covariates}
-        return RowContext(covariates, {**rows.exposure, **self.exposure}, counted)
+        exposure = {**rows.exposure, **self.exposure}
+        return RowContext(covariates, exposure, counted, self.background)
 
     @property
     def draws_latents(self) -> bool:

@@ -196,10 +196,10 @@ def _values(
     """What is generated at some draws, {name: (n, b, *shape)}.
 
     Gaps that are explained are what was drawn in them, unless the rows are generated as if they
-    had other covariates or exposures.
+    had other covariates or exposures, or no background.
     """
     rows = options.row_context(condition.batch)
-    as_they_are = not options.covariates and not options.exposure
+    as_they_are = options.background and not options.covariates and not options.exposure
     values = {}
     for name in options.to:
         w = _private_latent(model, name, condition, draws, options)

@@ -202,17 +202,23 @@ def _moves(likelihood: Likelihood, x: Tensor, present: Tensor) -> bool:
 
 def _start_networks(model: Model, name: str, decoder: Decoder, first: Batch) -> None:
     x, present = first.data[name], first.present(name)
-    count = present.sum(0).clamp(min=1)
-    mean = (torch.where(present, x, 0.0).double().sum(0) / count).to(x.dtype)
-    spread = spread_by_feature(x, present).to(x.dtype)
+    seen = x.log1p() if model.modalities[name].input == "log1p" else x
+    moments = _moments(seen, present)
     for network in (model.encoders[name], *model.aggregator.readers(name)):
         dense = _without_context(network)
         if isinstance(dense, Dense):
-            dense.start_inputs(mean, spread)
-    outputs = decoder.likelihood.first_outputs(mean, spread)
+            dense.start_inputs(*moments)
+    outputs = decoder.likelihood.first_outputs(*_moments(x, present))
     dense = _without_context(decoder.network)
     if isinstance(dense, Dense) and outputs is not None:
         dense.start_outputs(outputs)
+
+
+def _moments(x: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and spreads of the features of rows (n, *shape), (*shape) each."""
+    count = present.sum(0).clamp(min=1)
+    mean = torch.where(present, x, 0.0).double().sum(0) / count
+    return mean.to(x.dtype), spread_by_feature(x, present).to(x.dtype)
 
 
 def _without_context(network: nn.Module) -> nn.Module:

@@ -103,6 +103,11 @@ class ForegroundBackgroundLikelihood(nn.Module, Likelihood):
         below, above = self._log_means(out, self._of_rows(self.background, context))
         return share * below.exp() + (1 - share) * above.exp()
 
+    def foreground(self, out: Tensor, context: Context = ALONE) -> Tensor:
+        """(1 - π) μ_f, what is left of the mean without the counts of the background."""
+        _, above = self._log_means(out, self._of_rows(self.background, context))
+        return torch.sigmoid(-out[..., 0]) * above.exp()
+
     def sample(self, out: Tensor, context: Context = ALONE) -> Tensor:
         logit = out[..., 0]
         below, above = self._log_means(out, self._of_rows(self.background, context))

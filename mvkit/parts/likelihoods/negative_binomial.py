@@ -12,6 +12,7 @@ from mvkit.core import noise
 from mvkit.core.likelihood import Context
 from mvkit.core.modality import Sizes
 from mvkit.core.noise import Generator
+from mvkit.errors import SpecError
 from mvkit.parts.likelihoods.by_level import BY_LEVEL, check_names_level, grown, levels_of, of_rows
 from mvkit.parts.likelihoods.counts import CountLikelihood, poisson_draws
 from mvkit.parts.likelihoods.numerics import gamma_remainder, limited, softplus
@@ -19,6 +20,10 @@ from mvkit.registry.spec import field, flag, integer, one_of, spec
 
 LARGEST_LOG_DISPERSION = 30.0
 SMALLEST_LOG_DISPERSION = -15.0
+LEAST_EXCESS = 0.01  # variance above Poisson's that counts are taken to have, as a share of it
+LEAST_MEAN = 1e-3  # of a feature that nobody has counted
+FIRST_THETA = (0.01, 100.0)  # dispersions that training starts at
+FIRST_ZERO_LOGIT = -2.0  # of zero inflation
 
 
 def limited_log_theta(log_theta: Tensor) -> Tensor:
@@ -63,6 +68,7 @@ class NegativeBinomialLikelihood(CountLikelihood):
             "feature": sizes.shape,
             BY_LEVEL: (levels_of(spec.level, spec.levels, sizes), *sizes.shape),
         }
+        self.starts = spec.start == "data"
         self.level = spec.level if spec.by == BY_LEVEL else None
         self.log_theta = None if decoded else nn.Parameter(torch.zeros(shapes[spec.by]))
 
@@ -76,6 +82,26 @@ class NegativeBinomialLikelihood(CountLikelihood):
         if covariate != self.level or self.log_theta is None:
             return ()
         return (self.log_theta,)
+
+    def start(self, x: Tensor, observed: Tensor) -> None:
+        """Dispersions start at μ² / (σ² - μ) of the counts, if nothing has trained them yet."""
+        if self.log_theta is None or self.log_theta.any():
+            return
+        values = torch.where(observed, x, torch.nan).double()
+        mean = values.nanmean(0)
+        variance = (values - mean).square().nanmean(0)
+        theta = mean.square() / (variance - mean).clamp(min=LEAST_EXCESS * mean)
+        log_theta = theta.clamp(*FIRST_THETA).log().nan_to_num()
+        with torch.no_grad():
+            whole = log_theta.mean() if self.log_theta.ndim == 0 else log_theta
+            self.log_theta.copy_(whole)
+
+    def first_outputs(self, mean: Tensor, spread: Tensor) -> Tensor | None:
+        """Decoders start at the logarithms of the means."""
+        log_mean = mean.clamp(min=LEAST_MEAN).log()
+        if not self.zero_inflated:
+            return log_mean
+        return torch.stack([log_mean, torch.full_like(log_mean, FIRST_ZERO_LOGIT)], -1)
 
     def log_count(
         self, x: Tensor, log_mean: Tensor, numbers: tuple[Tensor, ...], context: Context
@@ -116,6 +142,9 @@ class NegativeBinomial:
         levels: how many levels it has; 0: those of the model's covariate of that name.
         zero_inflated: decoders emit one more logit for each element, that of the probability π of
             a zero that nothing was counted for: p(0) = π + (1 - π) NB(0).
+        start: where training starts: at `ones`, θ = 1 and what decoders happen to emit; or at the
+            `data`: θ at the moments of each feature's counts, decoders at their means, encoders
+            as if their inputs were standardised.
 
     Example:
         >>> import mvkit
@@ -134,9 +163,16 @@ class NegativeBinomial:
     level: str = field(default="", check=lambda v: None if isinstance(v, str) else "a name")
     levels: int = field(default=0, check=integer())
     zero_inflated: bool = field(default=False, check=flag)
+    start: str = field(default="ones", check=one_of("ones", "data"), quiet=True)
 
     def __attrs_post_init__(self) -> None:
         check_names_level(self.by, self.level, self.levels)
+        if self.start == "data" and self.by == "decoded":
+            raise SpecError(
+                "got 'data' with by='decoded', which leaves no dispersions to place; expected "
+                "'ones', or another by=",
+                "start",
+            )
 
     def build(self, sizes: Sizes) -> NegativeBinomialLikelihood:
         """The likelihood with its dispersions.
