@@ -70,8 +70,8 @@ def make(folder: Path, rows: int) -> None:
     group = zarr.open_group(str(folder / "cells.zarr"), mode="w").create_group("X")
     group.attrs.update({**attributes, "shape": [rows, GENES]})
     for name, array in arrays.items():
-        chunks = (min(len(array), 2**20),)
-        group.create_array(name, data=array, chunks=chunks, compressors=None)
+        layout = {"chunks": (2**13,), "shards": (2**20,), "compressors": None}
+        group.create_array(name, data=array, **layout)
 
 
 def by_mvkit(folder: Path, checked: bool) -> Iterator[int]:
