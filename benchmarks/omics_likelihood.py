@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path())
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--data", nargs="+", default=["citeseq", "mosaic"])
+    parser.add_argument("--laws", nargs="+", default=list(LAWS), choices=list(LAWS))
     options = parser.parse_args()
     if options.what == "run":
         torch.set_num_threads(1)
@@ -150,7 +151,7 @@ def main() -> None:
             reader, folder = readers[name]
             data = reader(options.folder / folder)
             for seed in options.seeds:
-                for law in LAWS:
+                for law in options.laws:
                     line = {"data": name, **run(data, law, seed)}
                     print(line, flush=True)
                     with LINES.open("a") as file:

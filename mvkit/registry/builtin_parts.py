@@ -143,6 +143,14 @@ EXTERNAL_PARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "objective": ("entropy",),
         "recipe": ("codevae", "helvae", "mwb"),
     },
+    "mvkit-omics": {
+        "aggregator": ("mean",),
+        "likelihood": ("discretised_normal",),
+        "network": ("last_latents",),
+        "objective": ("consistency", "jeffreys", "latent_kl"),
+        "recipe": ("cite_mopoe", "midas", "multivi", "scvi", "totalvi"),
+        "schedule": ("warmup",),
+    },
 }
 
 

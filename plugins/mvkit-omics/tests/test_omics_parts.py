@@ -1,5 +1,6 @@
 """Parts of recipes of cells: the rules of their kinds, and formulas computed another way."""
 
+import mvkit_omics
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,7 @@ from scipy.stats import norm
 import mvkit
 from mvkit import Modality, SpecError
 from mvkit.core import Context
+from mvkit.registry.builtin_parts import EXTERNAL_PARTS
 from mvkit.testing import check_component
 
 
@@ -26,6 +28,12 @@ from mvkit.testing import check_component
 )
 def test_parts_keep_the_rules_of_their_kind(kind, name, options):
     check_component(kind, f"mvkit-omics/{name}", **options)
+
+
+def test_mvkit_says_which_package_has_these_parts():
+    offered = {(component.kind, component.name) for component in mvkit_omics.mvkit_components()}
+    for kind, names in EXTERNAL_PARTS["mvkit-omics"].items():
+        assert {(kind, name) for name in names} <= offered
 
 
 def test_the_discretised_normal_keeps_the_rules_of_likelihoods():

@@ -217,7 +217,7 @@ def test_counts_that_are_none_are_refused():
 
 @functools.cache
 def mosaic():
-    """Every eighth cell of the mosaic is held out; the 100 genes and 30 proteins that vary most."""
+    """Every eighth cell of the mosaic is held out; 60 genes and 30 proteins."""
     import warnings
 
     import mudata
@@ -226,10 +226,9 @@ def mosaic():
         warnings.simplefilter("ignore")
         file = mudata.read_h5mu(MOSAIC)
     arrays, ids = {}, {}
-    for name, width in (("rna", 100), ("adt", 30)):
+    for name, width in (("rna", 60), ("adt", 30)):
         part = file.mod[name]
-        counts = np.asarray(part.X.toarray())
-        arrays[name] = counts[:, np.argsort(-np.log1p(counts).var(0))[:width]]
+        arrays[name] = np.asarray(part.X[:, :width].toarray())
         ids[name] = list(part.obs_names)
     batch = dict(zip(file.obs_names, file.obs["batch"].astype(str), strict=True))
     data = MultimodalDataset.from_arrays(
@@ -293,10 +292,10 @@ def constant_log_likelihood(model, train, held):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not MOSAIC.exists(), reason="needs the shared folder midas_mosaic")
-@pytest.mark.parametrize("name", ["cite_mopoe", "midas", "multivi", "scvi", "totalvi"])
+@pytest.mark.parametrize("name", ["cite_mopoe", "midas"])
 def test_recipes_beat_the_constant_model_on_held_out_cells(name):
     train, held = mosaic()
-    modalities = {"rna": (100,), "adt": (30,)}
+    modalities = {"rna": (60,), "adt": (30,)}
     options = {"latent_dim": 8, "seed": 0, "hidden": (32,)}
     if name == "midas":
         train, held = with_batches(train), with_batches(held)
@@ -304,8 +303,6 @@ def test_recipes_beat_the_constant_model_on_held_out_cells(name):
         options |= {"technical_dim": 2, "batch_weight": 10.0}
     else:
         options["covariates"] = train.covariates
-    if name == "multivi":
-        options["library"] = "total"
     model = recipe(name)(modalities, **options)
     mvkit.fit(model, train, epochs=15, batch_size=64, lr=3e-3, progress=False)
     ours = model.log_likelihood(held, n=50).mean()
