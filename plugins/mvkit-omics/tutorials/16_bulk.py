@@ -77,7 +77,7 @@ def trained(labelled, seed, epochs=60):
         name: attrs.evolve(modality, encoder=network, decoder=network)
         for name, modality in data.modalities.items()
     }
-    modalities["diagnosis"] = attrs.evolve(modalities["diagnosis"], weight=100.0)
+    modalities["diagnosis"] = attrs.evolve(modalities["diagnosis"], weight=1000.0)
     model = mvkit.Model(modalities, latent_dim=10, aggregator="mopoe", seed=seed)
     stage = mvkit.Stage(epochs=epochs, optimizer={"name": "adamw", "weight_decay": 1.0})
     mvkit.fit(model, data, epochs=epochs, batch_size=64, stages=[stage], seed=seed)
