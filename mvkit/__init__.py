@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from mvkit import plots, testing
     from mvkit.evaluation.evaluate import evaluate
     from mvkit.evaluation.metric import Metric
+    from mvkit.evaluation.pooling import pool
     from mvkit.evaluation.report import Report, compare
 
 _moved.install()
@@ -112,6 +113,7 @@ __all__ = [
     "load_dataset",
     "plots",
     "plugins",
+    "pool",
     "prune_clusters",
     "recipes",
     "save",
@@ -124,6 +126,7 @@ ON_DEMAND = {
     "evaluate": "mvkit.evaluation.evaluate",
     "Metric": "mvkit.evaluation.metric",
     "Report": "mvkit.evaluation.report",
+    "pool": "mvkit.evaluation.pooling",
     "compare": "mvkit.evaluation.report",
 }
 SUBMODULES = ("core", "data", "evaluation", "models", "parts", "plots", "testing", "training")
