@@ -33,6 +33,7 @@ from mvkit.errors import (
     UnknownComponent,
 )
 from mvkit.models.checkpoint import describe, load, save
+from mvkit.models.ensemble import Ensemble
 from mvkit.models.imputation import Imputation, embed, impute
 from mvkit.models.model import Model
 from mvkit.models.pruning import prune_clusters
@@ -71,6 +72,7 @@ __all__ = [
     "CheckpointError",
     "Covariate",
     "DataError",
+    "Ensemble",
     "Family",
     "History",
     "Imputation",

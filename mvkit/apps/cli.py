@@ -58,7 +58,8 @@ def _how_to_resume(options: argparse.Namespace) -> str:
 
 def _has_checkpoints(folder: Path) -> bool:
     """Whether a run in the folder can be resumed."""
-    return any((folder / "checkpoints").glob("*.safetensors"))
+    files = "checkpoints/*.safetensors"
+    return any(folder.glob(files)) or any(folder.glob(f"seed-*/{files}"))
 
 
 def _folder_of(options: argparse.Namespace) -> Path:

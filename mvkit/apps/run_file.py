@@ -360,6 +360,7 @@ def _train_options(given: Table) -> Table:
     for name, parameter in inspect.signature(fit).parameters.items():
         if name not in own:
             defaults[name] = parameter.default
+    defaults["seed"] = None if "seeds" in given else 0
     _check_options("train", given, defaults.keys() - {"checkpoint"})
     if "device" in given:
         device_of(given["device"])

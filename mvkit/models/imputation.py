@@ -24,6 +24,7 @@ from mvkit.data.user_rows import is_framed, is_of_arrays, rows_of
 from mvkit.data.write_tables import Frame, words_of
 from mvkit.errors import RequestError, check_option, check_whole_number, suggest
 from mvkit.models import inference
+from mvkit.models.ensemble import Ensemble
 from mvkit.models.far_covariates import warn_if_far
 from mvkit.models.imputed_spread import restored, spread_of
 from mvkit.models.inference import Empty, Names
@@ -56,7 +57,7 @@ class Imputation:
 
 
 def impute(
-    model: MultimodalModel,
+    model: MultimodalModel | Ensemble,
     data: Rows,
     *,
     n: int = 100,
@@ -83,7 +84,7 @@ def impute(
     importance weights of 10 n draws; uncertainty is that of draws picked by these weights.
 
     Args:
-        model: trained.
+        model: trained; or an `Ensemble`, whose models share out the draws.
         data: a mapping of tables or arrays, a dataset or a batch; the same comes back, tables with
             the same index and columns.
         n: draws of z.
@@ -114,7 +115,7 @@ def impute(
         >>> float(filled["a"][0, 0]), bool(np.isnan(filled["b"]).any())
         (1.0, False)
     """
-    check_model(model, "impute")
+    models = _how_many(model)
     shares = tuple(quantiles or ())
     uncertain = quantiles is not None or draws
     if any(not 0 <= share <= 1 for share in shares):
@@ -125,8 +126,9 @@ def impute(
         raise RequestError("impute: n=1; expected 2 draws at least to tell uncertainty")
     original = _Original(model, data, rows_of(data, id, covariates), id, all, rows == "all")
     names = original.names_of(to)
-    options: dict[str, Any] = {"n": n, "empty": empty, "sampler": sampler, "generator": generator}
-    options["refine"] = refine
+    each = -(-n // models)  # draws of each model
+    options: dict[str, Any] = {"n": each, "empty": empty, "sampler": sampler, "refine": refine}
+    options["generator"] = generator
     latent: Any = "draw" if model.missingness is None else "mean"
 
     def statistics(block: Batch) -> Tensors:
@@ -152,6 +154,14 @@ def impute(
     quantile = {share: filled("quantile", i) for i, share in enumerate(shares)}
     drawn = [filled("draw", i) for i in range(n if draws else 0)]
     return Imputation(filled("mean"), filled("sd"), quantile, drawn)
+
+
+def _how_many(model: MultimodalModel | Ensemble) -> int:
+    """How many models share out the draws; raises RequestError for what is none."""
+    if isinstance(model, Ensemble):
+        return len(model)
+    check_model(model, "impute")
+    return 1
 
 
 def embed(
@@ -214,7 +224,7 @@ class _Original:
 
     def __init__(
         self,
-        model: MultimodalModel,
+        model: MultimodalModel | Ensemble,
         data: Rows,
         raw: Batch,
         id: str | None,
