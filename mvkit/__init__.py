@@ -33,8 +33,10 @@ from mvkit.errors import (
     UnknownComponent,
 )
 from mvkit.models.checkpoint import describe, load, save
+from mvkit.models.conformal import Calibration, calibrate
+from mvkit.models.embedding import embed
 from mvkit.models.ensemble import Ensemble
-from mvkit.models.imputation import Imputation, embed, impute
+from mvkit.models.imputation import Imputation, impute
 from mvkit.models.model import Model
 from mvkit.models.pruning import prune_clusters
 from mvkit.models.samplers import fit_sampler
@@ -69,6 +71,7 @@ __all__ = [
     "Aggregator",
     "AmbiguousComponent",
     "Batch",
+    "Calibration",
     "CheckpointError",
     "Covariate",
     "DataError",
@@ -102,6 +105,7 @@ __all__ = [
     "UnknownComponent",
     "as_tables",
     "available",
+    "calibrate",
     "compare",
     "describe",
     "embed",
