@@ -120,8 +120,8 @@ def test_join_keeps_dtypes_and_observed_cells():
 @pytest.mark.parametrize(
     ("number", "children", "crp", "treated", "stage", "born"),
     [
-        (-5.0, 0.0, 0.5, 0, "low", "1950-01-01"),
-        (1.4, 1.0, 1.4, 1, "mid", "1950-01-01"),
+        (-5.0, 0.0, 0.5, 0, "low", "1969-12-27"),
+        (1.4, 1.0, 1.4, 1, "mid", "1970-01-02"),
         (1e6, 3.0, 12.25, 1, "high", "1982-02-02"),
     ],
 )
