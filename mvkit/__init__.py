@@ -33,7 +33,7 @@ from mvkit.errors import (
     UnknownComponent,
 )
 from mvkit.models.checkpoint import describe, load, save
-from mvkit.models.imputation import Imputation, embed, impute
+from mvkit.models.imputation import Imputation, embed
 from mvkit.models.model import Model
 from mvkit.models.pruning import prune_clusters
 from mvkit.models.samplers import fit_sampler
@@ -48,6 +48,7 @@ from mvkit.parts.samplers import Sampler
 from mvkit.registry import plugins
 from mvkit.registry.plugins import available
 from mvkit.registry.spec import field, spec
+from mvkit.tables.impute import impute
 from mvkit.training.fit import fit
 from mvkit.training.fit_refiner import fit_refiner
 from mvkit.training.history import History

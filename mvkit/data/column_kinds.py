@@ -222,7 +222,7 @@ def _days(column: Series, where: str) -> Array:
     from pandas import to_datetime
 
     try:
-        times = to_datetime(column, utc=True)
+        times = to_datetime(column, utc=True, format="ISO8601")
     except (ValueError, TypeError) as error:
         raise DataError(
             f"{where}: it holds something that is no day: {error}; expected days such as "

@@ -47,12 +47,40 @@ class Imputation:
         quantiles: quantiles of what was filled in, by the share below; observed values elsewhere;
             NaN for categories.
         draws: the data filled n times at random, for multiple imputation, if asked for.
+        model: what filled them, where it was trained for these data.
+        choices: what was chosen for these data, by name.
+        report: how well hidden cells were recovered, likewise.
+        layouts: how the columns of each table are shared out among modalities, likewise.
     """
 
     filled: Filled
     sd: Filled
     quantiles: dict[float, Filled]
     draws: list[Filled]
+    model: MultimodalModel | None = attrs.field(default=None, kw_only=True)
+    choices: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True)
+    report: Any = attrs.field(default=None, kw_only=True)
+    layouts: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True)
+
+    @property
+    def tables(self) -> Mapping[str, Any]:
+        """The filled tables by name; one that came without a name is called `table`."""
+        return self.filled if isinstance(self.filled, Mapping) else {"table": self.filled}
+
+    @property
+    def table(self) -> Any:
+        """The filled table, where there is one.
+
+        Raises:
+            RequestError: there are several.
+        """
+        tables = self.tables
+        if len(tables) != 1:
+            raise RequestError(
+                f"Imputation.table: there are {len(tables)}, {', '.join(map(repr, tables))}; take "
+                "one of .tables"
+            )
+        return next(iter(tables.values()))
 
 
 def impute(
