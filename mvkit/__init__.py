@@ -36,7 +36,7 @@ from mvkit.models.checkpoint import describe, load, save
 from mvkit.models.conformal import Calibration, calibrate
 from mvkit.models.embedding import embed
 from mvkit.models.ensemble import Ensemble
-from mvkit.models.imputation import Imputation, impute
+from mvkit.models.imputed import Imputation
 from mvkit.models.model import Model
 from mvkit.models.pruning import prune_clusters
 from mvkit.models.samplers import fit_sampler
@@ -51,6 +51,7 @@ from mvkit.parts.samplers import Sampler
 from mvkit.registry import plugins
 from mvkit.registry.plugins import available
 from mvkit.registry.spec import field, spec
+from mvkit.tables.impute import impute
 from mvkit.training.fit import fit
 from mvkit.training.fit_refiner import fit_refiner
 from mvkit.training.history import History

@@ -27,6 +27,7 @@ from mvkit.models import inference
 from mvkit.models.conformal import Calibration, bounds_of, intervals_of
 from mvkit.models.ensemble import Ensemble
 from mvkit.models.far_covariates import warn_if_far
+from mvkit.models.imputed import Filled, Imputation
 from mvkit.models.imputed_sets import sets_of, table_of_sets
 from mvkit.models.imputed_spread import restored, spread_of
 from mvkit.models.inference import Empty, Names
@@ -34,35 +35,9 @@ from mvkit.models.multimodal import MultimodalModel, check_model
 from mvkit.models.refiners import Wanted
 
 HIDDEN = 1024  # numbers per row that networks are taken to hold beside their output
-Filled = Any  # data of the kind that came in
 Kind = Literal["mean", "sd", "quantile", "draw", "low", "high"]
 Tensors = dict[str, Tensor]
 Merged = tuple[Tensor, Tensor]  # values, and where they changed
-
-
-@attrs.frozen(eq=False)
-class Imputation:
-    """Filled data with their uncertainty, each part of the kind that came in.
-
-    Args:
-        filled: the data, gaps filled.
-        sd: standard deviations of what was filled in, 0 elsewhere; NaN for categories.
-        quantiles: quantiles of what was filled in, by the share below; observed values elsewhere;
-            NaN for categories.
-        draws: the data filled n times at random, for multiple imputation, if asked for.
-        low, high: ends of the intervals that were asked for, observed values elsewhere; NaN for
-            classes; None: none were.
-        sets: of modalities of classes, the sets that were asked for: arrays (b, *places, c) bool
-            of the classes in them, or tables of tuples.
-    """
-
-    filled: Filled
-    sd: Filled
-    quantiles: dict[float, Filled]
-    draws: list[Filled]
-    low: Filled = None
-    high: Filled = None
-    sets: dict[str, Any] = attrs.field(factory=dict)
 
 
 def impute(
