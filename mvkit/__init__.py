@@ -32,8 +32,9 @@ from mvkit.errors import (
     SpecError,
     UnknownComponent,
 )
+from mvkit.models.calibration import Calibration
 from mvkit.models.checkpoint import describe, load, save
-from mvkit.models.conformal import Calibration, calibrate
+from mvkit.models.conformal import calibrate
 from mvkit.models.embedding import embed
 from mvkit.models.ensemble import Ensemble
 from mvkit.models.imputed import Imputation

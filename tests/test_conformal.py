@@ -8,7 +8,7 @@ import torch
 
 import mvkit
 from mvkit import DataError, Modality, MultimodalDataset, RequestError
-from mvkit.models.conformal import conformal_quantile
+from mvkit.models.calibration import conformal_quantile, held_share
 
 pandas = pytest.importorskip("pandas")
 
@@ -36,6 +36,17 @@ def test_quantiles_are_those_of_a_finite_sample(level):
         found = conformal_quantile(scores, places, level)
         assert found[0].item() == by_loop(scores[:n, 0].tolist(), level), n
         assert found[1].item() == by_loop(scores[50 - n :, 1].tolist(), level), n
+
+
+def test_each_half_of_the_cells_is_held_by_the_other():
+    scores = torch.randn(60, generator=seeded(), dtype=torch.float64)
+    places = torch.rand(60, generator=seeded(1)) < 0.7
+    known = scores[places].tolist()
+    first, second = known[::2], known[1::2]
+    expected = sum(score <= by_loop(first, 0.8) for score in second)
+    expected += sum(score <= by_loop(second, 0.8) for score in first)
+    held = held_share(scores, places, 0.8)
+    assert held.item() == pytest.approx(expected / len(known))
 
 
 MODALITIES = {
@@ -101,8 +112,8 @@ def shares():
     calibrated = []
     own = []
     cells = 30  # at least
-    for seed in range(40):
-        full, other = rows(150, 2 * seed), rows(300, 2 * seed + 1)
+    for seed in range(24):
+        full, other = rows(150, 2 * seed), rows(200, 2 * seed + 1)
         shown, gaps = with_gaps(full, 0.3, seed), with_gaps(other, 0.3, 1000 + seed)
         options = {"n": 19, "generator": seeded(seed)}
         calibration = mvkit.calibrate(model, shown, full, level=0.8, **options)

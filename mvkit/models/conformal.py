@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import numpy as np
@@ -25,57 +25,16 @@ from mvkit.core.raw_values import full_precision
 from mvkit.data.dataset import Rows
 from mvkit.data.user_rows import rows_of
 from mvkit.errors import DataError, RequestError, check_whole_number
+from mvkit.models.calibration import Calibration, check_level, conformal_quantile, held_share
 from mvkit.models.ensemble import Ensemble
 from mvkit.models.imputed_spread import restored
 from mvkit.models.inference import Empty
 from mvkit.models.multimodal import MultimodalModel, check_model
 from mvkit.parts.likelihoods.discrete import Bernoulli
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
 Tensors = dict[str, Tensor]
 AnyModel = MultimodalModel | Ensemble
 NARROWEST = 1e-3  # of the usual deviation of a column's draws: scores are divided by no less
-
-
-@attrs.frozen(eq=False)
-class Calibration:
-    """What known cells say of a model's intervals, by column; `mvkit.calibrate` makes one.
-
-    Args:
-        level: share that intervals and sets are to hold.
-        n: draws of each row.
-        score: of numbers, how many deviations of the draws are added at each end; of classes, how
-            improbable a member of a set may be; {modality: (*places)}. Infinite, as intervals
-            are then, where there are too few known cells to say, or none.
-        floor: of numbers, the smallest deviation, {modality: (*places)}.
-        cells: known cells, {modality: (*places)}.
-        own: share of them that the model's own intervals and sets held, likewise; NaN of none.
-        features: names of the columns, by modality; none: they are numbered.
-    """
-
-    level: float
-    n: int
-    score: Tensors
-    floor: Tensors
-    cells: Tensors
-    own: Tensors
-    features: dict[str, tuple[str, ...]]
-
-    def frame(self) -> DataFrame:
-        """A row for each column: modality, column, cells, the model's own coverage, correction."""
-        import pandas as pd
-
-        lines = []
-        for name, cells in self.cells.items():
-            columns = self.features[name] or range(cells.numel())
-            own, score = self.own[name].flatten().tolist(), self.score[name].flatten().tolist()
-            counts = cells.flatten().tolist()
-            for line in zip(columns, counts, own, score, strict=True):
-                lines.append((name, *line))
-        titles = ["modality", "column", "cells", "own_coverage", "correction"]
-        return pd.DataFrame(lines, columns=titles)
 
 
 def calibrate(
@@ -157,13 +116,6 @@ def calibrate(
 
     values = model.in_blocks(statistics, seen, dim=1)
     return _calibrated(model, plain, n, values, hidden, known.to("cpu").expanded())
-
-
-def check_level(where: str, level: object) -> float:
-    """The level as a float; raises RequestError unless it is between 0 and 1."""
-    if isinstance(level, float | int) and not isinstance(level, bool) and 0 < level < 1:
-        return float(level)
-    raise RequestError(f"{where}={level!r}; expected a share between 0 and 1, such as 0.9")
 
 
 @attrs.frozen(eq=False)
@@ -308,7 +260,7 @@ def _calibrated(
     model: AnyModel, plain: Intervals, n: int, values: Tensors, hidden: Tensors, known: Batch
 ) -> Calibration:
     """Corrections by column from the scores of known cells."""
-    parts: dict[str, Tensors] = {"score": {}, "floor": {}, "cells": {}, "own": {}}
+    parts: dict[str, Tensors] = {"score": {}, "floor": {}, "cells": {}, "own": {}, "held": {}}
     features = {}
     for name, places in hidden.items():
         x = known.data[name]
@@ -329,6 +281,7 @@ def _calibrated(
         parts["cells"][name] = cells
         parts["own"][name] = (inside & places).sum(0) / cells
         parts["score"][name] = conformal_quantile(scores, places, plain.level)
+        parts["held"][name] = held_share(scores, places, plain.level)
         features[name] = model.modalities[name].features
     _warn_of_few(parts, features, plain.level)
     return Calibration(plain.level, n, features=features, **parts)
@@ -344,22 +297,6 @@ def _of_classes(
     share = (p * truth).sum(-1)
     inside = (_smallest_set(p, plain.level) & (truth > 0.5)).any(-1)
     return inside, 1 - share
-
-
-def conformal_quantile(scores: Tensor, places: Tensor, level: float) -> Tensor:
-    """The ⌈(n + 1) level⌉-th smallest of the n scores of each column; infinite if n is too small.
-
-    Args:
-        scores: of all cells, (b, *places).
-        places: which of them count, (b, *places) bool.
-        level: share of new scores that is to be at most as large.
-    """
-    ordered = torch.where(places, scores, torch.inf).sort(0).values
-    count = places.sum(0)
-    # a share such as 0.9 is a little more in binary: 10 (n + 1) / 10 must stay whole
-    rank = torch.ceil((count + 1).double() * level - 1e-9).long()
-    within = ordered.gather(0, rearrange((rank - 1).clamp(0, len(scores) - 1), "... -> 1 ..."))[0]
-    return torch.where(rank <= count, within, torch.inf)
 
 
 def _warn_of_few(

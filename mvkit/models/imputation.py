@@ -24,7 +24,8 @@ from mvkit.data.user_rows import is_framed, is_of_arrays, rows_of
 from mvkit.data.write_tables import Frame, words_of
 from mvkit.errors import RequestError, check_option, check_whole_number, suggest
 from mvkit.models import inference
-from mvkit.models.conformal import Calibration, bounds_of, intervals_of
+from mvkit.models.calibration import Calibration
+from mvkit.models.conformal import bounds_of, intervals_of
 from mvkit.models.ensemble import Ensemble
 from mvkit.models.far_covariates import warn_if_far
 from mvkit.models.imputed import Filled, Imputation

@@ -29,6 +29,7 @@ from mvkit.tables.choices import Choices, choose, model_of, stage_of
 from mvkit.tables.recovery import RecoveryReport, report_of
 from mvkit.tables.rows import MixedRows, drawn, observing, predicted
 from mvkit.training.fit import fit
+from mvkit.training.multiple import impute_multiply
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -41,7 +42,8 @@ def impute(model: object, data: object = None, **options: Any) -> Any:
     """Data with gaps filled: by a model, or, of tables without one, by one that is trained here.
 
     * `impute(model, data, …)`: the data, or an `Imputation` where uncertainty is asked for; see
-      `mvkit.models.imputation.impute`.
+      `mvkit.models.imputation.impute`; with `m=`, completed m times, see
+      `mvkit.training.multiple.impute_multiply`.
     * `impute(tables, …)`: always an `Imputation`; see `mvkit.tables.impute.impute_tables`.
 
     Args:
@@ -62,6 +64,8 @@ def impute(model: object, data: object = None, **options: Any) -> Any:
     if isinstance(model, MultimodalModel | Ensemble):
         if data is None:
             raise RequestError("impute: a model without data; expected impute(model, data)")
+        if "m" in options:
+            return impute_multiply(model, cast(Any, data), **options)
         return imputation.impute(model, cast(Any, data), **options)
     if data is not None:
         # says what is wrong with the model
