@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         return subparser
 
     _commands_of_runs(command)
+    _command_of_files(command)
     _commands_of_results(command)
     _commands_of_packages(command)
     return parser
@@ -122,6 +123,29 @@ def _commands_of_runs(command: AddCommand) -> None:
     )
     resume = command("resume", _resume, "resume a run that was begun by `mvkit train`")
     resume.add_argument("run", type=Path, help="its folder")
+
+
+def _command_of_files(command: AddCommand) -> None:
+    filling = command(
+        "impute", _impute, "fill the gaps of tables; no model and no option is needed"
+    )
+    filling.add_argument("files", type=Path, nargs="+", help=".csv, .tsv or .parquet")
+    filling.add_argument("--id", help="the column of ids, by which several files are aligned")
+    filling.add_argument(
+        "-o", "--output", type=Path, default=Path("imputed"), help="the folder to write"
+    )
+    filling.add_argument("--draws", type=int, default=5, help="tables filled at random")
+    filling.add_argument("--seed", type=int, default=0)
+    filling.add_argument(
+        "--kind",
+        action="append",
+        default=[],
+        metavar="COLUMN=KIND",
+        help="what a column holds, where it is not what it looks like",
+    )
+    filling.add_argument(
+        "--set", action="append", default=[], metavar="CHOICE=VALUE", help="see choices.json"
+    )
 
 
 def _commands_of_results(command: AddCommand) -> None:
@@ -197,6 +221,17 @@ def _resume(options: argparse.Namespace) -> None:
             f"--folder {shlex.quote(str(options.run))}"
         )
     _say(plan.run(options.run, "must"))
+
+
+def _impute(options: argparse.Namespace) -> None:
+    from mvkit.apps.impute_files import impute_files
+
+    chosen = {key: getattr(options, key) for key in ("id", "draws", "seed")}
+    imputation = impute_files(
+        options.files, options.output, kinds=options.kind, changes=options.set, **chosen
+    )
+    _say(imputation.report)
+    _say(f"\nfolder: {options.output}")
 
 
 def _show(options: argparse.Namespace) -> None:

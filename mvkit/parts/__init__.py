@@ -98,6 +98,7 @@ from mvkit.parts.refiners import energy_score as energy_score
 from mvkit.parts.relevance import ARD as ARD
 from mvkit.parts.samplers import GMM as GMM
 from mvkit.parts.samplers import Sampler as Sampler
+from mvkit.parts.tabular import Tabular as Tabular
 from mvkit.parts.top_down import TopDown as TopDown
 from mvkit.parts.top_down import TopDownPoE as TopDownPoE
 from mvkit.registry.builtin_parts import mvkit_components

@@ -114,7 +114,7 @@ class Tabular(Network):
 
     width: int = count(256)
     blocks: int = count(3, low=0)
-    dropout_rate: float = field(default=0.1, check=number(0.0, 1.0))
+    dropout_rate: float = field(default=0.0, check=number(0.0, 1.0))
     knots: Knots = field(default=(), check=_knots)
 
     def encoder(self, shape: Shape, width: int) -> nn.Module:
