@@ -6,6 +6,7 @@ Axes: b rows, k columns of a modality.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,17 +20,18 @@ from mvkit.data.missing import raw_values
 from mvkit.data.table_layout import TableLayout, layout_of
 from mvkit.data.tables import check_lengths, frame_of, is_table
 from mvkit.data.write_tables import as_before
-from mvkit.errors import DataError, RequestError, check_number, check_whole_number
+from mvkit.errors import DataError, RequestError, check_number, check_option, check_whole_number
 from mvkit.models import imputation
+from mvkit.models.calibration import check_level
 from mvkit.models.ensemble import Ensemble
 from mvkit.models.imputed import Imputation
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
-from mvkit.tables.choices import Choices, choose, model_of, stage_of
+from mvkit.tables.choices import choose
 from mvkit.tables.recovery import RecoveryReport, report_of
 from mvkit.tables.rows import MixedRows, drawn, observing, predicted
-from mvkit.training.fit import fit
-from mvkit.training.multiple import impute_multiply
+from mvkit.tables.uncertainty import calibrated, completed, fitted
+from mvkit.training.multiple import IMPROPER, impute_multiply
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -80,6 +82,10 @@ def impute_tables(
     kinds: Mapping[str, Any] | None = None,
     choices: Mapping[str, object] | None = None,
     draws: int = 0,
+    m: int = 0,
+    refit: bool = True,
+    intervals: float | None = None,
+    missingness: object = None,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Imputation:
@@ -98,6 +104,15 @@ def impute_tables(
             tables {table: {column: kind}}.
         choices: what to take instead of what is chosen; see `mvkit.tables.choices.choose`.
         draws: of the tables filled at random, for `Imputation.draws`.
+        m: complete the tables m times, for `Imputation.draws`, each time by a model that is
+            trained on a bootstrap of the rows: for analyses that `mvkit.pool` pools.
+        refit: whether m models are trained; without it, all draws are those of one, which is
+            quick and improper, as a warning says.
+        intervals: a share such as 0.9, which intervals of numbers and ordered categories,
+            `Imputation.low` and `.high`, and sets of others, `.sets`, are to hold; calibrated on
+            cells hidden from training, see `mvkit.calibrate`. `.coverage` says how they did.
+        missingness: why numbers are missing, such as `self`: large ones, or small ones; see
+            `mvkit.available("missingness")`. None: at random.
         seed: of the weights, of what is hidden and of all noise.
         progress: show a bar; None: on a terminal only.
 
@@ -106,23 +121,63 @@ def impute_tables(
         RequestError: a choice that there is not, or that cannot be.
     """
     draws = check_whole_number("impute: draws", draws, 0)
+    m = _check_several(m, draws, refit)
+    level = None if intervals is None else check_level("impute: intervals", intervals)
     given = _by_name(tables)
     frames = _frames(given, id)
     layouts = _layouts(frames, kinds, alone=not isinstance(tables, Mapping))
     rows = MixedRows.of(frames, layouts)
     chosen = choose(len(rows.data), choices)
     check_number("impute: choices['held_out']", chosen["held_out"])
-    model, report = _trained(rows, chosen, seed, progress)
+    shown = rows.data.with_missing(chosen["held_out"], of="elements", seed=seed)
+    known = shown.take(observing(rows.data.batch))
+    model, training = fitted(known, rows.columns, chosen, seed, progress, missingness)
+    report = _recovery(rows, training, model, seed)
     values = predicted(model, rows.data.batch, rows.columns, seed)
     like = _Likeness(tables, given, id)
     filled = like.restored(rows.filled(rows.tables_of(values)))
-    completed = []
-    for sample in drawn(model, rows.data.batch, rows.columns, draws, seed):
-        completed.append(like.restored(rows.filled(rows.tables_of(sample))))
+    if m and refit:
+        samples = completed(rows, chosen, m, seed, progress, missingness)
+    else:
+        samples = iter(drawn(model, rows.data.batch, rows.columns, m or draws, seed))
+    tables_drawn = [like.restored(rows.filled(rows.tables_of(sample))) for sample in samples]
+    more = {} if level is None else _intervals(model, rows, shown, level, seed, like)
     told = {**chosen, "seed": seed, "kinds": _kinds(layouts, alone=like.alone)}
-    return Imputation(
-        filled, None, {}, completed, model=model, choices=told, report=report, layouts=layouts
-    )
+    told |= {} if missingness is None else {"missingness": missingness}
+    about: dict[str, Any] = {"model": model, "choices": told, "report": report}
+    return Imputation(filled, None, {}, tables_drawn, layouts=layouts, **about, **more)
+
+
+def _check_several(m: int, draws: int, refit: bool) -> int:
+    """The number of completed tables; warns of draws that ignore what weights may be.
+
+    Raises:
+        RequestError: a number that cannot be, or draws beside it.
+    """
+    check_option("impute: refit", refit, True, False)
+    if not m:
+        return 0
+    m = check_whole_number("impute: m", m, 2)
+    if draws:
+        raise RequestError(f"impute: draws={draws} beside m={m}; expected one of them")
+    if not refit:
+        warnings.warn(IMPROPER.format(m=m), stacklevel=4)
+    return m
+
+
+def _intervals(
+    model: Model,
+    rows: MixedRows,
+    shown: MultimodalDataset,
+    level: float,
+    seed: int,
+    like: _Likeness,
+) -> dict[str, Any]:
+    """What an `Imputation` holds of intervals, in the kind of tables that came in."""
+    bounds = calibrated(model, rows, shown, level, seed)
+    ends: dict[str, Any] = {"low": like.restored(bounds.low), "high": like.restored(bounds.high)}
+    sets = bounds.sets[ALONE] if like.alone else bounds.sets
+    return {**ends, "sets": sets, "coverage": bounds.coverage}
 
 
 def _by_name(tables: Tables) -> dict[str, object]:
@@ -192,20 +247,6 @@ def _kinds(layouts: Mapping[str, TableLayout], *, alone: bool) -> dict[str, Any]
     if alone:
         return layouts[ALONE].kinds
     return {name: layout.kinds for name, layout in layouts.items()}
-
-
-def _trained(
-    rows: MixedRows, chosen: Choices, seed: int, progress: bool | None
-) -> tuple[Model, RecoveryReport]:
-    """A model of the rows, and how well it recovers cells that it was not trained on."""
-    columns = rows.columns
-    training = rows.data.with_missing(chosen["held_out"], of="elements", seed=seed)
-    numbers = {name: "standardise" for name, own in columns.items() if own[0].numeric}
-    training = training.fit_transforms(numbers).take(observing(rows.data.batch))
-    model = model_of(training, columns, chosen, seed)
-    options: dict[str, Any] = {"batch_size": chosen["batch_size"], "progress": progress}
-    fit(model, training, stages=[stage_of(len(training), chosen)], seed=seed, **options)
-    return model, _recovery(rows, training, model, seed)
 
 
 def _recovery(
