@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from mvkit.evaluation.metric import Metric
     from mvkit.evaluation.pooling import pool
     from mvkit.evaluation.report import Report, compare
+    from mvkit.evaluation.sensitivity import sensitivity
 
 _moved.install()
 
@@ -125,6 +126,7 @@ __all__ = [
     "prune_clusters",
     "recipes",
     "save",
+    "sensitivity",
     "spec",
     "testing",
 ]
@@ -135,6 +137,7 @@ ON_DEMAND = {
     "Metric": "mvkit.evaluation.metric",
     "Report": "mvkit.evaluation.report",
     "pool": "mvkit.evaluation.pooling",
+    "sensitivity": "mvkit.evaluation.sensitivity",
     "compare": "mvkit.evaluation.report",
 }
 SUBMODULES = ("core", "data", "evaluation", "models", "parts", "plots", "testing", "training")
