@@ -170,6 +170,16 @@ def test_corrections_are_those_of_a_loop_over_cells():
         inside += low <= value <= high
     assert calibration.score["x"][1].item() == pytest.approx(by_loop(scores, 0.9), rel=1e-9)
     assert calibration.own["x"][1].item() == pytest.approx(inside / len(scores))
+    draws, gap = samples["k"].numpy()[:, :, 0], np.isnan(shown["k"][:, 0])
+    deviations, centres = draws.std(0, ddof=1), draws.mean(0)
+    deviations = np.maximum(deviations, 1e-3 * deviations.mean())
+    scores = np.abs(full["k"][:, 0] - centres) / deviations
+    limit = by_loop(scores[gap].tolist(), 0.9)
+    assert calibration.score["k"][0].item() == pytest.approx(limit, rel=1e-9)
+    filled = mvkit.impute(model, shown, intervals=calibration, n=50, generator=seeded())
+    assert (filled.low["k"] == filled.low["k"].round()).all()
+    width = (filled.high["k"] - filled.low["k"])[gap, 0]
+    assert (width <= 2 * limit * deviations[gap].max()).all()
     p = means["c"].numpy().mean(0)
     scores = [1 - p[row] @ full["c"][row] for row in np.flatnonzero(np.isnan(shown["c"]).any(1))]
     assert calibration.score["c"].item() == pytest.approx(by_loop(scores, 0.9), rel=1e-9)

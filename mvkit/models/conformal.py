@@ -58,8 +58,9 @@ def calibrate(
     or take rows that the model was not trained on, with gaps like those of the data. The share is
     an average over calibrations too: of n cells it is between `level` and level + 1/(n + 1).
 
-    Scores are those of conformalised quantile regression, in deviations of the model's draws, and
-    the improbability of the true class; a column has the ⌈(n + 1) level⌉-th smallest.
+    Scores are those of conformalised quantile regression, in deviations of the model's draws, of
+    whole numbers the distance from their mean, and the improbability of the true class; a column
+    has the ⌈(n + 1) level⌉-th smallest.
 
     Args:
         model: trained; or an ensemble.
@@ -142,8 +143,8 @@ class Intervals:
             mean: means at draws of the latents, (n, b, *shape).
 
         Returns:
-            Of numbers low, high and sd, (1, b, *shape); of classes their probabilities p, (1, b,
-            *places, c).
+            Of numbers low, high and sd, (1, b, *shape), of whole ones their centre too; of classes
+            their probabilities p, (1, b, *places, c).
         """
         likelihood = model.schema.likelihoods[name]
         if has_classes(likelihood):
@@ -153,7 +154,9 @@ class Intervals:
         quantiles = np.quantile(full_precision(x).cpu().numpy(), ends, axis=0, method="weibull")
         low, high = torch.from_numpy(quantiles).to(x)
         low, high = rearrange(low, "... -> 1 ..."), rearrange(high, "... -> 1 ...")
-        return {"low": low, "high": high, "sd": x.std(0, keepdim=True)}
+        own = {"low": low, "high": high, "sd": x.std(0, keepdim=True)}
+        # quantiles of whole numbers are tied with them, so that no correction makes them narrower
+        return {**own, "centre": x.mean(0, keepdim=True)} if likelihood.integers else own
 
     def of(self, model: AnyModel, samples: Tensors, means: Tensors) -> Tensors:
         """Ends `low/…` and `high/…` (1, b, *raw_shape) in the user's units, and of modalities of
@@ -170,9 +173,7 @@ class Intervals:
                 continue
             low, high = own["low"], own["high"]
             if score is not None:
-                reach = score.to(x) * torch.maximum(own["sd"], self.floor[name].to(x))
-                middle = (low + high) / 2  # intervals that shrink to less than nothing
-                low, high = torch.minimum(low - reach, middle), torch.maximum(high + reach, middle)
+                low, high = _corrected(own, score.to(x), self.floor[name].to(x))
             values[f"low/{name}"] = restored(model, name, low)
             values[f"high/{name}"] = restored(model, name, high)
         return values
@@ -183,6 +184,20 @@ class Intervals:
         if score is None:
             return _smallest_set(p, self.level)
         return best | (1 - p <= rearrange(score.to(p), "... -> ... 1"))
+
+
+def _corrected(own: Tensors, score: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """The ends of a calibrated interval, of whole numbers whole."""
+    low, high = own.get("centre", own["low"]), own.get("centre", own["high"])
+    reach = score * torch.maximum(own["sd"], floor)
+    middle = (low + high) / 2  # of intervals that shrink to less than nothing
+    low, high = torch.minimum(low - reach, middle), torch.maximum(high + reach, middle)
+    if "centre" not in own:
+        return low, high
+    inner_low, inner_high = low.ceil(), high.floor()
+    none = inner_low > inner_high
+    nearest = middle.round()
+    return torch.where(none, nearest, inner_low), torch.where(none, nearest, inner_high)
 
 
 def _smallest_set(p: Tensor, level: float) -> Tensor:
@@ -265,7 +280,7 @@ def _calibrated(
     for name, places in hidden.items():
         x = known.data[name]
         own = {}
-        for key in ("p", "low", "high", "sd"):
+        for key in ("p", "low", "high", "sd", "centre"):
             if f"{key}/{name}" in values:
                 own[key] = values[f"{key}/{name}"][0]
         likelihood = model.schema.likelihoods[name]
@@ -275,7 +290,8 @@ def _calibrated(
             floor = NARROWEST * own["sd"].mean(0)
             parts["floor"][name] = floor
             sd = torch.maximum(own["sd"], floor).clamp(min=torch.finfo(x.dtype).tiny)
-            scores = torch.maximum(own["low"] - x, x - own["high"]) / sd
+            low, high = own.get("centre", own["low"]), own.get("centre", own["high"])
+            scores = torch.maximum(low - x, x - high) / sd
             inside = (own["low"] <= x) & (x <= own["high"])
         cells = places.sum(0)
         parts["cells"][name] = cells
