@@ -77,7 +77,7 @@ class TableLayout:
     def _modality(self, group: str) -> Modality:
         names = self.groups[group]
         columns = [self.column(name) for name in names]
-        shape = (len(names),)
+        shape: tuple[int, ...] = (len(names),)
         kind = columns[0].kind
         if kind == "category":
             step = OneHot(categories=columns[0].levels)

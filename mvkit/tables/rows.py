@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from mvkit.core.batch import Batch
+from mvkit.core.modality import Modality
 from mvkit.core.noise import seeded
 from mvkit.data.column_kinds import Column
 from mvkit.data.dataset import MultimodalDataset
@@ -50,7 +51,7 @@ class MixedRows:
             DataError: no column that a model could learn from.
         """
         tables: dict[str, DataFrame] = {}
-        modalities = {}
+        modalities: dict[str, Modality] = {}
         for name, layout in layouts.items():
             tables |= layout.split(frames[name])
             modalities |= layout.modalities()

@@ -143,6 +143,11 @@ def _only(batch: Batch, cells: Cells) -> Batch:
     for name, x in batch.data.items():
         data[name] = torch.where(widened(cells[name], x.shape), x, 0.0)
         observed.append(cells[name].flatten(1).any(1))
-    mask = rearrange(observed, "m b -> b m")
-    fixed = {"complete_rows": batch.no_rows, "first_empty_row": None}
-    return attrs.evolve(batch, data=data, elements=dict(cells), mask=mask, **fixed)
+    return attrs.evolve(
+        batch,
+        data=data,
+        elements=dict(cells),
+        mask=rearrange(observed, "m b -> b m"),
+        complete_rows=batch.no_rows,
+        first_empty_row=None,
+    )
