@@ -49,11 +49,12 @@ def test_each_half_of_the_cells_is_held_by_the_other():
     assert held.item() == pytest.approx(expected / len(known))
 
 
+PLAIN = {"encoder": "linear", "decoder": "linear"}
 MODALITIES = {
-    "x": Modality((3,), "normal"),
-    "k": Modality((2,), "poisson"),
-    "c": Modality((4,), "categorical"),
-    "b": Modality((2,), "bernoulli"),
+    "x": Modality((3,), "normal", **PLAIN),
+    "k": Modality((2,), "poisson", **PLAIN),
+    "c": Modality((4,), "categorical", **PLAIN),
+    "b": Modality((2,), "bernoulli", **PLAIN),
 }
 
 

@@ -23,7 +23,8 @@ from mvkit.data.files import SEPARATORS
 from mvkit.data.table_layout import TableLayout
 from mvkit.errors import RequestError
 from mvkit.models.checkpoint import save
-from mvkit.models.imputation import Imputation, embed
+from mvkit.models.embedding import embed
+from mvkit.models.imputed import Imputation
 from mvkit.tables.impute import impute_tables
 
 if TYPE_CHECKING:
