@@ -218,20 +218,22 @@ def tables(b, seed):
 
 
 def test_tables_get_tables_in_their_units_and_words():
-    full = tables(400, 3)
-    data = MultimodalDataset.from_tables(full, modalities={"k": "poisson", "c": "categorical"})
+    full = tables(200, 3)
+    kinds = {"k": {"likelihood": "poisson"}, "c": {"likelihood": "categorical"}, "x": {}}
+    options = {name: {**kind, **PLAIN} for name, kind in kinds.items()}
+    data = MultimodalDataset.from_tables(full, modalities=options)
     data = data.fit_transforms({"x": ["log1p", "standardise"]})
     model = mvkit.Model(data.modalities, latent_dim=2, seed=0)
     random = np.random.default_rng(0)
     shown = {k: x.mask(random.uniform(size=x.shape) < 0.3) for k, x in full.items()}
     shown["x"]["u"] = full["x"]["u"]
-    calibration = mvkit.calibrate(model, shown, full, n=100, generator=seeded())
+    calibration = mvkit.calibrate(model, shown, full, n=40, generator=seeded())
     frame = calibration.frame()
     assert frame["column"].tolist() == ["u", "v", "w", "n", "m", "where"]
     assert frame["cells"].tolist()[:2] == [0, shown["x"]["v"].isna().sum()]
     order = {k: x[x.columns[::-1]] for k, x in shown.items()}  # the user's order of columns
     for given in (shown, order):
-        filled = mvkit.impute(model, given, intervals=calibration, n=100, generator=seeded(1))
+        filled = mvkit.impute(model, given, intervals=calibration, n=40, generator=seeded(1))
         for column in ("v", "w"):
             gap = shown["x"][column].isna()
             low, high = filled.low["x"][column], filled.high["x"][column]
@@ -286,7 +288,7 @@ def test_ensembles_are_calibrated_too():
 
 
 def test_values_missing_not_at_random_are_calibrated_as_the_model_draws_them():
-    model = mvkit.Model({"x": (3,)}, latent_dim=2, missingness="self", seed=0)
+    model = mvkit.Model({"x": MODALITIES["x"]}, latent_dim=2, missingness="self", seed=0)
     full = {"x": rows(150, 7)["x"]}
     shown = {"x": with_gaps(rows(150, 7), 0.3, 7)["x"]}
     calibration = mvkit.calibrate(model, shown, full, n=20, generator=seeded())
