@@ -22,7 +22,7 @@ from mvkit.core.validation import Schema
 from mvkit.data.dataset import Rows
 from mvkit.errors import RequestError, SpecError
 from mvkit.models.inference import Names, check_count
-from mvkit.models.multimodal import MultimodalModel
+from mvkit.models.multimodal import MultimodalModel, check_model
 from mvkit.registry.spec import to_dict
 
 Answer = TypeVar("Answer", Tensor, dict[str, Tensor])
@@ -211,6 +211,12 @@ class Ensemble(nn.Module):
         """
         log_px = [model.log_likelihood(batch, *arguments, **options) for model in self.members]
         return torch.logsumexp(torch.stack(log_px), 0) - math.log(len(self))
+
+
+def check_models(model: object, where: str) -> None:
+    """Raises RequestError, which names the function, for what is no model and no ensemble."""
+    if not isinstance(model, Ensemble):
+        check_model(model, where)
 
 
 def _check_alike(models: list[MultimodalModel]) -> None:

@@ -26,13 +26,13 @@ from mvkit.errors import RequestError, check_option, check_whole_number, suggest
 from mvkit.models import inference
 from mvkit.models.calibration import Calibration
 from mvkit.models.conformal import bounds_of, intervals_of
-from mvkit.models.ensemble import Ensemble
+from mvkit.models.ensemble import Ensemble, check_models
 from mvkit.models.far_covariates import warn_if_far
 from mvkit.models.imputed import Filled, Imputation
 from mvkit.models.imputed_sets import sets_of, table_of_sets
 from mvkit.models.imputed_spread import restored, spread_of
 from mvkit.models.inference import Empty, Names
-from mvkit.models.multimodal import MultimodalModel, check_model
+from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.refiners import Wanted
 
 HIDDEN = 1024  # numbers per row that networks are taken to hold beside their output
@@ -104,7 +104,7 @@ def impute(
         >>> float(filled["a"][0, 0]), bool(np.isnan(filled["b"]).any())
         (1.0, False)
     """
-    models = _how_many(model)
+    check_models(model, "impute")
     shares = tuple(quantiles or ())
     bounds = intervals_of(model, intervals)
     uncertain = quantiles is not None or draws or bounds is not None
@@ -116,9 +116,8 @@ def impute(
         raise RequestError("impute: n=1; expected 2 draws at least to tell uncertainty")
     original = _Original(model, data, rows_of(data, id, covariates), id, all, rows == "all")
     names = original.names_of(to)
-    each = -(-n // models)  # draws of each model
-    options: dict[str, Any] = {"n": each, "empty": empty, "sampler": sampler, "refine": refine}
-    options["generator"] = generator
+    options: dict[str, Any] = {"empty": empty, "sampler": sampler, "generator": generator}
+    options |= {"n": draws_of_each(model, n), "refine": refine}
     latent: Any = "draw" if model.missingness is None else "mean"
 
     def statistics(block: Batch) -> Tensors:
@@ -148,12 +147,9 @@ def impute(
     return imputation if bounds is None else original.with_intervals(imputation, values, filled)
 
 
-def _how_many(model: MultimodalModel | Ensemble) -> int:
-    """How many models share out the draws; raises RequestError for what is none."""
-    if isinstance(model, Ensemble):
-        return len(model)
-    check_model(model, "impute")
-    return 1
+def draws_of_each(model: MultimodalModel | Ensemble, n: int) -> int:
+    """How often each model draws, so that all of them draw n times at least."""
+    return -(-n // len(model)) if isinstance(model, Ensemble) else n
 
 
 def _whole(x: Tensor, dtype: torch.dtype) -> Tensor:

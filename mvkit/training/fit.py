@@ -126,11 +126,11 @@ def fit(
             a message that says how to resume. A second one stops at once. So it is with SIGTERM,
             which then ends the process as ever, unless the user handles it.
     """
-    arguments = dict(locals())  # all of them, by name
     check_model(model, "fit")
     if seeds is not None:
-        return fit_copies(fit, arguments)
-    options = _checked(Options(batch_size, lr, seed or 0, on_nonfinite, precision, save_every))
+        return fit_copies(fit, dict(locals()))  # all arguments, by name
+    first = 0 if seed is None else seed
+    options = _checked(Options(batch_size, lr, first, on_nonfinite, precision, save_every))
     batch_size, seed = options.batch_size, options.seed
     epochs = check_whole_number("fit: epochs", epochs, 1)
     keep = check_whole_number("fit: keep", keep, 1)
@@ -138,9 +138,7 @@ def fit(
     check_option("fit: resume", resume, "auto", "must", "never")
     group = ProcessGroup.current()
     model.to(group.device(device))
-    if patience is not None:
-        check_whole_number("fit: patience", patience, 1)
-    plan = with_patience(as_stages(stages, model, epochs), patience)
+    plan = _plan(model, stages, epochs, patience)
     if isinstance(validation, float):
         whole = as_pipeline(data, model.schema, batch_size=batch_size, seed=seed, workers=workers)
         data, validation = hold_out(whole, validation, seed)
@@ -166,6 +164,15 @@ def fit(
     model.eval()
     judge(model, loader if valid is None else valid, run.history)
     return run.history
+
+
+def _plan(
+    model: MultimodalModel, stages: StagesLike, epochs: int, patience: int | None
+) -> list[Stage]:
+    """The stages of a run, which end early by `patience` where they say nothing themselves."""
+    if patience is not None:
+        check_whole_number("fit: patience", patience, 1)
+    return with_patience(as_stages(stages, model, epochs), patience)
 
 
 def _checked(options: Options) -> Options:
