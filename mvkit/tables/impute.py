@@ -16,7 +16,7 @@ from mvkit.data.align import library
 from mvkit.data.dataset import MultimodalDataset
 from mvkit.data.files import read_files
 from mvkit.data.missing import raw_values
-from mvkit.data.table_layout import TableLayout, layout_of
+from mvkit.data.table_layout import TableLayout, layout_of, observing
 from mvkit.data.tables import check_lengths, frame_of, is_table
 from mvkit.data.write_tables import as_before
 from mvkit.errors import DataError, RequestError, check_number, check_whole_number
@@ -26,7 +26,7 @@ from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.tables.choices import Choices, choose, model_of, stage_of
 from mvkit.tables.recovery import RecoveryReport, report_of
-from mvkit.tables.rows import MixedRows, drawn, observing, predicted
+from mvkit.tables.rows import MixedRows, drawn, predicted
 from mvkit.training.fit import fit
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def _recovery(
         truth[name] = x
         hidden[name] = np.isnan(seen) & ~np.isnan(x)
     said = predicted(model, training.batch, rows.columns, seed)
-    tables = {}
+    tables: dict[str, str] = {}
     for table, layout in rows.layouts.items():
         tables |= dict.fromkeys(layout.groups, table if len(rows.layouts) > 1 else "")
     return report_of(rows.columns, tables, truth, said, hidden)
