@@ -114,9 +114,9 @@ def impute_tables(
     completed = []
     for sample in drawn(model, rows.data.batch, rows.columns, draws, seed):
         completed.append(like.restored(rows.filled(rows.tables_of(sample))))
-    told = {**chosen, "seed": seed, "kinds": _kinds(layouts, alone=like.alone)}
+    stated = {**chosen, "seed": seed, "kinds": _kinds(layouts, alone=like.alone)}
     return Imputation(
-        filled, None, {}, completed, model=model, choices=told, report=report, layouts=layouts
+        filled, None, {}, completed, model=model, choices=stated, report=report, layouts=layouts
     )
 
 
