@@ -53,6 +53,16 @@ def test_files_come_back_filled(files, capsys):
     assert "clinic.smokes" in page
     assert "http" not in page
     assert mvkit.load(out / "model.safetensors").names[0] == "clinic_numbers"
+    again = folder / "again.csv"
+    assert cli.main(["embed", str(out), *paths, "--id", "patient", "-o", str(again)]) == 0
+    assert again.read_text() == (out / "embedding.csv").read_text()
+    alone = folder / "alone.csv"
+    assert cli.main(["embed", str(out), paths[1], "--id", "patient", "-o", str(alone)]) == 0
+    assert len(pandas.read_csv(alone)) == 60
+    other = folder / "other.csv"
+    clinic.to_csv(other, index=False)
+    assert cli.main(["embed", str(out), str(other), "--id", "patient"]) == 1
+    assert "training had none called 'other'" in capsys.readouterr().err
 
 
 def test_one_file_without_ids(files):

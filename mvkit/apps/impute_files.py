@@ -15,16 +15,18 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import mvkit
+from mvkit.apps.embed_files import LAYOUTS, embed_files, write_layouts
+from mvkit.apps.init_file import named_files
 from mvkit.core.safe_file import write_whole
 from mvkit.data.files import SEPARATORS
 from mvkit.data.table_layout import TableLayout
 from mvkit.errors import RequestError
 from mvkit.models.checkpoint import save
-from mvkit.models.embedding import embed
 from mvkit.models.imputed import Imputation
+from mvkit.models.multimodal import MultimodalModel
 from mvkit.tables.impute import impute_tables
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def impute_files(
         RequestError: files of one name, or an option that cannot be read.
         OSError: a file that cannot be read or written.
     """
-    named = _named(paths)
+    named = named_files(paths)
     if output.exists() and not output.is_dir():
         raise RequestError(f"{output}: a file; expected a folder to write; choose another with -o")
     imputation = impute_tables(
@@ -67,31 +69,13 @@ def impute_files(
     _write_tables(imputation, imputation.tables, named, output)
     for number, tables in enumerate(imputation.draws, 1):
         _write_tables(imputation, tables, named, output / "draws" / str(number))
-    _write(output / "embedding.csv", embedding_of(imputation, named, id), {})
-    assert imputation.model is not None
-    save(imputation.model, output / "model.safetensors")
+    save(cast(MultimodalModel, imputation.model), output / "model.safetensors")
     choices = json.dumps(dict(imputation.choices), indent=2)
     write_whole(output / "choices.json", f"{choices}\n".encode())
+    write_layouts(imputation.layouts, output / LAYOUTS)
+    embed_files(output, paths, output / "embedding.csv", id=id)
     write_whole(output / "report.html", page(imputation, named).encode())
     return imputation
-
-
-def _named(paths: Sequence[Path]) -> dict[str, Path]:
-    """The files by their names without endings.
-
-    Raises:
-        RequestError: two of one name.
-    """
-    named: dict[str, Path] = {}
-    for path in paths:
-        name = path.name.partition(".")[0]
-        if name in named:
-            raise RequestError(
-                f"{path}: another file is called {name!r} too; expected names that differ; rename "
-                "one"
-            )
-        named[name] = path
-    return named
 
 
 def _kinds(texts: Sequence[str], named: Mapping[str, Path]) -> dict[str, dict[str, str]]:
@@ -155,17 +139,6 @@ def _write(path: Path, table: DataFrame, layouts: Mapping[str, TableLayout]) -> 
             if bits or (column.whole and table[column.name].dtype.kind == "f"):
                 whole[column.name] = "Int64"
     table.astype(whole).to_csv(path, sep=separator, index=False)
-
-
-def embedding_of(imputation: Imputation, named: Mapping[str, Path], id: str | None) -> DataFrame:
-    """What each row became, with its id, or the number of the row."""
-    parts = {}
-    for name, table in imputation.tables.items():
-        indexed = table if id is None else table.set_index(id)
-        parts |= imputation.layouts[name].split(indexed)
-    assert imputation.model is not None
-    z: DataFrame = embed(imputation.model, parts, empty="prior")
-    return z.reset_index(names=id or "row")
 
 
 def page(imputation: Imputation, named: Mapping[str, Path]) -> str:

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
+import torch
+from torch import Tensor
 
+from mvkit.core.batch import Batch
 from mvkit.core.modality import Modality
 from mvkit.data.column_kinds import UNMODELLED, Array, Bools, Column, column_of, values_of
 from mvkit.data.column_kinds import with_days as dates_with
@@ -263,3 +266,9 @@ def _as_numbers(column: Column, new: Series) -> Array:
     else:
         values = new.to_numpy(np.float64)
     return column.bounded(values)
+
+
+def observing(batch: Batch) -> Tensor:
+    """Which rows of a batch of tables observe something, (b,) bool."""
+    seen = [~x.isnan().flatten(1).all(1) for x in batch.data.values()]
+    return torch.stack(seen).any(0)

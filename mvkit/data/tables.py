@@ -247,13 +247,18 @@ def check_lengths(frames: Mapping[str, DataFrame]) -> None:
         )
 
 
+def looks_like_ids(name: str) -> bool:
+    """Whether a column's name says that it holds ids, such as `patient` or `sample_id`."""
+    return _IDS.search(name) is not None
+
+
 def check_no_ids_left(frames: Mapping[str, DataFrame]) -> None:
     """Raises DataError where rows merely count, and every table has its ids in a column."""
     if len(frames) < 2 or not all(map(only_counts_rows, frames.values())):
         return
     first, *others = frames.values()
     for name in first.columns:
-        if not _IDS.search(str(name)) or not all(name in frame.columns for frame in others):
+        if not looks_like_ids(str(name)) or not all(name in frame.columns for frame in others):
             continue
         columns = [frame[name] for frame in frames.values()]
         if all(column.dtype.kind in "iu" and column.is_unique for column in columns):

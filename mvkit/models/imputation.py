@@ -111,9 +111,7 @@ def impute(
     if any(not 0 <= share <= 1 for share in shares):
         raise RequestError(f"impute: quantiles {shares}; expected shares in [0, 1]")
     check_option("impute: rows", rows, "own", "all")
-    n = check_whole_number("impute: n", n, 1)
-    if uncertain and n < 2:
-        raise RequestError("impute: n=1; expected 2 draws at least to tell uncertainty")
+    n = _check_draws(n, uncertain)
     original = _Original(model, data, rows_of(data, id, covariates), id, all, rows == "all")
     names = original.names_of(to)
     options: dict[str, Any] = {"empty": empty, "sampler": sampler, "generator": generator}
@@ -145,6 +143,14 @@ def impute(
     drawn = [filled("draw", i) for i in range(n if draws else 0)]
     imputation = Imputation(filled("mean"), filled("sd"), quantile, drawn)
     return imputation if bounds is None else original.with_intervals(imputation, values, filled)
+
+
+def _check_draws(n: int, uncertain: bool) -> int:
+    """The number of draws; raises RequestError if it is none, or too small to tell uncertainty."""
+    n = check_whole_number("impute: n", n, 1)
+    if uncertain and n < 2:
+        raise RequestError("impute: n=1; expected 2 draws at least to tell uncertainty")
+    return n
 
 
 def draws_of_each(model: MultimodalModel | Ensemble, n: int) -> int:

@@ -104,6 +104,7 @@ frechet        mvkit.evaluation.frechet:Frechet               distance of featur
 [dataset]
 polydigits      mvkit.data.datasets.catalogue:PolyDigits     five pictures of a digit, real images
 linear_gaussian mvkit.data.datasets.catalogue:LinearGaussian known truth, for proofs
+files           mvkit.data.datasets.own_files:OwnFiles       your own tables, mixed columns
 [recipe]
 telbo     mvkit.recipes:telbo     joint and unimodal bounds
 jmvae     mvkit.recipes:jmvae     joint encoder, aligned with unimodal surrogates

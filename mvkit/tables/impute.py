@@ -17,7 +17,7 @@ from mvkit.data.align import library
 from mvkit.data.dataset import MultimodalDataset
 from mvkit.data.files import read_files
 from mvkit.data.missing import raw_values
-from mvkit.data.table_layout import TableLayout, layout_of
+from mvkit.data.table_layout import TableLayout, layout_of, observing
 from mvkit.data.tables import check_lengths, frame_of, is_table
 from mvkit.data.write_tables import as_before
 from mvkit.errors import DataError, RequestError, check_number, check_option, check_whole_number
@@ -29,7 +29,7 @@ from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.tables.choices import choose
 from mvkit.tables.recovery import RecoveryReport, report_of
-from mvkit.tables.rows import MixedRows, drawn, observing, predicted
+from mvkit.tables.rows import MixedRows, drawn, predicted
 from mvkit.tables.uncertainty import calibrated, completed, fitted
 from mvkit.training.multiple import IMPROPER, impute_multiply
 
@@ -142,9 +142,9 @@ def impute_tables(
         samples = iter(drawn(model, rows.data.batch, rows.columns, m or draws, seed))
     tables_drawn = [like.restored(rows.filled(rows.tables_of(sample))) for sample in samples]
     more = {} if level is None else _intervals(model, rows, shown, level, seed, like)
-    told = {**chosen, "seed": seed, "kinds": _kinds(layouts, alone=like.alone)}
-    told |= {} if missingness is None else {"missingness": missingness}
-    about: dict[str, Any] = {"model": model, "choices": told, "report": report}
+    stated = {**chosen, "seed": seed, "kinds": _kinds(layouts, alone=like.alone)}
+    stated |= {} if missingness is None else {"missingness": missingness}
+    about: dict[str, Any] = {"model": model, "choices": stated, "report": report}
     return Imputation(filled, None, {}, tables_drawn, layouts=layouts, **about, **more)
 
 
@@ -262,7 +262,7 @@ def _recovery(
         truth[name] = x
         hidden[name] = np.isnan(seen) & ~np.isnan(x)
     said = predicted(model, training.batch, rows.columns, seed)
-    tables = {}
+    tables: dict[str, str] = {}
     for table, layout in rows.layouts.items():
         tables |= dict.fromkeys(layout.groups, table if len(rows.layouts) > 1 else "")
     return report_of(rows.columns, tables, truth, said, hidden)

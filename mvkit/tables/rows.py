@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
-import torch
 
 from mvkit.core.batch import Batch
 from mvkit.core.modality import Modality
@@ -131,9 +130,3 @@ def drawn(
         values = model.translate(batch, list(columns), n=1, **options)
         draws.append({name: x[0].double().numpy() for name, x in values.items()})
     return draws
-
-
-def observing(batch: Batch) -> torch.Tensor:
-    """Which rows of a batch of tables observe something, (b,) bool."""
-    seen = [~x.isnan().flatten(1).all(1) for x in batch.data.values()]
-    return torch.stack(seen).any(0)

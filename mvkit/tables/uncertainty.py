@@ -17,13 +17,14 @@ from mvkit.core.batch import conform
 from mvkit.core.noise import seed_of, seeded
 from mvkit.data.column_kinds import Column
 from mvkit.data.dataset import MultimodalDataset
+from mvkit.data.table_layout import observing
 from mvkit.errors import SpecError
 from mvkit.models import imputation
 from mvkit.models.conformal import calibrate, present
 from mvkit.models.imputed_sets import class_labels, sets_of
 from mvkit.models.model import Model
 from mvkit.tables.choices import Choices, model_of, stage_of
-from mvkit.tables.rows import MixedRows, drawn, observing
+from mvkit.tables.rows import MixedRows, drawn
 from mvkit.training.fit import fit
 from mvkit.training.multiple import bootstrap
 
