@@ -19,7 +19,7 @@ from mvkit.data.files import read_files
 from mvkit.data.table_layout import TableLayout
 from mvkit.errors import DataError, RequestError, suggest
 from mvkit.models.checkpoint import load
-from mvkit.models.imputation import embed
+from mvkit.models.embedding import embed
 from mvkit.registry.spec import as_part
 
 if TYPE_CHECKING:
