@@ -18,7 +18,7 @@ from mvkit.data.datasets.own_files import OwnFiles
 from mvkit.data.files import read_files
 from mvkit.data.table_layout import TableLayout
 from mvkit.errors import DataError, RequestError, suggest
-from mvkit.models.checkpoint import load
+from mvkit.models.checkpoint import load_model
 from mvkit.models.embedding import embed
 from mvkit.registry.spec import as_part
 
@@ -45,7 +45,7 @@ def embed_files(
     """
     if output.suffix != ".csv":
         raise RequestError(f"{output}: expected a name that ends in .csv; choose another with -o")
-    model = load(weights_of(folder))
+    model = load_model(weights_of(folder))
     layouts = layouts_of(folder)
     parts: dict[str, DataFrame] = {}
     for name, frame in read_files(named_files(paths), id).items():
