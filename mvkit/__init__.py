@@ -32,8 +32,12 @@ from mvkit.errors import (
     SpecError,
     UnknownComponent,
 )
+from mvkit.models.calibration import Calibration
 from mvkit.models.checkpoint import describe, load, save
-from mvkit.models.imputation import Imputation, embed, impute
+from mvkit.models.conformal import calibrate
+from mvkit.models.embedding import embed
+from mvkit.models.ensemble import Ensemble
+from mvkit.models.imputed import Imputation
 from mvkit.models.model import Model
 from mvkit.models.pruning import prune_clusters
 from mvkit.models.samplers import fit_sampler
@@ -48,6 +52,7 @@ from mvkit.parts.samplers import Sampler
 from mvkit.registry import plugins
 from mvkit.registry.plugins import available
 from mvkit.registry.spec import field, spec
+from mvkit.tables.impute import impute
 from mvkit.training.fit import fit
 from mvkit.training.fit_refiner import fit_refiner
 from mvkit.training.history import History
@@ -58,7 +63,9 @@ if TYPE_CHECKING:
     from mvkit import plots, testing
     from mvkit.evaluation.evaluate import evaluate
     from mvkit.evaluation.metric import Metric
+    from mvkit.evaluation.pooling import pool
     from mvkit.evaluation.report import Report, compare
+    from mvkit.evaluation.sensitivity import sensitivity
 
 _moved.install()
 
@@ -67,9 +74,11 @@ __all__ = [
     "Aggregator",
     "AmbiguousComponent",
     "Batch",
+    "Calibration",
     "CheckpointError",
     "Covariate",
     "DataError",
+    "Ensemble",
     "Family",
     "History",
     "Imputation",
@@ -99,6 +108,7 @@ __all__ = [
     "UnknownComponent",
     "as_tables",
     "available",
+    "calibrate",
     "compare",
     "describe",
     "embed",
@@ -112,9 +122,11 @@ __all__ = [
     "load_dataset",
     "plots",
     "plugins",
+    "pool",
     "prune_clusters",
     "recipes",
     "save",
+    "sensitivity",
     "spec",
     "testing",
 ]
@@ -124,6 +136,8 @@ ON_DEMAND = {
     "evaluate": "mvkit.evaluation.evaluate",
     "Metric": "mvkit.evaluation.metric",
     "Report": "mvkit.evaluation.report",
+    "pool": "mvkit.evaluation.pooling",
+    "sensitivity": "mvkit.evaluation.sensitivity",
     "compare": "mvkit.evaluation.report",
 }
 SUBMODULES = ("core", "data", "evaluation", "models", "parts", "plots", "testing", "training")

@@ -45,7 +45,7 @@ MOVED = {
     "generative": ("models.multimodal",),
     "hierarchy": ("parts.top_down",),
     "history": ("training.history",),
-    "imputation": ("models.imputation",),
+    "imputation": ("models.imputation", "models.imputed", "models.embedding"),
     "joint": ("parts.aggregators.joint_encoder", "parts.aggregators.messages"),
     "likelihoods": ("core.likelihood", "parts.likelihoods"),
     "losses": ("core.loss",),

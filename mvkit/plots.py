@@ -29,11 +29,13 @@ from mvkit.evaluation.latent_planes import principal_plane, umap_plane
 from mvkit.evaluation.metric import Score
 from mvkit.evaluation.point_colours import SIZE, colour_of, draw_points, plain_text
 from mvkit.evaluation.report import Report, runs_of
+from mvkit.evaluation.sensitivity import draw_sensitivity
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.training import loss_curves
 from mvkit.training.loss_curves import axes_of, new_figure
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, FigureBase
 
@@ -388,3 +390,10 @@ def drivers(model: MultimodalModel, data: Rows, *, ax: AxesLike = None) -> Axes:
     ax.set_ylabel("share of the posterior")
     ax.legend(fontsize=8)
     return ax
+
+
+def sensitivity(
+    table: pandas.DataFrame, *, coefficients: Iterable[object] | None = None, ax: AxesLike = None
+) -> Axes:
+    """Estimates and intervals as imputed values move by δ, of `evaluation.sensitivity`."""
+    return draw_sensitivity(axes_of(ax), table, coefficients)

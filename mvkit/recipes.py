@@ -302,6 +302,25 @@ def not_miwae(modalities: Modalities, latent_dim: int = 10, *, samples: int = 20
                   objective=parts.IWAE(samples=samples), missingness=missingness)
 
 
+def masked(modalities: Modalities, latent_dim: int = 64, *, width: int = 256, blocks: int = 3,
+           dropout_rate: float = 0.1, low: float = 0.1, high: float = 0.5,
+           kl_weight: float = 0.0, predict: str = "hidden", **options: Any) -> Model:
+    """A denoising model of tables: hidden cells are predicted from the others.
+
+    Encoders' messages are summed and go through residual blocks. This is what `impute` trains for
+    tables that come without a model; see the objective `masked`. With `kl_weight=1` and
+    `predict="all"` it is a variational autoencoder that sees a part of each row.
+
+    Reference: Vincent et al., ICML 2008, https://doi.org/10.1145/1390156.1390294.
+    """
+    head = {"name": "tabular", "width": width, "blocks": blocks, "dropout_rate": dropout_rate}
+    fusion = {"name": "set", "message_dim": width // 2, "inner": "linear", "features": width,
+              "head": head}
+    objective = parts.Masked(kl_weight=kl_weight, low=low, high=high, predict=predict)
+    return _model(options, modalities, latent_dim=latent_dim, aggregator=fusion,
+                  objective=objective)
+
+
 def nexus(modalities: Modalities, latent_dim: int = 10, *,
           bottom_dim: int | Mapping[str, int] = 8, message_dim: int = 64,
           dropout_rate: float = 0.7, bottom_beta: float = 1.0, top_beta: float = 0.2,

@@ -58,7 +58,8 @@ def _how_to_resume(options: argparse.Namespace) -> str:
 
 def _has_checkpoints(folder: Path) -> bool:
     """Whether a run in the folder can be resumed."""
-    return any((folder / "checkpoints").glob("*.safetensors"))
+    files = "checkpoints/*.safetensors"
+    return any(folder.glob(files)) or any(folder.glob(f"seed-*/{files}"))
 
 
 def _folder_of(options: argparse.Namespace) -> Path:
@@ -95,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
         return subparser
 
     _commands_of_runs(command)
+    _commands_of_files(command)
+    _command_of_embeddings(command)
     _commands_of_results(command)
     _commands_of_packages(command)
     return parser
@@ -121,6 +124,43 @@ def _commands_of_runs(command: AddCommand) -> None:
     )
     resume = command("resume", _resume, "resume a run that was begun by `mvkit train`")
     resume.add_argument("run", type=Path, help="its folder")
+
+
+def _commands_of_files(command: AddCommand) -> None:
+    beginning = command("init", _init, "write a commented run file for tables; it runs as it is")
+    beginning.add_argument("files", type=Path, nargs="+", help=".csv, .tsv or .parquet")
+    beginning.add_argument("--id", help="the column of ids, by which several files are aligned")
+    beginning.add_argument("-o", "--output", type=Path, default=Path("run.toml"))
+    filling = command(
+        "impute", _impute, "fill the gaps of tables; no model and no option is needed"
+    )
+    filling.add_argument("files", type=Path, nargs="+", help=".csv, .tsv or .parquet")
+    filling.add_argument("--id", help="the column of ids, by which several files are aligned")
+    filling.add_argument(
+        "-o", "--output", type=Path, default=Path("imputed"), help="the folder to write"
+    )
+    filling.add_argument("--draws", type=int, default=5, help="tables filled at random")
+    filling.add_argument("--seed", type=int, default=0)
+    filling.add_argument(
+        "--kind",
+        action="append",
+        default=[],
+        metavar="COLUMN=KIND",
+        help="what a column holds, where it is not what it looks like",
+    )
+    filling.add_argument(
+        "--set", action="append", default=[], metavar="CHOICE=VALUE", help="see choices.json"
+    )
+
+
+def _command_of_embeddings(command: AddCommand) -> None:
+    embedding = command("embed", _embed, "what a trained model makes of each row of tables")
+    embedding.add_argument(
+        "folder", type=Path, help="of a run on your own files, or that mvkit impute wrote"
+    )
+    embedding.add_argument("files", type=Path, nargs="+", help="called as those of training")
+    embedding.add_argument("--id", help="the column of ids, by which several files are aligned")
+    embedding.add_argument("-o", "--output", type=Path, default=Path("embedding.csv"))
 
 
 def _commands_of_results(command: AddCommand) -> None:
@@ -196,6 +236,31 @@ def _resume(options: argparse.Namespace) -> None:
             f"--folder {shlex.quote(str(options.run))}"
         )
     _say(plan.run(options.run, "must"))
+
+
+def _init(options: argparse.Namespace) -> None:
+    from mvkit.apps.init_file import write_run_file
+
+    write_run_file(options.files, options.output, id=options.id)
+    _say(f"wrote {options.output}; next:\n  mvkit train {shlex.quote(str(options.output))}")
+
+
+def _impute(options: argparse.Namespace) -> None:
+    from mvkit.apps.impute_files import impute_files
+
+    chosen = {key: getattr(options, key) for key in ("id", "draws", "seed")}
+    imputation = impute_files(
+        options.files, options.output, kinds=options.kind, changes=options.set, **chosen
+    )
+    _say(imputation.report)
+    _say(f"\nfolder: {options.output}")
+
+
+def _embed(options: argparse.Namespace) -> None:
+    from mvkit.apps.embed_files import embed_files
+
+    z = embed_files(options.folder, options.files, options.output, id=options.id)
+    _say(f"{len(z):,} rows of {z.shape[1] - 1} numbers: {options.output}")
 
 
 def _show(options: argparse.Namespace) -> None:

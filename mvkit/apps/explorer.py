@@ -27,7 +27,7 @@ from mvkit.core.batch import Batch
 from mvkit.data.dataset import MultimodalDataset
 from mvkit.errors import DataError, RequestError
 from mvkit.models.asked_rows import stated_covariates
-from mvkit.models.checkpoint import load
+from mvkit.models.checkpoint import load_model
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.training.loss_curves import axes_of
 
@@ -61,7 +61,7 @@ def explore(run: Path, *, data: str | None = None, port: int = 5006, show: bool 
     except ModuleNotFoundError:
         reason = "explore: panel is not installed: pip install 'mvkit[explore]'"
         raise RequestError(reason) from None
-    model = load(weights_of(run))
+    model = load_model(weights_of(run))
     rows = run_data(run, data).test
     model.conform(rows.batch)  # refuses data of another model before a page shows that
     panel.extension()

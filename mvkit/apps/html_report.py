@@ -26,7 +26,7 @@ from mvkit.errors import DataError, MvkitError, RequestError, SpecError
 from mvkit.evaluation.evaluate import MetricLike, evaluate
 from mvkit.evaluation.report import TITLES, Report, cells_of
 from mvkit.models.asked_rows import stated_covariates
-from mvkit.models.checkpoint import load
+from mvkit.models.checkpoint import load_model
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.training.history import History
 from mvkit.training.run_folder import notes_of
@@ -64,7 +64,7 @@ def write_page(
         DataError: a folder without a model, or that does not name its data.
     """
     _check_output(output)
-    model = load(weights_of(run))
+    model = load_model(weights_of(run))
     splits = run_data(run, data)
     history = read_history(run / "history.jsonl")
     report = evaluate(

@@ -1,6 +1,6 @@
 """Run files: one TOML that says data, model and training, and gives the same numbers again.
 
-    [data]                      # a dataset by name, and its options
+    [data]                      # a dataset by name, and its options; or your own files
     name = "polydigits"
     missing = 0.3
     [model]                     # what `Model` takes, or a recipe and what it takes
@@ -31,6 +31,7 @@ from typing import Any
 import attrs
 
 from mvkit import recipes
+from mvkit.apps.init_file import find_files
 from mvkit.core.covariates import Covariate
 from mvkit.core.devices import device_of
 from mvkit.core.modality import Modality
@@ -77,6 +78,7 @@ def read(path: Path, changes: Sequence[str] = ()) -> Config:
     for table, options in config.items():
         _check_table(table, options, path)
     _check_numbers(config, "")
+    find_files(config.get("data", {}), path.parent)
     return {table: config.get(table, {}) for table in TABLES}
 
 
@@ -360,6 +362,7 @@ def _train_options(given: Table) -> Table:
     for name, parameter in inspect.signature(fit).parameters.items():
         if name not in own:
             defaults[name] = parameter.default
+    defaults["seed"] = None if "seeds" in given else 0
     _check_options("train", given, defaults.keys() - {"checkpoint"})
     if "device" in given:
         device_of(given["device"])

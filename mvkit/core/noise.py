@@ -2,8 +2,8 @@
 
 Draws go through `draw`, so that tests can replace the noise. Sites: `z`, `w/<modality>`,
 `cross/<modality>`, `prior` (standard noise of the family); `x`, `x/gamma` and others below `x`
-(what a likelihood makes its samples of); `choice/component`, `choice/subset`, `choice/dropout`
-(uniforms).
+(what a likelihood makes its samples of); `choice/component`, `choice/subset`, `choice/dropout`,
+`choice/hidden` (uniforms).
 """
 
 from __future__ import annotations

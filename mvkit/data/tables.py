@@ -171,14 +171,14 @@ def _numbered(frame: DataFrame) -> tuple[Tensor, tuple[str, ...]]:
     """Words numbered in alphabetical order, NaN where there is none, and the words."""
     from pandas import Series
 
-    texts = [_texts(frame[column]) for column in frame.columns]
+    texts = [texts_of(frame[column]) for column in frame.columns]
     codes, words = Series(np.stack(texts, 1).ravel()).factorize(sort=True)
     codes = np.where(codes < 0, np.nan, codes).reshape(frame.shape)
     return torch.from_numpy(codes), tuple(words)
 
 
-def _texts(column: Series) -> np.ndarray:
-    """Values as text, None where there is none.
+def texts_of(column: Series) -> np.ndarray:
+    """Values (b,) as text, None where there is none.
 
     A category is called as it is in the dtype, so that gaps change no name: 8 does not become 8.0.
     """
@@ -193,19 +193,20 @@ def _texts(column: Series) -> np.ndarray:
     return objects([None if gap else str(x) for x, gap in zip(column, gaps, strict=True)])
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a value is a number or a bit."""
     return isinstance(value, numbers.Real | Decimal | np.bool_)
 
 
 def _all_numbers(frame: DataFrame) -> bool:
     """Whether nothing but numbers and bits is in a table, whatever its dtypes."""
     columns = (frame[column].astype(object).dropna() for column in frame.columns)
-    return all(map(_is_number, itertools.chain.from_iterable(columns)))
+    return all(map(is_number, itertools.chain.from_iterable(columns)))
 
 
 def _check_numbers(name: str, column: Series) -> None:
     """Raises DataError for a value of a column that is no number."""
-    strange = [(row, value) for row, value in column.dropna().items() if not _is_number(value)]
+    strange = [(row, value) for row, value in column.dropna().items() if not is_number(value)]
     if strange:
         # "n/a" says more than the "1.5" before it
         row, value = min(strange, key=lambda pair: _reads_as_number(pair[1]))
@@ -246,13 +247,18 @@ def check_lengths(frames: Mapping[str, DataFrame]) -> None:
         )
 
 
+def looks_like_ids(name: str) -> bool:
+    """Whether a column's name says that it holds ids, such as `patient` or `sample_id`."""
+    return _IDS.search(name) is not None
+
+
 def check_no_ids_left(frames: Mapping[str, DataFrame]) -> None:
     """Raises DataError where rows merely count, and every table has its ids in a column."""
     if len(frames) < 2 or not all(map(only_counts_rows, frames.values())):
         return
     first, *others = frames.values()
     for name in first.columns:
-        if not _IDS.search(str(name)) or not all(name in frame.columns for frame in others):
+        if not looks_like_ids(str(name)) or not all(name in frame.columns for frame in others):
             continue
         columns = [frame[name] for frame in frames.values()]
         if all(column.dtype.kind in "iu" and column.is_unique for column in columns):

@@ -85,7 +85,7 @@ def written(
         frame = _with_words(frame, values, changed[rows], words, kinds)
     elif changed[rows].any():
         frame = _with_numbers(frame, values, changed[rows], kinds if own_type else {})
-    return _as_before(frame, like, id)
+    return as_before(frame, like, id)
 
 
 def _blank(ids: Ids, like: Frame, id: str | None, columns: Ids) -> DataFrame:
@@ -256,7 +256,7 @@ def _spelt(word: str) -> object:
     return int(number) if number.is_integer() else number
 
 
-def _as_before(frame: DataFrame, like: Frame, id: str | None) -> Frame:
+def as_before(frame: DataFrame, like: Frame, id: str | None) -> Frame:
     """A pandas table with ids in its index as the kind of table that `like` is."""
     if library(like) == "polars":
         import polars

@@ -16,6 +16,7 @@ from mvkit.core.devices import device_of
 from mvkit.core.noise import kept_global
 from mvkit.errors import CheckpointError, MvkitError
 from mvkit.models.claimed_tensors import REALS, Allowance, check_tensors
+from mvkit.models.ensemble import Ensemble
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel, check_model
 from mvkit.models.package_versions import (
@@ -36,8 +37,8 @@ Modules = Mapping[str, nn.Module] | None
 MAY_BE_NAN = ("conditions.rows", ".typical_exposure")  # where NaN means that nothing is known
 
 
-def save(model: MultimodalModel, path: str | os.PathLike[str]) -> None:
-    """Writes a model: specs with all defaults, weights, buffers.
+def save(model: MultimodalModel | Ensemble, path: str | os.PathLike[str]) -> None:
+    """Writes a model, or an ensemble of models: specs with all defaults, weights, buffers.
 
     The file appears complete or not at all: a temporary file beside it is written, synced and
     renamed. A network that replaced an encoder's or a decoder's after the model was made is saved
@@ -47,8 +48,13 @@ def save(model: MultimodalModel, path: str | os.PathLike[str]) -> None:
         CheckpointError: another part was replaced or added after the model was made.
         OSError: when the folder cannot be written; nothing is left behind.
     """
-    check_model(model, "save")
-    safe_file.write(path, header_of(model), model.state_dict())
+    if isinstance(model, Ensemble):
+        headers = [header_of(member) for member in model.members]
+        header = {**headers[0], "model": model.header()}
+    else:
+        check_model(model, "save")
+        header = header_of(model)
+    safe_file.write(path, header, model.state_dict())
 
 
 def header_of(model: MultimodalModel) -> Header:
@@ -92,8 +98,8 @@ def load(
     decoders: Modules = None,
     modules: Modules = None,
     device: str | torch.device = "cpu",
-) -> Model | Stack:
-    """Reads a model back, in evaluation mode.
+) -> Model | Stack | Ensemble:
+    """Reads a model, or an ensemble, back, in evaluation mode.
 
     A header that describes far more than the tensors of the file is refused before it is built.
     Weights that are NaN are named in a warning.
@@ -131,9 +137,24 @@ def load(
         ) from error
 
 
+def load_model(path: str | os.PathLike[str]) -> Model | Stack:
+    """Reads one model back, as `load` does.
+
+    Raises:
+        CheckpointError: as `load`; or the file holds an ensemble.
+    """
+    model = load(path)
+    if isinstance(model, Ensemble):
+        raise CheckpointError(
+            f"{path}: an ensemble of {len(model)} models; expected one model; save one of its "
+            "members into a file of its own"
+        )
+    return model
+
+
 def _loaded(
     header: Header, weights: dict[str, Tensor], given: dict[str, nn.Module], where: str
-) -> Model | Stack:
+) -> Model | Stack | Ensemble:
     """The model of a header and its weights, with the user's modules by path."""
     if "training" in header:
         raise CheckpointError(
@@ -150,7 +171,7 @@ def _loaded(
     dtype = _dtype(header, where)
     # the weights drawn here are overwritten
     with kept_global(), Allowance(weights, where):
-        model = rebuilt(header["model"])
+        model = _all_rebuilt(header["model"])
     check_tensors(model, weights, given.values(), where)
     model.to(dtype).load_state_dict(weights)
     _warn_of_nan(model, where)
@@ -185,6 +206,13 @@ def _warn_of_nan(model: nn.Module, where: str) -> None:
             "returns; take an earlier checkpoint",
             stacklevel=4,
         )
+
+
+def _all_rebuilt(header: Header) -> Model | Stack | Ensemble:
+    """The model, or the ensemble of models, of a header, with fresh weights."""
+    if header["name"] != "ensemble":
+        return rebuilt(header)
+    return Ensemble([rebuilt(model) for model in header["models"]], header["seeds"])
 
 
 def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:

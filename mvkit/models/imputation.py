@@ -1,11 +1,11 @@
-"""Imputation and embedding, returned in the user's container and units.
+"""Imputation, returned in the user's container and units.
 
-Axes: n draws, b rows, d latent.
+Axes: n draws, b rows, c classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import attrs
@@ -24,44 +24,31 @@ from mvkit.data.user_rows import is_framed, is_of_arrays, rows_of
 from mvkit.data.write_tables import Frame, words_of
 from mvkit.errors import RequestError, check_option, check_whole_number, suggest
 from mvkit.models import inference
+from mvkit.models.calibration import Calibration
+from mvkit.models.conformal import bounds_of, intervals_of
+from mvkit.models.ensemble import Ensemble, check_models
 from mvkit.models.far_covariates import warn_if_far
+from mvkit.models.imputed import Filled, Imputation
+from mvkit.models.imputed_sets import sets_of, table_of_sets
 from mvkit.models.imputed_spread import restored, spread_of
 from mvkit.models.inference import Empty, Names
-from mvkit.models.multimodal import MultimodalModel, check_model
+from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.refiners import Wanted
 
 HIDDEN = 1024  # numbers per row that networks are taken to hold beside their output
-Filled = Any  # data of the kind that came in
-Kind = Literal["mean", "sd", "quantile", "draw"]
+Kind = Literal["mean", "sd", "quantile", "draw", "low", "high"]
 Tensors = dict[str, Tensor]
 Merged = tuple[Tensor, Tensor]  # values, and where they changed
 
 
-@attrs.frozen(eq=False)
-class Imputation:
-    """Filled data with their uncertainty, each part of the kind that came in.
-
-    Args:
-        filled: the data, gaps filled.
-        sd: standard deviations of what was filled in, 0 elsewhere; NaN for categories.
-        quantiles: quantiles of what was filled in, by the share below; observed values elsewhere;
-            NaN for categories.
-        draws: the data filled n times at random, for multiple imputation, if asked for.
-    """
-
-    filled: Filled
-    sd: Filled
-    quantiles: dict[float, Filled]
-    draws: list[Filled]
-
-
 def impute(
-    model: MultimodalModel,
+    model: MultimodalModel | Ensemble,
     data: Rows,
     *,
     n: int = 100,
     quantiles: Iterable[float] | None = None,
     draws: bool = False,
+    intervals: float | Calibration | None = None,
     all: bool = False,
     to: Names = None,
     id: str | None = None,
@@ -83,13 +70,16 @@ def impute(
     importance weights of 10 n draws; uncertainty is that of draws picked by these weights.
 
     Args:
-        model: trained.
+        model: trained; or an `Ensemble`, whose models share out the draws.
         data: a mapping of tables or arrays, a dataset or a batch; the same comes back, tables with
             the same index and columns.
         n: draws of z.
         quantiles: shares such as (0.05, 0.95), or (): return an `Imputation` with standard
             deviations and quantiles.
         draws: return an `Imputation` with n filled data sets.
+        intervals: return an `Imputation` with intervals of numbers and sets of classes: a share
+            such as 0.9, which the model's own are to hold, or what `mvkit.calibrate` returns,
+            whose intervals hold their share whatever the model.
         all: replace observed values too.
         to: modalities to fill; None: those that came; others are added.
         id: the column of ids of tables that have them in a column.
@@ -114,19 +104,18 @@ def impute(
         >>> float(filled["a"][0, 0]), bool(np.isnan(filled["b"]).any())
         (1.0, False)
     """
-    check_model(model, "impute")
+    check_models(model, "impute")
     shares = tuple(quantiles or ())
-    uncertain = quantiles is not None or draws
+    bounds = intervals_of(model, intervals)
+    uncertain = quantiles is not None or draws or bounds is not None
     if any(not 0 <= share <= 1 for share in shares):
         raise RequestError(f"impute: quantiles {shares}; expected shares in [0, 1]")
     check_option("impute: rows", rows, "own", "all")
-    n = check_whole_number("impute: n", n, 1)
-    if uncertain and n < 2:
-        raise RequestError("impute: n=1; expected 2 draws at least to tell uncertainty")
+    n = _check_draws(n, uncertain)
     original = _Original(model, data, rows_of(data, id, covariates), id, all, rows == "all")
     names = original.names_of(to)
-    options: dict[str, Any] = {"n": n, "empty": empty, "sampler": sampler, "generator": generator}
-    options["refine"] = refine
+    options: dict[str, Any] = {"empty": empty, "sampler": sampler, "generator": generator}
+    options |= {"n": draws_of_each(model, n), "refine": refine}
     latent: Any = "draw" if model.missingness is None else "mean"
 
     def statistics(block: Batch) -> Tensors:
@@ -137,6 +126,7 @@ def impute(
         if uncertain:
             samples = model.translate(block, names, units="model", sample=True, **options)
             values |= spread_of(samples, model, shares, draws)
+            values |= bounds_of(bounds, model, samples, means)
         return {key: value.cpu() for key, value in values.items()}
 
     widest = max([model.modalities[name].numbers for name in names], default=1)
@@ -151,45 +141,21 @@ def impute(
         return filled("mean")
     quantile = {share: filled("quantile", i) for i, share in enumerate(shares)}
     drawn = [filled("draw", i) for i in range(n if draws else 0)]
-    return Imputation(filled("mean"), filled("sd"), quantile, drawn)
+    imputation = Imputation(filled("mean"), filled("sd"), quantile, drawn)
+    return imputation if bounds is None else original.with_intervals(imputation, values, filled)
 
 
-def embed(
-    model: MultimodalModel,
-    data: Rows,
-    given: Names = None,
-    *,
-    id: str | None = None,
-    covariates: object = None,
-    empty: Empty = "error",
-) -> Any:
-    """Posterior means of the rows, (b, d).
+def _check_draws(n: int, uncertain: bool) -> int:
+    """The number of draws; raises RequestError if it is none, or too small to tell uncertainty."""
+    n = check_whole_number("impute: n", n, 1)
+    if uncertain and n < 2:
+        raise RequestError("impute: n=1; expected 2 draws at least to tell uncertainty")
+    return n
 
-    A table with their ids for tables, an array for arrays, else a tensor.
 
-    Args:
-        model: trained.
-        data: see `impute`.
-        given: modalities to look at; None: all that each row has.
-        id: the column of ids of tables that have them in a column.
-        covariates: see `impute`.
-        empty: rows with none of them: `error`, or the mean of the `prior`.
-
-    Example:
-        >>> import pandas, mvkit
-        >>> model = mvkit.Model({"a": (1,)}, latent_dim=2, seed=0)
-        >>> table = pandas.DataFrame({"x": [1.0, 2.0]}, index=["p", "q"])
-        >>> mvkit.embed(model, {"a": table}).index.tolist()
-        ['p', 'q']
-    """
-    check_model(model, "embed")
-    raw = rows_of(data, id, covariates)
-    z = model.encode(raw, given, empty=empty)
-    values = full_precision(z).cpu().numpy()
-    if is_framed(data):
-        like = next(iter(data.values()))
-        return write_tables.embedding(values, raw.extra["id"].tolist(), like, id)
-    return values if is_of_arrays(data) else z
+def draws_of_each(model: MultimodalModel | Ensemble, n: int) -> int:
+    """How often each model draws, so that all of them draw n times at least."""
+    return -(-n // len(model)) if isinstance(model, Ensemble) else n
 
 
 def _whole(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -214,7 +180,7 @@ class _Original:
 
     def __init__(
         self,
-        model: MultimodalModel,
+        model: MultimodalModel | Ensemble,
         data: Rows,
         raw: Batch,
         id: str | None,
@@ -299,6 +265,27 @@ class _Original:
             modalities = data.modalities | self.model.modalities | data.modalities
             return attrs.evolve(data, batch=batch, modalities=modalities)
         return batch
+
+    def with_intervals(
+        self, imputation: Imputation, values: Tensors, filled: Callable[[Kind], Filled]
+    ) -> Imputation:
+        """The imputation with ends of intervals, and sets of classes in the data's own kind.
+
+        Sets (b, *places, c) of observed cells are their class alone.
+        """
+        known = self.seen.to("cpu").expanded()
+        sets: dict[str, Any] = {}
+        for key, x in values.items():
+            kind, _, name = key.partition("/")
+            if kind == "set":
+                gap = self.gaps[name].cpu() | self.replace if name in self.gaps else None
+                sets[name] = sets_of(self.model, name, x[0], known, gap)
+        for name, flags in sets.items():
+            if is_framed(self.data):
+                sets[name] = table_of_sets(self.model, name, flags, self.raw.extra["id"].tolist())
+            elif is_of_arrays(self.data):
+                sets[name] = flags.numpy()
+        return attrs.evolve(imputation, low=filled("low"), high=filled("high"), sets=sets)
 
     def _merged(self, name: str, new: Tensor, kind: Kind) -> Merged:
         """Values in the encoding and the order of columns of the data, and where they changed."""

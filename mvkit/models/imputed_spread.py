@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from mvkit.core.raw_values import full_precision
+from mvkit.models.ensemble import Ensemble
 from mvkit.models.multimodal import MultimodalModel
 
 Tensors = dict[str, Tensor]
 
 
-def restored(model: MultimodalModel, name: str, x: Tensor) -> Tensor:
+def restored(model: MultimodalModel | Ensemble, name: str, x: Tensor) -> Tensor:
     """Values in the user's units; where transforms are undone, in float64.
 
     In the model's own float32 a day in seconds would be off by a minute.
@@ -29,7 +30,7 @@ def restored(model: MultimodalModel, name: str, x: Tensor) -> Tensor:
 
 
 def spread_of(
-    samples: Tensors, model: MultimodalModel, shares: Sequence[float], draws: bool
+    samples: Tensors, model: MultimodalModel | Ensemble, shares: Sequence[float], draws: bool
 ) -> Tensors:
     """Deviations, quantiles and, if asked for, samples, (k, b, *raw_shape).
 

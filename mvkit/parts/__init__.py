@@ -76,6 +76,7 @@ from mvkit.parts.objectives.elbo import ELBO as ELBO
 from mvkit.parts.objectives.importance_weighted import IWAE as IWAE
 from mvkit.parts.objectives.importance_weighted import DReG as DReG
 from mvkit.parts.objectives.jensen_shannon import JSD as JSD
+from mvkit.parts.objectives.masked import Masked as Masked
 from mvkit.parts.objectives.mmd import MMD as MMD
 from mvkit.parts.objectives.mutual import MEME as MEME
 from mvkit.parts.objectives.objective import Objective as Objective
@@ -97,6 +98,7 @@ from mvkit.parts.refiners import energy_score as energy_score
 from mvkit.parts.relevance import ARD as ARD
 from mvkit.parts.samplers import GMM as GMM
 from mvkit.parts.samplers import Sampler as Sampler
+from mvkit.parts.tabular import Tabular as Tabular
 from mvkit.parts.top_down import TopDown as TopDown
 from mvkit.parts.top_down import TopDownPoE as TopDownPoE
 from mvkit.registry.builtin_parts import mvkit_components

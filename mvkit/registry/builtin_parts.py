@@ -28,6 +28,7 @@ elbo   mvkit.parts.objectives.elbo:ELBO                evidence lower bound
 iwae   mvkit.parts.objectives.importance_weighted:IWAE importance-weighted bound
 dreg   mvkit.parts.objectives.importance_weighted:DReG iwae, doubly reparametrised gradient
 align  mvkit.parts.objectives.composite:Align          KL to the unimodal posteriors, or contrast
+masked mvkit.parts.objectives.masked:Masked           observed cells that encoders do not see
 mmd    mvkit.parts.objectives.mmd:MMD                  draws of the posterior against the prior's
 sum    mvkit.parts.objectives.composite:Sum            weighted sum of objectives
 telbo  mvkit.parts.objectives.published:TELBO          joint and unimodal bounds
@@ -66,6 +67,7 @@ linear mvkit.parts.networks:Linear one affine map
 mlp    mvkit.parts.networks:MLP    fully connected
 conv   mvkit.parts.networks:Conv   2-d convolutions
 conv1d mvkit.parts.networks:Conv1d 1-d convolutions
+tabular mvkit.parts.tabular:Tabular columns: piecewise linear codes, residual blocks
 ard    mvkit.parts.relevance:ARD   linear or mlp, unneeded latents switched off
 [schedule]
 single              mvkit.training.stages:Single            one stage
@@ -102,6 +104,7 @@ frechet        mvkit.evaluation.frechet:Frechet               distance of featur
 [dataset]
 polydigits      mvkit.data.datasets.catalogue:PolyDigits     five pictures of a digit, real images
 linear_gaussian mvkit.data.datasets.catalogue:LinearGaussian known truth, for proofs
+files           mvkit.data.datasets.own_files:OwnFiles       your own tables, mixed columns
 [recipe]
 telbo     mvkit.recipes:telbo     joint and unimodal bounds
 jmvae     mvkit.recipes:jmvae     joint encoder, aligned with unimodal surrogates
@@ -120,6 +123,7 @@ mhvae     mvkit.recipes:mhvae     levels of latents
 meme      mvkit.recipes:meme      two modalities that supervise each other
 miwae     mvkit.recipes:miwae     gaps at random, importance-weighted
 not_miwae mvkit.recipes:not_miwae gaps that depend on what is missing
+masked    mvkit.recipes:masked    columns of tables, hidden cells predicted from the others
 mmjsd     mvkit.recipes:mmjsd     mixture of experts, Jensen-Shannon divergence
 nexus     mvkit.recipes:nexus     two levels of models, messages with dropout
 """

@@ -22,7 +22,7 @@ from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.core.loss import Loss
 from mvkit.core.modality import Modality, PartLike
-from mvkit.models.checkpoint import load, save
+from mvkit.models.checkpoint import load_model, save
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.stack import Stack
@@ -183,7 +183,7 @@ def reloaded(model: MultimodalModel) -> Model | Stack:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         save(model, path)
-        return load(path)
+        return load_model(path)
 
 
 def loss_and_gradients(

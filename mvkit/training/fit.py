@@ -22,6 +22,7 @@ from mvkit.models.penalties import penalties_found_once
 from mvkit.models.sampler_requests import look_again
 from mvkit.parts.priors import as_prior
 from mvkit.training.checks import adopt_objectives, check_plan
+from mvkit.training.copies import fit_copies
 from mvkit.training.distributed import ProcessGroup
 from mvkit.training.events import Listener, Listeners, RunFinished
 from mvkit.training.history import History
@@ -51,7 +52,8 @@ def fit(
     validation: object = None,
     patience: int | None = None,
     stages: StagesLike = None,
-    seed: int = 0,
+    seed: int | None = None,
+    seeds: int | Iterable[int] | None = None,
     device: str | torch.device = "auto",
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -83,7 +85,12 @@ def fit(
             says nothing itself; None: it does not end early.
         stages: a list of stages, or a schedule; None: the model's own schedule.
         seed: of the order of rows and of all noise; of initial weights only those that the
-            objectives of stages add to the model.
+            objectives of stages add to the model. None: 0.
+        seeds: train a copy of the model from each of several seeds, 0 to seeds - 1 or those
+            listed: copy s starts from the specs of the model with `seed=s`, and runs as
+            `fit(seed=s)`. The history has a column `seed` and all copies in `.ensemble`; the model
+            gets the weights of the copy with the best validation loss (without validation, the
+            lowest loss at its end). A run's folder has one for each copy.
         device: `auto` (an accelerator if there is one) or a torch device.
         progress: show a bar; None: on a terminal only.
         checkpoint: folder of the run (see `mvkit.training.run_folder`); None: nothing is written.
@@ -121,7 +128,10 @@ def fit(
             which then ends the process as ever, unless the user handles it.
     """
     check_model(model, "fit")
-    options = _checked(Options(batch_size, lr, seed, on_nonfinite, precision, save_every))
+    if seeds is not None:
+        return fit_copies(fit, dict(locals()))  # all arguments, by name
+    first = 0 if seed is None else seed
+    options = _checked(Options(batch_size, lr, first, on_nonfinite, precision, save_every))
     batch_size, seed = options.batch_size, options.seed
     epochs = check_whole_number("fit: epochs", epochs, 1)
     keep = check_whole_number("fit: keep", keep, 1)
@@ -129,9 +139,7 @@ def fit(
     check_option("fit: resume", resume, "auto", "must", "never")
     group = ProcessGroup.current()
     model.to(group.device(device))
-    if patience is not None:
-        check_whole_number("fit: patience", patience, 1)
-    plan = with_patience(stages_of_run(stages, model, epochs, checkpoint), patience)
+    plan = _plan(model, stages, epochs, patience, checkpoint)
     if isinstance(validation, float):
         whole = as_pipeline(data, model.schema, batch_size=batch_size, seed=seed, workers=workers)
         data, validation = hold_out(whole, validation, seed)
@@ -157,6 +165,19 @@ def fit(
     model.eval()
     judge(model, loader if valid is None else valid, run.history)
     return run.history
+
+
+def _plan(
+    model: MultimodalModel,
+    stages: StagesLike,
+    epochs: int,
+    patience: int | None,
+    checkpoint: str | os.PathLike[str] | None,
+) -> list[Stage]:
+    """The stages of a run, which end early by `patience` where they say nothing themselves."""
+    if patience is not None:
+        check_whole_number("fit: patience", patience, 1)
+    return with_patience(stages_of_run(stages, model, epochs, checkpoint), patience)
 
 
 def _checked(options: Options) -> Options:

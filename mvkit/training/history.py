@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mvkit.errors import DataError
+from mvkit.models.ensemble import Ensemble
 from mvkit.training.distributed import ProcessGroup, Sums
 from mvkit.training.loss_curves import losses
 
@@ -31,6 +32,8 @@ class History:
     Args:
         rows: one per epoch.
         notes: what was otherwise when the run resumed: more epochs, another device, and so on.
+        verdict: what the run came to.
+        ensemble: the models of a run from several seeds, whose rows have a column `seed`.
 
     Example:
         >>> History([{"stage": 0, "epoch": 1, "loss": 2.0}])["loss"]
@@ -40,6 +43,7 @@ class History:
     rows: list[Row] = attrs.field(factory=list)
     notes: list[str] = attrs.field(factory=list)
     verdict: list[str] = attrs.field(factory=list)
+    ensemble: Ensemble | None = None
 
     def __getitem__(self, key: str) -> list[float]:
         return [row.get(key, math.nan) for row in self.rows]

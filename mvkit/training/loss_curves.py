@@ -47,7 +47,7 @@ def losses(
     terms: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Metrics by epoch, with a line between stages.
+    """Metrics by epoch, with a line between stages, and between runs of several seeds.
 
     Args:
         history: a history, or its rows.
@@ -74,7 +74,7 @@ def losses(
         style = "--" if metric.startswith("valid/") else "-"
         label = metric.replace("$", r"\$")  # shown as it is, and not as a formula
         ax.plot(epochs, values, style, label=label, marker=marker)
-    stages = [row.get("stage", 0) for row in rows]
+    stages = [(row.get("seed"), row.get("stage", 0)) for row in rows]
     for epoch, (before, after) in enumerate(itertools.pairwise(stages), 1):
         if before != after:
             ax.axvline(epoch + 0.5, color="0.6", linewidth=1)

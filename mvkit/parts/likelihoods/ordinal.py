@@ -135,7 +135,9 @@ class OrdinalLikelihood(nn.Module, Likelihood):
     def _parameters_of(thresholds: Tensor) -> tuple[Tensor, Tensor]:
         """First threshold and gaps, before their softplus, of thresholds (..., k - 1)."""
         steps = (thresholds.diff(dim=-1) - SMALLEST_GAP).clamp(min=SMALLEST_GAP)
-        return thresholds[..., 0].clone(), steps.expm1().log()
+        # files take the strides of single numbers, too
+        first = thresholds[..., 0].clone(memory_format=torch.contiguous_format)
+        return first, steps.expm1().log()
 
 
 def _at(values: Tensor, number: Tensor) -> Tensor:

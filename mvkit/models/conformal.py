@@ -1,0 +1,335 @@
+"""Intervals and sets of what is filled in, calibrated on cells whose values are known.
+
+Split conformal prediction: cells that were observed, and that neither training nor the imputation
+has seen, say by how much a model's own intervals are too narrow or too wide.
+
+Axes: n draws, b rows, c classes; places are the shape of a modality without its axis of classes.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from mvkit.core.batch import Batch, conform
+from mvkit.core.likelihood import Likelihood
+from mvkit.core.noise import Generator
+from mvkit.core.raw_values import full_precision
+from mvkit.data.dataset import Rows
+from mvkit.data.user_rows import rows_of
+from mvkit.errors import DataError, RequestError, check_whole_number
+from mvkit.models.calibration import Calibration, check_level, conformal_quantile, held_share
+from mvkit.models.ensemble import Ensemble
+from mvkit.models.imputed_spread import restored
+from mvkit.models.inference import Empty
+from mvkit.models.multimodal import MultimodalModel, check_model
+from mvkit.parts.likelihoods.discrete import Bernoulli
+
+Tensors = dict[str, Tensor]
+AnyModel = MultimodalModel | Ensemble
+NARROWEST = 1e-3  # of the usual deviation of a column's draws: scores are divided by no less
+
+
+def calibrate(
+    model: AnyModel,
+    shown: Rows,
+    full: Rows,
+    *,
+    level: float = 0.9,
+    n: int = 200,
+    id: str | None = None,
+    covariates: object = None,
+    empty: Empty = "error",
+    generator: Generator = None,
+) -> Calibration:
+    """What cells that are hidden in `shown`, and known in `full`, say of a model's intervals.
+
+    Intervals of `impute(model, data, intervals=calibration)` then hold the share `level` of values
+    in each column, whatever the model, if the missing cells of `data` could as well have been
+    those hidden here: the model has seen neither, in training too, and both are missing in the
+    same way. So hide cells of the data at random, train on what is left, calibrate, and impute;
+    or take rows that the model was not trained on, with gaps like those of the data. The share is
+    an average over calibrations too: of n cells it is between `level` and level + 1/(n + 1).
+
+    Scores are those of conformalised quantile regression, in deviations of the model's draws, of
+    whole numbers the distance from their mean, and the improbability of the true class; a column
+    has the ⌈(n + 1) level⌉-th smallest.
+
+    Args:
+        model: trained; or an ensemble.
+        shown: rows with gaps, as the model is to see them.
+        full: the same rows, in which some of these gaps are filled with their true values.
+        level: share that intervals are to hold.
+        n: draws of each row.
+        id: the column of ids of tables that have them in a column.
+        covariates: see `impute`.
+        empty: rows of `shown` that observe nothing: `error`, or filled from the `prior`.
+        generator: source of randomness.
+
+    Raises:
+        DataError: other rows in `full`, or no cell that only `full` has.
+        RequestError: a level that is no share.
+
+    Example:
+        >>> import numpy as np, mvkit
+        >>> model = mvkit.Model({"a": (2,)}, latent_dim=1, seed=0)
+        >>> full = {"a": np.random.default_rng(0).normal(size=(200, 2))}
+        >>> shown = {"a": full["a"].copy()}
+        >>> shown["a"][:100, 0] = np.nan
+        >>> shown["a"][100:, 1] = np.nan
+        >>> calibration = mvkit.calibrate(model, shown, full)
+        >>> calibration.frame()["cells"].tolist()
+        [100, 100]
+        >>> filled = mvkit.impute(model, shown, intervals=calibration)
+        >>> bool((filled.low["a"] <= filled.high["a"]).all())
+        True
+
+    Reference: Romano, Patterson and Candès, Conformalized Quantile Regression, 2019,
+    https://arxiv.org/abs/1905.03222; Sadinle, Lei and Wasserman, Least Ambiguous Set-Valued
+    Classifiers with Bounded Error Levels, 2019, https://arxiv.org/abs/1609.00451.
+    """
+    if not isinstance(model, Ensemble):
+        check_model(model, "calibrate")
+    plain = Intervals(check_level("calibrate: level", level))
+    n = check_whole_number("calibrate: n", n, 2)
+    seen = conform(rows_of(shown, id, covariates), model.schema, compact=True)
+    known = conform(rows_of(full, id, covariates), model.schema, compact=True)
+    hidden = _hidden(model, seen, known)
+    names = tuple(hidden)
+    draws = -(-n // len(model)) if isinstance(model, Ensemble) else n
+
+    def statistics(block: Batch) -> Tensors:
+        options: dict[str, Any] = {"n": draws, "empty": empty, "generator": generator}
+        values: Tensors = {}
+        samples = model.translate(block, names, units="model", sample=True, **options)
+        means = model.translate(block, names, units="model", **options)
+        for name in names:
+            own = plain.own(model, name, samples[name], means[name])
+            values |= {f"{key}/{name}": x.cpu() for key, x in own.items()}
+        return values
+
+    values = model.in_blocks(statistics, seen, dim=1)
+    return _calibrated(model, plain, n, values, hidden, known.to("cpu").expanded())
+
+
+@attrs.frozen(eq=False)
+class Intervals:
+    """How intervals and sets are made of draws and means in the model's units.
+
+    Args:
+        level: share that they are to hold.
+        score: corrections by modality, see `Calibration`; none: the model's own intervals.
+        floor: likewise.
+    """
+
+    level: float
+    score: Tensors = attrs.field(factory=dict)
+    floor: Tensors = attrs.field(factory=dict)
+
+    def own(self, model: AnyModel, name: str, x: Tensor, mean: Tensor) -> Tensors:
+        """What the model itself says of one modality.
+
+        Args:
+            model: the model.
+            name: the modality.
+            x: draws, (n, b, *shape).
+            mean: means at draws of the latents, (n, b, *shape).
+
+        Returns:
+            Of numbers low, high and sd, (1, b, *shape), of whole ones their centre too; of classes
+            their probabilities p, (1, b, *places, c).
+        """
+        likelihood = model.schema.likelihoods[name]
+        if has_classes(likelihood):
+            p = mean.mean(0, keepdim=True)
+            return {"p": p if likelihood.class_axis else torch.stack([1 - p, p], -1)}
+        ends = [(1 - self.level) / 2, (1 + self.level) / 2]
+        quantiles = np.quantile(full_precision(x).cpu().numpy(), ends, axis=0, method="weibull")
+        low, high = torch.from_numpy(quantiles).to(x)
+        low, high = rearrange(low, "... -> 1 ..."), rearrange(high, "... -> 1 ...")
+        own = {"low": low, "high": high, "sd": x.std(0, keepdim=True)}
+        # quantiles of whole numbers are tied with them, so that no correction makes them narrower
+        return {**own, "centre": x.mean(0, keepdim=True)} if likelihood.integers else own
+
+    def of(self, model: AnyModel, samples: Tensors, means: Tensors) -> Tensors:
+        """Ends `low/…` and `high/…` (1, b, *raw_shape) in the user's units, and of modalities of
+        classes sets `set/…` (1, b, *places, c) bool, whose ends are NaN.
+        """
+        values = {}
+        for name, x in samples.items():
+            own = self.own(model, name, x, means[name])
+            score = self.score.get(name)
+            if "p" in own:
+                values[f"set/{name}"] = self._set(own["p"], score)
+                nothing = torch.full_like(restored(model, name, x[:1]), torch.nan)
+                values |= {f"low/{name}": nothing, f"high/{name}": nothing}
+                continue
+            low, high = own["low"], own["high"]
+            if score is not None:
+                low, high = _corrected(own, score.to(x), self.floor[name].to(x))
+            values[f"low/{name}"] = restored(model, name, low)
+            values[f"high/{name}"] = restored(model, name, high)
+        return values
+
+    def _set(self, p: Tensor, score: Tensor | None) -> Tensor:
+        """Which classes are in a set, (..., c) bool, the most probable one always."""
+        best = torch.zeros_like(p, dtype=torch.bool).scatter(-1, p.argmax(-1, keepdim=True), True)
+        if score is None:
+            return _smallest_set(p, self.level)
+        return best | (1 - p <= rearrange(score.to(p), "... -> ... 1"))
+
+
+def _corrected(own: Tensors, score: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """The ends of a calibrated interval, of whole numbers whole."""
+    low, high = own.get("centre", own["low"]), own.get("centre", own["high"])
+    reach = score * torch.maximum(own["sd"], floor)
+    middle = (low + high) / 2  # of intervals that shrink to less than nothing
+    low, high = torch.minimum(low - reach, middle), torch.maximum(high + reach, middle)
+    if "centre" not in own:
+        return low, high
+    inner_low, inner_high = low.ceil(), high.floor()
+    none = inner_low > inner_high
+    nearest = middle.round()
+    return torch.where(none, nearest, inner_low), torch.where(none, nearest, inner_high)
+
+
+def _smallest_set(p: Tensor, level: float) -> Tensor:
+    """The most probable classes that have a share `level` of the probability, (..., c) bool."""
+    ordered, place = p.sort(dim=-1, descending=True)
+    before = ordered.cumsum(-1) - ordered
+    return torch.zeros_like(p, dtype=torch.bool).scatter(-1, place, before < level)
+
+
+def has_classes(likelihood: Likelihood) -> bool:
+    """Whether values are classes, of which there are sets instead of intervals."""
+    return likelihood.class_axis or isinstance(likelihood, Bernoulli)
+
+
+def intervals_of(model: AnyModel, intervals: float | Calibration | None) -> Intervals | None:
+    """How intervals are made: the model's own at a level, or calibrated ones; None: not at all.
+
+    Raises:
+        RequestError: a level that is no share, or a calibration of other modalities.
+    """
+    if intervals is None:
+        return None
+    if not isinstance(intervals, Calibration):
+        return Intervals(check_level("impute: intervals", intervals))
+    for name, score in intervals.score.items():
+        places = _places(model, name) if name in model.names else None
+        if places != tuple(score.shape):
+            raise RequestError(
+                f"impute: intervals of {name!r} with columns {tuple(score.shape)}, and the model "
+                f"has {places or 'no such modality'}; expected the model that was calibrated"
+            )
+    return Intervals(intervals.level, intervals.score, intervals.floor)
+
+
+def bounds_of(
+    intervals: Intervals | None, model: AnyModel, samples: Tensors, means: Tensors
+) -> Tensors:
+    """What `Intervals.of` returns; nothing where no intervals are asked for."""
+    return {} if intervals is None else intervals.of(model, samples, means)
+
+
+def _places(model: AnyModel, name: str) -> tuple[int, ...]:
+    shape = model.modalities[name].shape
+    return shape[:-1] if model.schema.likelihoods[name].class_axis else shape
+
+
+def _hidden(model: AnyModel, seen: Batch, known: Batch) -> Tensors:
+    """Where values are known and not shown, {name: (b, *places) bool}, of modalities with some."""
+    if len(seen) != len(known):
+        raise DataError(
+            f"calibrate: {len(seen)} rows shown and {len(known)} in full; expected the same rows "
+            "twice, with more gaps in the first"
+        )
+    hidden = {}
+    for name in model.names:
+        places = present(known, name) & ~present(seen, name)
+        if places.any():
+            hidden[name] = places.cpu()
+    if not hidden:
+        raise DataError(
+            "calibrate: no cell is known in `full` and hidden in `shown`; expected some in each "
+            "column; hide some, such as by dataset.with_missing(0.1, of='elements')"
+        )
+    return hidden
+
+
+def present(batch: Batch, name: str) -> Tensor:
+    """Which cells of a modality a conformed batch observes, (b, *places) bool."""
+    flags = batch.present(name)
+    classes = batch.schema is not None and batch.schema.likelihoods[name].class_axis
+    return flags[..., 0] if classes and name not in batch.classes else flags
+
+
+def _calibrated(
+    model: AnyModel, plain: Intervals, n: int, values: Tensors, hidden: Tensors, known: Batch
+) -> Calibration:
+    """Corrections by column from the scores of known cells."""
+    parts: dict[str, Tensors] = {"score": {}, "floor": {}, "cells": {}, "own": {}, "held": {}}
+    features = {}
+    for name, places in hidden.items():
+        x = known.data[name]
+        own = {}
+        for key in ("p", "low", "high", "sd", "centre"):
+            if f"{key}/{name}" in values:
+                own[key] = values[f"{key}/{name}"][0]
+        likelihood = model.schema.likelihoods[name]
+        if "p" in own:
+            inside, scores = _of_classes(plain, own["p"], x, likelihood)
+        else:
+            floor = NARROWEST * own["sd"].mean(0)
+            parts["floor"][name] = floor
+            sd = torch.maximum(own["sd"], floor).clamp(min=torch.finfo(x.dtype).tiny)
+            low, high = own.get("centre", own["low"]), own.get("centre", own["high"])
+            scores = torch.maximum(low - x, x - high) / sd
+            inside = (own["low"] <= x) & (x <= own["high"])
+        cells = places.sum(0)
+        parts["cells"][name] = cells
+        parts["own"][name] = (inside & places).sum(0) / cells
+        parts["score"][name] = conformal_quantile(scores, places, plain.level)
+        parts["held"][name] = held_share(scores, places, plain.level)
+        features[name] = model.modalities[name].features
+    _warn_of_few(parts, features, plain.level)
+    return Calibration(plain.level, n, features=features, **parts)
+
+
+def _of_classes(
+    plain: Intervals, p: Tensor, x: Tensor, likelihood: Likelihood
+) -> tuple[Tensor, Tensor]:
+    """Whether the model's own sets hold the true classes, and how improbable these are, each (b,
+    *places).
+    """
+    truth = x if likelihood.class_axis else torch.stack([1 - x, x], -1)
+    share = (p * truth).sum(-1)
+    inside = (_smallest_set(p, plain.level) & (truth > 0.5)).any(-1)
+    return inside, 1 - share
+
+
+def _warn_of_few(
+    parts: dict[str, Tensors], features: dict[str, tuple[str, ...]], level: float
+) -> None:
+    """Warns of columns with too few known cells to say anything."""
+    lacking = []
+    for name, score in parts["score"].items():
+        few = torch.isposinf(score) & (parts["cells"][name] > 0)
+        for i in few.flatten().nonzero()[:, 0].tolist():
+            lacking.append(f"{name}[{features[name][i] if features[name] else i}]")
+    if lacking:
+        needed = math.ceil(level / (1 - level) - 1e-9)
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        warnings.warn(
+            f"calibrate: {', '.join(lacking[:3])}{more} have fewer than {needed} known cells, of "
+            f"which no interval of level {level:g} follows: theirs are infinite, sets hold all "
+            "classes; hide more cells",
+            stacklevel=4,
+        )

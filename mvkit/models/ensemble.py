@@ -1,0 +1,273 @@
+"""Ensemble: copies of one model that were trained from several seeds, asked together.
+
+Axes: e models, n draws, b rows, d latent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar, cast
+
+import attrs
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from mvkit.core.batch import Batch
+from mvkit.core.decoding import Decodes
+from mvkit.core.missingness import Missingness
+from mvkit.core.modality import Modality
+from mvkit.core.validation import Schema
+from mvkit.data.dataset import Rows
+from mvkit.errors import RequestError, SpecError
+from mvkit.models.inference import Names, check_count
+from mvkit.models.multimodal import MultimodalModel, check_model
+from mvkit.registry.spec import to_dict
+
+Answer = TypeVar("Answer", Tensor, dict[str, Tensor])
+
+
+@attrs.frozen(eq=False)
+class Answers(Generic[Answer]):
+    """What the models of an ensemble answer to one question.
+
+    Args:
+        each: the answers, in the order of the models.
+        mean: their mean.
+        sd: how far they differ: their standard deviation; NaN of one model alone.
+    """
+
+    each: tuple[Answer, ...]
+    mean: Answer
+    sd: Answer
+
+
+class Ensemble(nn.Module):
+    """Copies of one model, trained from several seeds: what they say, and how far they differ.
+
+    An equal mixture of its models: `translate` and `sample` draw from all of them, and
+    `log_likelihood` is that of their mean density. Latents of different models have nothing to do
+    with one another, so that `encode` and `clusters` return those of each. Any other question goes
+    to every model by `ask`. `mvkit.impute` and `mvkit.save` take an ensemble as they take a model.
+
+    Args:
+        models: of the same modalities, one at least.
+        seeds: from which they were trained; none: they are not known.
+
+    Raises:
+        SpecError: no model, or models of other modalities.
+
+    Example:
+        >>> import torch, mvkit
+        >>> models = [mvkit.Model({"a": (2,)}, latent_dim=1, seed=s) for s in range(3)]
+        >>> ensemble = mvkit.Ensemble(models)
+        >>> rows = {"a": torch.zeros(4, 2)}
+        >>> ensemble.translate(rows, latent="mean")["a"].shape
+        torch.Size([3, 4, 2])
+        >>> ensemble.ask(lambda model: model.log_likelihood(rows, n=10)).sd.shape
+        torch.Size([4])
+
+    Reference: Lakshminarayanan, Pritzel and Blundell, Simple and Scalable Predictive Uncertainty
+    Estimation using Deep Ensembles, 2017, https://arxiv.org/abs/1612.01474.
+    """
+
+    def __init__(self, models: Iterable[MultimodalModel], seeds: Sequence[int] = ()) -> None:
+        super().__init__()
+        members = list(models)
+        _check_alike(members)
+        self.models = nn.ModuleList(members)
+        self.seeds = tuple(seeds)
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    def __repr__(self) -> str:
+        seeds = f", seeds {', '.join(map(str, self.seeds))}" if self.seeds else ""
+        return f"Ensemble({len(self)} models{seeds})\n  " + repr(self.first).replace("\n", "\n  ")
+
+    @property
+    def members(self) -> tuple[MultimodalModel, ...]:
+        """The models."""
+        return cast(tuple[MultimodalModel, ...], tuple(self.models))
+
+    @property
+    def first(self) -> MultimodalModel:
+        """The first model, which knows what all have in common."""
+        return self.members[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The modalities, in order."""
+        return self.first.names
+
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """What they are."""
+        return self.first.modalities
+
+    @property
+    def schema(self) -> Schema:
+        """What the models expect of a batch."""
+        return self.first.schema
+
+    @property
+    def decoding(self) -> Decodes:
+        """What generates in the first model."""
+        return self.first.decoding
+
+    @property
+    def missingness(self) -> Missingness | None:
+        """Why values are missing, as the first model has it; None: at random."""
+        return self.first.missingness
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the models' dtype and device."""
+        return self.first.like
+
+    def header(self) -> dict[str, Any]:
+        """The ensemble as plain JSON data."""
+        models = [model.header() for model in self.members]
+        return {"name": "ensemble", "seeds": list(self.seeds), "models": models}
+
+    def check_savable(self) -> None:
+        """Raises CheckpointError for a model that no file can hold."""
+        for model in self.members:
+            model.check_savable()
+
+    def in_blocks(
+        self,
+        function: Callable[[Batch], dict[str, Tensor]],
+        data: Rows,
+        *,
+        dim: int = 0,
+        rows: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Evaluates a function of batches block by block; see `MultimodalModel.in_blocks`."""
+        return self.first.in_blocks(function, data, dim=dim, rows=rows)
+
+    def ask(self, question: Callable[[MultimodalModel], Answer]) -> Answers[Answer]:
+        """Answers of all models to one question, their mean and their spread.
+
+        Args:
+            question: from a model to a tensor, or to a mapping of tensors, of the same shape for
+                each; about the data, not about latents, which each model has its own.
+        """
+        answers = tuple(question(model) for model in self.members)
+        mean = _over_models(answers, lambda x: x.mean(0))
+        sd = _over_models(answers, _spread)
+        return Answers(answers, mean, sd)
+
+    def encode(self, batch: Rows, given: Names = None, **options: Any) -> Tensor:
+        """Posterior means by each model, (e, b, d); options as of `Model.encode`.
+
+        They have no mean over the models, whose latents are turned against one another.
+        """
+        return torch.stack([model.encode(batch, given, **options) for model in self.members])
+
+    def clusters(self, batch: Rows, **options: Any) -> Tensor:
+        """Clusters by each model, (e, b), numbered by each in its own way."""
+        return torch.stack([model.clusters(batch, **options) for model in self.members])
+
+    def translate(
+        self, batch: Rows, to: Names = None, given: Names = None, n: int = 1, **options: Any
+    ) -> dict[str, Tensor]:
+        """Modalities `to` generated from those `given`, {name: ((n e), b, *shape)}.
+
+        N draws of each model, the models taking turns; other options as of `Model.translate`. The
+        mean over the first axis is the ensemble's, and its spread is within models and between
+        them.
+        """
+        n = check_count(n)
+        draws = [model.translate(batch, to, given, n, **options) for model in self.members]
+        return _in_turns(draws)
+
+    def sample(self, n: int, **options: Any) -> dict[str, Tensor]:
+        """Rows from the prior, {name: (n, *shape)}, drawn from the models in turn.
+
+        Args:
+            n: number of rows.
+            options: as of `Model.sample`, but for `latents` and `cluster`.
+
+        Raises:
+            RequestError: an option that has a meaning in one model alone.
+        """
+        n = check_count(n)
+        for option in ("latents", "cluster"):
+            if options.get(option):
+                raise RequestError(
+                    f"sample: {option}={options[option]!r}, which each model of an ensemble has "
+                    f"its own; expected none; ask one of ensemble.members"
+                )
+        each = math.ceil(n / len(self))
+        rows = _in_turns([model.sample(each, **options) for model in self.members])
+        return {name: x[:n] for name, x in rows.items()}
+
+    def log_likelihood(self, batch: Rows, *arguments: Any, **options: Any) -> Tensor:
+        """Log of the models' mean density of each row in nats, (b,); see `Model.log_likelihood`.
+
+        Of conditionals, `given=…`, it is the mean of the models' conditional densities.
+        """
+        log_px = [model.log_likelihood(batch, *arguments, **options) for model in self.members]
+        return torch.logsumexp(torch.stack(log_px), 0) - math.log(len(self))
+
+
+def check_models(model: object, where: str) -> None:
+    """Raises RequestError, which names the function, for what is no model and no ensemble."""
+    if not isinstance(model, Ensemble):
+        check_model(model, where)
+
+
+def _check_alike(models: list[MultimodalModel]) -> None:
+    """Raises SpecError unless there are models, all of the same modalities."""
+    if not models:
+        raise SpecError("an ensemble of no models; expected one at least", "models")
+    for i, model in enumerate(models):
+        if not isinstance(model, MultimodalModel):
+            raise SpecError(
+                f"got {type(model).__name__}; expected a Model or a Stack", f"models.{i}"
+            )
+        if _data_of(model) != _data_of(models[0]):
+            raise SpecError(
+                f"its modalities {list(model.names)} are not those of the first, "
+                f"{list(models[0].names)}, in names, shapes or transforms; expected copies of one "
+                "model",
+                f"models.{i}",
+            )
+
+
+def _data_of(model: MultimodalModel) -> list[Any]:
+    """What a model takes its data to be: names, shapes and transforms, in order."""
+    data = []
+    for name in model.names:
+        modality = model.modalities[name]
+        steps = to_dict(modality.transform)
+        data.append((name, modality.raw_shape, modality.shape, steps))
+    return data
+
+
+def _over_models(answers: tuple[Answer, ...], function: Callable[[Tensor], Tensor]) -> Answer:
+    """A function of the stacked answers (e, …) of all models."""
+    first = answers[0]
+    if isinstance(first, Tensor):
+        return function(torch.stack(answers))
+    values = {}
+    for name in first:
+        pieces = [answer[name] for answer in answers]
+        values[name] = function(torch.stack(pieces))
+    return values
+
+
+def _spread(x: Tensor) -> Tensor:
+    """The standard deviation over the first axis; NaN of one value."""
+    return x.std(0) if len(x) > 1 else torch.full_like(x[0], torch.nan)
+
+
+def _in_turns(draws: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Draws (n, …) of each model as ((n e), …): a first of each, a second of each, and so on."""
+    values = {}
+    for name in draws[0]:
+        stacked = torch.stack([answer[name] for answer in draws], 1)
+        values[name] = rearrange(stacked, "n e ... -> (n e) ...")
+    return values

@@ -1,0 +1,1 @@
+"""Tables with gaps, filled by one call: types, model, training and report."""

@@ -1,0 +1,119 @@
+"""Training from several seeds: a copy of the model from each, one after the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mvkit.core.noise import whole_seed
+from mvkit.core.safe_file import write_whole
+from mvkit.errors import RequestError, check_whole_number
+from mvkit.models.checkpoint import save
+from mvkit.models.copies import fresh_copy, take_over
+from mvkit.models.ensemble import Ensemble
+from mvkit.models.multimodal import MultimodalModel
+from mvkit.training.distributed import ProcessGroup
+from mvkit.training.history import History
+
+Fit = Callable[..., History]
+
+
+def fit_copies(fit: Fit, arguments: Mapping[str, Any]) -> History:
+    """Trains a copy of a model from each of several seeds; the model gets the best weights.
+
+    Args:
+        fit: what trains one model.
+        arguments: those of `mvkit.fit` by name, with `seeds`.
+
+    Returns:
+        The rows of all copies, with a column `seed`, their notes and verdicts, and the copies.
+
+    Raises:
+        RequestError: seeds that cannot be, `seed` beside them, or a model that has no fresh copy.
+    """
+    options = dict(arguments)
+    model, seed = options.pop("model"), options.pop("seed")
+    seeds = seeds_of(options.pop("seeds"))
+    if seed is not None:
+        raise RequestError(
+            f"fit: seed={seed!r} beside seeds={list(seeds)}; expected one of them; leave seed out"
+        )
+    checkpoint, resume = options.pop("checkpoint"), options.pop("resume")
+    folder = None if checkpoint is None else _folder(Path(checkpoint))
+    options["listeners"] = tuple(options["listeners"])
+    copies, histories = [], []
+    for number in seeds:
+        copy = fresh_copy(model, number)
+        place = None if folder is None else folder / f"seed-{number}"
+        run = fit(copy, seed=number, checkpoint=place, resume=resume, **options)
+        resume = "auto" if resume == "must" else resume  # the last run may be the first few copies
+        copies.append(copy)
+        histories.append(run)
+    losses = [final_loss(run) for run in histories]
+    model.to(copies[0].like.device)
+    take_over(model, copies[losses.index(min(losses))])
+    model.eval()
+    history = _together(seeds, histories, Ensemble(copies, seeds))
+    if folder is not None and ProcessGroup.current().first:
+        _write(folder, model, history)
+    return history
+
+
+def _folder(path: Path) -> Path:
+    """The folder of all copies' runs; raises RequestError if it is that of one run."""
+    if (path / "checkpoints").is_dir():
+        raise RequestError(
+            f"fit: {path} is the folder of a run from one seed; expected another, in which each "
+            "of several seeds gets a folder of its own"
+        )
+    return path
+
+
+def seeds_of(seeds: int | Iterable[int]) -> tuple[int, ...]:
+    """The seeds that are asked for: 0 to n - 1, or those listed.
+
+    Raises:
+        RequestError: none, one twice, or what is no seed.
+    """
+    if isinstance(seeds, str) or not isinstance(seeds, Iterable):
+        return tuple(range(check_whole_number("fit: seeds", seeds, 1)))
+    numbers = tuple(whole_seed(seed) for seed in seeds)
+    if not numbers or len({*numbers}) < len(numbers):
+        raise RequestError(
+            f"fit: seeds={list(numbers)}; expected different whole numbers, one at least"
+        )
+    return numbers
+
+
+def final_loss(history: History) -> float:
+    """What the weights that a run kept came to in its last stage; infinity if nobody knows.
+
+    With validation, the lowest validation loss, whose weights are kept; else the last loss.
+    """
+    last = max((row.get("stage", 0) for row in history.rows), default=0)
+    rows = [row for row in history.rows if row.get("stage", 0) == last]
+    validated = [row["valid/loss"] for row in rows if "valid/loss" in row]
+    losses = validated or [row["loss"] for row in rows[-1:]]
+    return min((loss for loss in losses if math.isfinite(loss)), default=math.inf)
+
+
+def _together(seeds: tuple[int, ...], histories: list[History], ensemble: Ensemble) -> History:
+    """One history of all copies."""
+    whole = History(ensemble=ensemble)
+    for seed, history in zip(seeds, histories, strict=True):
+        for row in history.rows:
+            whole.rows.append({"seed": seed, **row})
+        whole.notes.extend(f"seed {seed}: {note}" for note in history.notes)
+        whole.verdict.extend(f"seed {seed}: {sentence}" for sentence in history.verdict)
+    return whole
+
+
+def _write(folder: Path, model: MultimodalModel, history: History) -> None:
+    """Writes the model, the ensemble and the whole history beside the copies' own folders."""
+    save(model, folder / "model.safetensors")
+    if history.ensemble is not None:
+        save(history.ensemble, folder / "ensemble.safetensors")
+    write_whole(folder / "history.jsonl", history.to_jsonl().encode())
+    write_whole(folder / "history.csv", history.to_csv().encode())
