@@ -56,10 +56,11 @@ def _names(value: object) -> str | None:
 
 def _shares(value: object) -> str | None:
     """A check: shares of the rows of each split."""
-    fine = isinstance(value, tuple) and len(value) == len(SPLITS)
-    for share in value if isinstance(value, tuple) else ():
+    shares = value if isinstance(value, tuple) else ()
+    fine = len(shares) == len(SPLITS)
+    for share in shares:
         fine = fine and isinstance(share, int | float) and 0 < share < 1
-    if fine and abs(sum(value) - 1) < 1e-6:  # type: ignore[arg-type]
+    if fine and abs(sum(shares) - 1) < 1e-6:
         return None
     return "three shares above 0 that add up to 1: train, valid and test"
 

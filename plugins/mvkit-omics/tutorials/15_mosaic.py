@@ -22,11 +22,12 @@ import sys
 from pathlib import Path
 
 import mudata
-import mvkit
 import numpy as np
 import scanpy
 from matplotlib import pyplot as plt
 from mvkit_omics import annotate, differential_expression, from_mudata, imputed, latents, map_new
+
+import mvkit
 
 mudata.set_options(pull_on_update=False)
 source = Path(os.environ.get("MVKIT_DATA", "../shared/data")) / "midas_mosaic"
@@ -45,10 +46,7 @@ batch = whole.obs["batch"].astype(str)
 rna, adt = whole["rna"], whole["adt"]
 hidden = adt[adt.obs["batch"] == "p3_0"].copy()
 known = mudata.MuData(
-    {
-        "rna": rna[rna.obs["batch"] != "p1_0"].copy(),
-        "adt": adt[adt.obs["batch"] != "p3_0"].copy(),
-    }
+    {"rna": rna[rna.obs["batch"] != "p1_0"].copy(), "adt": adt[adt.obs["batch"] != "p3_0"].copy()}
 )
 known.obs["batch"] = batch[known.obs_names].to_numpy()
 known.obs["celltype"] = whole.obs["celltype"].astype(str)[known.obs_names].to_numpy()
@@ -86,7 +84,9 @@ def scatter(axis, groups, title):
         cells = groups == name
         axis.scatter(*place[cells].T, s=4, color=colours(i), label=name, rasterized=True)
     axis.set(title=title, xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
-    axis.legend(markerscale=3, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axis.legend(
+        markerscale=3, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False
+    )
 
 
 figure, axes = plt.subplots(1, 3, figsize=(15, 4))

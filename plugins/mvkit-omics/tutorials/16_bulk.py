@@ -22,13 +22,14 @@ import sys
 from pathlib import Path
 
 import attrs
-import mvkit
 import numpy as np
 import pandas
 from matplotlib import pyplot as plt
-from mvkit import MultimodalDataset
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
+
+import mvkit
+from mvkit import MultimodalDataset
 
 source = Path(os.environ.get("MVKIT_DATA", "../shared/data")) / "rosmap"
 if not source.is_dir():

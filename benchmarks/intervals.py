@@ -1,13 +1,13 @@
 """How many hidden cells the 90 per cent intervals and sets of `mvkit.impute(table)` hold.
 
-    python benchmarks/coverage.py run --data Wine --why mcar mar --masks 1 2 3
-    python benchmarks/coverage.py table
+    python benchmarks/intervals.py run --data Wine --why mcar mar --masks 1 2 3
+    python benchmarks/intervals.py table
 
 Adult, Breast (Wisconsin), Wine (quality) and defaultCredit of UCI, and rosmap (three tables of 200
 features of the same people). A share of 20 per cent of the cells is hidden: `mcar` at random; `mar`
 by logistic probabilities of one column, the driver, that is never hidden (in each of three tables
 of rosmap its first); `mnar` more often where a number itself is large, with and without
-`missingness="self"`. Masks are seeds. `run` adds lines to `coverage.jsonl`, one for each column.
+`missingness="self"`. Masks are seeds. `run` adds lines to `intervals.jsonl`, one for each column.
 `--rows` takes the first rows alone, and `--steps` trains for less: conformal intervals hold their
 share with any model, and better models have narrower ones.
 """
