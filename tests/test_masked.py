@@ -108,7 +108,7 @@ def test_loss_and_gradients_equal_a_loop(predict, beta):
     eps = torch.randn(B, 2, generator=generator, dtype=torch.float64)
 
     def source(site, shape, dtype, device):
-        return uniform if site == "choice/hidden" else eps.reshape(shape)
+        return uniform.T if site == "choice/hidden" else eps.reshape(shape)
 
     with noise(source):
         loss = model.loss(model.conform(Batch(data))).loss

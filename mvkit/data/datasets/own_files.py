@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     Frames = dict[str, DataFrame]
 
 
+ROUNDING = 1e-6  # of shares that add up to 1
+
+
 def _paths(value: object) -> str | None:
     """A check: paths by name."""
     fine = isinstance(value, Mapping) and value and all(map(_is_text, [*value, *value.values()]))
@@ -57,10 +60,8 @@ def _names(value: object) -> str | None:
 def _shares(value: object) -> str | None:
     """A check: shares of the rows of each split."""
     shares = value if isinstance(value, tuple) else ()
-    fine = len(shares) == len(SPLITS)
-    for share in shares:
-        fine = fine and isinstance(share, int | float) and 0 < share < 1
-    if fine and abs(sum(shares) - 1) < 1e-6:
+    numbers = [share for share in shares if isinstance(share, int | float) and 0 < share < 1]
+    if len(numbers) == len(shares) == len(SPLITS) and abs(sum(numbers) - 1) < ROUNDING:
         return None
     return "three shares above 0 that add up to 1: train, valid and test"
 

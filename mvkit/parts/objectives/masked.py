@@ -5,6 +5,7 @@ Axes: b rows, m modalities.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import attrs
@@ -110,19 +111,19 @@ class Masked(Objective):
         The visible cell that each row keeps is that whose random number is largest.
         """
         present = {}
-        for name in batch.data:
-            present[name] = _cells(batch, name).flatten(1)
+        for name in sorted(batch.data):  # whatever order they are declared in
+            present[name] = _flat(_cells(batch, name))
         every = torch.cat(list(present.values()), 1)
-        shape = (len(every), every.shape[1] + 1)
+        shape = (every.shape[1] + 1, len(every))
         like = next(iter(batch.data.values()))
-        uniform = noise.draw("choice/hidden", shape, like, generator=experts.generator)
+        uniform = noise.draw("choice/hidden", shape, like, generator=experts.generator).T
         share = self.low + (self.high - self.low) * uniform[:, -1:]
         scores = torch.where(every, uniform[:, :-1], -1.0)
         largest = torch.zeros_like(every).scatter(1, scores.argmax(1, keepdim=True), True)
         hidden = every & (scores < share) & ~largest
         widths = [cells.shape[1] for cells in present.values()]
-        pieces = zip(batch.data, hidden.split(widths, 1), strict=True)
-        return {name: cells.reshape(_cells(batch, name).shape) for name, cells in pieces}
+        pieces = dict(zip(present, hidden.split(widths, 1), strict=True))
+        return {name: pieces[name].reshape(_cells(batch, name).shape) for name in batch.data}
 
 
 def _cells(batch: Batch, name: str) -> Tensor:
@@ -130,6 +131,11 @@ def _cells(batch: Batch, name: str) -> Tensor:
     present = batch.present(name)
     has_classes = batch.schema is not None and batch.schema.likelihoods[name].class_axis
     return present[..., 0] if has_classes else present
+
+
+def _flat(cells: Tensor) -> Tensor:
+    """Cells (b, …) as (b, n), also where a row is one cell, or there is no row."""
+    return cells.reshape(len(cells), math.prod(cells.shape[1:]))
 
 
 def _only(batch: Batch, cells: Cells) -> Batch:
@@ -142,7 +148,7 @@ def _only(batch: Batch, cells: Cells) -> Batch:
     observed = []
     for name, x in batch.data.items():
         data[name] = torch.where(widened(cells[name], x.shape), x, 0.0)
-        observed.append(cells[name].flatten(1).any(1))
+        observed.append(_flat(cells[name]).any(1))
     return attrs.evolve(
         batch,
         data=data,
