@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mvkit
+from mvkit.models.checkpoint import load_model
 
 AnyModel = mvkit.Model | mvkit.Stack
 TrainedLike = AnyModel | str | os.PathLike[str] | None
@@ -32,7 +33,7 @@ def from_bytes(blob: bytes) -> AnyModel:
     with tempfile.TemporaryDirectory(prefix="mvkit-sklearn-") as folder:
         path = Path(folder) / NAME
         path.write_bytes(blob)
-        return mvkit.load(path)
+        return load_model(path)
 
 
 def trained_model(trained: TrainedLike) -> AnyModel:
@@ -40,7 +41,7 @@ def trained_model(trained: TrainedLike) -> AnyModel:
     if isinstance(trained, mvkit.Model | mvkit.Stack):
         return copy.deepcopy(trained).double().eval()
     if isinstance(trained, str | os.PathLike):
-        return mvkit.load(trained).double()
+        return load_model(trained).double()
     raise mvkit.RequestError(
         f"trained={type(trained).__name__}; expected a model, the path of its file, or None"
     )
