@@ -60,7 +60,7 @@ def test_the_page_draws_what_its_widgets_choose(model_and_rows, monkeypatch):
     pytest.importorskip("panel", reason="needs panel: pip install 'mvkit[explore]'")
     asked = []
 
-    def note(*arguments, covariates):
+    def note(*arguments, covariates, refine):
         asked.append(covariates)
         raise mvkit.RequestError("nothing to draw")
 
