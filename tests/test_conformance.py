@@ -38,6 +38,7 @@ OPTIONS = {
     "ordinal": {"levels": 5},
     "cvae": {"covariates": {"site": ["A", "B"]}},
     "not_miwae": {"missingness": {"name": "self", "modalities": ["a"]}},
+    "files": {"files": {"labs": "labs.csv"}},
 }
 COMPANIONS = {  # they go together only
     "top_down_poe": {"prior": "top_down"},
@@ -60,7 +61,7 @@ SKIP = {
 def test_built_in(kind, name):
     skip = SKIP.get((kind, name)) or SKIP.get(name, ())
     part = plugins.lookup(kind, name)
-    if attrs.has(part) and "path" in attrs.fields_dict(part):
+    if attrs.has(part) and {"path", "files"} & set(attrs.fields_dict(part)):
         skip = ["contract"]  # of files that the user has
     companions = COMPANIONS.get(name)
     check_component(kind, name, skip=skip, companions=companions, **OPTIONS.get(name, {}))
