@@ -259,7 +259,7 @@ def test_midas():
 def test_cite_mopoe():
     """One subset of each row, spread evenly over the batch; KLs of all subsets, by their number."""
     names = [GENES, PROTEINS, PEAKS]
-    model = built("cite_mopoe", names, beta=0.7)
+    model = built("cite_mopoe", names, beta=0.7, encode_batch=True)
     order = sorted(names)
     subsets = []
     for size in (1, 2, 3):

@@ -308,3 +308,15 @@ def test_recipes_beat_the_constant_model_on_held_out_cells(name):
     ours = model.log_likelihood(held, n=50).mean()
     constant = constant_log_likelihood(recipe(name)(modalities, **options), train, held)
     assert ours > constant + 5
+
+
+def test_encoders_of_cite_mopoe_see_the_batch_when_asked():
+    modalities = {"rna": (5,), "adt": (3,)}
+    blind = {"batch": mvkit.Covariate(("p1", "p2"))}
+    model = mvkit.recipes.cite_mopoe(modalities, covariates=blind, seed=0)
+    assert model.spec.covariates["batch"].into == ("decoders",)
+    model = mvkit.recipes.cite_mopoe(modalities, covariates=blind, encode_batch=True, seed=0)
+    assert model.spec.covariates["batch"].into == ("decoders", "encoders")
+    said = {"batch": mvkit.Covariate(("p1", "p2"), into=("encoders",))}
+    assert mvkit.recipes.cite_mopoe(modalities, covariates=said).spec.covariates == said
+    assert mvkit.recipes.cite_mopoe(modalities, seed=0).spec.covariates == {}

@@ -280,6 +280,7 @@ def cite_mopoe(
     proteins: Names = None,
     peaks: Names = None,
     batch: str | None = None,
+    encode_batch: bool = False,
     dispersion: str = "feature",
     library: str | None = "total",
     hidden: Hidden = (256,),
@@ -301,6 +302,8 @@ def cite_mopoe(
         peaks: which are peaks; None: those called atac or peaks.
         batch: covariate with a level for each batch; None: the one called `batch`, if there is
             one.
+        encode_batch: whether encoders see the batch too. Those that do not give cells of all
+            batches codes that mix better.
         dispersion: θ by `feature`, `feature_and_level` of the batch, or `decoded`.
         library: exposure of genes: `total`, the name of a covariate, or None.
         hidden: widths of hidden layers of networks that are left at their default; None: as they
@@ -315,7 +318,10 @@ def cite_mopoe(
     https://arxiv.org/abs/2105.02470, with likelihoods as of `scvi`.
     """
     each = as_modalities(modalities)
-    likelihood = roles.negative_binomial(dispersion, roles.batch_of(batch, options))
+    batch = roles.batch_of(batch, options)
+    likelihood = roles.negative_binomial(dispersion, batch)
+    if not encode_batch:
+        options = roles.blind_encoders(batch, options)
     are_proteins = roles.members("proteins", proteins, each, roles.PROTEINS)
     each = roles.genes_and_peaks(each, peaks, likelihood, library, hidden)
     for name in are_proteins:

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from mvkit import Model, SpecError
+from mvkit import Covariate, Model, SpecError
 from mvkit.core import Modality
 from mvkit.core.covariates import as_covariates
 from mvkit.errors import suggest
@@ -66,6 +66,21 @@ def batch_of(batch: str | None, options: Mapping[str, Any]) -> str | None:
             "batch",
         )
     return batch
+
+
+def blind_encoders(batch: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a model whose encoders do not see the batch, unless they say where it goes.
+
+    Args:
+        batch: its covariate; None: there is none.
+        options: of the model, `covariates` among them.
+    """
+    if batch is None:
+        return dict(options)
+    covariates = dict(as_covariates(options["covariates"]))
+    if covariates[batch].into == Covariate().into:
+        covariates[batch] = attrs.evolve(covariates[batch], into=("decoders",))  # type: ignore[misc]
+    return {**options, "covariates": covariates}
 
 
 def negative_binomial(
