@@ -165,3 +165,6 @@ for row in types[nearest]:
 right = np.mean(np.array(guess) == new.obs["celltype"].to_numpy(str))
 print(f"cell types of p1_0 by its 15 nearest known cells: {right:.2f} right")
 mvkit.save(mapped.model, "mosaic.safetensors")
+
+# %% [markdown]
+# `docs/benchmarks.md` has this mosaic beside MIDAS and totalVI.

@@ -156,3 +156,8 @@ for name in omics:
 filled = mvkit.impute(model, tables, rows="all")["mirna"]
 filled.to_csv("mirna_imputed.csv")
 print(f"rows of mirna: {len(tables['mirna'])} measured, {len(filled)} with those imputed")
+
+# %% [markdown]
+# Measured (ten splits, half of the training patients labelled): AUC 0.794 ± 0.055 by the model,
+# 0.799 ± 0.058 by logistic regression on the tables side by side: level. The model also answers
+# from any of the tables alone, and fills in the others.
