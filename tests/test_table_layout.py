@@ -94,7 +94,9 @@ def test_split_counts_days_and_numbers_levels():
     assert tables["numbers"].loc["w", "seen"] == (datetime.date(2020, 1, 1) - epoch).days
     assert tables["numbers"].loc["y", "born"] == (datetime.date(1971, 5, 6) - epoch).days
     assert tables["ordered"]["stage"].tolist()[:2] == [0.0, 2.0]
-    assert tables["site"]["site"].tolist() == ["A", None, "B", "A"]
+    site = tables["site"]["site"]
+    assert site.isna().tolist() == [False, True, False, False]
+    assert site.dropna().tolist() == ["A", "B", "A"]
 
 
 def filled_with(layout, table, number):

@@ -60,8 +60,8 @@ def impute(model: object, data: object = None, **options: Any) -> Any:
         >>> import numpy, pandas, mvkit
         >>> columns = {"age": [31, 64, None, 47] * 5, "site": ["A", "B", "A", None] * 5}
         >>> imputation = mvkit.impute(pandas.DataFrame(columns), choices={"epochs": 2})
-        >>> imputation.table.isna().sum().sum(), imputation.choices["kinds"]
-        (0, {'age': 'count', 'site': 'category'})
+        >>> imputation.table.isna().to_numpy().any().item(), imputation.choices["kinds"]
+        (False, {'age': 'count', 'site': 'category'})
     """
     if isinstance(model, MultimodalModel | Ensemble):
         if data is None:

@@ -96,7 +96,7 @@ def splits(data):
 
 
 def test_all_seven_are_here():
-    assert set(mvkit.available("dataset")) == {*SETS, "linear_gaussian", "polydigits"}
+    assert set(mvkit.available("dataset")) == {*SETS, "files", "linear_gaussian", "polydigits"}
     assert set(EXTERNAL_PARTS["mvkit-datasets"]["dataset"]) == set(SETS)
 
 
