@@ -17,6 +17,19 @@ from mvkit.models.checkpoint import describe
 from mvkit.registry import component, plugins
 
 Run = Callable[[argparse.Namespace], None]
+# the extra that brings each library
+EXTRAS = {
+    "PIL": "data",
+    "jinja2": "evaluate",
+    "matplotlib": "plots",
+    "pandas": "tables",
+    "panel": "explore",
+    "polars": "tables",
+    "pyarrow": "tables",
+    "scipy": "evaluate",
+    "sklearn": "evaluate",
+    "torchmetrics": "evaluate",
+}
 AddCommand = Callable[[str, Run, str], argparse.ArgumentParser]
 
 
@@ -31,12 +44,23 @@ def main(arguments: list[str] | None = None) -> int:
     except (MvkitError, OSError) as error:
         print(f"mvkit: {_reason(error)}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        print(f"mvkit: {options.command}: {_what_to_install(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as error:
         # of a run that was saved, the message says so
         reason = str(error) or f"stopped{_how_to_resume(options)}"
         print(f"mvkit: {reason}", file=sys.stderr)
         return 130
     return 0
+
+
+def _what_to_install(error: ModuleNotFoundError) -> str:
+    """The extra that brings a library; raises the error again if none does."""
+    library = (error.name or "").partition(".")[0]
+    if library not in EXTRAS:
+        raise error
+    return f"needs {library}, which is not installed: pip install 'mvkit[{EXTRAS[library]}]'"
 
 
 def _reason(error: Exception) -> str:
