@@ -29,7 +29,7 @@ import numpy as np
 LINES = Path(__file__).with_suffix(".jsonl")
 HIDDEN = "p3_0"  # the batch whose proteins are hidden
 PAIRED = "p4_0"  # the batch that teaches proteins from RNA
-EPOCHS = 50
+EPOCHS = 200
 NEIGHBOURS = 90
 PERPLEXITY = 30.0
 Array = np.ndarray

@@ -66,8 +66,8 @@ def test_hidden_cells_are_recovered():
     complete, table = patients(rows=400)
     imputation = mvkit.impute(table, choices={"epochs": 60})
     hidden = table["crp"].isna() & (table.index != "p0")
-    error = (imputation.table["crp"] - complete["crp"])[hidden].std()
-    assert error < 0.5 * complete["crp"][hidden].std()
+    imputed, truth = np.log(imputation.table["crp"]), np.log(complete["crp"])  # few are large
+    assert (imputed - truth)[hidden].std() < 0.35 * truth[hidden].std()
     assert not imputation.report.weak
 
 

@@ -275,7 +275,7 @@ def midas(
 
 def cite_mopoe(
     modalities: Modalities,
-    latent_dim: int = 32,
+    latent_dim: int = 16,
     *,
     proteins: Names = None,
     peaks: Names = None,
