@@ -61,7 +61,7 @@ print(data)
 
 # %%
 model = mvkit.recipes.cite_mopoe(data.modalities, covariates=data.covariates, seed=0)
-history = mvkit.fit(model, data, epochs=50, seed=0)
+history = mvkit.fit(model, data, epochs=200, seed=0)
 print(history)
 
 # %% [markdown]
