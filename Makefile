@@ -39,7 +39,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/mypy --strict mvkit/ plugins/mvkit-datasets/src
+	$(BIN)/mypy --strict mvkit/ plugins/mvkit-datasets/src plugins/mvkit-sklearn/src
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .
