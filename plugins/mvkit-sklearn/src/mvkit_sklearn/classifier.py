@@ -12,14 +12,12 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 
 from mvkit import DataError
-from mvkit_sklearn.building import ModelLike
-from mvkit_sklearn.columns import ModalitiesLike
-from mvkit_sklearn.estimator import LABEL, MultimodalEstimator
+from mvkit_sklearn.estimator import LABEL
+from mvkit_sklearn.labelled import LabelledEstimator
 from mvkit_sklearn.labels import known_rows, read_labels
-from mvkit_sklearn.stored import TrainedLike
 
 
-class MVClassifier(ClassifierMixin, MultimodalEstimator):  # type: ignore[misc]
+class MVClassifier(ClassifierMixin, LabelledEstimator):  # type: ignore[misc]
     """A classifier whose label is one more modality of a generative model.
 
     Rows whose label is not known train the rest of the model, and so the classifier. Rows with
@@ -44,43 +42,6 @@ class MVClassifier(ClassifierMixin, MultimodalEstimator):  # type: ignore[misc]
         >>> model.predict([[1.0, np.nan]]).tolist()
         ['low']
     """
-
-    def __init__(
-        self,
-        modalities: ModalitiesLike = None,
-        *,
-        unlabelled: Any = None,
-        label_weight: float | None = None,
-        model: ModelLike = None,
-        likelihoods: Any = None,
-        latent_dim: int = 10,
-        hidden: tuple[int, ...] = (64,),
-        epochs: int | None = None,
-        batch_size: int = 128,
-        learning_rate: float = 1e-2,
-        trained: TrainedLike = None,
-        warm_start: bool = False,
-        device: str = "cpu",
-        random_state: Any = None,
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(
-            modalities,
-            model=model,
-            likelihoods=likelihoods,
-            latent_dim=latent_dim,
-            hidden=hidden,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            trained=trained,
-            warm_start=warm_start,
-            device=device,
-            random_state=random_state,
-            verbose=verbose,
-        )
-        self.unlabelled = unlabelled
-        self.label_weight = label_weight
 
     def fit(self, X: Any, y: Any) -> Self:
         """Trains a model of the table and its labels.

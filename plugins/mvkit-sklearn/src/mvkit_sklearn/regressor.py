@@ -11,14 +11,13 @@ import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.utils import check_array
 
-from mvkit_sklearn.building import TARGET, ModelLike
-from mvkit_sklearn.columns import ModalitiesLike
-from mvkit_sklearn.estimator import LABEL, MultimodalEstimator
+from mvkit_sklearn.building import TARGET
+from mvkit_sklearn.estimator import LABEL
+from mvkit_sklearn.labelled import LabelledEstimator
 from mvkit_sklearn.labels import known_rows, read_labels
-from mvkit_sklearn.stored import TrainedLike
 
 
-class MVRegressor(RegressorMixin, MultimodalEstimator):  # type: ignore[misc]
+class MVRegressor(RegressorMixin, LabelledEstimator):  # type: ignore[misc]
     """A regressor whose target is one more modality of a generative model.
 
     Rows whose target is not known train the rest of the model, and so the regressor. Rows with
@@ -40,43 +39,6 @@ class MVRegressor(RegressorMixin, MultimodalEstimator):  # type: ignore[misc]
         >>> bool(model.score(X, y) > 0.8)
         True
     """
-
-    def __init__(
-        self,
-        modalities: ModalitiesLike = None,
-        *,
-        unlabelled: Any = None,
-        label_weight: float | None = None,
-        model: ModelLike = None,
-        likelihoods: Any = None,
-        latent_dim: int = 10,
-        hidden: tuple[int, ...] = (64,),
-        epochs: int | None = None,
-        batch_size: int = 128,
-        learning_rate: float = 1e-2,
-        trained: TrainedLike = None,
-        warm_start: bool = False,
-        device: str = "cpu",
-        random_state: Any = None,
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(
-            modalities,
-            model=model,
-            likelihoods=likelihoods,
-            latent_dim=latent_dim,
-            hidden=hidden,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            trained=trained,
-            warm_start=warm_start,
-            device=device,
-            random_state=random_state,
-            verbose=verbose,
-        )
-        self.unlabelled = unlabelled
-        self.label_weight = label_weight
 
     def fit(self, X: Any, y: Any) -> Self:
         """Trains a model of the table and its target.
