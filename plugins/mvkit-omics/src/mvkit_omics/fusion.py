@@ -6,10 +6,11 @@ Axes: m modalities, b rows, d latent.
 from __future__ import annotations
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 
 from mvkit import Aggregator, Batch, Mixture, spec
 from mvkit.core import Experts, Sizes
+from mvkit.core.mixture import one_component
 
 
 @spec
@@ -35,7 +36,4 @@ class Mean(Aggregator):
         variance = torch.where(observed, experts.scale.square(), 0.0).sum(0) / count
         # a row with nothing observed has variance 0, which no density can take
         scale = torch.where(observed.any(0), variance, 1.0).sqrt()
-        log_weight = reduce(torch.zeros_like(loc), "b d -> 1 b", "sum")
-        evidence = rearrange(batch.observed, "b m -> 1 b m")
-        loc, scale = (rearrange(values, "b d -> 1 b d") for values in (loc, scale))
-        return Mixture(experts.family, loc, scale, log_weight, evidence)
+        return one_component(experts, loc, scale, batch.observed)
