@@ -26,10 +26,10 @@ from mvkit.data.dataset import Rows
 from mvkit.data.user_rows import rows_of
 from mvkit.errors import DataError, RequestError, check_whole_number
 from mvkit.models.calibration import Calibration, check_level, conformal_quantile, held_share
-from mvkit.models.ensemble import Ensemble
+from mvkit.models.ensemble import Ensemble, check_models, draws_of_each
 from mvkit.models.imputed_spread import restored
 from mvkit.models.inference import Empty
-from mvkit.models.multimodal import MultimodalModel, check_model
+from mvkit.models.multimodal import MultimodalModel
 from mvkit.parts.likelihoods.discrete import Bernoulli
 
 Tensors = dict[str, Tensor]
@@ -95,18 +95,17 @@ def calibrate(
     https://arxiv.org/abs/1905.03222; Sadinle, Lei and Wasserman, Least Ambiguous Set-Valued
     Classifiers with Bounded Error Levels, 2019, https://arxiv.org/abs/1609.00451.
     """
-    if not isinstance(model, Ensemble):
-        check_model(model, "calibrate")
+    check_models(model, "calibrate")
     plain = Intervals(check_level("calibrate: level", level))
     n = check_whole_number("calibrate: n", n, 2)
     seen = conform(rows_of(shown, id, covariates), model.schema, compact=True)
     known = conform(rows_of(full, id, covariates), model.schema, compact=True)
     hidden = _hidden(model, seen, known)
     names = tuple(hidden)
-    draws = -(-n // len(model)) if isinstance(model, Ensemble) else n
+    each = draws_of_each(model, n)
 
     def statistics(block: Batch) -> Tensors:
-        options: dict[str, Any] = {"n": draws, "empty": empty, "generator": generator}
+        options: dict[str, Any] = {"n": each, "empty": empty, "generator": generator}
         values: Tensors = {}
         samples = model.translate(block, names, units="model", sample=True, **options)
         means = model.translate(block, names, units="model", **options)

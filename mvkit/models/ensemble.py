@@ -219,6 +219,11 @@ def check_models(model: object, where: str) -> None:
         check_model(model, where)
 
 
+def draws_of_each(model: MultimodalModel | Ensemble, n: int) -> int:
+    """How often each model draws, so that all of them draw n times at least."""
+    return -(-n // len(model)) if isinstance(model, Ensemble) else n
+
+
 def _check_alike(models: list[MultimodalModel]) -> None:
     """Raises SpecError unless there are models, all of the same modalities."""
     if not models:

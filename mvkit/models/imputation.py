@@ -26,7 +26,7 @@ from mvkit.errors import RequestError, check_option, check_whole_number, suggest
 from mvkit.models import inference
 from mvkit.models.calibration import Calibration
 from mvkit.models.conformal import bounds_of, intervals_of
-from mvkit.models.ensemble import Ensemble, check_models
+from mvkit.models.ensemble import Ensemble, check_models, draws_of_each
 from mvkit.models.far_covariates import warn_if_far
 from mvkit.models.imputed import Filled, Imputation
 from mvkit.models.imputed_sets import sets_of, table_of_sets
@@ -151,11 +151,6 @@ def _check_draws(n: int, uncertain: bool) -> int:
     if uncertain and n < 2:
         raise RequestError("impute: n=1; expected 2 draws at least to tell uncertainty")
     return n
-
-
-def draws_of_each(model: MultimodalModel | Ensemble, n: int) -> int:
-    """How often each model draws, so that all of them draw n times at least."""
-    return -(-n // len(model)) if isinstance(model, Ensemble) else n
 
 
 def _whole(x: Tensor, dtype: torch.dtype) -> Tensor:
