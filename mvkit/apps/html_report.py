@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -31,6 +32,9 @@ from mvkit.models.multimodal import MultimodalModel
 from mvkit.training.history import History
 from mvkit.training.run_folder import notes_of
 from mvkit.training.verdict import judge
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 DOCTYPE = b"<!doctype html>"
 CLUSTERS = 12  # shown; more would be too small to see
@@ -225,6 +229,16 @@ def pictures(
     return figures
 
 
+def page_template(name: str) -> Template:
+    """A template of a page, in which whatever is not given is an error."""
+    from jinja2 import StrictUndefined, Template
+
+    path = files("mvkit.apps").joinpath("templates", name)
+    text = path.read_text("utf-8")
+    template: Template = Template(text, autoescape=True, undefined=StrictUndefined)
+    return template
+
+
 def render(name: str, report: Report, figures: Mapping[str, bytes | str]) -> str:
     """The page as HTML.
 
@@ -233,10 +247,7 @@ def render(name: str, report: Report, figures: Mapping[str, bytes | str]) -> str
         report: what was measured.
         figures: by title: PNG pictures, or why they could not be drawn, which is shown as a note.
     """
-    from jinja2 import StrictUndefined, Template
-
-    path = files("mvkit.apps").joinpath("templates/report.html.jinja")
-    template = Template(path.read_text("utf-8"), autoescape=True, undefined=StrictUndefined)
+    template = page_template("report.html.jinja")
     tables: dict[str, tuple[list[list[str]], list[list[str]]]] = {}
     for score in report.scores:
         shown, details = tables.setdefault(score.metric, ([], []))

@@ -13,12 +13,12 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import mvkit
 from mvkit.apps.embed_files import LAYOUTS, embed_files, write_layouts
+from mvkit.apps.html_report import page_template
 from mvkit.apps.init_file import named_files
 from mvkit.core.safe_file import write_whole
 from mvkit.data.files import SEPARATORS
@@ -143,10 +143,7 @@ def _write(path: Path, table: DataFrame, layouts: Mapping[str, TableLayout]) -> 
 
 def page(imputation: Imputation, named: Mapping[str, Path]) -> str:
     """The report as one HTML page that needs no network."""
-    from jinja2 import StrictUndefined, Template
-
-    path = files("mvkit.apps").joinpath("templates/impute.html.jinja")
-    template = Template(path.read_text("utf-8"), autoescape=True, undefined=StrictUndefined)
+    template = page_template("impute.html.jinja")
     choices = {key: value for key, value in imputation.choices.items() if key != "kinds"}
     layouts = {}
     for name, layout in imputation.layouts.items():
