@@ -20,7 +20,7 @@ from mvkit.data.missing import raw_values
 from mvkit.data.table_layout import TableLayout, layout_of, observing
 from mvkit.data.tables import check_lengths, frame_of, is_table
 from mvkit.data.write_tables import as_before
-from mvkit.errors import DataError, RequestError, check_number, check_option, check_whole_number
+from mvkit.errors import DataError, RequestError, check_option, check_whole_number
 from mvkit.models import imputation
 from mvkit.models.calibration import check_level
 from mvkit.models.ensemble import Ensemble
@@ -128,7 +128,6 @@ def impute_tables(
     layouts = _layouts(frames, kinds, alone=not isinstance(tables, Mapping))
     rows = MixedRows.of(frames, layouts)
     chosen = choose(len(rows.data), choices)
-    check_number("impute: choices['held_out']", chosen["held_out"])
     shown = rows.data.with_missing(chosen["held_out"], of="elements", seed=seed)
     known = shown.take(observing(rows.data.batch))
     model, training = fitted(known, rows.columns, chosen, seed, progress, missingness)
