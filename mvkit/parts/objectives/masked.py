@@ -5,21 +5,18 @@ Axes: b rows, m modalities.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
-import attrs
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from mvkit.core import bounds, noise
 from mvkit.core.batch import Batch
+from mvkit.core.cells import cells_of, flat_cells, only_cells
 from mvkit.core.experts import Experts
 from mvkit.core.likelihood import TOTAL
 from mvkit.core.loss import Loss, finish, row_metrics
 from mvkit.core.modality import Sizes
-from mvkit.core.raw_values import widened
 from mvkit.errors import SpecError
 from mvkit.parts.latent_model import LatentModel
 from mvkit.parts.objectives.objective import Objective, check_names
@@ -77,13 +74,13 @@ class Masked(Objective):
                 "missingness=None; take 'elbo' or 'iwae' with it"
             )
         hidden = self.hidden_cells(batch, experts)
-        present = {name: _cells(batch, name) for name in batch.data}
+        present = {name: cells_of(batch, name) for name in batch.data}
         visible = {name: present[name] & ~cells for name, cells in hidden.items()}
         seen = model.experts(
-            _only(batch, visible), training=experts.training, generator=experts.generator
+            only_cells(batch, visible), training=experts.training, generator=experts.generator
         )
         posterior = model.joint_posterior(seen.batch, seen)
-        target = batch if self.predict == "all" else _only(batch, hidden)
+        target = batch if self.predict == "all" else only_cells(batch, hidden)
         terms = model.terms(
             target,
             self.samples,
@@ -112,7 +109,7 @@ class Masked(Objective):
         """
         present = {}
         for name in sorted(batch.data):  # whatever order they are declared in
-            present[name] = _flat(_cells(batch, name))
+            present[name] = flat_cells(cells_of(batch, name))
         every = torch.cat(list(present.values()), 1)
         shape = (every.shape[1] + 1, len(every))
         like = next(iter(batch.data.values()))
@@ -123,37 +120,4 @@ class Masked(Objective):
         hidden = every & (scores < share) & ~largest
         widths = [cells.shape[1] for cells in present.values()]
         pieces = dict(zip(present, hidden.split(widths, 1), strict=True))
-        return {name: pieces[name].reshape(_cells(batch, name).shape) for name in batch.data}
-
-
-def _cells(batch: Batch, name: str) -> Tensor:
-    """Which cells of a modality a conformed batch observes, (b, *shape) without a class axis."""
-    present = batch.present(name)
-    has_classes = batch.schema is not None and batch.schema.likelihoods[name].class_axis
-    return present[..., 0] if has_classes else present
-
-
-def _flat(cells: Tensor) -> Tensor:
-    """Cells (b, …) as (b, n), also where a row is one cell, or there is no row."""
-    return cells.reshape(len(cells), math.prod(cells.shape[1:]))
-
-
-def _only(batch: Batch, cells: Cells) -> Batch:
-    """A conformed batch of which only these cells are observed.
-
-    Indices of rows stay, so that nothing waits for the device: rows without such cells are zeros,
-    and the mask leaves them out.
-    """
-    data = {}
-    observed = []
-    for name, x in batch.data.items():
-        data[name] = torch.where(widened(cells[name], x.shape), x, 0.0)
-        observed.append(_flat(cells[name]).any(1))
-    return attrs.evolve(
-        batch,
-        data=data,
-        elements=dict(cells),
-        mask=rearrange(observed, "m b -> b m"),
-        complete_rows=batch.no_rows,
-        first_empty_row=None,
-    )
+        return {name: pieces[name].reshape(cells_of(batch, name).shape) for name in batch.data}

@@ -1,0 +1,54 @@
+"""Cells of a conformed batch: the elements of its modalities, all classes of one together.
+
+Axes: b rows, m modalities.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import attrs
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from mvkit.core.batch import Batch
+from mvkit.core.raw_values import widened
+
+
+def cells_of(batch: Batch, name: str) -> Tensor:
+    """Which cells of a modality a conformed batch observes, (b, *shape) without a class axis."""
+    present = batch.present(name)
+    has_classes = batch.schema is not None and batch.schema.likelihoods[name].class_axis
+    return present[..., 0] if has_classes else present
+
+
+def flat_cells(cells: Tensor) -> Tensor:
+    """Cells (b, …) as (b, n), also where a row is one cell, or there is no row."""
+    return cells.reshape(len(cells), math.prod(cells.shape[1:]))
+
+
+def only_cells(batch: Batch, cells: Mapping[str, Tensor]) -> Batch:
+    """A conformed batch of which only these cells are observed.
+
+    Indices of rows stay, so that nothing waits for the device: rows without such cells are zeros,
+    and the mask leaves them out.
+
+    Args:
+        batch: the rows.
+        cells: what is observed, {modality: (b, *shape) bool}.
+    """
+    data = {}
+    observed = []
+    for name, x in batch.data.items():
+        data[name] = torch.where(widened(cells[name], x.shape), x, 0.0)
+        observed.append(flat_cells(cells[name]).any(1))
+    return attrs.evolve(
+        batch,
+        data=data,
+        elements=dict(cells),
+        mask=rearrange(observed, "m b -> b m"),
+        complete_rows=batch.no_rows,
+        first_empty_row=None,
+    )
