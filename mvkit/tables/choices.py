@@ -43,6 +43,8 @@ def choose(rows: int, given: Mapping[str, object] | None = None) -> Choices:
       cycle of the learning rate.
     * `held_out`: the share of cells that is never trained on, and reported: 200 of each column,
       but 2 to 10 per cent.
+    * `neighbours`: how many rows that are alike move the prediction of a number, see
+      `mvkit.tables.neighbours`; 0: none.
 
     Args:
         rows: of all tables together.
@@ -67,13 +69,14 @@ def choose(rows: int, given: Mapping[str, object] | None = None) -> Choices:
         "lr": 2e-3,
         "weight_decay": 0.01,
         "held_out": min(0.1, max(0.02, HELD_OUT / max(rows, 1))),
+        "neighbours": 20,
     }
     for name, value in (given or {}).items():
         if name not in choices:
             raise RequestError(f"impute: no choice {name!r}; {suggest(name, choices)}")
         where = f"impute: choices[{name!r}]"
         if isinstance(choices[name], int):
-            low = 0 if name in ("pieces", "blocks") else 1
+            low = 0 if name in ("pieces", "blocks", "neighbours") else 1
             choices[name] = check_whole_number(where, value, low)
         else:
             choices[name] = check_number(where, value)

@@ -28,8 +28,9 @@ from mvkit.models.imputed import Imputation
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.tables.choices import choose
+from mvkit.tables.neighbours import neighbours_of
 from mvkit.tables.recovery import RecoveryReport, report_of
-from mvkit.tables.rows import MixedRows, drawn, predicted
+from mvkit.tables.rows import MixedRows, Moves, drawn, predicted
 from mvkit.tables.uncertainty import calibrated, completed, fitted
 from mvkit.training.multiple import IMPROPER, impute_multiply
 
@@ -93,7 +94,8 @@ def impute_tables(
 
     Columns are told apart by their dtypes and values (`mvkit.data.column_kinds.column_of`), shared
     out among modalities by kind (`mvkit.data.table_layout.TableLayout`), and a model is trained
-    to predict hidden cells from the others (`recipes.masked`). What comes back has the same index,
+    to predict hidden cells from the others (`recipes.masked`); numbers are moved by its errors in
+    rows that are alike (`mvkit.tables.neighbours`). What comes back has the same index,
     columns and dtypes. No gap is left but in columns of free text and in those that hold nothing.
 
     Args:
@@ -128,17 +130,21 @@ def impute_tables(
     layouts = _layouts(frames, kinds, alone=not isinstance(tables, Mapping))
     rows = MixedRows.of(frames, layouts)
     chosen = choose(len(rows.data), choices)
+    if missingness is not None:  # rows that are alike in what is known are not in what is missing
+        chosen["neighbours"] = 0
     shown = rows.data.with_missing(chosen["held_out"], of="elements", seed=seed)
     known = shown.take(observing(rows.data.batch))
     model, training = fitted(known, rows.columns, chosen, seed, progress, missingness)
-    report = _recovery(rows, training, model, seed)
-    values = predicted(model, rows.data.batch, rows.columns, seed)
+    alike = neighbours_of(model, training.batch, rows.columns, chosen["neighbours"], seed)
+    report = _recovery(rows, training, model, seed, alike.moves(training.batch))
+    moves = alike.moves(rows.data.batch)
+    values = predicted(model, rows.data.batch, rows.columns, seed, moves)
     like = _Likeness(tables, given, id)
     filled = like.restored(rows.filled(rows.tables_of(values)))
     if m and refit:
         samples = completed(rows, chosen, m, seed, progress, missingness)
     else:
-        samples = iter(drawn(model, rows.data.batch, rows.columns, m or draws, seed))
+        samples = iter(drawn(model, rows.data.batch, rows.columns, m or draws, seed, moves))
     tables_drawn = [like.restored(rows.filled(rows.tables_of(sample))) for sample in samples]
     more = {} if level is None else _intervals(model, rows, shown, level, seed, like)
     stated = {**chosen, "seed": seed, "kinds": _kinds(layouts, alone=like.alone)}
@@ -249,7 +255,7 @@ def _kinds(layouts: Mapping[str, TableLayout], *, alone: bool) -> dict[str, Any]
 
 
 def _recovery(
-    rows: MixedRows, training: MultimodalDataset, model: Model, seed: int
+    rows: MixedRows, training: MultimodalDataset, model: Model, seed: int, moves: Moves
 ) -> RecoveryReport:
     """The report of the cells that were hidden from training."""
     whole = rows.data.take(observing(rows.data.batch))
@@ -260,7 +266,7 @@ def _recovery(
         seen = raw_values(training.batch, name, training.modalities).numpy()
         truth[name] = x
         hidden[name] = np.isnan(seen) & ~np.isnan(x)
-    said = predicted(model, training.batch, rows.columns, seed)
+    said = predicted(model, training.batch, rows.columns, seed, moves)
     tables: dict[str, str] = {}
     for table, layout in rows.layouts.items():
         tables |= dict.fromkeys(layout.groups, table if len(rows.layouts) > 1 else "")

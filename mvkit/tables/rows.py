@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     Frames = Mapping[str, DataFrame]
 
+Moves = Mapping[str, np.ndarray]  # (b, k) by modality, in the user's units
+
 LEVEL_DRAWS = 101  # of ordered categories, whose median is taken
 
 
@@ -102,10 +104,21 @@ class MixedRows:
 
 
 def predicted(
-    model: MultimodalModel, batch: Batch, columns: Mapping[str, list[Column]], seed: int
+    model: MultimodalModel,
+    batch: Batch,
+    columns: Mapping[str, list[Column]],
+    seed: int,
+    moves: Moves | None = None,
 ) -> dict[str, np.ndarray]:
     """What a model expects of every cell, (b, k) by modality in the user's units: means of numbers
     and of bits, medians of ordered categories, the most probable of others.
+
+    Args:
+        model: the model.
+        batch: the rows.
+        columns: what the columns of each modality hold.
+        seed: of the draws whose medians are taken.
+        moves: what is added to numbers, see `mvkit.tables.neighbours`; None: nothing.
     """
     options: dict[str, Any] = {"latent": "mean", "empty": "prior", "generator": seeded(seed)}
     names = list(columns)
@@ -117,16 +130,32 @@ def predicted(
         draws = model.translate(batch, ordered, n=LEVEL_DRAWS, sample=True, **options)
         for name, x in draws.items():
             values[name] = x.median(0).values.double().numpy()
-    return values
+    return _moved(values, moves)
 
 
 def drawn(
-    model: MultimodalModel, batch: Batch, columns: Mapping[str, list[Column]], n: int, seed: int
+    model: MultimodalModel,
+    batch: Batch,
+    columns: Mapping[str, list[Column]],
+    n: int,
+    seed: int,
+    moves: Moves | None = None,
 ) -> list[dict[str, np.ndarray]]:
-    """All cells drawn n times at random, (b, k) by modality in the user's units."""
+    """All cells drawn n times at random, (b, k) by modality in the user's units.
+
+    Arguments are those of `predicted`.
+    """
     options: dict[str, Any] = {"empty": "prior", "sample": True, "generator": seeded(seed)}
     draws = []
     for _ in range(n):
         values = model.translate(batch, list(columns), n=1, **options)
-        draws.append({name: x[0].double().numpy() for name, x in values.items()})
+        draw = {name: x[0].double().numpy() for name, x in values.items()}
+        draws.append(_moved(draw, moves))
     return draws
+
+
+def _moved(values: dict[str, np.ndarray], moves: Moves | None) -> dict[str, np.ndarray]:
+    """Values with what is added to those of some modalities."""
+    if moves is None:
+        return values
+    return {name: x + moves[name] if name in moves else x for name, x in values.items()}

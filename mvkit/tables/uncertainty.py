@@ -24,6 +24,7 @@ from mvkit.models.conformal import calibrate, present
 from mvkit.models.imputed_sets import class_labels, sets_of
 from mvkit.models.model import Model
 from mvkit.tables.choices import Choices, model_of, stage_of
+from mvkit.tables.neighbours import neighbours_of
 from mvkit.tables.rows import MixedRows, drawn
 from mvkit.training.fit import fit
 from mvkit.training.multiple import bootstrap
@@ -119,9 +120,13 @@ def completed(
     known = observing(rows.data.batch).nonzero()[:, 0]
     for number in range(m):
         own_seed = seed_of(seed, number)
-        data = rows.data.take(known[bootstrap(len(known), own_seed)])
+        sample = known[bootstrap(len(known), own_seed)]
+        data = rows.data.take(sample)
         model, _ = fitted(data, rows.columns, chosen, own_seed, progress, missingness)
-        yield drawn(model, rows.data.batch, rows.columns, 1, own_seed)[0]
+        once = rows.data.take(sample.unique())
+        n = chosen["neighbours"]
+        moves = neighbours_of(model, once.batch, rows.columns, n, own_seed).moves(rows.data.batch)
+        yield drawn(model, rows.data.batch, rows.columns, 1, own_seed, moves)[0]
 
 
 def calibrated(
