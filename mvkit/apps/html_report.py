@@ -27,7 +27,8 @@ from mvkit.errors import DataError, MvkitError, RequestError, SpecError
 from mvkit.evaluation.evaluate import MetricLike, evaluate
 from mvkit.evaluation.report import TITLES, Report, cells_of
 from mvkit.models.asked_rows import stated_covariates
-from mvkit.models.checkpoint import load_model
+from mvkit.models.checkpoint import load
+from mvkit.models.ensemble import members_of
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.training.history import History
 from mvkit.training.run_folder import notes_of
@@ -54,6 +55,8 @@ def write_page(
 ) -> Report:
     """Evaluates the model of a run on its test rows and writes the page; returns the report.
 
+    Of an ensemble, pictures and verdict are those of its first model.
+
     Args:
         run: the run's folder.
         output: the HTML file to write.
@@ -68,7 +71,8 @@ def write_page(
         DataError: a folder without a model, or that does not name its data.
     """
     _check_output(output)
-    model = load_model(weights_of(run))
+    model = load(weights_of(run))
+    first, *others = members_of(model)
     splits = run_data(run, data)
     history = read_history(run / "history.jsonl")
     report = evaluate(
@@ -82,14 +86,15 @@ def write_page(
         progress=progress,
     )
     run_history = History(history)
-    judge(model, as_pipeline(splits.test, model.schema), run_history)
+    judge(first, as_pipeline(splits.test, model.schema), run_history)
     notes = [
+        *([f"pictures and verdict: of the first of {len(others) + 1} models"] if others else []),
         *(f"training: {note}" for note in notes_of(run)),
         f"training rows: {splits.train.alignment}",
         f"test rows: {splits.test.alignment}",
     ]
     report = attrs.evolve(report, notes=(*report.notes, *run_history.verdict, *notes))
-    figures = pictures(model, splits, history, report, seed)
+    figures = pictures(first, splits, history, report, seed)
     page = render(run.resolve().name, report, figures)
     write_whole(output, page.encode())
     return report

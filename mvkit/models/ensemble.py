@@ -1,13 +1,13 @@
 """Ensemble: copies of one model that were trained from several seeds, asked together.
 
-Axes: e models, n draws, b rows, d latent.
+Axes: e models, n draws, b rows, m modalities, d latent, p private latent.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, TypeVar, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, NoReturn, TypeVar, cast
 
 import attrs
 import torch
@@ -18,11 +18,13 @@ from mvkit.core.batch import Batch
 from mvkit.core.decoding import Decodes
 from mvkit.core.missingness import Missingness
 from mvkit.core.modality import Modality
+from mvkit.core.posterior import Posterior
 from mvkit.core.validation import Schema
 from mvkit.data.dataset import Rows
-from mvkit.errors import RequestError, SpecError
-from mvkit.models.inference import Names, check_count
-from mvkit.models.multimodal import MultimodalModel, check_model
+from mvkit.errors import RequestError, ShapeError, SpecError
+from mvkit.models.inference import Names, check_count, subsets_of
+from mvkit.models.model import Model
+from mvkit.models.multimodal import MultimodalModel, SeveralModels, check_model
 from mvkit.registry.spec import to_dict
 
 Answer = TypeVar("Answer", Tensor, dict[str, Tensor])
@@ -43,13 +45,15 @@ class Answers(Generic[Answer]):
     sd: Answer
 
 
-class Ensemble(nn.Module):
+class Ensemble(SeveralModels):
     """Copies of one model, trained from several seeds: what they say, and how far they differ.
 
     An equal mixture of its models: `translate` and `sample` draw from all of them, and
     `log_likelihood` is that of their mean density. Latents of different models have nothing to do
-    with one another, so that `encode` and `clusters` return those of each. Any other question goes
-    to every model by `ask`. `mvkit.impute` and `mvkit.save` take an ensemble as they take a model.
+    with one another, so that `encode`, `posterior`, `private`, `clusters` and `relevance` return
+    those of each, and `decode` takes them so. Any other question goes to every model by `ask`.
+    `mvkit.impute`, `mvkit.calibrate`, `mvkit.evaluate` and `mvkit.save` take an ensemble as they
+    take a model; functions of latents, such as `mvkit.embed`, take one of its `members`.
 
     Args:
         models: of the same modalities, one at least.
@@ -126,6 +130,23 @@ class Ensemble(nn.Module):
         """A tensor of the models' dtype and device."""
         return self.first.like
 
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        """Names of the samplers that all models have fitted."""
+        return tuple(
+            name
+            for name in self.first.samplers
+            if all(name in model.samplers for model in self.members)
+        )
+
+    def modality(self, name: str) -> Modality:
+        """The modality of a name, or an error that suggests one."""
+        return self.first.modality(name)
+
+    def conform(self, data: Rows) -> Batch:
+        """Data as a checked batch on the models' device."""
+        return self.first.conform(data)
+
     def header(self) -> dict[str, Any]:
         """The ensemble as plain JSON data."""
         models = [model.header() for model in self.members]
@@ -166,6 +187,77 @@ class Ensemble(nn.Module):
         """
         return torch.stack([model.encode(batch, given, **options) for model in self.members])
 
+    def encode_subsets(
+        self, batch: Rows, subsets: Iterable[Names] | None = None, **options: Any
+    ) -> dict[tuple[str, ...], Tensor]:
+        """Posterior means by each model given each of several sets, {set: (e, b, d)}."""
+        sets = subsets_of(subsets, self.names)
+        each = [model.encode_subsets(batch, sets, **options) for model in self.members]
+        return {names: torch.stack([codes[names] for codes in each]) for names in sets}
+
+    def posterior(self, batch: Rows, given: Names = None, **options: Any) -> tuple[Posterior, ...]:
+        """q(z|x_given) of each model; options as of `Model.posterior`."""
+        return tuple(model.posterior(batch, given, **options) for model in self.members)
+
+    def private(self, batch: Rows) -> dict[str, Tensor]:
+        """Means of the private latents by each model, {name: (e, b, p)}."""
+        return _stacked([model.private(batch) for model in self.members])
+
+    def decode(
+        self, z: Tensor, private: Mapping[str, Tensor] | None = None, **options: Any
+    ) -> dict[str, Tensor]:
+        """Decoder means {name: (e, ..., *shape)} of each model at latents of its own.
+
+        Args:
+            z: shared latents of each model, (e, ..., d), as `encode` returns them.
+            private: private latents of each model, {name: (e, ..., p)}.
+            options: as of `Model.decode`.
+
+        Raises:
+            ShapeError: latents of another number of models.
+        """
+        latents = {"z": z, **(private or {})}
+        for name, latent in latents.items():
+            if latent.shape[:1] != (len(self),):
+                raise ShapeError(
+                    f"decode: {name} has shape {tuple(latent.shape)}; expected ({len(self)}, …), "
+                    "latents of each model, as encode returns them"
+                )
+        data = []
+        for i, model in enumerate(self.members):
+            own = {name: w[i] for name, w in (private or {}).items()}
+            data.append(model.decode(z[i], own, **options))
+        return _stacked(data)
+
+    def relevance(self) -> Tensor:
+        """How much each modality needs each latent dimension of each model, (e, d, m).
+
+        Raises:
+            RequestError: models whose decoders do not tell.
+        """
+        tables = []
+        for model in self.members:
+            if not isinstance(model, Model):
+                raise RequestError(
+                    f"relevance: a {type(model).__name__} has no decoder that tells; expected "
+                    "models of one level; ask the levels of ensemble.members"
+                )
+            tables.append(model.relevance())
+        return torch.stack(tables)
+
+    def loss(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Refused: models are trained one by one.
+
+        Raises:
+            RequestError: always.
+        """
+        raise RequestError(
+            "loss: an ensemble is not trained as a whole; expected one model; train copies by "
+            "mvkit.fit(model, data, seeds=…), or look at the losses of ensemble.members"
+        )
+
+    forward = loss
+
     def clusters(self, batch: Rows, **options: Any) -> Tensor:
         """Clusters by each model, (e, b), numbered by each in its own way."""
         return torch.stack([model.clusters(batch, **options) for model in self.members])
@@ -204,6 +296,14 @@ class Ensemble(nn.Module):
         rows = _in_turns([model.sample(each, **options) for model in self.members])
         return {name: x[:n] for name, x in rows.items()}
 
+    def log_weights(self, batch: Rows, n: int, **options: Any) -> Tensor:
+        """Log importance weights ((n e), b): n draws of each model, the models taking turns.
+
+        Their log-mean-exp estimates the log of the models' mean density of what each row has.
+        """
+        log_w = [model.log_weights(batch, n, **options) for model in self.members]
+        return rearrange(log_w, "e n b -> (n e) b")
+
     def log_likelihood(self, batch: Rows, *arguments: Any, **options: Any) -> Tensor:
         """Log of the models' mean density of each row in nats, (b,); see `Model.log_likelihood`.
 
@@ -217,6 +317,11 @@ def check_models(model: object, where: str) -> None:
     """Raises RequestError, which names the function, for what is no model and no ensemble."""
     if not isinstance(model, Ensemble):
         check_model(model, where)
+
+
+def members_of(model: MultimodalModel | Ensemble) -> tuple[MultimodalModel, ...]:
+    """The models of an ensemble; of a model, itself alone."""
+    return model.members if isinstance(model, Ensemble) else (model,)
 
 
 def draws_of_each(model: MultimodalModel | Ensemble, n: int) -> int:
@@ -262,6 +367,11 @@ def _over_models(answers: tuple[Answer, ...], function: Callable[[Tensor], Tenso
         pieces = [answer[name] for answer in answers]
         values[name] = function(torch.stack(pieces))
     return values
+
+
+def _stacked(answers: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The answers of all models, (e, …) by name."""
+    return _over_models(tuple(answers), lambda x: x)
 
 
 def _spread(x: Tensor) -> Tensor:
