@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mvkit._version import __version__
 from mvkit.core import noise
+from mvkit.core.asked_by import asked_by
 from mvkit.core.batch import Batch, conform
 from mvkit.core.blocks import block_slices
 from mvkit.core.raw_values import full_precision
@@ -136,7 +137,7 @@ def evaluate(
     if rows.row_weight is not None:
         context.note("the rows have weights, which training looks at and scores do not")
     scores: list[Score] = []
-    with _bar(progress) as bar:
+    with _bar(progress) as bar, asked_by("evaluate"):
         for metric in chosen:
             scores += _measure(metric, context, bar)
     versions = {
