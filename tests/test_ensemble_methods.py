@@ -237,6 +237,32 @@ def test_metrics_of_latents_ask_for_a_member(ensemble):
         assert any(line.startswith(note) for line in report.notes), report.notes
 
 
+def test_widths_of_latents_are_asked_of_a_member(ensemble):
+    for name in ("latent_dim", "n_clusters"):
+        with pytest.raises(
+            RequestError, match="latents of an ensemble are those of each of its 3"
+        ):
+            getattr(ensemble, name)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.export itself
+def test_codes_of_all_models_are_exported():
+    shapes = {"a": (3,), "b": (2,)}
+    both = Ensemble([mvkit.Model(shapes, latent_dim=2, seed=seed) for seed in (0, 1)]).eval()
+
+    class Encode(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.models = both
+
+        def forward(self, a, b):
+            return self.models.encode({"a": a, "b": b})
+
+    values = torch.randn(4, 3), torch.randn(4, 2)
+    program = torch.export.export(Encode(), values, strict=False).module()
+    torch.testing.assert_close(program(*values), both.encode(dict(zip("ab", values))))
+
+
 def test_samplers_are_looked_for_in_every_model():
     models = [model(seed=seed) for seed in (0, 1)]
     both = Ensemble(models)
@@ -286,6 +312,24 @@ def test_a_report_page_takes_an_ensemble(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "pictures and verdict: of the first of 2 models" in page
     assert "&#34;name&#34;: &#34;ensemble&#34;" in page
+
+
+def test_a_report_of_the_ensemble_of_a_run_from_several_seeds(tmp_path, capsys):
+    pytest.importorskip("jinja2")
+    from mvkit.apps.cli import main
+
+    text = '[data]\nname = "linear_gaussian"\n[model]\nlatent_dim = 2\n[train]\nepochs = 1\nseeds = 2\n'
+    (tmp_path / "run.toml").write_text(text)
+    run = tmp_path / "run"
+    assert main(["train", str(tmp_path / "run.toml"), "--folder", str(run)]) == 0
+    assert main(["report", str(run / "ensemble.safetensors")]) == 0
+    assert "of the first of 2 models" in (run / "report.html").read_text()
+    assert main(["report", str(run), "-o", str(run / "best.html")]) == 0
+    assert "of the first of 2 models" not in (run / "best.html").read_text()
+    capsys.readouterr()
+    assert main(["explore", str(run / "ensemble.safetensors"), "--no-browser"]) == 1
+    said = capsys.readouterr().err
+    assert "an ensemble of 2 models; expected one model" in said or "not installed" in said
 
 
 def test_commands_of_one_model_say_what_to_do(tmp_path, capsys):

@@ -58,7 +58,7 @@ def write_page(
     Of an ensemble, pictures and verdict are those of its first model.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or the file of a model in it, such as its ensemble.safetensors.
         output: the HTML file to write.
         data: name of a dataset, instead of what `run.toml` says.
         seed: of the evaluation and of the pictures.
@@ -73,8 +73,9 @@ def write_page(
     _check_output(output)
     model = load(weights_of(run))
     first, *others = members_of(model)
-    splits = run_data(run, data)
-    history = read_history(run / "history.jsonl")
+    folder = folder_of(run)
+    splits = run_data(folder, data)
+    history = read_history(folder / "history.jsonl")
     report = evaluate(
         model,
         splits.test,
@@ -89,13 +90,13 @@ def write_page(
     judge(first, as_pipeline(splits.test, model.schema), run_history)
     notes = [
         *([f"pictures and verdict: of the first of {len(others) + 1} models"] if others else []),
-        *(f"training: {note}" for note in notes_of(run)),
+        *(f"training: {note}" for note in notes_of(folder)),
         f"training rows: {splits.train.alignment}",
         f"test rows: {splits.test.alignment}",
     ]
     report = attrs.evolve(report, notes=(*report.notes, *run_history.verdict, *notes))
     figures = pictures(first, splits, history, report, seed)
-    page = render(run.resolve().name, report, figures)
+    page = render(folder.resolve().name, report, figures)
     write_whole(output, page.encode())
     return report
 
@@ -115,12 +116,24 @@ def _check_output(output: Path) -> None:
             )
 
 
+def folder_of(run: Path) -> Path:
+    """The folder of a run: itself, or that of the file of a model in it."""
+    return run.parent if _is_model(run) else run
+
+
+def _is_model(run: Path) -> bool:
+    """Whether it is the file of a model, not the folder of a run."""
+    return run.suffix == ".safetensors" and run.is_file()
+
+
 def weights_of(run: Path) -> Path:
-    """The file of a run's model.
+    """The file of a run's model, which may be given itself.
 
     Raises:
         DataError: it is not in the folder, be it by a link.
     """
+    if _is_model(run):
+        return run
     if not run.is_dir():
         raise DataError(
             f"{run}: no such folder; expected the folder of a run, with model.safetensors; check "

@@ -174,10 +174,7 @@ class EvaluationContext:
             RequestError: an ensemble.
         """
         if isinstance(self.model, Ensemble):
-            raise RequestError(
-                f"latents of an ensemble are those of each of its {len(self.model)} models; "
-                "expected one model; evaluate its .members"
-            )
+            raise self.model.latents_of_each()
         return self.model
 
     def note(self, text: str) -> None:

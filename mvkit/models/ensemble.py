@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, cast
 
-import attrs
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -22,27 +21,11 @@ from mvkit.core.posterior import Posterior
 from mvkit.core.validation import Schema
 from mvkit.data.dataset import Rows
 from mvkit.errors import RequestError, ShapeError, SpecError
+from mvkit.models.answers import Answer, Answers, in_turns, over_models, spread, stacked
 from mvkit.models.inference import Names, check_count, subsets_of
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel, SeveralModels, check_model
 from mvkit.registry.spec import to_dict
-
-Answer = TypeVar("Answer", Tensor, dict[str, Tensor])
-
-
-@attrs.frozen(eq=False)
-class Answers(Generic[Answer]):
-    """What the models of an ensemble answer to one question.
-
-    Args:
-        each: the answers, in the order of the models.
-        mean: their mean.
-        sd: how far they differ: their standard deviation; NaN of one model alone.
-    """
-
-    each: tuple[Answer, ...]
-    mean: Answer
-    sd: Answer
 
 
 class Ensemble(SeveralModels):
@@ -139,6 +122,24 @@ class Ensemble(SeveralModels):
             if all(name in model.samplers for model in self.members)
         )
 
+    @property
+    def latent_dim(self) -> int:
+        """Refused, as `n_clusters` is: latents are those of each model.
+
+        Raises:
+            RequestError: always.
+        """
+        raise self.latents_of_each()
+
+    n_clusters = latent_dim
+
+    def latents_of_each(self) -> RequestError:
+        """The error of what looks at the latents of one model."""
+        return RequestError(
+            f"latents of an ensemble are those of each of its {len(self)} models; expected one "
+            "model; take one of its .members"
+        )
+
     def modality(self, name: str) -> Modality:
         """The modality of a name, or an error that suggests one."""
         return self.first.modality(name)
@@ -176,8 +177,8 @@ class Ensemble(SeveralModels):
                 each; about the data, not about latents, which each model has its own.
         """
         answers = tuple(question(model) for model in self.members)
-        mean = _over_models(answers, lambda x: x.mean(0))
-        sd = _over_models(answers, _spread)
+        mean = over_models(answers, lambda x: x.mean(0))
+        sd = over_models(answers, spread)
         return Answers(answers, mean, sd)
 
     def encode(self, batch: Rows, given: Names = None, **options: Any) -> Tensor:
@@ -201,7 +202,7 @@ class Ensemble(SeveralModels):
 
     def private(self, batch: Rows) -> dict[str, Tensor]:
         """Means of the private latents by each model, {name: (e, b, p)}."""
-        return _stacked([model.private(batch) for model in self.members])
+        return stacked([model.private(batch) for model in self.members])
 
     def decode(
         self, z: Tensor, private: Mapping[str, Tensor] | None = None, **options: Any
@@ -227,7 +228,7 @@ class Ensemble(SeveralModels):
         for i, model in enumerate(self.members):
             own = {name: w[i] for name, w in (private or {}).items()}
             data.append(model.decode(z[i], own, **options))
-        return _stacked(data)
+        return stacked(data)
 
     def relevance(self) -> Tensor:
         """How much each modality needs each latent dimension of each model, (e, d, m).
@@ -273,7 +274,7 @@ class Ensemble(SeveralModels):
         """
         n = check_count(n)
         draws = [model.translate(batch, to, given, n, **options) for model in self.members]
-        return _in_turns(draws)
+        return in_turns(draws)
 
     def sample(self, n: int, **options: Any) -> dict[str, Tensor]:
         """Rows from the prior, {name: (n, *shape)}, drawn from the models in turn.
@@ -293,7 +294,7 @@ class Ensemble(SeveralModels):
                     f"its own; expected none; ask one of ensemble.members"
                 )
         each = math.ceil(n / len(self))
-        rows = _in_turns([model.sample(each, **options) for model in self.members])
+        rows = in_turns([model.sample(each, **options) for model in self.members])
         return {name: x[:n] for name, x in rows.items()}
 
     def log_weights(self, batch: Rows, n: int, **options: Any) -> Tensor:
@@ -355,34 +356,3 @@ def _data_of(model: MultimodalModel) -> list[Any]:
         steps = to_dict(modality.transform)
         data.append((name, modality.raw_shape, modality.shape, steps))
     return data
-
-
-def _over_models(answers: tuple[Answer, ...], function: Callable[[Tensor], Tensor]) -> Answer:
-    """A function of the stacked answers (e, …) of all models."""
-    first = answers[0]
-    if isinstance(first, Tensor):
-        return function(torch.stack(answers))
-    values = {}
-    for name in first:
-        pieces = [answer[name] for answer in answers]
-        values[name] = function(torch.stack(pieces))
-    return values
-
-
-def _stacked(answers: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The answers of all models, (e, …) by name."""
-    return _over_models(tuple(answers), lambda x: x)
-
-
-def _spread(x: Tensor) -> Tensor:
-    """The standard deviation over the first axis; NaN of one value."""
-    return x.std(0) if len(x) > 1 else torch.full_like(x[0], torch.nan)
-
-
-def _in_turns(draws: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Draws (n, …) of each model as ((n e), …): a first of each, a second of each, and so on."""
-    values = {}
-    for name in draws[0]:
-        stacked = torch.stack([answer[name] for answer in draws], 1)
-        values[name] = rearrange(stacked, "n e ... -> (n e) ...")
-    return values
