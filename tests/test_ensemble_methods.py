@@ -314,20 +314,22 @@ def test_a_report_page_takes_an_ensemble(tmp_path):
     assert "&#34;name&#34;: &#34;ensemble&#34;" in page
 
 
-def test_a_report_of_the_ensemble_of_a_run_from_several_seeds(tmp_path, capsys):
+def test_a_report_of_the_ensemble_of_a_run_from_several_seeds(tmp_path, capsys, monkeypatch):
     pytest.importorskip("jinja2")
     from mvkit.apps.cli import main
 
-    text = '[data]\nname = "linear_gaussian"\n[model]\nlatent_dim = 2\n[train]\nepochs = 1\nseeds = 2\n'
-    (tmp_path / "run.toml").write_text(text)
-    run = tmp_path / "run"
-    assert main(["train", str(tmp_path / "run.toml"), "--folder", str(run)]) == 0
-    assert main(["report", str(run / "ensemble.safetensors")]) == 0
-    assert "of the first of 2 models" in (run / "report.html").read_text()
-    assert main(["report", str(run), "-o", str(run / "best.html")]) == 0
-    assert "of the first of 2 models" not in (run / "best.html").read_text()
-    capsys.readouterr()
-    assert main(["explore", str(run / "ensemble.safetensors"), "--no-browser"]) == 1
+    run_folder(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "ensemble.safetensors")
+    monkeypatch.setattr(
+        mvkit.plugins,
+        "available",
+        lambda kind, pattern="*": ["reconstruction"] if kind == "metric" else [],
+    )
+    monkeypatch.setattr("mvkit.apps.html_report.pictures", lambda *arguments: {})
+    assert main(["report", str(tmp_path / "ensemble.safetensors")]) == 0
+    assert "of the first of 2 models" in (tmp_path / "report.html").read_text()
+    assert f"page: {tmp_path / 'report.html'}" in capsys.readouterr().out
+    assert main(["explore", str(tmp_path / "ensemble.safetensors"), "--no-browser"]) == 1
     said = capsys.readouterr().err
     assert "an ensemble of 2 models; expected one model" in said or "not installed" in said
 
