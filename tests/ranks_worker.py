@@ -99,12 +99,21 @@ def explained():
     return model("mopoe", objective="iwae", likelihood="normal", missingness="self")
 
 
+def masked():
+    """A model that predicts all visible cells of a row but one, with a code of columns."""
+    table = {"name": "tabular", "width": 6, "blocks": 1, "knots": [[-1, 0, 1], [0, 1], [-2, 2]]}
+    first = {"shape": (3,), "encoder": table, "indicator": True}
+    hiding = {"name": "masked", "low": 0.6, "high": 1.0, "kl_weight": 0.5}
+    return model("mopoe", "mog", hiding, private=1, first=first)
+
+
 CASES = {
     "unequal last batches, incomplete rows": (model, {"data": rows(9)}),
     "frozen parts": (lambda: model("joint", objective="telbo"), {"data": rows(9), "stages": FROZEN}),
     "rows that do not count": (lambda: model(SKIP), {"data": rows(9), "batch_size": 2}),
     "validation": (lambda: model("mopoe", "mog", "dreg"), {"data": rows(9), "validation": rows(3, seed=1)}),
     "a loader of one's own": (model, {"data": [rows(4), rows(1), rows(2)]}),
+    "hidden cells": (masked, {"data": given_rows(9), "validation": given_rows(3, seed=1)}),
     "what is missing": (explained, {"data": rows(9), "validation": rows(3, seed=1)}),
     "coupled rows": (lambda: model(SKIP, "mog", COUPLED), {"data": rows(9), "validation": rows(3, seed=1)}),
     "coupled rows of a stage": (lambda: model("moe"), {"data": rows(9), "stages": [mvkit.Stage(COUPLED, 2, accumulate=2)]}),
@@ -117,7 +126,7 @@ CASES = {
     "given": (conditional, {"data": given_rows(9), "validation": given_rows(3, seed=1)}),
 }  # fmt: skip
 
-RESUMED = ("validation", "coupled rows", "opponent", "refiners")
+RESUMED = ("validation", "coupled rows", "opponent", "refiners", "hidden cells")
 
 
 def quiet(site, shape, dtype, device):

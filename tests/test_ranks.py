@@ -50,7 +50,7 @@ def test_two_processes_train_as_one(outcomes):
 
 
 def test_a_run_resumes_with_the_same_bits_or_with_fewer_processes(outcomes):
-    for name in ("validation", "coupled rows", "opponent", "refiners"):
+    for name in ("validation", "coupled rows", "opponent", "refiners", "hidden cells"):
         whole, again = outcomes["2-0"][name], outcomes["2-0"][f"again: {name}"]
         assert again["history"] == whole["history"]
         for key, value in again["weights"].items():

@@ -193,7 +193,9 @@ def _commands_of_results(command: AddCommand) -> None:
     report = command(
         "report", _report, "measure a run's model and write a page that needs no network"
     )
-    report.add_argument("run", type=Path, help="a folder with model.safetensors")
+    report.add_argument(
+        "run", type=Path, help="a folder with model.safetensors, or the file of a model in it"
+    )
     report.add_argument(
         "-o", "--output", type=Path, help="the page; report.html in the run's folder by default"
     )
@@ -302,9 +304,9 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from mvkit.apps.html_report import write_page
+    from mvkit.apps.html_report import folder_of, write_page
 
-    output = options.output or options.run / "report.html"
+    output = options.output or folder_of(options.run) / "report.html"
     chosen = {key: getattr(options, key) for key in ("data", "sampler", "refine", "seed")}
     _say(write_page(options.run, output, **chosen))
     _say(f"\npage: {output}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from mvkit.apps.html_report import weights_of
+from mvkit.apps.html_report import folder_of, weights_of
 from mvkit.apps.init_file import named_files
 from mvkit.core.safe_file import write_whole
 from mvkit.data.column_kinds import Column
@@ -34,7 +34,8 @@ def embed_files(
     """Writes a table of the rows' ids and posterior means, and returns it.
 
     Args:
-        folder: of a run on a user's own files, or what `mvkit impute` wrote.
+        folder: of a run on a user's own files, or what `mvkit impute` wrote; or the file of a
+            model in it.
         paths: files called as those of training, not necessarily all of them.
         output: the CSV file to write.
         id: the column of ids.
@@ -46,7 +47,7 @@ def embed_files(
     if output.suffix != ".csv":
         raise RequestError(f"{output}: expected a name that ends in .csv; choose another with -o")
     model = load_model(weights_of(folder))
-    layouts = layouts_of(folder)
+    layouts = layouts_of(folder_of(folder))
     parts: dict[str, DataFrame] = {}
     for name, frame in read_files(named_files(paths), id).items():
         parts |= _layout(name, layouts).split(frame)

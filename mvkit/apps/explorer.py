@@ -21,7 +21,7 @@ from mvkit.apps.explorer_controls import (
     refined_control,
     stated_by,
 )
-from mvkit.apps.html_report import run_data, weights_of
+from mvkit.apps.html_report import folder_of, run_data, weights_of
 from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.data.dataset import MultimodalDataset
@@ -62,7 +62,7 @@ def explore(run: Path, *, data: str | None = None, port: int = 5006, show: bool 
         reason = "explore: panel is not installed: pip install 'mvkit[explore]'"
         raise RequestError(reason) from None
     model = load_model(weights_of(run))
-    rows = run_data(run, data).test
+    rows = run_data(folder_of(run), data).test
     model.conform(rows.batch)  # refuses data of another model before a page shows that
     panel.extension()
     secret = secrets.token_urlsafe(16)
@@ -76,7 +76,7 @@ def explore(run: Path, *, data: str | None = None, port: int = 5006, show: bool 
         websocket_origin=hosts,
         unused_session_lifetime_milliseconds=UNUSED,
         check_unused_sessions_milliseconds=UNUSED,
-        title=f"{run.resolve().name} · mvkit",
+        title=f"{folder_of(run).resolve().name} · mvkit",
         show=False,
         start=False,
         verbose=False,

@@ -27,7 +27,8 @@ from mvkit.errors import DataError, MvkitError, RequestError, SpecError
 from mvkit.evaluation.evaluate import MetricLike, evaluate
 from mvkit.evaluation.report import TITLES, Report, cells_of
 from mvkit.models.asked_rows import stated_covariates
-from mvkit.models.checkpoint import load_model
+from mvkit.models.checkpoint import load
+from mvkit.models.ensemble import members_of
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.training.history import History
 from mvkit.training.run_folder import notes_of
@@ -54,8 +55,10 @@ def write_page(
 ) -> Report:
     """Evaluates the model of a run on its test rows and writes the page; returns the report.
 
+    Of an ensemble, pictures and verdict are those of its first model.
+
     Args:
-        run: the run's folder.
+        run: the run's folder, or the file of a model in it, such as its ensemble.safetensors.
         output: the HTML file to write.
         data: name of a dataset, instead of what `run.toml` says.
         seed: of the evaluation and of the pictures.
@@ -68,9 +71,11 @@ def write_page(
         DataError: a folder without a model, or that does not name its data.
     """
     _check_output(output)
-    model = load_model(weights_of(run))
-    splits = run_data(run, data)
-    history = read_history(run / "history.jsonl")
+    model = load(weights_of(run))
+    first, *others = members_of(model)
+    folder = folder_of(run)
+    splits = run_data(folder, data)
+    history = read_history(folder / "history.jsonl")
     report = evaluate(
         model,
         splits.test,
@@ -82,15 +87,16 @@ def write_page(
         progress=progress,
     )
     run_history = History(history)
-    judge(model, as_pipeline(splits.test, model.schema), run_history)
+    judge(first, as_pipeline(splits.test, model.schema), run_history)
     notes = [
-        *(f"training: {note}" for note in notes_of(run)),
+        *([f"pictures and verdict: of the first of {len(others) + 1} models"] if others else []),
+        *(f"training: {note}" for note in notes_of(folder)),
         f"training rows: {splits.train.alignment}",
         f"test rows: {splits.test.alignment}",
     ]
     report = attrs.evolve(report, notes=(*report.notes, *run_history.verdict, *notes))
-    figures = pictures(model, splits, history, report, seed)
-    page = render(run.resolve().name, report, figures)
+    figures = pictures(first, splits, history, report, seed)
+    page = render(folder.resolve().name, report, figures)
     write_whole(output, page.encode())
     return report
 
@@ -110,12 +116,24 @@ def _check_output(output: Path) -> None:
             )
 
 
+def folder_of(run: Path) -> Path:
+    """The folder of a run: itself, or that of the file of a model in it."""
+    return run.parent if _is_model(run) else run
+
+
+def _is_model(run: Path) -> bool:
+    """Whether it is the file of a model, not the folder of a run."""
+    return run.suffix == ".safetensors" and run.is_file()
+
+
 def weights_of(run: Path) -> Path:
-    """The file of a run's model.
+    """The file of a run's model, which may be given itself.
 
     Raises:
         DataError: it is not in the folder, be it by a link.
     """
+    if _is_model(run):
+        return run
     if not run.is_dir():
         raise DataError(
             f"{run}: no such folder; expected the folder of a run, with model.safetensors; check "

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from functools import cached_property
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -188,6 +189,15 @@ class Experts:
                 loc, raw = self.outputs[name][:, self.width :].chunk(2, dim=-1)
                 experts[name] = (loc, self.family.scale(raw))
         return experts
+
+    def forget_unseen(self) -> None:
+        """Makes private experts the prior N(0, I) in rows that do not observe their modality.
+
+        For objectives that reconstruct what the encoders do not see; elsewhere nobody looks there.
+        """
+        for i, (name, (loc, scale)) in enumerate(self.private.items()):
+            seen = rearrange(self.batch.observed[:, i], "b -> b 1")
+            self.private[name] = (torch.where(seen, loc, 0.0), torch.where(seen, scale, 1.0))
 
 
 _network_dtype: ContextVar[torch.dtype | None] = ContextVar("network_dtype", default=None)

@@ -143,6 +143,7 @@ class Sizes:
         contexts: how many numbers of the covariates each side sees: `encoders`, `decoders` and
             the `prior`.
         levels: how many levels each covariate has, by name; 0 of numbers.
+        missingness: the spec of what explains why values are missing; None: nothing does.
     """
 
     latent: int
@@ -153,6 +154,7 @@ class Sizes:
     name: str = ""
     contexts: Mapping[str, int] = attrs.field(factory=dict)
     levels: Mapping[str, int] = attrs.field(factory=dict)
+    missingness: object = None
 
     @classmethod
     def alone(cls, modality: Modality) -> Sizes:

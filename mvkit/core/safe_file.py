@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import mmap
 import os
@@ -17,17 +18,40 @@ import stat
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from mvkit._version import __version__
 from mvkit.core.stored_tensors import Entries, bytes_of, outer_header, place, tensors_of
-from mvkit.errors import CheckpointError
+from mvkit.errors import CheckpointError, RequestError
 
 Header = dict[str, Any]
 FilePath = str | os.PathLike[str]
 Part = bytes | bytearray | memoryview
+Blob = bytearray | mmap.mmap
+
+
+@runtime_checkable
+class Writable(Protocol):
+    """A binary file object that is written."""
+
+    def write(self, part: Any, /) -> object:
+        """Writes bytes."""
+        ...
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A binary file object that is read."""
+
+    def read(self) -> bytes:
+        """All bytes that are left."""
+        ...
+
+
+Target = FilePath | Writable
+Stored = FilePath | Part | Readable
 
 FORMAT = 1
 KEY = "mvkit"
@@ -40,10 +64,11 @@ _ZEROS = "0" * 64
 _DIGEST = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')
 
 
-def write(path: FilePath, header: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:
-    """Writes a header (plain JSON data) and tensors.
+def write(path: Target, header: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:
+    """Writes a header (plain JSON data) and tensors, into a file or a binary file object.
 
     Raises:
+        RequestError: neither a path nor a binary file object.
         OSError: when the folder cannot be written; nothing is left behind.
     """
     sealed = {**header, "format": FORMAT, "sha256": _ZEROS}
@@ -57,7 +82,33 @@ def write(path: FilePath, header: Mapping[str, object], tensors: Mapping[str, Te
     for part in parts:
         digest.update(part)
     blob[start:stop] = digest.hexdigest().encode()
-    write_whole(Path(path), blob, parts)
+    if isinstance(path, str | os.PathLike):
+        write_whole(Path(path), blob, parts)
+    else:
+        _write_into(path, [blob, *parts])
+
+
+def _write_into(file: Writable, parts: Sequence[Part]) -> None:
+    """Writes into a binary file object; where that fails, it is cut to what it held, if it can be.
+
+    Raises:
+        RequestError: no binary file object.
+    """
+    if isinstance(file, io.TextIOBase) or not isinstance(file, Writable):
+        raise RequestError(
+            f"save: got {type(file).__name__}; expected a path, or a file object that takes "
+            "bytes, such as io.BytesIO() or open(path, 'wb')"
+        )
+    start = file.tell() if isinstance(file, io.IOBase) and file.seekable() else None
+    try:
+        for part in parts:
+            file.write(part)
+    except BaseException:
+        if isinstance(file, io.IOBase) and start is not None:
+            with contextlib.suppress(OSError):
+                file.seek(start)
+                file.truncate()
+        raise
 
 
 def write_whole(path: Path, blob: bytes | bytearray, more: Sequence[memoryview] = ()) -> None:
@@ -126,32 +177,56 @@ def _temporary_name(name: str) -> str:
     return f".{beginning}.{secrets.token_hex(4)}.tmp"
 
 
-def read_header(path: FilePath) -> Header:
+def read_header(path: Stored) -> Header:
     """The header of a file whose checksum fits; the file is mapped, not held in memory.
 
     Raises:
         CheckpointError: truncated, altered, of an unknown format, or no checkpoint of mvkit.
         OSError: when it cannot be read.
     """
-    with _mapped(path) as blob:
-        return _checked_header(blob, str(path))
+    return _checked_header(_blob(path), name_of(path))
 
 
-def read(path: FilePath) -> tuple[Header, dict[str, Tensor]]:
+def read(path: Stored) -> tuple[Header, dict[str, Tensor]]:
     """Header and tensors of a file whose checksum fits; errors as in `read_header`.
 
     The file is opened once: the tensors are views of the bytes whose checksum was taken, also
-    where another file takes its place meanwhile.
+    where another file takes its place meanwhile. Bytes, and what a binary file object has left,
+    are copied.
     """
-    blob = _mapped(path)
-    header, entries = _parsed(blob, str(path))
-    _check_digest(blob, str(path))
+    blob = _blob(path)
+    where = name_of(path)
+    header, entries = _parsed(blob, where)
+    _check_digest(blob, where)
     try:
         return header, tensors_of(blob, _header_end(blob), entries)
     except (ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointError(
-            f"{path}: its tensors cannot be read: {error}; take another copy"
+            f"{where}: its tensors cannot be read: {error}; take another copy"
         ) from None
+
+
+def name_of(path: Stored) -> str:
+    """What messages call a file, bytes or a file object."""
+    return str(path) if isinstance(path, str | os.PathLike) else type(path).__name__
+
+
+def _blob(path: Stored) -> Blob:
+    """The bytes of a file, of bytes, or that a binary file object has left.
+
+    Raises:
+        RequestError: something else.
+    """
+    if isinstance(path, str | os.PathLike):
+        return _mapped(path)
+    if isinstance(path, bytes | bytearray | memoryview):
+        return bytearray(path)
+    if isinstance(path, io.TextIOBase) or not isinstance(path, Readable):
+        raise RequestError(
+            f"load: got {name_of(path)}; expected a path, bytes, or a file object that returns "
+            "bytes, such as open(path, 'rb')"
+        )
+    return bytearray(path.read())
 
 
 def _mapped(path: FilePath) -> mmap.mmap:
@@ -174,12 +249,12 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _header_end(blob: bytearray | mmap.mmap) -> int:
+def _header_end(blob: Blob) -> int:
     """Where the header of safetensors ends; 8 in files without one."""
     return 8 + struct.unpack("<Q", blob[:8])[0] if len(blob) >= 8 else 8
 
 
-def _digest_at(blob: bytearray | mmap.mmap, where: str) -> tuple[int, int]:
+def _digest_at(blob: Blob, where: str) -> tuple[int, int]:
     """Where the digits of the checksum are stored, which must be one place in the header."""
     digits = list(_DIGEST.finditer(blob[: _header_end(blob)]))
     if len(digits) != 1:
@@ -189,14 +264,14 @@ def _digest_at(blob: bytearray | mmap.mmap, where: str) -> tuple[int, int]:
     return digits[0].span(1)
 
 
-def _checked_header(blob: mmap.mmap, where: str) -> Header:
+def _checked_header(blob: Blob, where: str) -> Header:
     """The header of a file, once its checksum fits."""
     header, _ = _parsed(blob, where)
     _check_digest(blob, where)
     return header
 
 
-def _parsed(blob: mmap.mmap, where: str) -> tuple[Header, Entries]:
+def _parsed(blob: Blob, where: str) -> tuple[Header, Entries]:
     """The header of a file, and what it says of each tensor; the checksum is not looked at yet."""
     start = _header_end(blob)  # of the tensors
     if start == 8 or len(blob) < start:
@@ -239,7 +314,7 @@ def other_version(header: Header) -> str:
     return f" (written by mvkit {written!r}; this is mvkit {__version__!r})"
 
 
-def _check_digest(blob: mmap.mmap, where: str) -> None:
+def _check_digest(blob: Blob, where: str) -> None:
     """Raises CheckpointError unless the checksum fits."""
     start, stop = _digest_at(blob, where)
     digest = hashlib.sha256(blob[:start])

@@ -71,8 +71,8 @@ def bytes_of(value: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def tensors_of(blob: mmap.mmap, start: int, entries: Entries) -> dict[str, Tensor]:
-    """The tensors of a mapped file.
+def tensors_of(blob: bytearray | mmap.mmap, start: int, entries: Entries) -> dict[str, Tensor]:
+    """The tensors of the bytes of a file.
 
     Args:
         blob: the whole file; the tensors keep it alive.
@@ -117,7 +117,9 @@ def _dtype_and_shape(name: str, entry: Any) -> tuple[torch.dtype, list[int]]:
     return dtype, shape
 
 
-def _view(blob: mmap.mmap, offset: int, dtype: torch.dtype, shape: list[int]) -> Tensor:
+def _view(
+    blob: bytearray | mmap.mmap, offset: int, dtype: torch.dtype, shape: list[int]
+) -> Tensor:
     """A tensor whose memory is the file's."""
     count = math.prod(shape)
     if not count:

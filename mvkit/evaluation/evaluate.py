@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mvkit._version import __version__
 from mvkit.core import noise
+from mvkit.core.asked_by import asked_by
 from mvkit.core.batch import Batch, conform
 from mvkit.core.blocks import block_slices
 from mvkit.core.raw_values import full_precision
@@ -31,8 +32,9 @@ from mvkit.errors import DataError, RequestError, suggest
 from mvkit.evaluation.labels import Words, as_numbers, words_of
 from mvkit.evaluation.metric import ROW, EvaluationContext, Function, Metric, Score
 from mvkit.evaluation.report import Report
+from mvkit.models.ensemble import Ensemble, check_models, members_of
 from mvkit.models.far_covariates import warn_if_far
-from mvkit.models.multimodal import MultimodalModel, check_model
+from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.refiners import Wanted, asked_refiners
 from mvkit.registry import plugins
 from mvkit.registry.spec import as_part
@@ -45,10 +47,11 @@ BLOCK = 512  # rows; noise is drawn block by block, so this is part of what a nu
 MetricLike = str | Mapping[str, object] | Metric
 Data = Rows | Pipeline | Iterable[Rows]
 Functions = Mapping[str, Function]
+AnyModel = MultimodalModel | Ensemble
 
 
 def evaluate(
-    model: MultimodalModel,
+    model: AnyModel,
     data: Data,
     metrics: Sequence[MetricLike] | None = None,
     *,
@@ -70,7 +73,8 @@ def evaluate(
     order of the rows or how they are batched. Needs the extra `mvkit[evaluate]`.
 
     Args:
-        model: a `Model` or `Stack`.
+        model: a `Model` or `Stack`; or an `Ensemble`, measured as the mixture of its models, whose
+            latents have no scores.
         data: what `fit` takes: a batch, a mapping of arrays, a dataset, a `Pipeline`, or an
             iterable of batches.
         metrics: names, dicts or specs of metrics (`mvkit.available("metric")`); None: all.
@@ -106,7 +110,7 @@ def evaluate(
         >>> print(report.notes[0])
         probe: no labels: extra['label'] is not in the data
     """
-    check_model(model, "evaluate")
+    check_models(model, "evaluate")
     if isinstance(metrics, str | Mapping):
         raise RequestError(
             f"evaluate: metrics={metrics!r}; expected a list of metrics, such as [{metrics!r}]"
@@ -116,9 +120,7 @@ def evaluate(
     for option, functions in {"classifiers": classifiers, "features": features}.items():
         _check_functions(option, functions, model.names)
     seed = noise.whole_seed(seed)
-    if sampler is not None:
-        model.conditional_sampler(sampler, "evaluate")
-    refined = tuple(asked_refiners(model, refine, model.names, "evaluate"))
+    refined = _generators_of(model, sampler, refine)
     batch = _rows(model, data, "data")
     fitting = None if train is None else _rows(model, train, "train")
     _check_label(label, batch)
@@ -135,7 +137,7 @@ def evaluate(
     if rows.row_weight is not None:
         context.note("the rows have weights, which training looks at and scores do not")
     scores: list[Score] = []
-    with _bar(progress) as bar:
+    with _bar(progress) as bar, asked_by("evaluate"):
         for metric in chosen:
             scores += _measure(metric, context, bar)
     versions = {
@@ -146,6 +148,16 @@ def evaluate(
     about = {"model": model.header(), "seed": seed, "rows": len(rows), "versions": versions}
     about |= {**_sampler_of(context), **_refined_by(context)}
     return Report(tuple(scores), tuple(context.notes), about)
+
+
+def _generators_of(model: AnyModel, sampler: str | None, refine: Wanted) -> tuple[str, ...]:
+    """The modalities that refiners are to draw, once samplers and refiners were found there."""
+    refined: tuple[str, ...] = ()
+    for member in members_of(model):
+        if sampler is not None:
+            member.conditional_sampler(sampler, "evaluate")
+        refined = tuple(asked_refiners(member, refine, member.names, "evaluate"))
+    return refined
 
 
 def _sampler_of(context: EvaluationContext) -> dict[str, str]:
@@ -209,7 +221,7 @@ def _measure(metric: Metric, context: EvaluationContext, bar: tqdm) -> list[Scor
     return []
 
 
-def _rows(model: MultimodalModel, data: Data, what: str) -> Batch:
+def _rows(model: AnyModel, data: Data, what: str) -> Batch:
     """Conformed rows in one batch."""
     batches = _batches(model, data)
     if not batches:
@@ -247,7 +259,7 @@ def _ordered(
     return rows.take(torch.from_numpy(order)), int((~kept).sum())
 
 
-def _batches(model: MultimodalModel, data: Data) -> list[Batch]:
+def _batches(model: AnyModel, data: Data) -> list[Batch]:
     """Conformed batches on the CPU of whatever `fit` takes; empty ones are left out."""
     rows: Any = data.rows if isinstance(data, Pipeline) else data
     if isinstance(rows, Mapping) or not isinstance(rows, Iterable):

@@ -1,6 +1,6 @@
 """Log-likelihoods: joint, of any modalities, of some given others; with effective sample sizes.
 
-Axes: n draws, b rows.
+Axes: e models, n draws, b rows.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from mvkit.evaluation.metric import (
     mean,
     observes_any,
 )
+from mvkit.models.ensemble import members_of
 from mvkit.models.importance_sampling import Sampling
 from mvkit.models.inference import evaluation, names_of
 from mvkit.models.lacking_covariates import lacks_covariates
+from mvkit.models.multimodal import MultimodalModel
 from mvkit.parts.priors import as_prior
 from mvkit.registry.fields import choice, count, optional_count
 from mvkit.registry.spec import spec
@@ -44,7 +46,8 @@ class Likelihood(Metric):
 
     It is log p(x_A, x_B) - log p(x_B), each a log-mean-exp of n importance weights. Every row is
     scored on what it has of A and of B, and must have something of both. The effective sample size
-    of n weights is (Σ w)² / Σ w².
+    of n weights is (Σ w)² / Σ w². Of an ensemble it is the log of the models' mean density, with
+    the smallest of their effective sample sizes.
 
     Args:
         queries: pairs (A, B) of lists of names, B may be empty; None: all together, each alone,
@@ -67,7 +70,7 @@ class Likelihood(Metric):
 
     def incompatibility(self, context: EvaluationContext) -> str | None:
         self.asked(context)
-        if as_prior(context.model.prior).conditional:
+        if any(as_prior(model.prior).conditional for model in members_of(context.model)):
             return "the prior depends on the row, so that there is no likelihood"
         return None
 
@@ -121,18 +124,27 @@ class Likelihood(Metric):
                 log_p = log_p - log_p_given
                 size = torch.minimum(size, size_given)
                 scored = scored & observes_any(block, given)
-            scores[title, "log_p"] = torch.where(scored, log_p, torch.nan)
-            scores[title, "size"] = torch.where(scored, size, torch.nan)
+            log_mean = torch.logsumexp(log_p, 0) - math.log(len(log_p))
+            scores[title, "log_p"] = torch.where(scored, log_mean, torch.nan)
+            scores[title, "size"] = torch.where(scored, size.amin(0), torch.nan)
         return scores
 
     def _evidence(
         self, context: EvaluationContext, rows: Batch, generator: Generator
     ) -> tuple[Tensor, Tensor]:
+        """Log p of what rows have by each model, and the effective sample sizes, (e, b) each."""
+        evidence = [self._of_model(model, rows, generator) for model in members_of(context.model)]
+        log_p, sizes = zip(*evidence, strict=True)
+        return torch.stack(log_p), torch.stack(sizes)
+
+    def _of_model(
+        self, model: MultimodalModel, rows: Batch, generator: Generator
+    ) -> tuple[Tensor, Tensor]:
         """Log p of what rows have, and the effective sample size, (b,) each."""
         sums, squares = [], []
         sampling = Sampling(self.n, generator=generator)
-        with evaluation(context.model):
-            for log_w in context.model.weight_blocks(rows, sampling):
+        with evaluation(model):
+            for log_w in model.weight_blocks(rows, sampling):
                 log_w = full_precision(finite(log_w, rows, "an importance weight", 1))
                 sums.append(torch.logsumexp(log_w, 0))
                 squares.append(torch.logsumexp(2 * log_w, 0))

@@ -1,6 +1,6 @@
 """Metric: what is measured of a model on rows; EvaluationContext: what metrics look at.
 
-Axes: b rows, n rows of a subset, m modalities, d latent, c classes, f features.
+Axes: e models, b rows, n rows of a subset or draws, m modalities, d latent, c classes, f features.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from mvkit.core.batch import Batch
 from mvkit.core.raw_values import full_precision
 from mvkit.errors import DataError, RequestError, ShapeError
 from mvkit.evaluation.labels import NONE, Classes
+from mvkit.models.ensemble import Ensemble, draws_of_each
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.registry.renamed import RenamedMethods
 
@@ -140,7 +141,7 @@ class EvaluationContext:
     """What metrics look at.
 
     Args:
-        model: the model.
+        model: the model, or an ensemble, which is measured as the mixture of its models.
         rows: conformed rows that observe something, in an order that their contents decide.
         train: rows to fit classifiers and probes on; None: half of `rows`.
         label: name of the labels in `Batch.extra`.
@@ -153,7 +154,7 @@ class EvaluationContext:
         refined: modalities that their refiners draw.
     """
 
-    model: MultimodalModel
+    model: MultimodalModel | Ensemble
     rows: Batch
     train: Batch | None = None
     label: str = "label"
@@ -164,6 +165,17 @@ class EvaluationContext:
     sampler: str | None = None
     refined: tuple[str, ...] = ()
     _fitted: dict[str, Function] = attrs.field(factory=dict, init=False)
+
+    @property
+    def one_model(self) -> MultimodalModel:
+        """The model, for what is measured of latents.
+
+        Raises:
+            RequestError: an ensemble.
+        """
+        if isinstance(self.model, Ensemble):
+            raise self.model.latents_of_each()
+        return self.model
 
     def note(self, text: str) -> None:
         """Adds a note to the report."""
@@ -248,7 +260,7 @@ class EvaluationContext:
 
     def encode(self, block: Batch, given: Iterable[str]) -> Tensor:
         """Posterior means (b, d) given modalities."""
-        return finite(self.model.encode(block, given), block, "the posterior mean")
+        return finite(self.one_model.encode(block, given), block, "the posterior mean")
 
     def translate(
         self, block: Batch, to: Iterable[str], given: Iterable[str], **options: Any
@@ -259,13 +271,19 @@ class EvaluationContext:
             block: conformed rows.
             to: wanted modalities.
             given: modalities to look at.
-            options: of `model.translate`, such as `n`, `latent`, `sample` and `generator`.
+            options: of `model.translate`, such as `n`, `latent`, `sample` and `generator`. With
+                `latent="mean"` the values of an ensemble are the means over its models.
         """
         if self.sampler is not None:
             options["sampler"] = self.sampler
         wanted = tuple(to)
         options["refine"] = tuple(name for name in self.refined if name in wanted)
-        samples = self.model.translate(block, wanted, given, units="model", **options)
+        n = options.pop("n", 1)
+        samples = self.model.translate(
+            block, wanted, given, draws_of_each(self.model, n), units="model", **options
+        )
+        if isinstance(self.model, Ensemble):
+            samples = _of_mixture(samples, n, averaged=options.get("latent") == "mean")
         for name, values in samples.items():
             finite(values, block, f"modality {name!r}, generated,", 1)
         return samples
@@ -305,6 +323,23 @@ class EvaluationContext:
             return scores.argmax(1)
         # the user's classifier says classes as the labels do, a fitted one says their indices
         return self.classes.indices(scores) if name in self.classifiers else scores.long()
+
+
+def _of_mixture(samples: dict[str, Tensor], n: int, *, averaged: bool) -> dict[str, Tensor]:
+    """Values {name: (n, b, *shape)} of a mixture, from those of its models in turn, (k, b, …).
+
+    Averaged, they are means over the models; else row i has the draws from the i-th on, so that
+    every model has its share in few draws too.
+    """
+    values = {}
+    for name, x in samples.items():
+        if averaged:
+            values[name] = x.mean(0, keepdim=True).expand(n, *x.shape[1:])
+            continue
+        row = torch.arange(x.shape[1], device=x.device)
+        draw = torch.arange(n, device=x.device)
+        values[name] = x[(rearrange(draw, "n -> n 1") + row) % len(x), row]
+    return values
 
 
 def _check_classes(scores: Tensor, x: Tensor, where: str) -> None:

@@ -40,7 +40,7 @@ NOTEWORTHY = 0.01  # by which k-means is more accurate than the prior's clusters
 
 def _unusable(context: EvaluationContext) -> str | None:
     """Why classes and the shared latent cannot be compared; None if they can."""
-    no_latent = None if context.model.latent_dim else "no shared latent"
+    no_latent = None if context.one_model.latent_dim else "no shared latent"
     return context.unlabelled() or no_latent
 
 
@@ -84,7 +84,7 @@ class Probe(Metric):
         return {**alone, "all": ()}
 
     def score(self, context: EvaluationContext, block: Batch, generator: Generator) -> Scores:
-        model = context.model
+        model = context.one_model
         labels = context.labels(block).to(block.observed.device)
         scores: Scores = {"label": labels}
         for title, given in self._sets(model.names).items():
@@ -150,15 +150,15 @@ class Clusters(Metric):
     k: int | None = optional_count()
 
     def incompatibility(self, context: EvaluationContext) -> str | None:
-        if not context.model.n_clusters:
+        if not context.one_model.n_clusters:
             context.note("clusters: the prior is no mixture to assign rows to; k-means only")
         return _unusable(context) or _one_class(context)
 
     def score(self, context: EvaluationContext, block: Batch, generator: Generator) -> Scores:
         codes = context.encode(block, context.model.names)
         scores: Scores = {"label": context.labels(block), "z": codes}
-        if context.model.n_clusters:
-            scores["mixture"] = context.model.clusters(block)
+        if context.one_model.n_clusters:
+            scores["mixture"] = context.one_model.clusters(block)
         return scores
 
     def summary(self, context: EvaluationContext, scores: Scores) -> Iterator[Score]:
@@ -239,9 +239,9 @@ class Latents(Metric):
 
     def score(self, context: EvaluationContext, block: Batch, generator: Generator) -> Scores:
         scores: Scores = {}
-        if context.model.latent_dim:
+        if context.one_model.latent_dim:
             scores["shared"] = context.encode(block, context.model.names)
-        for name, w in context.model.private(block).items():
+        for name, w in context.one_model.private(block).items():
             known = observes_all(block, [name])
             means = finite(w[known], block.take(known), f"the private latent of {name!r}")
             scores[name] = scatter(means, known)
@@ -283,7 +283,7 @@ def private_share(
     z = z[known].to(device)
     w = w[known].to(device)
     given = _given(context.rows, known, device)
-    decode = context.model.decoding.decode
+    decode = context.one_model.decoding.decode
     # a row's other latents are those of the next rows and of the next but one
     shifted = (z, z.roll(2, 0), w.roll(1, 0), w.roll(2, 0))
     private = shared = 0.0

@@ -174,7 +174,13 @@ def sizes_of(spec: ModelSpec, family: Family, conditions: Conditions | None) -> 
         contexts.update((side, conditions.width(side)) for side in SIDES)
         levels = {name: len(covariate.levels) for name, covariate in spec.covariates.items()}
     return Sizes(
-        spec.latent_dim, family, spec.modalities, spec.prior, contexts=contexts, levels=levels
+        spec.latent_dim,
+        family,
+        spec.modalities,
+        spec.prior,
+        contexts=contexts,
+        levels=levels,
+        missingness=spec.missingness,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -37,15 +36,21 @@ Modules = Mapping[str, nn.Module] | None
 MAY_BE_NAN = ("conditions.rows", ".typical_exposure")  # where NaN means that nothing is known
 
 
-def save(model: MultimodalModel | Ensemble, path: str | os.PathLike[str]) -> None:
+def save(model: MultimodalModel | Ensemble, path: safe_file.Target) -> None:
     """Writes a model, or an ensemble of models: specs with all defaults, weights, buffers.
 
     The file appears complete or not at all: a temporary file beside it is written, synced and
-    renamed. A network that replaced an encoder's or a decoder's after the model was made is saved
-    as a module of the user's, which `load` is given.
+    renamed. A binary file object takes the same bytes from where it stands, and is cut there if
+    writing fails. A network that replaced an encoder's or a decoder's after the model was made is
+    saved as a module of the user's, which `load` is given.
+
+    Args:
+        model: the model, or the ensemble.
+        path: of the file; or a binary file object, such as `io.BytesIO()`.
 
     Raises:
         CheckpointError: another part was replaced or added after the model was made.
+        RequestError: neither a path nor a binary file object.
         OSError: when the folder cannot be written; nothing is left behind.
     """
     if isinstance(model, Ensemble):
@@ -92,7 +97,7 @@ def _packages(value: Any) -> dict[str, str]:
 
 
 def load(
-    path: str | os.PathLike[str],
+    path: safe_file.Stored,
     *,
     encoders: Modules = None,
     decoders: Modules = None,
@@ -105,26 +110,28 @@ def load(
     Weights that are NaN are named in a warning.
 
     Args:
-        path: a file written by `save`.
+        path: a file written by `save`; or its bytes, or a binary file object, which is read to
+            its end.
         encoders: the modules that were given as encoders when the model was made, by modality.
         decoders: likewise.
         modules: other modules of the user's, by their path in the header (`aggregator.network`).
         device: where to put it; `auto`: an accelerator if there is one.
 
     Raises:
-        RequestError: a device that is not there.
+        RequestError: a device that is not there; neither a path, nor bytes or a file object.
         CheckpointError: truncated, altered, of an unknown format, no checkpoint of mvkit at all,
             tensors that are not those of its header, a package that is not installed, or a module
             that was not given.
     """
     place = device_of(device)
+    where = safe_file.name_of(path)
     header, weights = safe_file.read(path)
     try:
         given = dict(modules or {})
         for side, by_name in (("encoder", encoders), ("decoder", decoders)):
             for name, module in (by_name or {}).items():
                 given[f"modalities.{name}.{side}"] = module
-        return _loaded(header, weights, given, str(path)).to(place).eval()
+        return _loaded(header, weights, given, where).to(place).eval()
     except CheckpointError as error:
         note = changed_packages(header)
         if note:
@@ -132,12 +139,12 @@ def load(
         raise
     except (MvkitError, RuntimeError, TypeError, LookupError, AttributeError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: the model cannot be built again: {type(error).__name__}: {error}"
+            f"{where}: the model cannot be built again: {type(error).__name__}: {error}"
             f"{safe_file.other_version(header)}{changed_packages(header)}"
         ) from error
 
 
-def load_model(path: str | os.PathLike[str]) -> Model | Stack:
+def load_model(path: safe_file.Stored) -> Model | Stack:
     """Reads one model back, as `load` does.
 
     Raises:
@@ -146,8 +153,8 @@ def load_model(path: str | os.PathLike[str]) -> Model | Stack:
     model = load(path)
     if isinstance(model, Ensemble):
         raise CheckpointError(
-            f"{path}: an ensemble of {len(model)} models; expected one model; save one of its "
-            "members into a file of its own"
+            f"{safe_file.name_of(path)}: an ensemble of {len(model)} models; expected one model; "
+            "save one of its members into a file of its own"
         )
     return model
 
@@ -252,8 +259,8 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
     return model
 
 
-def describe(path: str | os.PathLike[str]) -> Header:
-    """The checked header of a file: format, versions, packages, and the model's specs."""
+def describe(path: safe_file.Stored) -> Header:
+    """The checked header of what `save` wrote: format, versions, packages, the model's specs."""
     return safe_file.read_header(path)
 
 

@@ -1,15 +1,14 @@
 """Ensemble: copies of one model that were trained from several seeds, asked together.
 
-Axes: e models, n draws, b rows, d latent.
+Axes: e models, n draws, b rows, m modalities, d latent, p private latent.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, TypeVar, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn, cast
 
-import attrs
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -18,38 +17,26 @@ from mvkit.core.batch import Batch
 from mvkit.core.decoding import Decodes
 from mvkit.core.missingness import Missingness
 from mvkit.core.modality import Modality
+from mvkit.core.posterior import Posterior
 from mvkit.core.validation import Schema
 from mvkit.data.dataset import Rows
-from mvkit.errors import RequestError, SpecError
-from mvkit.models.inference import Names, check_count
-from mvkit.models.multimodal import MultimodalModel, check_model
+from mvkit.errors import RequestError, ShapeError, SpecError
+from mvkit.models.answers import Answer, Answers, in_turns, over_models, spread, stacked
+from mvkit.models.inference import Names, check_count, subsets_of
+from mvkit.models.model import Model
+from mvkit.models.multimodal import MultimodalModel, SeveralModels, check_model
 from mvkit.registry.spec import to_dict
 
-Answer = TypeVar("Answer", Tensor, dict[str, Tensor])
 
-
-@attrs.frozen(eq=False)
-class Answers(Generic[Answer]):
-    """What the models of an ensemble answer to one question.
-
-    Args:
-        each: the answers, in the order of the models.
-        mean: their mean.
-        sd: how far they differ: their standard deviation; NaN of one model alone.
-    """
-
-    each: tuple[Answer, ...]
-    mean: Answer
-    sd: Answer
-
-
-class Ensemble(nn.Module):
+class Ensemble(SeveralModels):
     """Copies of one model, trained from several seeds: what they say, and how far they differ.
 
     An equal mixture of its models: `translate` and `sample` draw from all of them, and
     `log_likelihood` is that of their mean density. Latents of different models have nothing to do
-    with one another, so that `encode` and `clusters` return those of each. Any other question goes
-    to every model by `ask`. `mvkit.impute` and `mvkit.save` take an ensemble as they take a model.
+    with one another, so that `encode`, `posterior`, `private`, `clusters` and `relevance` return
+    those of each, and `decode` takes them so. Any other question goes to every model by `ask`.
+    `mvkit.impute`, `mvkit.calibrate`, `mvkit.evaluate` and `mvkit.save` take an ensemble as they
+    take a model; functions of latents, such as `mvkit.embed`, take one of its `members`.
 
     Args:
         models: of the same modalities, one at least.
@@ -126,6 +113,41 @@ class Ensemble(nn.Module):
         """A tensor of the models' dtype and device."""
         return self.first.like
 
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        """Names of the samplers that all models have fitted."""
+        return tuple(
+            name
+            for name in self.first.samplers
+            if all(name in model.samplers for model in self.members)
+        )
+
+    @property
+    def latent_dim(self) -> int:
+        """Refused, as `n_clusters` is: latents are those of each model.
+
+        Raises:
+            RequestError: always.
+        """
+        raise self.latents_of_each()
+
+    n_clusters = latent_dim
+
+    def latents_of_each(self) -> RequestError:
+        """The error of what looks at the latents of one model."""
+        return RequestError(
+            f"latents of an ensemble are those of each of its {len(self)} models; expected one "
+            "model; take one of its .members"
+        )
+
+    def modality(self, name: str) -> Modality:
+        """The modality of a name, or an error that suggests one."""
+        return self.first.modality(name)
+
+    def conform(self, data: Rows) -> Batch:
+        """Data as a checked batch on the models' device."""
+        return self.first.conform(data)
+
     def header(self) -> dict[str, Any]:
         """The ensemble as plain JSON data."""
         models = [model.header() for model in self.members]
@@ -155,8 +177,8 @@ class Ensemble(nn.Module):
                 each; about the data, not about latents, which each model has its own.
         """
         answers = tuple(question(model) for model in self.members)
-        mean = _over_models(answers, lambda x: x.mean(0))
-        sd = _over_models(answers, _spread)
+        mean = over_models(answers, lambda x: x.mean(0))
+        sd = over_models(answers, spread)
         return Answers(answers, mean, sd)
 
     def encode(self, batch: Rows, given: Names = None, **options: Any) -> Tensor:
@@ -165,6 +187,77 @@ class Ensemble(nn.Module):
         They have no mean over the models, whose latents are turned against one another.
         """
         return torch.stack([model.encode(batch, given, **options) for model in self.members])
+
+    def encode_subsets(
+        self, batch: Rows, subsets: Iterable[Names] | None = None, **options: Any
+    ) -> dict[tuple[str, ...], Tensor]:
+        """Posterior means by each model given each of several sets, {set: (e, b, d)}."""
+        sets = subsets_of(subsets, self.names)
+        each = [model.encode_subsets(batch, sets, **options) for model in self.members]
+        return {names: torch.stack([codes[names] for codes in each]) for names in sets}
+
+    def posterior(self, batch: Rows, given: Names = None, **options: Any) -> tuple[Posterior, ...]:
+        """q(z|x_given) of each model; options as of `Model.posterior`."""
+        return tuple(model.posterior(batch, given, **options) for model in self.members)
+
+    def private(self, batch: Rows) -> dict[str, Tensor]:
+        """Means of the private latents by each model, {name: (e, b, p)}."""
+        return stacked([model.private(batch) for model in self.members])
+
+    def decode(
+        self, z: Tensor, private: Mapping[str, Tensor] | None = None, **options: Any
+    ) -> dict[str, Tensor]:
+        """Decoder means {name: (e, ..., *shape)} of each model at latents of its own.
+
+        Args:
+            z: shared latents of each model, (e, ..., d), as `encode` returns them.
+            private: private latents of each model, {name: (e, ..., p)}.
+            options: as of `Model.decode`.
+
+        Raises:
+            ShapeError: latents of another number of models.
+        """
+        latents = {"z": z, **(private or {})}
+        for name, latent in latents.items():
+            if latent.shape[:1] != (len(self),):
+                raise ShapeError(
+                    f"decode: {name} has shape {tuple(latent.shape)}; expected ({len(self)}, …), "
+                    "latents of each model, as encode returns them"
+                )
+        data = []
+        for i, model in enumerate(self.members):
+            own = {name: w[i] for name, w in (private or {}).items()}
+            data.append(model.decode(z[i], own, **options))
+        return stacked(data)
+
+    def relevance(self) -> Tensor:
+        """How much each modality needs each latent dimension of each model, (e, d, m).
+
+        Raises:
+            RequestError: models whose decoders do not tell.
+        """
+        tables = []
+        for model in self.members:
+            if not isinstance(model, Model):
+                raise RequestError(
+                    f"relevance: a {type(model).__name__} has no decoder that tells; expected "
+                    "models of one level; ask the levels of ensemble.members"
+                )
+            tables.append(model.relevance())
+        return torch.stack(tables)
+
+    def loss(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Refused: models are trained one by one.
+
+        Raises:
+            RequestError: always.
+        """
+        raise RequestError(
+            "loss: an ensemble is not trained as a whole; expected one model; train copies by "
+            "mvkit.fit(model, data, seeds=…), or look at the losses of ensemble.members"
+        )
+
+    forward = loss
 
     def clusters(self, batch: Rows, **options: Any) -> Tensor:
         """Clusters by each model, (e, b), numbered by each in its own way."""
@@ -181,7 +274,7 @@ class Ensemble(nn.Module):
         """
         n = check_count(n)
         draws = [model.translate(batch, to, given, n, **options) for model in self.members]
-        return _in_turns(draws)
+        return in_turns(draws)
 
     def sample(self, n: int, **options: Any) -> dict[str, Tensor]:
         """Rows from the prior, {name: (n, *shape)}, drawn from the models in turn.
@@ -201,8 +294,16 @@ class Ensemble(nn.Module):
                     f"its own; expected none; ask one of ensemble.members"
                 )
         each = math.ceil(n / len(self))
-        rows = _in_turns([model.sample(each, **options) for model in self.members])
+        rows = in_turns([model.sample(each, **options) for model in self.members])
         return {name: x[:n] for name, x in rows.items()}
+
+    def log_weights(self, batch: Rows, n: int, **options: Any) -> Tensor:
+        """Log importance weights ((n e), b): n draws of each model, the models taking turns.
+
+        Their log-mean-exp estimates the log of the models' mean density of what each row has.
+        """
+        log_w = [model.log_weights(batch, n, **options) for model in self.members]
+        return rearrange(log_w, "e n b -> (n e) b")
 
     def log_likelihood(self, batch: Rows, *arguments: Any, **options: Any) -> Tensor:
         """Log of the models' mean density of each row in nats, (b,); see `Model.log_likelihood`.
@@ -217,6 +318,11 @@ def check_models(model: object, where: str) -> None:
     """Raises RequestError, which names the function, for what is no model and no ensemble."""
     if not isinstance(model, Ensemble):
         check_model(model, where)
+
+
+def members_of(model: MultimodalModel | Ensemble) -> tuple[MultimodalModel, ...]:
+    """The models of an ensemble; of a model, itself alone."""
+    return model.members if isinstance(model, Ensemble) else (model,)
 
 
 def draws_of_each(model: MultimodalModel | Ensemble, n: int) -> int:
@@ -250,29 +356,3 @@ def _data_of(model: MultimodalModel) -> list[Any]:
         steps = to_dict(modality.transform)
         data.append((name, modality.raw_shape, modality.shape, steps))
     return data
-
-
-def _over_models(answers: tuple[Answer, ...], function: Callable[[Tensor], Tensor]) -> Answer:
-    """A function of the stacked answers (e, …) of all models."""
-    first = answers[0]
-    if isinstance(first, Tensor):
-        return function(torch.stack(answers))
-    values = {}
-    for name in first:
-        pieces = [answer[name] for answer in answers]
-        values[name] = function(torch.stack(pieces))
-    return values
-
-
-def _spread(x: Tensor) -> Tensor:
-    """The standard deviation over the first axis; NaN of one value."""
-    return x.std(0) if len(x) > 1 else torch.full_like(x[0], torch.nan)
-
-
-def _in_turns(draws: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Draws (n, …) of each model as ((n e), …): a first of each, a second of each, and so on."""
-    values = {}
-    for name in draws[0]:
-        stacked = torch.stack([answer[name] for answer in draws], 1)
-        values[name] = rearrange(stacked, "n e ... -> (n e) ...")
-    return values

@@ -14,6 +14,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from mvkit.core.asked_by import asker
 from mvkit.core.batch import Batch
 from mvkit.core.decoding import Decodes
 from mvkit.core.modality import Modality
@@ -235,7 +236,8 @@ class GeneratingModel(nn.Module, ABC):
         known = names_of(given, self.names)
         for name in names:
             self.modality(name)
-        asked_rows = self.row_context("translate", covariates, exposure, None)
+        where = asker("translate")
+        asked_rows = self.row_context(where, covariates, exposure, None)
         options = GenerationOptions(
             names,
             n,
@@ -245,11 +247,12 @@ class GeneratingModel(nn.Module, ABC):
             generator,
             asked_rows.covariates,
             asked_rows.exposure,
-            asked_refiners(cast(HasRefiners, self), refine, names, "translate"),
+            asked_refiners(cast(HasRefiners, self), refine, names, where),
             background,
+            where,
         )
         asked = ConditioningSets([known], empty, True, generator, asked_rows.covariates)
-        fitted = None if sampler is None else self.conditional_sampler(sampler, "translate")
+        fitted = None if sampler is None else self.conditional_sampler(sampler, where)
 
         def generate(rows: Batch) -> dict[str, Tensor]:
             condition: ConditionalLatents

@@ -54,17 +54,19 @@ class GenerationOptions:
     exposure: Mapping[str, Tensor] = attrs.field(factory=dict)
     refiners: Asked = attrs.field(factory=dict)
     background: bool = True
+    where: str = "translate"  # the function that messages name
 
     def __attrs_post_init__(self) -> None:
         if self.sample and not self.background:
             raise RequestError(
-                "translate: background=False with draws of the likelihood, which hold it; "
+                f"{self.where}: background=False with draws of the likelihood, which hold it; "
                 "expected means; leave sample=True out"
             )
         if self.latent not in ("draw", "mean"):
-            raise bad_option("translate: latent", self.latent, "draw", "mean")
+            raise bad_option(f"{self.where}: latent", self.latent, "draw", "mean")
         if self.private_source not in ("prior", "cross"):
-            raise bad_option("translate: private_source", self.private_source, "prior", "cross")
+            where = f"{self.where}: private_source"
+            raise bad_option(where, self.private_source, "prior", "cross")
 
     def row_context(self, batch: Batch) -> RowContext:
         """What decoders are told of the rows of a batch: its covariates and exposures, or those

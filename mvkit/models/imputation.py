@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from mvkit.core import blocks
+from mvkit.core.asked_by import asked_by
 from mvkit.core.batch import Batch, conform
 from mvkit.core.noise import Generator
 from mvkit.core.raw_values import Columns, Source, full_precision, widened
@@ -132,7 +133,8 @@ def impute(
     widest = max([model.modalities[name].numbers for name in names], default=1)
     numbers = n * (2 * widest + HIDDEN)
     size = blocks.block_size(numbers, blocks.IMPUTED, model.like.element_size())
-    values = model.in_blocks(statistics, original.seen, dim=1, rows=min(inference.ROWS, size))
+    with asked_by("impute"):
+        values = model.in_blocks(statistics, original.seen, dim=1, rows=min(inference.ROWS, size))
 
     def filled(kind: Kind, i: int = 0) -> Filled:
         return original.with_values({name: values[f"{kind}/{name}"][i] for name in names}, kind)

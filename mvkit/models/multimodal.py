@@ -367,8 +367,23 @@ class MultimodalModel(GeneratingModel):
     check_savable = swapped_modules.check_savable
 
 
+class SeveralModels(nn.Module):
+    """Several models in one, which is no model: functions of one model say so."""
+
+    @property
+    def members(self) -> tuple[MultimodalModel, ...]:
+        """The models."""
+        raise NotImplementedError
+
+
 def check_model(model: object, where: str) -> None:
     """Raises RequestError, which names the function, if the argument is not a model."""
+    if isinstance(model, SeveralModels):
+        raise RequestError(
+            f"{where}: got {type(model).__name__} as its model, which is {len(model.members)} of "
+            "them, each with latents and weights of its own; expected one; take one of its "
+            ".members"
+        )
     if not isinstance(model, MultimodalModel):
         raise RequestError(
             f"{where}: got {type(model).__name__} as its model; expected a Model or a Stack, "

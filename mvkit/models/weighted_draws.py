@@ -83,7 +83,7 @@ def generate(
         return generation.generate(model, options, condition)
     if not isinstance(condition, ConditionalPosterior):
         raise RequestError(
-            "translate: a sampler knows nothing of why values are missing, which the model "
+            f"{options.where}: a sampler knows nothing of why values are missing, which the model "
             "explains; expected no sampler; leave sampler= out"
         )
 
@@ -92,7 +92,7 @@ def generate(
 
     if options.refiners:
         raise RequestError(
-            "translate: a refiner knows nothing of why values are missing, which the model "
+            f"{options.where}: a refiner knows nothing of why values are missing, which the model "
             "explains; expected no refiner; leave refine= out"
         )
 

@@ -95,7 +95,7 @@ class WithContext(nn.Module):
         return rows
 
 
-def _with_context(network: nn.Sequential, context: int) -> nn.Module:
+def with_context(network: nn.Sequential, context: int) -> nn.Module:
     """The layers, the first linear one of which sees the context too, and every convolution."""
     if not context:
         return network
@@ -173,13 +173,13 @@ class MLP(Network):
         layers = _dense([math.prod(shape), *self.hidden, width], self.activation)
         if len(shape) != 1:
             layers = [nn.Flatten(), *layers]
-        return _with_context(Dense(*layers), context)
+        return with_context(Dense(*layers), context)
 
     def decoder(self, width: int, shape: Shape, context: int = 0) -> nn.Module:
         layers = _dense([width, *reversed(self.hidden), math.prod(shape)], self.activation)
         if len(shape) != 1:
             layers.append(nn.Unflatten(1, shape))
-        return _with_context(Dense(*layers), context)
+        return with_context(Dense(*layers), context)
 
 
 @spec
@@ -243,7 +243,7 @@ class Convolutional(Network):
             layers.append(ACTIVATIONS[self.activation]())
         layers += [nn.Flatten(), _linear(math.prod(shapes[-1]), width)]
         if context:
-            return _with_context(nn.Sequential(*layers), context)
+            return with_context(nn.Sequential(*layers), context)
         return _Layers(*layers)
 
     def decoder(self, width: int, shape: Shape, context: int = 0) -> nn.Module:
@@ -257,7 +257,7 @@ class Convolutional(Network):
             layers.append(self.up(before, after, 3, **options))
         layers.append(_Reshaped(shape))
         if context:
-            return _with_context(nn.Sequential(*layers), context)
+            return with_context(nn.Sequential(*layers), context)
         return _Layers(*layers)
 
     def _shapes(self, shape: Shape) -> list[Shape]:

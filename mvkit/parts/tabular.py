@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mvkit.errors import SpecError
-from mvkit.parts.networks import Network, Shape
+from mvkit.parts.networks import Network, Shape, with_context
 from mvkit.registry.fields import count
 from mvkit.registry.spec import field, number, spec
 
@@ -95,6 +95,8 @@ class ResidualBlock(nn.Module):
 class Tabular(Network):
     """Network for rows of numbers (n, k): a linear layer, residual blocks and another one.
 
+    Covariates join what the first linear layer sees.
+
     Args:
         width: of the blocks.
         blocks: how many; 0: one linear layer and nothing else.
@@ -117,7 +119,7 @@ class Tabular(Network):
     dropout_rate: float = field(default=0.0, check=number(0.0, 1.0))
     knots: Knots = field(default=(), check=_knots)
 
-    def encoder(self, shape: Shape, width: int) -> nn.Module:
+    def encoder(self, shape: Shape, width: int, context: int = 0) -> nn.Module:
         layers: list[nn.Module] = []
         numbers = math.prod(shape)
         if self.knots:
@@ -126,13 +128,13 @@ class Tabular(Network):
             numbers = code.numbers
         elif len(shape) != 1:
             layers.append(nn.Flatten())
-        return nn.Sequential(*layers, *self._blocks(numbers, width))
+        return with_context(nn.Sequential(*layers, *self._blocks(numbers, width)), context)
 
-    def decoder(self, width: int, shape: Shape) -> nn.Module:
+    def decoder(self, width: int, shape: Shape, context: int = 0) -> nn.Module:
         layers = self._blocks(width, math.prod(shape))
         if len(shape) != 1:
             layers.append(nn.Unflatten(1, shape))
-        return nn.Sequential(*layers)
+        return with_context(nn.Sequential(*layers), context)
 
     def _with_indicator(self, numbers: int) -> bool:
         """Whether rows of so many numbers come with an indicator.

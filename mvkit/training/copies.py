@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from mvkit.core.noise import whole_seed
 from mvkit.core.safe_file import write_whole
@@ -13,19 +15,54 @@ from mvkit.errors import RequestError, check_whole_number
 from mvkit.models.checkpoint import save
 from mvkit.models.copies import fresh_copy, take_over
 from mvkit.models.ensemble import Ensemble
-from mvkit.models.multimodal import MultimodalModel
+from mvkit.models.multimodal import MultimodalModel, check_model
 from mvkit.training.distributed import ProcessGroup
+from mvkit.training.events import Listener
 from mvkit.training.history import History
 
-Fit = Callable[..., History]
+Arguments = ParamSpec("Arguments")
 
 
-def fit_copies(fit: Fit, arguments: Mapping[str, Any]) -> History:
+def takes_seeds(fit: Callable[Arguments, History]) -> Callable[Arguments, History]:
+    """Gives `fit`, which trains one model, its option `seeds`: a copy of the model from each.
+
+    Without `seeds` the function is called as it is.
+    """
+    fit_copies: Callable[..., History] = functools.partial(_fit_copies, fit)
+
+    @functools.wraps(fit)
+    def fit_all(*arguments: Arguments.args, **options: Arguments.kwargs) -> History:
+        if options.get("seeds") is None:
+            return fit(*arguments, **options)
+        return fit_copies(*arguments, **options)
+
+    return fit_all
+
+
+def _fit_copies(
+    fit: Callable[..., History],
+    model: MultimodalModel,
+    data: object,
+    *,
+    seeds: int | Iterable[int],
+    seed: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: str = "auto",
+    listeners: Iterable[Listener] = (),
+    **options: Any,
+) -> History:
     """Trains a copy of a model from each of several seeds; the model gets the best weights.
 
     Args:
         fit: what trains one model.
-        arguments: those of `mvkit.fit` by name, with `seeds`.
+        model: the model.
+        data: what it is trained on.
+        seeds: see `mvkit.fit`, as the rest.
+        seed: refused.
+        checkpoint: the folder of all copies' runs.
+        resume: how each copy's run is resumed; of those that were not begun `must` asks nothing.
+        listeners: told of the events of all runs.
+        options: other options of `fit`.
 
     Returns:
         The rows of all copies, with a column `seed`, their notes and verdicts, and the copies.
@@ -33,21 +70,20 @@ def fit_copies(fit: Fit, arguments: Mapping[str, Any]) -> History:
     Raises:
         RequestError: seeds that cannot be, `seed` beside them, or a model that has no fresh copy.
     """
-    options = dict(arguments)
-    model, seed = options.pop("model"), options.pop("seed")
-    seeds = seeds_of(options.pop("seeds"))
+    check_model(model, "fit")
+    numbers = seeds_of(seeds)
     if seed is not None:
         raise RequestError(
-            f"fit: seed={seed!r} beside seeds={list(seeds)}; expected one of them; leave seed out"
+            f"fit: seed={seed!r} beside seeds={list(numbers)}; expected one of them; leave seed "
+            "out"
         )
-    checkpoint, resume = options.pop("checkpoint"), options.pop("resume")
     folder = None if checkpoint is None else _folder(Path(checkpoint))
-    options["listeners"] = tuple(options["listeners"])
+    options["listeners"] = tuple(listeners)
     copies, histories = [], []
-    for number in seeds:
+    for number in numbers:
         copy = fresh_copy(model, number)
         place = None if folder is None else folder / f"seed-{number}"
-        run = fit(copy, seed=number, checkpoint=place, resume=resume, **options)
+        run = fit(copy, data, seed=number, checkpoint=place, resume=resume, **options)
         resume = "auto" if resume == "must" else resume  # the last run may be the first few copies
         copies.append(copy)
         histories.append(run)
@@ -55,7 +91,7 @@ def fit_copies(fit: Fit, arguments: Mapping[str, Any]) -> History:
     model.to(copies[0].like.device)
     take_over(model, copies[losses.index(min(losses))])
     model.eval()
-    history = _together(seeds, histories, Ensemble(copies, seeds))
+    history = _together(numbers, histories, Ensemble(copies, numbers))
     if folder is not None and ProcessGroup.current().first:
         _write(folder, model, history)
     return history

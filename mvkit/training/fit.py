@@ -22,7 +22,7 @@ from mvkit.models.penalties import penalties_found_once
 from mvkit.models.sampler_requests import look_again
 from mvkit.parts.priors import as_prior
 from mvkit.training.checks import adopt_objectives, check_plan
-from mvkit.training.copies import fit_copies
+from mvkit.training.copies import takes_seeds
 from mvkit.training.distributed import ProcessGroup
 from mvkit.training.events import Listener, Listeners, RunFinished
 from mvkit.training.history import History
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 
+@takes_seeds
 @torch.inference_mode(False)
 @torch.enable_grad()
 def fit(
@@ -128,8 +129,6 @@ def fit(
             which then ends the process as ever, unless the user handles it.
     """
     check_model(model, "fit")
-    if seeds is not None:
-        return fit_copies(fit, dict(locals()))  # all arguments, by name
     first = 0 if seed is None else seed
     options = _checked(Options(batch_size, lr, first, on_nonfinite, precision, save_every))
     batch_size, seed = options.batch_size, options.seed

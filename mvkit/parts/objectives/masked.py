@@ -65,20 +65,21 @@ class Masked(Objective):
                     f"masked hides single counts, and the exposure {TOTAL!r} of {name!r} is the "
                     "sum of all; expected a named exposure, or none; take 'elbo' with it"
                 )
-        return self
-
-    def forward(self, model: LatentModel, batch: Batch, experts: Experts) -> Loss:
-        if model.missingness is not None:
+        if sizes.missingness is not None:
             raise SpecError(
                 "masked hides cells at random, and the model says why cells are missing; expected "
                 "missingness=None; take 'elbo' or 'iwae' with it"
             )
+        return self
+
+    def forward(self, model: LatentModel, batch: Batch, experts: Experts) -> Loss:
         hidden = self.hidden_cells(batch, experts)
         present = {name: cells_of(batch, name) for name in batch.data}
         visible = {name: present[name] & ~cells for name, cells in hidden.items()}
         seen = model.experts(
             only_cells(batch, visible), training=experts.training, generator=experts.generator
         )
+        seen.forget_unseen()
         posterior = model.joint_posterior(seen.batch, seen)
         target = batch if self.predict == "all" else only_cells(batch, hidden)
         terms = model.terms(

@@ -61,7 +61,7 @@ class SCIB(Metric):
     def incompatibility(self, context: EvaluationContext) -> str | None:
         if importlib.util.find_spec("scib_metrics") is None:
             return "needs scib-metrics, which is not installed: pip install 'mvkit-omics[metrics]'"
-        if not context.model.latent_dim:
+        if not context.one_model.latent_dim:
             return "no shared latent"
         _check_given(context, self.given)
         labels = context.unlabelled()
@@ -74,7 +74,7 @@ class SCIB(Metric):
         return context.first(self.limit, TITLE)
 
     def score(self, context: EvaluationContext, block: Batch, generator: Generator) -> Scores:
-        z = context.model.encode(block, self.given, empty="prior")
+        z = context.one_model.encode(block, self.given, empty="prior")
         scores: Scores = {"z": z, "label": context.labels(block)}
         batches = _batches(block, self.batch)
         if batches is not None:

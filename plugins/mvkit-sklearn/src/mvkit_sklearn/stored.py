@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import mvkit
@@ -13,27 +12,13 @@ from mvkit.models.checkpoint import load_model
 
 AnyModel = mvkit.Model | mvkit.Stack
 TrainedLike = AnyModel | str | os.PathLike[str] | None
-NAME = "model.safetensors"
 
 
 def to_bytes(model: AnyModel) -> bytes:
     """The file that `mvkit.save` writes of a model."""
-    with tempfile.TemporaryDirectory(prefix="mvkit-sklearn-") as folder:
-        path = Path(folder) / NAME
-        mvkit.save(model, path)
-        return path.read_bytes()
-
-
-def from_bytes(blob: bytes) -> AnyModel:
-    """The model of such bytes.
-
-    Raises:
-        CheckpointError: bytes that were altered, or need a package that is not installed.
-    """
-    with tempfile.TemporaryDirectory(prefix="mvkit-sklearn-") as folder:
-        path = Path(folder) / NAME
-        path.write_bytes(blob)
-        return load_model(path)
+    file = io.BytesIO()
+    mvkit.save(model, file)
+    return file.getvalue()
 
 
 def trained_model(trained: TrainedLike) -> AnyModel:
@@ -61,7 +46,7 @@ def with_models(state: dict[str, Any]) -> dict[str, Any]:
     whole = dict(state)
     for key, value in state.items():
         if isinstance(value, Stored):
-            whole[key] = from_bytes(value)
+            whole[key] = load_model(value)
     return whole
 
 
