@@ -68,19 +68,21 @@ class NothingObserved(DataError):
     Args:
         row: its number.
         given: the modalities that were asked for; empty: any.
+        called: how the message adds the row's id; empty: it has none.
     """
 
-    def __init__(self, row: int, given: str = "") -> None:
+    def __init__(self, row: int, given: str = "", called: str = "") -> None:
         what = "nothing"
         remedy = "leave the row out"
         if given:
             what = f"none of the given modalities ({given})"
             remedy = "give empty='prior' to answer from the prior, or leave the row out"
         super().__init__(
-            f"batch: row {row} observes {what}; expected one modality at least; {remedy}"
+            f"batch: row {row}{called} observes {what}; expected one modality at least; {remedy}"
         )
         self.row = row
         self.given = given
+        self.called = called
 
 
 class NonFiniteError(DataError):

@@ -19,10 +19,10 @@ from torch import Tensor
 from mvkit.core.batch_fields import as_data, as_elements, as_mask
 from mvkit.core.given import ROW_WEIGHT, conform_given
 from mvkit.core.likelihood import TOTAL
-from mvkit.core.raw_values import Columns, Source, values_in, widened
+from mvkit.core.raw_values import Columns, Source, nothing_observed, values_in, widened
 from mvkit.core.row_picks import RowIndices, RowPick, indices_of, pick, row_index
 from mvkit.core.validation import Schema, conform_indices, conform_values, one_hot
-from mvkit.errors import DataError, NothingObserved, ShapeError, suggest
+from mvkit.errors import DataError, ShapeError, suggest
 
 
 @attrs.frozen(eq=False)
@@ -390,10 +390,8 @@ def check_conformed(batch: object, where: str) -> None:
 
 def check_not_empty(batch: Batch) -> None:
     """Raises DataError if a row of a conformed batch observes nothing."""
-    if batch.first_empty_row is not None:
-        raise NothingObserved(batch.first_empty_row)
-    if not batch.hidden:
+    if batch.first_empty_row is None and not batch.hidden:
         return
     empty = ~batch.observed.any(1)
     if empty.any():
-        raise NothingObserved(int(empty.nonzero()[0]))
+        raise nothing_observed(empty, batch.extra.get("id"))

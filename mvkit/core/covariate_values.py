@@ -57,7 +57,7 @@ def conform_covariate(
     if covariate.levels:
         tensor, missing = _level_indices(name, covariate, values, ids)
     else:
-        tensor, missing = _numbers(name, values)
+        tensor, missing = _numbers(name, values, ids)
     if covariate.missing == "error" and missing.any():
         row = int(missing.argmax())
         raise DataError(
@@ -88,19 +88,20 @@ def plain_values(what: str, raw: Any, b: int) -> np.ndarray[Any, Any]:
     return values
 
 
-def numbers_of(what: str, raw: Any, b: int) -> Tensor:
+def numbers_of(what: str, raw: Any, b: int, ids: Sequence[object] | None = None) -> Tensor:
     """One number for each row in float64, (b,), NaN where missing.
 
     Args:
         what: what they are, for messages.
         raw: the numbers.
         b: how many rows there are.
+        ids: what messages call the rows; None: their numbers.
 
     Raises:
         ShapeError: another length, or no numbers.
         DataError: a number that is not finite.
     """
-    numbers, _ = _as_numbers(what, plain_values(what, raw, b), "expected numbers")
+    numbers, _ = _as_numbers(what, plain_values(what, raw, b), "expected numbers", ids)
     return numbers
 
 
@@ -116,7 +117,7 @@ def _level_indices(
     known: dict[Level, int] = {level: i for i, level in enumerate(covariate.levels)}
     words = isinstance(covariate.levels[0], str)
     if values.dtype.kind in "iufb" and words:
-        return _as_indices(name, covariate, values)
+        return _as_indices(name, covariate, values, ids)
     unique, inverse = _unique(name, values)
     codes = np.full(len(unique), -1)
     for i, value in enumerate(unique):
@@ -165,7 +166,7 @@ def _of_no_level(called: str, name: str, covariate: Covariate, value: object) ->
 
 
 def _as_indices(
-    name: str, covariate: Covariate, values: np.ndarray[Any, Any]
+    name: str, covariate: Covariate, values: np.ndarray[Any, Any], ids: Sequence[object] | None
 ) -> tuple[Tensor, np.ndarray[Any, Any]]:
     """Numbers that are given where the levels are words: their indices."""
     if values.dtype.kind == "b":
@@ -179,21 +180,24 @@ def _as_indices(
     bad = (indices != np.round(indices)) | (indices < 0) | (indices > last)
     if bad.any():
         row = int(bad.argmax())
+        called = row_called(row, ids)
         raise DataError(
-            f"covariate {name!r}: row {row} is {values[row].item()}; expected an index from 0 to "
+            f"covariate {name!r}: {called} is {values[row].item()}; expected an index from 0 to "
             f"{last}, or a level, such as {covariate.levels[0]!r}"
         )
     return torch.from_numpy(np.where(missing, -1, indices).astype(np.int64)), missing
 
 
-def _numbers(name: str, values: np.ndarray[Any, Any]) -> tuple[Tensor, np.ndarray[Any, Any]]:
+def _numbers(
+    name: str, values: np.ndarray[Any, Any], ids: Sequence[object] | None
+) -> tuple[Tensor, np.ndarray[Any, Any]]:
     """Numbers of a covariate in float64, and where they are missing."""
     expected = "expected numbers, since it was declared without levels: Covariate(levels=…)"
-    return _as_numbers(f"covariate {name!r}", values, expected)
+    return _as_numbers(f"covariate {name!r}", values, expected, ids)
 
 
 def _as_numbers(
-    what: str, values: np.ndarray[Any, Any], expected: str
+    what: str, values: np.ndarray[Any, Any], expected: str, ids: Sequence[object] | None
 ) -> tuple[Tensor, np.ndarray[Any, Any]]:
     """Numbers in float64, and where they are missing."""
     if values.dtype.kind == "O":
@@ -204,5 +208,6 @@ def _as_numbers(
     infinite = np.isinf(numbers)
     if infinite.any():
         row = int(infinite.argmax())
-        raise DataError(f"{what}: row {row} is {numbers[row]}; expected finite numbers")
+        called = row_called(row, ids)
+        raise DataError(f"{what}: {called} is {numbers[row]}; expected finite numbers")
     return torch.from_numpy(numbers), np.isnan(numbers)

@@ -5,7 +5,7 @@ Axes: b rows, m modalities.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,11 +13,13 @@ from torch import Tensor
 
 from mvkit.core.covariate_values import conform_covariates, numbers_of
 from mvkit.core.likelihood import TOTAL
+from mvkit.core.raw_values import row_called
 from mvkit.core.validation import Schema
 from mvkit.errors import DataError
 
 ROW_WEIGHT = "row_weight"  # in `Batch.extra`
 Extra = Mapping[str, Any]
+Ids = Sequence[object] | None
 
 
 def conform_given(
@@ -47,8 +49,9 @@ def conform_given(
                 exposure = _exposure(schema, name, data[name], mask[:, i], extra)
                 given["exposure"][name] = exposure.to(device, schema.dtype)
     if ROW_WEIGHT in extra:
-        weight = numbers_of(ROW_WEIGHT, extra[ROW_WEIGHT], b)
-        _check(ROW_WEIGHT, weight, torch.ones(b, dtype=torch.bool), schema.dtype)
+        ids = extra.get("id")
+        weight = numbers_of(ROW_WEIGHT, extra[ROW_WEIGHT], b, ids)
+        _check(ROW_WEIGHT, weight, torch.ones(b, dtype=torch.bool), schema.dtype, ids)
         given["row_weight"] = weight.to(device, schema.dtype)
     return given
 
@@ -65,25 +68,27 @@ def _exposure(schema: Schema, name: str, x: Tensor, observed: Tensor, extra: Ext
             f"exposure {source!r} of {name!r}: the rows have none; expected a number for each "
             f"row: Batch(…, covariates={{{source!r}: …}})"
         )
-    exposure = numbers_of(source, extra[source], len(x))
-    _check(source, exposure, observed.cpu(), schema.dtype)
+    ids = extra.get("id")
+    exposure = numbers_of(source, extra[source], len(x), ids)
+    _check(source, exposure, observed.cpu(), schema.dtype, ids)
     if schema.likelihoods[name].integers:
-        check_exposed(f"exposure {source!r} of {name!r}", exposure, x)
+        check_exposed(f"exposure {source!r} of {name!r}", exposure, x, ids)
     return exposure
 
 
-def check_exposed(where: str, exposure: Tensor, x: Tensor) -> None:
+def check_exposed(where: str, exposure: Tensor, x: Tensor, ids: Ids) -> None:
     """Raises DataError for rows of exposure 0 (b,) in which something was counted, (b, *shape)."""
     counted = (x > 0).flatten(1).any(1).cpu()
     bad = counted & (exposure.cpu() == 0)
     if bad.any():
+        row = row_called(int(bad.nonzero()[0]), ids)
         raise DataError(
-            f"{where}: row {int(bad.nonzero()[0])} is 0, but something was counted in it; "
-            "expected a number above 0; correct one of them"
+            f"{where}: {row} is 0, but something was counted in it; expected a number "
+            "above 0; correct one of them"
         )
 
 
-def _check(name: str, values: Tensor, needed: Tensor, dtype: torch.dtype) -> None:
+def _check(name: str, values: Tensor, needed: Tensor, dtype: torch.dtype, ids: Ids) -> None:
     """Raises DataError for values that are negative or infinite, or missing where needed, or that
     the model's dtype cannot hold.
     """
@@ -91,7 +96,8 @@ def _check(name: str, values: Tensor, needed: Tensor, dtype: torch.dtype) -> Non
     if bad.any():
         row = int(bad.nonzero()[0])
         raise DataError(
-            f"{name}: row {row} is {values[row].item()}; expected a finite number of at least 0"
+            f"{name}: {row_called(row, ids)} is {values[row].item()}; expected a finite number "
+            "of at least 0"
         )
     limits = torch.finfo(dtype)
     lost = values > limits.max
@@ -99,8 +105,8 @@ def _check(name: str, values: Tensor, needed: Tensor, dtype: torch.dtype) -> Non
         lost = lost | ((values > 0) & (values < limits.tiny))
     if lost.any():
         row = int(lost.nonzero()[0])
+        kind = str(dtype).removeprefix("torch.")
         raise DataError(
-            f"{name}: row {row} is {values[row].item():.2g}; expected 0, or a number from "
-            f"{limits.tiny:.2g} to {limits.max:.2g}, which {str(dtype).removeprefix('torch.')} "
-            "holds; scale them"
+            f"{name}: {row_called(row, ids)} is {values[row].item():.2g}; expected 0, or a number "
+            f"from {limits.tiny:.2g} to {limits.max:.2g}, which {kind} holds; scale them"
         )

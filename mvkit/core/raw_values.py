@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvkit.errors import DataError, ShapeError
+from mvkit.errors import DataError, NothingObserved, ShapeError
 
 Shape = tuple[int, ...]
 Names = tuple[str, ...]
@@ -274,6 +274,20 @@ def id_called(number: int, ids: Sequence[object] | None) -> str:
     if isinstance(own, Tensor | np.generic):
         own = own.item()
     return f" (id {own!r})"
+
+
+def nothing_observed(
+    flags: Tensor, ids: Sequence[object] | None, given: Sequence[str] = ()
+) -> NothingObserved:
+    """The error of the first row where `flags` (b,) hold.
+
+    Args:
+        flags: rows that have none of what was asked for.
+        ids: of the rows, if they have some.
+        given: the modalities that were asked for; empty: any.
+    """
+    row = int(flags.nonzero()[0])
+    return NothingObserved(row, ", ".join(given), id_called(row, ids))
 
 
 @attrs.frozen(eq=False)

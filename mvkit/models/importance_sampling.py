@@ -23,9 +23,10 @@ from mvkit.core.mixture import product_of_observed
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
+from mvkit.core.raw_values import nothing_observed
 from mvkit.core.validation import Schema
 from mvkit.data.dataset import Rows
-from mvkit.errors import NothingObserved, RequestError, check_option
+from mvkit.errors import RequestError, check_option
 from mvkit.models.asked_rows import Stated, StatesRows
 from mvkit.models.inference import Empty, Evaluable, Names, check_count, evaluation, names_of
 from mvkit.models.lacking_covariates import check_covariates
@@ -218,7 +219,7 @@ class LikelihoodEstimator:
         if self.given and self.empty != "prior":
             lost = scored & ~rows.hide(self.given).observed.any(1)
             if lost.any():
-                raise NothingObserved(int(lost.nonzero()[0]), ", ".join(self.given))
+                raise nothing_observed(lost, rows.extra.get("id"), self.given)
         log_px = self._predictive(rows) if self.estimator == "predictive" else self._ratio(rows)
         return torch.where(scored, log_px, 0.0)
 
@@ -356,5 +357,6 @@ def with_exposure(model: Samples, data: Rows, exposure: Stated) -> Batch:
     expanded = {name: value.expand(len(rows)) for name, value in stated.exposure.items()}
     for name, value in expanded.items():
         if rows.schema is not None and rows.schema.likelihoods[name].integers:
-            check_exposed(f"log_likelihood: exposure of {name!r}", value, rows.data[name])
+            where = f"log_likelihood: exposure of {name!r}"
+            check_exposed(where, value, rows.data[name], rows.extra.get("id"))
     return attrs.evolve(rows, exposure={**rows.exposure, **expanded})

@@ -25,6 +25,7 @@ from mvkit.core.experts import Experts
 from mvkit.core.mixture import Mixture
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
+from mvkit.core.raw_values import nothing_observed
 from mvkit.core.row_picks import indices_of
 from mvkit.core.validation import Schema
 from mvkit.errors import NothingObserved, RequestError, bad_option, suggest
@@ -97,7 +98,7 @@ def by_rows(
             pieces.append(function(block))
         except NothingObserved as error:
             row = error.row + rows_of_block.start
-            raise NothingObserved(row, error.given) from None
+            raise NothingObserved(row, error.given, error.called) from None
     return joined(pieces, dim)
 
 
@@ -256,7 +257,7 @@ def _posterior_given(
     if asked.empty == ANY or known.all():
         return posterior
     if asked.empty == "error":
-        raise NothingObserved(int((~known).nonzero()[0]), ", ".join(names))
+        raise nothing_observed(~known, batch.extra.get("id"), names)
     return posterior.where(known, _prior_of(model, batch, asked))
 
 

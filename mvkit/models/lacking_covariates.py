@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mvkit.core.batch import Batch
+from mvkit.core.raw_values import row_called
 from mvkit.errors import RequestError, check_option
 
 
@@ -34,9 +35,9 @@ def check_covariates(rows: Batch, missing: str, where: str) -> None:
     for name in rows.covariates:
         gaps = _gaps(rows, name)
         if gaps.any():
-            row = int(gaps.nonzero()[0])
+            row = row_called(int(gaps.nonzero()[0]), rows.extra.get("id"))
             raise RequestError(
-                f"{where}: row {row} lacks the covariate {name!r} ({int(gaps.sum()):,} rows do), "
+                f"{where}: {row} lacks the covariate {name!r} ({int(gaps.sum()):,} rows do), "
                 "so that its likelihood would be one at the average of training, which is an "
                 "approximation; expected all covariates; fill them in, or take it by "
                 "missing='average'"

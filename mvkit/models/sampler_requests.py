@@ -21,7 +21,8 @@ from mvkit.core.experts import Experts
 from mvkit.core.mixture import Mixture
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
-from mvkit.errors import NothingObserved, RequestError, ShapeError
+from mvkit.core.raw_values import nothing_observed
+from mvkit.errors import RequestError, ShapeError
 from mvkit.models.inference import ANY, ConditionalPosterior, ConditioningSets
 from mvkit.parts.conditional_samplers import (
     Code,
@@ -203,7 +204,7 @@ def sampled_given(
     known = asked.restrict(rows)
     empty = ~known.observed.any(1)
     if given and asked.empty == "error" and bool(empty.any()):
-        raise NothingObserved(int(empty.nonzero()[0]), ", ".join(given))
+        raise nothing_observed(empty, rows.extra.get("id"), given)
     covariates = rows.covariates
     if not given:  # as the prior, which is then asked for, sees them
         covariates = {**covariates, **asked.covariates}

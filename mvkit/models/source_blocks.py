@@ -60,7 +60,7 @@ def by_rows_of_source(
             block = conformed(gather(source, index, None), looked_at=start > 0)
             pieces.append(by_rows(function, block, device, dim, size))
         except NothingObserved as error:
-            raise NothingObserved(error.row + start, error.given) from None
+            raise NothingObserved(error.row + start, error.given, error.called) from None
         except MvkitError as error:
             error.add_note(f"in rows {start} to {index[-1]} of the data")
             raise

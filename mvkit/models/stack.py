@@ -371,3 +371,25 @@ def _check_levels(bottom: Model, top: Model) -> None:
             "its modalities have private latents of their own, which two levels do not need",
             "stack.levels.1",
         )
+    for name in top.names:
+        _check_takes_latents(top, name)
+
+
+def _check_takes_latents(top: Model, name: str) -> None:
+    """Raises SpecError unless a modality of the top takes any numbers, as latents are."""
+    modality = top.modalities[name]
+    where = f"stack.levels.1.modalities.{name}"
+    likelihood = top.schema.likelihoods[name]
+    latents = torch.full((1, *modality.shape), -0.5)
+    if likelihood.out_of_support(latents).any():
+        raise SpecError(
+            "it refuses -0.5, and the data of the top are latents, any numbers; take "
+            "likelihood='normal'",
+            f"{where}.likelihood",
+        )
+    if modality.input != "values":
+        raise SpecError(
+            f"got {modality.input!r}, and the data of the top are latents, which may be negative; "
+            "take input='values'",
+            f"{where}.input",
+        )
