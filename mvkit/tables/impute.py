@@ -28,7 +28,7 @@ from mvkit.models.imputed import Imputation
 from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.tables.choices import choose
-from mvkit.tables.neighbours import neighbours_of
+from mvkit.tables.neighbours import moves_of
 from mvkit.tables.recovery import RecoveryReport, report_of
 from mvkit.tables.rows import MixedRows, Moves, drawn, predicted
 from mvkit.tables.uncertainty import calibrated, completed, fitted
@@ -135,9 +135,10 @@ def impute_tables(
     shown = rows.data.with_missing(chosen["held_out"], of="elements", seed=seed)
     known = shown.take(observing(rows.data.batch))
     model, training = fitted(known, rows.columns, chosen, seed, progress, missingness)
-    alike = neighbours_of(model, training.batch, rows.columns, chosen["neighbours"], seed)
-    report = _recovery(rows, training, model, seed, alike.moves(training.batch))
-    moves = alike.moves(rows.data.batch)
+    moves = moves_of(model, training.batch, rows.columns, chosen["neighbours"], seed)
+    report = _recovery(rows, training, model, seed, moves)
+    # with the cells that training did not see, too
+    moves = moves_of(model, rows.data.batch, rows.columns, chosen["neighbours"], seed)
     values = predicted(model, rows.data.batch, rows.columns, seed, moves)
     like = _Likeness(tables, given, id)
     filled = like.restored(rows.filled(rows.tables_of(values)))

@@ -171,20 +171,28 @@ class Neighbours:
         return moved / moved.square().mean(0).sqrt().clamp(min=torch.finfo(moved.dtype).tiny)
 
 
-def neighbours_of(
-    model: MultimodalModel, batch: Batch, columns: Mapping[str, list[Column]], n: int, seed: int
-) -> Neighbours:
-    """The rows of tables that a model was trained on.
+def moves_of(
+    model: MultimodalModel,
+    batch: Batch,
+    columns: Mapping[str, list[Column]],
+    n: int,
+    seed: int,
+    donors: Batch | None = None,
+) -> dict[str, np.ndarray]:
+    """How missing numbers of rows of tables are moved by their neighbours, (b, j) by modality; see
+    `Neighbours`.
 
     Args:
-        model: trained on the rows.
+        model: trained on the rows, or on most of them.
         batch: the rows.
         columns: what the columns of each modality hold.
         n: neighbours of a row.
         seed: of the choice of donors.
+        donors: rows whose neighbours they are; None: these.
     """
     numbers = [name for name, own in columns.items() if own[0].numeric]
-    return Neighbours(model, batch, numbers, n, seed)
+    donors = batch if donors is None else donors
+    return Neighbours(model, donors, numbers, n, seed).moves(batch)
 
 
 def _features(values: Values, places: Sequence[Place]) -> list[Tensor]:

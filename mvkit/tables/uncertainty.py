@@ -24,7 +24,7 @@ from mvkit.models.conformal import calibrate, present
 from mvkit.models.imputed_sets import class_labels, sets_of
 from mvkit.models.model import Model
 from mvkit.tables.choices import Choices, model_of, stage_of
-from mvkit.tables.neighbours import neighbours_of
+from mvkit.tables.neighbours import moves_of
 from mvkit.tables.rows import MixedRows, drawn
 from mvkit.training.fit import fit
 from mvkit.training.multiple import bootstrap
@@ -123,9 +123,9 @@ def completed(
         sample = known[bootstrap(len(known), own_seed)]
         data = rows.data.take(sample)
         model, _ = fitted(data, rows.columns, chosen, own_seed, progress, missingness)
-        once = rows.data.take(sample.unique())
+        donors = rows.data.take(sample.unique()).batch
         n = chosen["neighbours"]
-        moves = neighbours_of(model, once.batch, rows.columns, n, own_seed).moves(rows.data.batch)
+        moves = moves_of(model, rows.data.batch, rows.columns, n, own_seed, donors)
         yield drawn(model, rows.data.batch, rows.columns, 1, own_seed, moves)[0]
 
 
