@@ -155,3 +155,33 @@ def test_wrong_values_get_one_line_that_says_what_to_do(folder, arguments, messa
     assert len(lines) == 1
     assert lines[0].startswith(f"mvkit: {message}")
     assert not (folder / "out").exists()
+
+
+def test_several_files_are_aligned_by_the_column_that_looks_like_ids(folder, capsys):
+    paths = [str(folder / "clinic.csv"), str(folder / "labs.parquet")]
+    assert cli.main(["impute", *paths, "-o", str(folder / "out"), "--draws", "0", *QUICK]) == 0
+    filled = pandas.read_csv(folder / "out" / "clinic.csv")
+    assert filled["patient"].tolist() == [f"p{i}" for i in range(60)]
+    again = folder / "again.csv"
+    assert cli.main(["embed", str(folder / "out"), *paths, "-o", str(again)]) == 0
+    assert again.read_text() == (folder / "out" / "embedding.csv").read_text()
+    (folder / "other.csv").write_text("x,y\n1,2\n3,4\n")
+    assert cli.main(["impute", paths[0], str(folder / "other.csv")]) == 1
+    message = "mvkit: impute: several files, and no column of ids that all have; expected one"
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_codes_that_are_no_numbers_stay_whole_in_text(folder):
+    table = pandas.DataFrame(
+        {
+            "stage": [1, 2, None, 3] * 10,
+            "ward": [7, None, 7, 7] * 10,
+            "crp": [0.5, None, 1, 2] * 10,
+        }
+    )
+    table.to_csv(folder / "codes.csv", index=False)
+    paths = [str(folder / "codes.csv"), "-o", str(folder / "codes"), "--draws", "0"]
+    assert cli.main(["impute", *paths, "--kind", "stage=ordered", *QUICK]) == 0
+    filled = pandas.read_csv(folder / "codes" / "codes.csv", dtype=str)
+    assert set(filled["stage"]) <= {"1", "2", "3"}
+    assert set(filled["ward"]) == {"7"}

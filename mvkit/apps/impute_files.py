@@ -26,7 +26,7 @@ import mvkit
 from mvkit.apps.embed_files import LAYOUTS, embed_files, write_layouts
 from mvkit.apps.html_report import page_template
 from mvkit.apps.impute_options import choices_of, kinds_of, uncertainty_of
-from mvkit.apps.init_file import named_files
+from mvkit.apps.init_file import common_ids, named_files
 from mvkit.core.safe_file import write_whole
 from mvkit.data.files import SEPARATORS
 from mvkit.data.table_layout import TableLayout
@@ -57,7 +57,7 @@ def impute_files(
     Args:
         paths: of CSV, TSV or Parquet files.
         output: the folder.
-        id: the column of ids; several files are aligned by it.
+        id: the column of ids; None: with several files the one that looks like it.
         seed: of everything.
         kinds: `column=kind` of columns that are something else than they look like; of several
             files `file.column=kind`.
@@ -74,6 +74,8 @@ def impute_files(
     if output.exists() and not output.is_dir():
         raise RequestError(f"{output}: a file; expected a folder to write; choose another with -o")
     options = uncertainty_of(**uncertainty)
+    if id is None and len(named) > 1:
+        id = common_ids(named, "impute")
     options |= {"kinds": kinds_of(kinds, named), "choices": choices_of(changes)}
     with warnings.catch_warnings():
         # the page and the command say it in their own words
@@ -124,7 +126,8 @@ def _write(path: Path, table: DataFrame, layout: TableLayout) -> None:
     for column in layout.columns:
         if column.name not in table.columns or table[column.name].dtype.kind != "f":
             continue
-        if column.whole or column.kind == "bits":
+        known = table[column.name].dropna()
+        if column.whole or (not column.numeric and (known == known.round()).all()):
             whole[column.name] = "Int64"
     table.astype(whole).to_csv(path, sep=separator, index=False)
 
