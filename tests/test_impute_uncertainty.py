@@ -185,3 +185,10 @@ def test_codes_that_are_no_numbers_stay_whole_in_text(folder):
     filled = pandas.read_csv(folder / "codes" / "codes.csv", dtype=str)
     assert set(filled["stage"]) <= {"1", "2", "3"}
     assert set(filled["ward"]) == {"7"}
+
+
+@pytest.mark.parametrize("command", [["impute"], ["init"]])
+def test_a_folder_is_no_file(folder, command, capsys):
+    assert cli.main([*command, str(folder), "-o", str(folder / "out")]) == 1
+    expected = f"mvkit: {folder}: a folder; expected files; give {folder / '*.csv'}\n"
+    assert capsys.readouterr().err == expected

@@ -107,10 +107,12 @@ def named_files(paths: Sequence[Path]) -> dict[str, Path]:
     """Files by their names without endings.
 
     Raises:
-        RequestError: two of one name.
+        RequestError: two of one name, or a folder.
     """
     named: dict[str, Path] = {}
     for path in paths:
+        if path.is_dir():
+            raise RequestError(f"{path}: a folder; expected files; give {path / '*.csv'}")
         name = path.name.partition(".")[0]
         if name in named:
             raise RequestError(
