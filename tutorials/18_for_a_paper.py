@@ -207,7 +207,7 @@ for label, lines in shown.items():
 # measurements, and its intervals promise too much.
 #
 # Are the choices too much of a say? Complete the tables by others, such as
-# `choices={"epochs": 30}`, and compare (26.8 to 28.4 for body mass index with a third of the training): an
+# `choices={"epochs": 30}`, and compare (27.6 and 20.2 with a third of the training, m = 20): an
 # analysis that hangs on them should say so.
 #
 # ## What if they are not missing at random?
