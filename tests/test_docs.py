@@ -4,6 +4,7 @@ import ast
 import inspect
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,42 @@ def test_readme_snippets_run(tmp_path, monkeypatch):
     space = {}
     for snippet in found:
         exec(small(snippet), space)
+
+
+def quick(command):
+    """The words of a command of the page of tables, made short."""
+    words = shlex.split(small(command).replace("--m 20", "--m 2"))[1:]
+    short = {"impute": ["--set", "epochs=2"], "train": ["--set", "train.epochs=1"]}
+    return [*words, *short.get(words[0], [])]
+
+
+@pytest.mark.filterwarnings("default")  # of few cells to calibrate with
+def test_page_of_tables_can_be_followed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "tables.md").read_text()
+    blocks = re.findall(r"```(python|bash|toml)\n(.*?)```", text, re.DOTALL)
+    assert {language for language, _ in blocks} == {"python", "bash", "toml"}
+    space = {}
+    for language, source in blocks:
+        if language == "python":
+            exec(small(source).replace("seed=0)", 'seed=0, choices={"epochs": 2})'), space)
+        elif language == "toml":
+            name = source.partition("# ")[2].partition(":")[0]
+            Path(name).write_text(source)
+            assert cli.main(quick(f"mvkit train {name}")) == 0
+        else:
+            for command in source.strip().splitlines():
+                assert cli.main(quick(command)) == 0, command
+    assert not space["filled"].isna().any().any()
+    for written in (
+        "out/draws/5/labs.csv",
+        "paper/completed/2/clinic.csv",
+        "paper/sets/clinic.csv",
+        "explained/report.html",
+        "embedding.csv",
+        "runs/run/report.html",
+    ):
+        assert Path(written).is_file(), written
 
 
 def guide_examples():

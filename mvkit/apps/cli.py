@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,10 @@ EXTRAS = {
     "sklearn": "evaluate",
     "torchmetrics": "evaluate",
 }
+IMPROPER = (
+    "--no-refit: all {m} completed tables come from one model, as if its weights were known: "
+    "standard errors pooled from them are too small; leave --no-refit out, or do not pool them"
+)
 AddCommand = Callable[[str, Run, str], argparse.ArgumentParser]
 
 
@@ -101,6 +106,11 @@ def _say(text: object) -> None:
         os.dup2(nowhere, sys.stdout.fileno())  # for what Python still flushes at its end
 
 
+def _say_warning(message: Warning | str, *where: object, **options: object) -> None:
+    """Prints a warning as a line of the command, without the place in the code."""
+    print(f"mvkit: warning: {message}", file=sys.stderr)
+
+
 def _port(text: str) -> int:
     """A number of a port."""
     if not text.isdecimal() or not 0 < int(text) < 2**16:
@@ -163,7 +173,6 @@ def _commands_of_files(command: AddCommand) -> None:
     filling.add_argument(
         "-o", "--output", type=Path, default=Path("imputed"), help="the folder to write"
     )
-    filling.add_argument("--draws", type=int, default=5, help="tables filled at random")
     filling.add_argument("--seed", type=int, default=0)
     filling.add_argument(
         "--kind",
@@ -174,6 +183,34 @@ def _commands_of_files(command: AddCommand) -> None:
     )
     filling.add_argument(
         "--set", action="append", default=[], metavar="CHOICE=VALUE", help="see choices.json"
+    )
+    _options_of_uncertainty(filling)
+
+
+def _options_of_uncertainty(filling: argparse.ArgumentParser) -> None:
+    """Options of `mvkit impute` on how sure the filling is, which it reads itself."""
+    filling.add_argument(
+        "--draws", metavar="N", help="tables filled at random (5, or none beside --m)"
+    )
+    filling.add_argument(
+        "--m",
+        metavar="N",
+        help="complete the tables N times for multiple imputation, each time by a model that is "
+        "trained on a bootstrap of the rows",
+    )
+    filling.add_argument(
+        "--no-refit",
+        dest="refit",
+        action="store_false",
+        help="with --m: one model for all, which is quick, and improper",
+    )
+    filling.add_argument(
+        "--intervals", metavar="SHARE", help="such as 0.9: intervals that hold 90 %% of the values"
+    )
+    filling.add_argument(
+        "--missingness",
+        metavar="NAME",
+        help="why numbers are missing, if not at random; `self`: because of what they are",
     )
 
 
@@ -274,11 +311,16 @@ def _init(options: argparse.Namespace) -> None:
 def _impute(options: argparse.Namespace) -> None:
     from mvkit.apps.impute_files import impute_files
 
-    chosen = {key: getattr(options, key) for key in ("id", "draws", "seed")}
-    imputation = impute_files(
-        options.files, options.output, kinds=options.kind, changes=options.set, **chosen
-    )
+    names = ("id", "seed", "draws", "m", "refit", "intervals", "missingness")
+    chosen = {key: getattr(options, key) for key in names}
+    with warnings.catch_warnings():
+        warnings.showwarning = _say_warning
+        imputation = impute_files(
+            options.files, options.output, kinds=options.kind, changes=options.set, **chosen
+        )
     _say(imputation.report)
+    if not options.refit:
+        _say(f"\n{IMPROPER.format(m=options.m)}")
     _say(f"\nfolder: {options.output}")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from mvkit.apps.html_report import folder_of, weights_of
-from mvkit.apps.init_file import named_files
+from mvkit.apps.init_file import common_ids, named_files
 from mvkit.core.safe_file import write_whole
 from mvkit.data.column_kinds import Column
 from mvkit.data.datasets.own_files import OwnFiles
@@ -38,7 +38,7 @@ def embed_files(
             model in it.
         paths: files called as those of training, not necessarily all of them.
         output: the CSV file to write.
-        id: the column of ids.
+        id: the column of ids; None: with several files the one that looks like it.
 
     Raises:
         DataError: a folder of other data, a file that training had not, or columns that differ.
@@ -49,7 +49,10 @@ def embed_files(
     model = load_model(weights_of(folder))
     layouts = layouts_of(folder_of(folder))
     parts: dict[str, DataFrame] = {}
-    for name, frame in read_files(named_files(paths), id).items():
+    named = named_files(paths)
+    if id is None and len(named) > 1:
+        id = common_ids(named, "embed")
+    for name, frame in read_files(named, id).items():
         parts |= _layout(name, layouts).split(frame)
     z: DataFrame = embed(model, parts, empty="prior")
     table = z.reset_index(names=id or "row")

@@ -1,7 +1,11 @@
 """`mvkit impute`: files with gaps in, a folder of imputed files and all that goes with them out.
 
 out/a.csv, b.parquet      the tables, filled; the same columns in the same order
-out/draws/1/a.csv, …      filled at random, for multiple imputation
+out/draws/1/a.csv, …      filled at random
+out/completed/1/a.csv, …  completed for multiple imputation, instead of draws
+out/low/a.csv, high/…     ends of intervals; observed values where nothing was missing
+out/sets/a.csv, …         what a cell of a category or of yes and no may be
+out/coverage.csv          how intervals and sets did on cells hidden from training
 out/embedding.csv         what each row became
 out/model.safetensors     for `mvkit.load`, and `mvkit show`
 out/choices.json          what was chosen; each can be given with --set and --kind
@@ -11,15 +15,18 @@ out/report.html           how well hidden cells were recovered
 from __future__ import annotations
 
 import json
-import tomllib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import attrs
+
 import mvkit
 from mvkit.apps.embed_files import LAYOUTS, embed_files, write_layouts
 from mvkit.apps.html_report import page_template
-from mvkit.apps.init_file import named_files
+from mvkit.apps.impute_options import choices_of, kinds_of, uncertainty_of
+from mvkit.apps.init_file import common_ids, named_files
 from mvkit.core.safe_file import write_whole
 from mvkit.data.files import SEPARATORS
 from mvkit.data.table_layout import TableLayout
@@ -32,28 +39,31 @@ from mvkit.tables.impute import impute_tables
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+BETWEEN = " | "  # the values of a set
+
 
 def impute_files(
     paths: Sequence[Path],
     output: Path,
     *,
     id: str | None = None,
-    draws: int = 5,
     seed: int = 0,
     kinds: Sequence[str] = (),
     changes: Sequence[str] = (),
+    **uncertainty: Any,
 ) -> Imputation:
     """Fills files with gaps and writes a folder; see the module's docstring.
 
     Args:
         paths: of CSV, TSV or Parquet files.
         output: the folder.
-        id: the column of ids; several files are aligned by it.
-        draws: tables filled at random.
+        id: the column of ids; None: with several files the one that looks like it.
         seed: of everything.
         kinds: `column=kind` of columns that are something else than they look like; of several
             files `file.column=kind`.
         changes: `choice=value`.
+        uncertainty: `draws`, `m`, `refit`, `intervals` and `missingness` as they were typed; see
+            `uncertainty_of`.
 
     Raises:
         DataError: as `mvkit.impute`.
@@ -63,12 +73,22 @@ def impute_files(
     named = named_files(paths)
     if output.exists() and not output.is_dir():
         raise RequestError(f"{output}: a file; expected a folder to write; choose another with -o")
-    imputation = impute_tables(
-        named, id=id, kinds=_kinds(kinds, named), choices=_choices(changes), draws=draws, seed=seed
-    )
+    options = uncertainty_of(**uncertainty)
+    if id is None and len(named) > 1:
+        id = common_ids(named, "impute")
+    options |= {"kinds": kinds_of(kinds, named), "choices": choices_of(changes)}
+    with warnings.catch_warnings():
+        # the page and the command say it in their own words
+        warnings.filterwarnings("ignore", message="impute: refit=False")
+        imputation = impute_tables(named, id=id, seed=seed, **options)
+    stated = _stated(options)
+    imputation = attrs.evolve(imputation, choices={**imputation.choices, **stated})
     _write_tables(imputation, imputation.tables, named, output)
+    drawn = output / ("completed" if "m" in stated else "draws")
     for number, tables in enumerate(imputation.draws, 1):
-        _write_tables(imputation, tables, named, output / "draws" / str(number))
+        _write_tables(imputation, tables, named, drawn / str(number))
+    if "intervals" in stated:
+        _write_intervals(imputation, named, id, output)
     save(cast(MultimodalModel, imputation.model), output / "model.safetensors")
     choices = json.dumps(dict(imputation.choices), indent=2)
     write_whole(output / "choices.json", f"{choices}\n".encode())
@@ -78,42 +98,12 @@ def impute_files(
     return imputation
 
 
-def _kinds(texts: Sequence[str], named: Mapping[str, Path]) -> dict[str, dict[str, str]]:
-    """Kinds of columns by file, of texts such as `grade=ordered` or `labs.grade=ordered`."""
-    kinds: dict[str, dict[str, str]] = {}
-    for text in texts:
-        column, equals, kind = text.rpartition("=")
-        file, dot, rest = column.partition(".")
-        if not equals or not column:
-            raise RequestError(
-                f"--kind {text}: expected COLUMN=KIND, such as --kind grade=ordered; of several "
-                "files FILE.COLUMN=KIND"
-            )
-        if dot and file in named:
-            column = rest
-        elif len(named) == 1:
-            file = next(iter(named))
-        else:
-            raise RequestError(
-                f"--kind {text}: of which file? expected FILE.COLUMN=KIND, FILE being one of "
-                f"{', '.join(named)}"
-            )
-        kinds.setdefault(file, {})[column] = kind
-    return kinds
-
-
-def _choices(changes: Sequence[str]) -> dict[str, object]:
-    """Choices of texts such as `epochs=20`."""
-    choices: dict[str, object] = {}
-    for change in changes:
-        name, equals, text = change.partition("=")
-        try:
-            choices[name.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            equals = ""
-        if not equals:
-            raise RequestError(f"--set {change}: expected CHOICE=VALUE, such as --set epochs=20")
-    return choices
+def _stated(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of completed tables and intervals that were asked for, for choices.json."""
+    stated = {key: options[key] for key in ("m", "intervals") if key in options}
+    if "m" in options:
+        stated["refit"] = options["refit"]
+    return stated
 
 
 def _write_tables(
@@ -121,10 +111,10 @@ def _write_tables(
 ) -> None:
     """Writes tables as files of the same names and kinds as they came from."""
     for name, path in named.items():
-        _write(folder / path.name, tables[name], {name: imputation.layouts[name]})
+        _write(folder / path.name, tables[name], imputation.layouts[name])
 
 
-def _write(path: Path, table: DataFrame, layouts: Mapping[str, TableLayout]) -> None:
+def _write(path: Path, table: DataFrame, layout: TableLayout) -> None:
     """Writes one table; in text, whole numbers stand as such."""
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = next(suffix for suffix in path.suffixes if suffix in SEPARATORS)
@@ -133,12 +123,49 @@ def _write(path: Path, table: DataFrame, layouts: Mapping[str, TableLayout]) -> 
         table.to_parquet(path, index=False)
         return
     whole = {}
-    for layout in layouts.values():
-        for column in layout.columns:
-            bits = column.kind == "bits" and table[column.name].dtype.kind == "f"
-            if bits or (column.whole and table[column.name].dtype.kind == "f"):
-                whole[column.name] = "Int64"
+    for column in layout.columns:
+        if column.name not in table.columns or table[column.name].dtype.kind != "f":
+            continue
+        known = table[column.name].dropna()
+        if column.whole or (not column.numeric and (known == known.round()).all()):
+            whole[column.name] = "Int64"
     table.astype(whole).to_csv(path, sep=separator, index=False)
+
+
+def _write_intervals(
+    imputation: Imputation, named: Mapping[str, Path], id: str | None, output: Path
+) -> None:
+    """Writes the ends of intervals, the sets, and how they did.
+
+    Files that would have no column but that of ids are not written.
+    """
+    for name, path in named.items():
+        tables = {"low": imputation.low[name], "high": imputation.high[name]}
+        tables["sets"] = _sets(imputation, name, id)
+        for folder, table in tables.items():
+            if set(map(str, table.columns)) - {id}:
+                _write(output / folder / path.name, table, imputation.layouts[name])
+    coverage = imputation.coverage.to_csv(index=False)
+    write_whole(output / "coverage.csv", coverage.encode())
+
+
+def _sets(imputation: Imputation, name: str, id: str | None) -> DataFrame:
+    """The sets of a table as texts such as `A | B`, and the ids before them."""
+    from pandas.api.types import infer_dtype
+
+    sets = imputation.sets[name]
+    filled = imputation.tables[name]
+    texts = {}
+    for column in sets.columns:
+        words = {0: "False", 1: "True"} if infer_dtype(filled[column]) == "boolean" else {}
+        texts[column] = [_joined(cell, words) for cell in sets[column]]
+    table = sets.assign(**texts)
+    return table if id is None else table.reset_index(names=id)
+
+
+def _joined(cell: tuple[object, ...], words: Mapping[Any, str]) -> str:
+    """The values of a set, of yes and no in the words of the file."""
+    return BETWEEN.join(words.get(value, str(value)) for value in cell)
 
 
 def page(imputation: Imputation, named: Mapping[str, Path]) -> str:
@@ -152,7 +179,22 @@ def page(imputation: Imputation, named: Mapping[str, Path]) -> str:
         report=imputation.report,
         choices=choices,
         layouts=layouts,
+        coverage=_coverage(imputation),
         files=[str(path) for path in named.values()],
         version=mvkit.__version__,
     )
     return text
+
+
+def _coverage(imputation: Imputation) -> list[dict[str, Any]]:
+    """How intervals and sets did, a line for each column; none were asked for: no line."""
+    if imputation.coverage is None:
+        return []
+    files: dict[str, str] = {}
+    for name, layout in imputation.layouts.items():
+        prefix = f"{name}." if len(imputation.layouts) > 1 else ""
+        files |= dict.fromkeys(layout.groups, prefix)
+    lines: list[dict[str, Any]] = imputation.coverage.to_dict("records")
+    for line in lines:
+        line["column"] = f"{files[line['modality']]}{line['column']}"
+    return lines

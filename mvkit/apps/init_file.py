@@ -93,7 +93,7 @@ def write_run_file(paths: Sequence[Path], output: Path, *, id: str | None = None
         raise RequestError(f"{output}: is there already; expected a new file; give another -o")
     named = named_files(paths)
     if id is None and len(named) > 1:
-        id = _common_ids(named)
+        id = common_ids(named, "init")
     files = {name: str(path) for name, path in named.items()}
     source = OwnFiles(files=files, id=id)
     layouts = source.layouts()
@@ -107,10 +107,12 @@ def named_files(paths: Sequence[Path]) -> dict[str, Path]:
     """Files by their names without endings.
 
     Raises:
-        RequestError: two of one name.
+        RequestError: two of one name, or a folder.
     """
     named: dict[str, Path] = {}
     for path in paths:
+        if path.is_dir():
+            raise RequestError(f"{path}: a folder; expected files; give {path / '*.csv'}")
         name = path.name.partition(".")[0]
         if name in named:
             raise RequestError(
@@ -121,8 +123,12 @@ def named_files(paths: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
-def _common_ids(named: Mapping[str, Path]) -> str:
+def common_ids(named: Mapping[str, Path], command: str) -> str:
     """The column of ids that all files have.
+
+    Args:
+        named: the files by name.
+        command: which asks, for messages.
 
     Raises:
         RequestError: none has a name that says so, with a value for each row.
@@ -135,8 +141,8 @@ def _common_ids(named: Mapping[str, Path]) -> str:
         if shared and looks_like_ids(str(column)):
             return str(column)
     raise RequestError(
-        "init: several files, and no column of ids that all have; expected one, by which rows are "
-        "aligned; give --id COLUMN"
+        f"{command}: several files, and no column of ids that all have; expected one, by which "
+        "rows are aligned; give --id COLUMN"
     )
 
 

@@ -144,10 +144,8 @@ class MultimodalEstimator(BaseEstimator):  # type: ignore[misc]  # sklearn has n
             label: what is predicted, (b, classes) or (b, 1), NaN where unknown.
             kind: its likelihood.
         """
-        seed = int(check_random_state(self.random_state).randint(SEEDS))
-        earlier = getattr(self, "model_", None) if self.warm_start else None
-        given = self.trained if earlier is None else earlier
-        start = None if given is None else trained_model(given)
+        seed = self._seed()
+        start = self._start()
         if np.isnan(values).all():
             raise DataError("X: every value is NaN; expected some numbers; check how it was read")
         self.columns_ = self._read_columns(values.shape[1], start)
@@ -172,6 +170,16 @@ class MultimodalEstimator(BaseEstimator):  # type: ignore[misc]  # sklearn has n
             if self.trained is None or self.warm_start:
                 self._fit_model(start, arrays, seed)
         self.model_ = start.to("cpu").eval()
+
+    def _seed(self) -> int:
+        """A seed of weights and noise."""
+        return int(check_random_state(self.random_state).randint(SEEDS))
+
+    def _start(self) -> AnyModel | None:
+        """The model that is used or trained on; None: a fresh one is trained."""
+        earlier = getattr(self, "model_", None) if self.warm_start else None
+        given = self.trained if earlier is None else earlier
+        return None if given is None else trained_model(given)
 
     def _read_columns(self, count: int, start: AnyModel | None) -> Columns:
         """The columns of each modality; None as `modalities`: those of a trained model."""
@@ -215,9 +223,12 @@ class MultimodalEstimator(BaseEstimator):  # type: ignore[misc]  # sklearn has n
     def _fit_model(self, model: AnyModel, arrays: Arrays, seed: int) -> None:
         """Trains a model on the arrays."""
         rows = {name: torch.from_numpy(x) for name, x in arrays.items()}
+        self._fit_rows(model, rows, len(next(iter(arrays.values()))), seed)
+
+    def _fit_rows(self, model: AnyModel, rows: Any, count: int, seed: int) -> None:
+        """Trains a model on so many rows, in any form that `mvkit.fit` takes."""
         epochs = self.epochs
         if epochs is None:
-            count = len(next(iter(arrays.values())))
             epochs = building.epochs_for(count, self.batch_size)
         history = mvkit.fit(
             model,
