@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from test_export import exported
+from test_export import rows as export_rows
 from test_recipes import check
 from test_resume import Stopped, stop_after
 from torch.distributions import Bernoulli, Categorical, Normal, Poisson, kl_divergence
@@ -354,6 +356,37 @@ def test_outputs_start_where_the_data_are():
     mvkit.fit(model, {"n": counts}, epochs=1, lr=0.0, progress=False)
     after = model.sample(500, generator=torch.Generator().manual_seed(0))["n"].mean()
     assert abs(float(before)) < 5 < 390 < float(after) < 410
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.export itself
+def test_encoding_is_exported():
+    shapes = {"a": (3,), "b": (2, 2), "c": (4,)}
+    model = recipes.hivae({name: Modality(shapes[name]) for name in shapes}, 6, seed=0).eval()
+    program = exported(model)
+    for b in (2, 9):
+        data, mask = export_rows(b, seed=b)
+        expected = model.encode(Batch(data, mask))
+        torch.testing.assert_close(program(data, mask), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_top_of_a_stack():
+    low = {"a": Modality((3,), private_dim=2), "b": Modality((4,), private_dim=2)}
+    parts = {"aggregator": "labelled_sum", "prior": "labelled_mog"}
+    top = Model({"a": (2,), "b": (2,)}, latent_dim=5, seed=0, **parts)
+    stack = mvkit.Stack([Model(low, latent_dim=0, seed=0), top])
+    rows = {"a": torch.randn(12, 3), "b": torch.randn(12, 4)}
+    rows["a"][2] = torch.nan
+    rows["b"][3, 1] = torch.nan
+    mvkit.fit(stack, rows, epochs=1, progress=False)
+    assert torch.isfinite(stack.log_likelihood(rows, n=5)).all()
+    assert stack.clusters(rows).shape == (12,)
+    assert stack.sample(2, cluster=1)["a"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("draw", ["iid", "balanced"])
+def test_draws_that_leave_the_shares_of_components_untrained_are_refused(draw):
+    with pytest.raises(SpecError, match="leaves trained component weights"):
+        made().loss(batch(), objective={"name": "elbo", "draw": draw})
 
 
 TEXT = """
