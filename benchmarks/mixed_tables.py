@@ -36,6 +36,7 @@ from sklearn.impute import IterativeImputer, KNNImputer
 from sklearn.linear_model import BayesianRidge
 
 import mvkit
+from mvkit.data.table_layout import observing
 
 LINES = Path(__file__).with_suffix(".jsonl")
 FOLDER = Path("../shared/data/mixed_tables")
@@ -44,6 +45,7 @@ RATES = (10, 20, 30, 40, 50)
 TREES = 30
 LARGE = 10_000  # rows, beyond which a tree sees a part of them
 KNN_ROWS = 5_000  # that neighbours are sought among
+DRAWS = 101  # of each row, whose median or mean is taken
 
 
 class Table:
@@ -128,6 +130,71 @@ def rounded(table: Table, filled: np.ndarray) -> np.ndarray:
 def ours(table: Table, seed: int) -> np.ndarray:
     """`mvkit.impute(table)`, no option given."""
     return table.numbers_of(mvkit.impute(table.frame(), seed=seed).table)
+
+
+def groups_of(table: Table) -> dict[str, list[int]]:
+    """Columns by kind; each of categories by itself, as their numbers of classes differ."""
+    groups: dict[str, list[int]] = {}
+    for i, kind in enumerate(table.types):
+        groups.setdefault(f"cat{i}" if kind == "cat" else kind, []).append(i)
+    return groups
+
+
+def modality_of(table: Table, kind: str, columns: list[int]) -> tuple[np.ndarray, mvkit.Modality]:
+    """Columns of a kind as an array, and their likelihood: those of HI-VAE."""
+    x = table.observed[:, columns]
+    if kind.startswith("cat"):
+        levels = np.unique(x[~np.isnan(x)])
+        one_hot = np.where(np.isnan(x), np.nan, x == levels)
+        return one_hot, mvkit.Modality((len(levels),), "categorical")
+    if kind == "ordinal":
+        levels = max(table.classes[i] for i in columns)
+        likelihood = {"name": "ordinal", "levels": levels}
+        return x - np.nanmin(x, 0), mvkit.Modality((len(columns),), likelihood)
+    if kind == "count":
+        return x, mvkit.Modality((len(columns),), "poisson", input="log1p")
+    likelihood = {"name": "normal", "scale": "decoded"}
+    return x, mvkit.Modality((len(columns),), likelihood)
+
+
+def hivae(table: Table, seed: int) -> np.ndarray:
+    """`recipes.hivae` as it comes: z of 10 numbers, 10 components, 5 numbers of each column.
+
+    Batches of 200 rows, 500 epochs but 4,000 steps at most, Adam at its default. Means of numbers,
+    medians of ordered categories, the most probable of others.
+    """
+    groups = groups_of(table)
+    arrays = {}
+    modalities = {}
+    for kind, columns in groups.items():
+        arrays[kind], modalities[kind] = modality_of(table, kind, columns)
+    steps = {"real": ["standardise"], "pos": ["log1p", "standardise"]}
+    data = mvkit.MultimodalDataset.from_arrays(arrays, modalities=modalities)
+    data = data.fit_transforms({kind: steps[kind] for kind in groups if kind in steps})
+    model = mvkit.recipes.hivae(data.modalities, seed=seed)
+    epochs = max(1, min(500, 4000 * 200 // len(data)))
+    known = data.take(observing(data.batch))
+    mvkit.fit(model, known, epochs=epochs, batch_size=200, seed=seed, progress=False)
+    filled = table.observed.copy()
+    for kind, columns in groups.items():
+        seen = table.observed[:, columns]
+        filled[:, columns] = np.where(np.isnan(seen), said_of(model, data, kind, seen), seen)
+    return rounded(table, filled)
+
+
+def said_of(model: mvkit.Model, data: Any, kind: str, seen: np.ndarray) -> np.ndarray:
+    """What a model of `hivae` says of the columns of a kind, at the means of its latents."""
+    options: dict[str, Any] = {"latent": "mean", "empty": "prior"}
+    options["generator"] = torch.Generator().manual_seed(0)
+    if kind in ("ordinal", "pos"):  # whose medians and means, undoing logarithms, need draws
+        options |= {"n": DRAWS, "sample": True}
+    values = model.translate(data, [kind], **options)[kind].double()
+    if kind.startswith("cat"):
+        levels = np.unique(seen[~np.isnan(seen)])
+        return levels[values[0].argmax(1).numpy()][:, None]
+    if kind == "ordinal":
+        return values.median(0).values.numpy() + np.nanmin(seen, 0)
+    return values.mean(0).numpy()
 
 
 def mean(table: Table, seed: int) -> np.ndarray:
@@ -231,6 +298,7 @@ METHODS: dict[str, Callable[[Table, int], np.ndarray]] = {
     "knn": knn,
     "iterative": iterative,
     "forests": forests,
+    "hivae": hivae,
 }
 
 

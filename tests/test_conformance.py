@@ -43,6 +43,8 @@ OPTIONS = {
 COMPANIONS = {  # they go together only
     "top_down_poe": {"prior": "top_down"},
     "top_down": {"aggregator": "top_down_poe"},
+    "labelled_sum": {"prior": "labelled_mog"},
+    "labelled_mog": {"aggregator": "labelled_sum"},
 }
 SKIP = {
     "joint": [

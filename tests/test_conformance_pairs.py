@@ -42,6 +42,10 @@ def needed(companions):
         return {"prior": "top_down", **companions}
     if "top_down" in companions.values():
         return {"aggregator": "top_down_poe", **companions}
+    if "labelled_sum" in companions.values():
+        return {"prior": "labelled_mog", **companions}
+    if "labelled_mog" in companions.values():
+        return {"aggregator": "labelled_sum", **companions}
     return companions
 
 

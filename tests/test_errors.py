@@ -41,7 +41,8 @@ def test_unknown_part():
     message(
         LookupError,
         lambda: Model(SHAPES, prior="zzz"),
-        "known: 'learnable', 'mog', 'posterior_mixture', 'standard', 'top_down', 'vamp'",
+        "known: 'labelled_mog', 'learnable', 'mog', 'posterior_mixture', 'standard', 'top_down', "
+        "'vamp'",
     )
     message(
         UnknownComponent,

@@ -28,6 +28,7 @@ def test_available():
     assert mvkit.available("aggregator") == [
         "gpoe",
         "joint",
+        "labelled_sum",
         "mean_message",
         "moe",
         "mopoe",

@@ -33,6 +33,7 @@ RECIPES = (
     "mmvm",
     "nexus",
     "mhvae",
+    "hivae",
 )
 
 

@@ -84,7 +84,7 @@ def prune_clusters(
             f"prune_clusters: got {type(model).__name__} as its model; expected a Model with a "
             "mixture prior"
         )
-    if model.n_clusters < 2:
+    if model.n_clusters < 2 or not isinstance(model.prior, MoGPrior):
         raise RequestError(
             "prune_clusters: needs a mixture prior of two clusters or more, such as prior='mog'"
         )

@@ -45,6 +45,8 @@ from mvkit.parts.conditional_samplers import ConditionalSampler as ConditionalSa
 from mvkit.parts.families import LaplaceSoftmax as LaplaceSoftmax
 from mvkit.parts.families import NormalSoftplus as NormalSoftplus
 from mvkit.parts.families import check_product as check_product
+from mvkit.parts.labelled_mixture import LabelledMoG as LabelledMoG
+from mvkit.parts.labelled_mixture import LabelledSum as LabelledSum
 from mvkit.parts.latent_model import LatentModel as LatentModel
 from mvkit.parts.likelihoods import Bernoulli as Bernoulli
 from mvkit.parts.likelihoods import Beta as Beta
@@ -98,6 +100,7 @@ from mvkit.parts.refiners import energy_score as energy_score
 from mvkit.parts.relevance import ARD as ARD
 from mvkit.parts.samplers import GMM as GMM
 from mvkit.parts.samplers import Sampler as Sampler
+from mvkit.parts.tabular import ByColumn as ByColumn
 from mvkit.parts.tabular import Tabular as Tabular
 from mvkit.parts.top_down import TopDown as TopDown
 from mvkit.parts.top_down import TopDownPoE as TopDownPoE

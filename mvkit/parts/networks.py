@@ -117,7 +117,15 @@ def _linear(before: int, after: int) -> nn.Linear:
     return layer
 
 
-class Dense(nn.Sequential):
+class StartsOutputs(ABC):
+    """A decoder's module whose outputs training data may place before the first step."""
+
+    @abstractmethod
+    def start_outputs(self, mean: Tensor) -> None:
+        """Makes the outputs (n, *shape) start around `mean`, (*shape)."""
+
+
+class Dense(nn.Sequential, StartsOutputs):
     """Linear layers with activations between them, which training data may place."""
 
     def start_inputs(self, mean: Tensor, spread: Tensor) -> None:
@@ -134,7 +142,6 @@ class Dense(nn.Sequential):
             first.bias.sub_(first.weight[:, :values] @ mean.flatten())
 
     def start_outputs(self, mean: Tensor) -> None:
-        """Makes the outputs (n, *shape) start around `mean`, (*shape)."""
         last = [layer for layer in self if isinstance(layer, nn.Linear)][-1]
         with torch.no_grad():
             last.bias.add_(mean.flatten())

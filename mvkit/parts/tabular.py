@@ -1,6 +1,7 @@
-"""Networks for the columns of tables: piecewise linear codes of numbers, and residual blocks.
+"""Networks for the columns of tables: piecewise linear codes of numbers, residual blocks, and a
+layer that is cut into a piece for each column.
 
-Axes: n rows, k columns, t pieces.
+Axes: n rows, k columns, t pieces, y numbers of a column's piece, f numbers that a column takes.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import math
 
 import torch
-from einops import rearrange
+from einops import einsum, rearrange, repeat
 from torch import Tensor, nn
 
+from mvkit.core.noise import initial_uniforms
 from mvkit.errors import SpecError
-from mvkit.parts.networks import Network, Shape, with_context
-from mvkit.registry.fields import count
+from mvkit.parts.networks import Linear, Network, Shape, StartsOutputs, with_context
+from mvkit.registry.fields import count, switch
 from mvkit.registry.spec import field, number, spec
 
 Knots = tuple[tuple[float, ...], ...]
@@ -162,3 +164,90 @@ class Tabular(Network):
             nn.GELU(),
             nn.Linear(self.width, after),
         ]
+
+
+class ColumnPieces(nn.Module, StartsOutputs):
+    """One linear layer from z to a piece y_k for each column, and its linear map of y_k and s.
+
+    Args:
+        latents: numbers of s and z together.
+        labels: numbers of s, which come first.
+        piece: numbers of each y_k.
+        columns: how many columns there are.
+        shape: of a row.
+        context: numbers of what decoders see of the covariates, beside z.
+    """
+
+    def __init__(
+        self, latents: int, *, labels: int, piece: int, columns: int, shape: Shape, context: int
+    ) -> None:
+        super().__init__()
+        self.labels = labels
+        self.shape = shape
+        self.pieces = nn.Linear(latents - labels + context, columns * piece)
+        inputs = piece + labels
+        numbers = math.prod(shape) // columns
+        bound = 1 / math.sqrt(inputs)  # as linear layers are drawn
+        self.weight = nn.Parameter(bound * _symmetric((columns, inputs, numbers)))
+        self.bias = nn.Parameter(bound * _symmetric((columns, numbers)))
+
+    def forward(self, rows: Tensor, context: Tensor | None = None) -> Tensor:
+        """Latents (n, latents), and their context (n, context), to outputs (n, *shape)."""
+        label, z = rows[:, : self.labels], rows[:, self.labels :]
+        seen = z if context is None else torch.cat([z, context], -1)
+        columns = len(self.weight)
+        pieces = rearrange(self.pieces(seen), "n (k y) -> n k y", k=columns)
+        inputs = torch.cat([pieces, repeat(label, "n s -> n k s", k=columns)], -1)
+        numbers = einsum(inputs, self.weight, "n k i, k i f -> n k f") + self.bias
+        return numbers.reshape(-1, *self.shape)
+
+    def start_outputs(self, mean: Tensor) -> None:
+        with torch.no_grad():
+            self.bias.add_(mean.reshape(self.bias.shape))
+
+
+def _symmetric(shape: tuple[int, ...]) -> Tensor:
+    """Uniforms in [-1, 1) for initial weights."""
+    return 2 * initial_uniforms(shape) - 1
+
+
+@spec
+class ByColumn(Network):
+    """Decoder of a homogeneous layer Y = g(z), cut into a piece y_k for each column: h_k(y_k, s).
+
+    The first axis of a modality is that of its columns. The layer g is linear, so that the layers
+    of several modalities are one of all columns. Encoders are linear.
+
+    Args:
+        piece: numbers of each y_k.
+        labels: how many latents, the first ones, are s, which g does not see and every h_k does;
+            0: none.
+        together: whether a row is one column, as the classes (c,) of one variable are.
+
+    Example:
+        >>> import torch
+        >>> network = ByColumn(piece=2, labels=4)
+        >>> network.decoder(7, (3,))(torch.zeros(5, 7)).shape
+        torch.Size([5, 3])
+
+    Reference: Nazabal, Olmos, Ghahramani and Valera, Handling Incomplete Heterogeneous Data using
+    VAEs (HI-VAE), 2020, https://arxiv.org/abs/1807.03653.
+    """
+
+    piece: int = count(5)
+    labels: int = count(0, low=0)
+    together: bool = switch(False)
+
+    def encoder(self, shape: Shape, width: int, context: int = 0) -> nn.Module:
+        return Linear().encoder(shape, width, context)
+
+    def decoder(self, width: int, shape: Shape, context: int = 0) -> nn.Module:
+        if self.labels >= width:
+            raise SpecError(
+                f"s takes {self.labels} of {width} latents, which leaves none for z; expected "
+                "fewer labels",
+                "labels",
+            )
+        columns = 1 if self.together else shape[0]
+        sizes = {"labels": self.labels, "piece": self.piece, "columns": columns}
+        return ColumnPieces(width, shape=shape, context=context, **sizes)

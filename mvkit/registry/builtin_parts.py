@@ -16,6 +16,7 @@ gpoe         mvkit.parts.aggregators.products:GPoE       product with trained we
 set          mvkit.parts.aggregators.messages:Set           learned, permutation-invariant
 top_down_poe mvkit.parts.top_down:TopDownPoE                a product of experts at each level
 mean_message mvkit.parts.aggregators.messages:MeanMessage   mean of messages and a head
+labelled_sum mvkit.parts.labelled_mixture:LabelledSum       components and z from zero-filled rows
 [prior]
 standard          mvkit.parts.priors:Standard         standard of the family
 learnable         mvkit.parts.priors:Learnable        diagonal, trained
@@ -23,6 +24,7 @@ vamp              mvkit.parts.posterior_priors:Vamp posterior of trained pseudo-
 posterior_mixture mvkit.parts.posterior_priors:PosteriorMixture mixture of a row's posteriors
 top_down          mvkit.parts.top_down:TopDown        levels of latents, each given those above
 mog               mvkit.parts.priors:MoG              mixture of the family, trained
+labelled_mog mvkit.parts.labelled_mixture:LabelledMoG mixture whose component decoders see
 [objective]
 elbo   mvkit.parts.objectives.elbo:ELBO                evidence lower bound
 iwae   mvkit.parts.objectives.importance_weighted:IWAE importance-weighted bound
@@ -68,6 +70,7 @@ mlp    mvkit.parts.networks:MLP    fully connected
 conv   mvkit.parts.networks:Conv   2-d convolutions
 conv1d mvkit.parts.networks:Conv1d 1-d convolutions
 tabular mvkit.parts.tabular:Tabular columns: piecewise linear codes, residual blocks
+by_column mvkit.parts.tabular:ByColumn columns: one layer, cut into a piece for each
 ard    mvkit.parts.relevance:ARD   linear or mlp, unneeded latents switched off
 [schedule]
 single              mvkit.training.stages:Single            one stage
@@ -124,6 +127,7 @@ meme      mvkit.recipes:meme      two modalities that supervise each other
 miwae     mvkit.recipes:miwae     gaps at random, importance-weighted
 not_miwae mvkit.recipes:not_miwae gaps that depend on what is missing
 masked    mvkit.recipes:masked    columns of tables, hidden cells predicted from the others
+hivae     mvkit.recipes:hivae     columns of mixed kinds with gaps, latent clusters
 mmjsd     mvkit.recipes:mmjsd     mixture of experts, Jensen-Shannon divergence
 nexus     mvkit.recipes:nexus     two levels of models, messages with dropout
 """

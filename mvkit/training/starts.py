@@ -28,7 +28,7 @@ from mvkit.models.model import Model
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.penalties import penalised
 from mvkit.parts.likelihoods.scales import spread_by_feature
-from mvkit.parts.networks import Dense, WithContext
+from mvkit.parts.networks import Dense, StartsOutputs, WithContext
 
 ROWS = 1024  # looked at for likelihoods
 ROWS_GIVEN = 10_000  # likewise, for exposures, and covariates that are not all known
@@ -209,9 +209,9 @@ def _start_networks(model: Model, name: str, decoder: Decoder, first: Batch) -> 
         if isinstance(dense, Dense):
             dense.start_inputs(*moments)
     outputs = decoder.likelihood.first_outputs(*_moments(x, present))
-    dense = _without_context(decoder.network)
-    if isinstance(dense, Dense) and outputs is not None:
-        dense.start_outputs(outputs)
+    network = _without_context(decoder.network)
+    if isinstance(network, StartsOutputs) and outputs is not None:
+        network.start_outputs(outputs)
 
 
 def _moments(x: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
