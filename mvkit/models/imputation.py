@@ -126,7 +126,7 @@ def impute(
         if uncertain:
             samples = model.translate(block, names, units="model", sample=True, **options)
             values |= spread_of(samples, model, shares, draws)
-            values |= bounds_of(bounds, model, samples, means)
+            values |= bounds_of(bounds, model, block, samples, means)
         return {key: value.cpu() for key, value in values.items()}
 
     widest = max([model.modalities[name].numbers for name in names], default=1)
