@@ -185,7 +185,7 @@ def coverage():
     """Coverage of missing cells over many data sets, by weights."""
     model = untrained()
     shares = {"odds": [], "equal": []}
-    for seed in range(24):
+    for seed in range(16):
         full = rows(600, seed)
         data = missing_at_random(full, seed)
         shown = hidden_at_random(data, 0.3, seed)

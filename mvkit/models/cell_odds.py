@@ -23,7 +23,9 @@ MOST = 8  # features of one column
 CHANCE = 0.05  # that a column whose gaps depend on nothing gets a feature
 RIDGE = 1.0  # precision of the normal prior of slopes
 ROWS = 4096  # that odds are learnt from
+FEWEST_ROWS = 100  # of a table that is too large to take all
 NUMBERS = 2**25  # that a block of features may hold
+PRODUCTS = 5e9  # of features and gaps, a few seconds
 Tensors = dict[str, Tensor]
 Slopes = dict[int, tuple[Tensor, Tensor]]  # by column: features (k,), intercept and slopes
 
@@ -37,7 +39,8 @@ class CellOdds:
     ones were hidden, which depends on nothing where cells are hidden at random. They take what
     the other cells of a row hold and which of them are missing, where that correlates with the
     answer beyond chance, 8 features at most. Gaps that (almost) no known cell shares are left
-    out: no weight makes known cells like those.
+    out: no weight makes known cells like those. Nothing is learnt of more than some 4,000 columns
+    with gaps.
 
     Args:
         places: {name: (*places)}.
@@ -116,16 +119,16 @@ def learn_odds(known: Batch, hidden: Tensors) -> tuple[CellOdds, Tensors] | None
         lacking.append(as_columns(gap))
         chosen.append(as_columns(hidden.get(name, torch.zeros_like(gap))))
     missing, picked = torch.cat(lacking, 1), torch.cat(chosen, 1)
+    columns = ((missing.sum(0) >= FEWEST) & picked.any(0)).nonzero()[:, 0]
     features = RowFeatures.of_rows(known)
-    number = min(len(known), ROWS, max(FEWEST, NUMBERS // len(features.columns)))
+    number = _number_of_rows(len(known), len(features.columns), len(columns))
+    if not number:
+        return None
     rows = torch.linspace(0, len(known) - 1, number, dtype=torch.float64).long()
-    missing, picked = missing[rows], picked[rows]
-    asked = picked.any(0)
+    missing, picked = missing[rows][:, columns], picked[rows][:, columns]
     x = features.of(known.take(rows))
-    all_rows = torch.ones_like(missing)
-    odds = _regressions(x, features, missing, all_rows & asked)
-    lacks_some = missing.sum(0) >= FEWEST
-    shares = _regressions(x, features, picked, ~missing & asked & lacks_some)
+    odds = _regressions(x, features, columns, missing, torch.ones_like(missing))
+    shares = _regressions(x, features, columns, picked, ~missing)
     if not odds and not shares:
         return None
     learnt = CellOdds(places, features, odds, shares)
@@ -134,54 +137,59 @@ def learn_odds(known: Batch, hidden: Tensors) -> tuple[CellOdds, Tensors] | None
     return learnt, learnt.of(known, folds)
 
 
-def _regressions(x: Tensor, features: RowFeatures, target: Tensor, among: Tensor) -> Slopes:
+def _number_of_rows(b: int, f: int, c: int) -> int:
+    """How many of b rows odds are learnt from; 0 where there is nothing to learn, or so many
+    features and columns that too few rows would be left.
+    """
+    if not c:
+        return 0
+    number = min(b, ROWS, NUMBERS // f, int(PRODUCTS / (f * c)))
+    return number if number >= min(b, FEWEST_ROWS) else 0
+
+
+def _regressions(
+    x: Tensor, features: RowFeatures, columns: Tensor, target: Tensor, among: Tensor
+) -> Slopes:
     """Regressions of the columns that correlate with some feature of other columns.
 
     Args:
         x: features, (b, f).
         features: what they are.
-        target: what is to be told, (b, c) bool.
-        among: among which cells, (b, c) bool.
+        columns: numbers of the columns, (c,).
+        target: what is to be told of their cells, (b, c) bool.
+        among: among which of these, (b, c) bool.
     """
     limit = NormalDist().inv_cdf(1 - CHANCE / (2 * x.shape[1]))
+    strength = _strength(x.float(), features, columns, target & among, among)
     slopes = {}
-    step = max(1, NUMBERS // x.shape[1])
-    for first in range(0, target.shape[1], step):
-        part = slice(first, first + step)
-        strength = _strength(x, features, first, target[:, part], among[:, part])
-        for i in (strength > limit).any(0).nonzero()[:, 0].tolist():
-            column = first + i
-            strongest = strength[:, i].topk(min(MOST, len(strength)))
-            index = strongest.indices[strongest.values > limit]
-            rows = among[:, column]
-            folds = torch.arange(len(x))[rows] % FOLDS
-            own = x[rows][:, index]
-            slopes[column] = (index, _by_fold(own, target[rows, column].double(), folds))
+    for i in (strength > limit).any(0).nonzero()[:, 0].tolist():
+        strongest = strength[:, i].topk(min(MOST, len(strength)))
+        index = strongest.indices[strongest.values > limit]
+        rows = among[:, i]
+        folds = torch.arange(len(x))[rows] % FOLDS
+        own = x[rows][:, index]
+        slopes[int(columns[i])] = (index, _by_fold(own, target[rows, i].double(), folds))
     return slopes
 
 
 def _strength(
-    x: Tensor, features: RowFeatures, first: int, target: Tensor, among: Tensor
+    x: Tensor, features: RowFeatures, columns: Tensor, target: Tensor, among: Tensor
 ) -> Tensor:
     """By how many standard errors features correlate with targets, (f, c); 0 of those of the
     column itself, of gaps that too few other cells share, and of columns with too few cells.
     """
-    target = target & among
-    others = (among & ~target).double()
-    y, chosen = target.double(), among.double()
-    count = chosen.sum(0)
-    share = y.sum(0) / count.clamp(min=1)
-    mean = einsum(x, chosen, "b f, b c -> f c") / count.clamp(min=1)
-    square = einsum(x.square(), chosen, "b f, b c -> f c") / count.clamp(min=1)
-    both = einsum(x, y, "b f, b c -> f c") / count.clamp(min=1)
-    variance = (square - mean.square()) * share * (1 - share)
-    correlation = (both - mean * share) / variance.clamp(min=1e-12).sqrt()
-    columns = first + torch.arange(target.shape[1])
+    y, chosen = target.to(x), among.to(x)
+    count = chosen.sum(0).clamp(min=1)
+    share = y.sum(0) / count
+    total = einsum(x, chosen, "b f, b c -> f c")
+    square = einsum(x.square(), chosen, "b f, b c -> f c") / count
+    both = einsum(x, y, "b f, b c -> f c")
+    variance = (square - (total / count).square()) * share * (1 - share)
+    correlation = (both - total * share) / count / variance.clamp(min=1e-12).sqrt()
     own = rearrange(features.columns, "f -> f 1") == columns
-    shared = einsum(x, others, "b f, b c -> f c") >= FEWEST
-    few = (y.sum(0) < FEWEST) | (others.sum(0) < FEWEST)
-    left_out = own | (rearrange(features.gaps, "f -> f 1") & ~shared) | few
-    return torch.where(left_out, 0.0, correlation.abs() * count.sqrt())
+    lonely = rearrange(features.gaps, "f -> f 1") & (total - both < FEWEST)
+    few = (y.sum(0) < FEWEST) | ((chosen - y).sum(0) < FEWEST)
+    return torch.where(own | lonely | few, 0.0, correlation.abs() * count.sqrt())
 
 
 def _by_fold(x: Tensor, y: Tensor, folds: Tensor) -> Tensor:
@@ -196,8 +204,7 @@ def _by_fold(x: Tensor, y: Tensor, folds: Tensor) -> Tensor:
 def logistic(x: Tensor, y: Tensor) -> Tensor:
     """Intercept and slopes (k + 1,) of a logistic regression with a normal prior of the slopes.
 
-    Each step maximises a quadratic bound that touches the likelihood (Böhning and Lindsay, 1988),
-    so that none overshoots, however well the answers are told.
+    By Newton's steps, halved where they overshoot.
 
     Args:
         x: features, (b, k).
@@ -206,17 +213,25 @@ def logistic(x: Tensor, y: Tensor) -> Tensor:
     design = torch.cat([torch.ones_like(x[:, :1]), x], 1)
     prior = torch.full((design.shape[1],), RIDGE, dtype=x.dtype)
     prior[0] = 1e-3  # where all answers are the same, the intercept stays finite
-    bound = einsum(design, design, "b k, b j -> k j") / 4 + prior.diag()
-    factor = torch.linalg.cholesky(bound)
     slopes = torch.zeros_like(prior)
-    for _ in range(500):
-        residuals = y - (design @ slopes).sigmoid()
-        gradient = residuals @ design - prior * slopes
+    for _ in range(50):
+        p = (design @ slopes).sigmoid()
+        gradient = (y - p) @ design - prior * slopes
         if gradient.abs().max() < 1e-6:
             break
-        step = torch.cholesky_solve(rearrange(gradient, "k -> k 1"), factor)
-        slopes = slopes + rearrange(step, "k 1 -> k")
+        curvature = einsum(design, p * (1 - p), design, "b k, b, b j -> k j") + prior.diag()
+        step = torch.linalg.solve(curvature, gradient)
+        height = _log_posterior(design, y, prior, slopes)
+        while _log_posterior(design, y, prior, slopes + step) < height - 1e-9 * height.abs():
+            step = step / 2
+        slopes = slopes + step
     return slopes
+
+
+def _log_posterior(design: Tensor, y: Tensor, prior: Tensor, slopes: Tensor) -> Tensor:
+    logits = design @ slopes
+    likelihood = y * logits - torch.nn.functional.softplus(logits)
+    return likelihood.sum() - 0.5 * (prior * slopes.square()).sum()
 
 
 def _logits(x: Tensor, slopes: tuple[Tensor, Tensor], folds: Tensor) -> Tensor:

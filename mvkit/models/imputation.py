@@ -79,7 +79,7 @@ def impute(
         draws: return an `Imputation` with n filled data sets.
         intervals: return an `Imputation` with intervals of numbers and sets of classes: a share
             such as 0.9, which the model's own are to hold, or what `mvkit.calibrate` returns,
-            whose intervals hold their share whatever the model.
+            whose intervals hold their share whatever the model, if values are missing at random.
         all: replace observed values too.
         to: modalities to fill; None: those that came; others are added.
         id: the column of ids of tables that have them in a column.
