@@ -143,6 +143,8 @@ def run_once(frames, about, options):
     hidden = {}
     for i, (key, frame) in enumerate(frames.items()):
         hidden[key] = hidden_cells(frame, about["why"], 10 * about["mask"] + i)
+    if not any(cells.any() for cells in hidden.values()):  # no numbers to miss for their size
+        return
     shown = {key: frame.mask(hidden[key]) for key, frame in frames.items()}
     begun = time.process_time()
     choices = {"held_out": options.held_out} if options.held_out else {}
