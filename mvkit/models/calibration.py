@@ -12,12 +12,16 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from mvkit.core.batch import Batch
 from mvkit.errors import RequestError
+from mvkit.models.cell_odds import CellOdds
+from mvkit.models.cells import as_columns
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 Tensors = dict[str, Tensor]
+TOLERANCE = 1e-10  # of the sum of weights, in which rounding stays
 
 
 @attrs.frozen(eq=False)
@@ -36,6 +40,11 @@ class Calibration:
         held: share of them that intervals and sets held which the other half of them calibrated,
             likewise.
         features: names of the columns, by modality; none: they are numbered.
+        effective: as many known cells of one weight would say as much, likewise.
+        odds: by which cells are weighted; None: all have one weight.
+        ranked: of modalities in which they are, the known cells' scores in order, and the sums of
+            their weights. `score` is then that of a missing cell of mean weight, and cells have
+            their own; see `limits`.
     """
 
     level: float
@@ -46,23 +55,39 @@ class Calibration:
     own: Tensors
     held: Tensors
     features: dict[str, tuple[str, ...]]
+    effective: Tensors
+    odds: CellOdds | None = None
+    ranked: dict[str, RankedScores] = attrs.field(factory=dict)
+
+    def limits(self, batch: Batch) -> Tensors:
+        """Corrections of all cells of conformed rows, by modality: (*places), or where known cells
+        are weighted (b, *places). Those of cells that are likelier to be missing are larger.
+        """
+        if self.odds is None:
+            return self.score
+        weights = self.odds.of(batch)
+        limits = dict(self.score)
+        for name, ranked in self.ranked.items():
+            limits[name] = ranked.quantile(self.level, weights[name]).to(self.score[name])
+        return limits
 
     def frame(self) -> DataFrame:
         """A row for each column: its modality and name, known cells, the share of them that the
-        model's own intervals hold, and calibrated ones, and the correction.
+        model's own intervals hold, and calibrated ones, the correction, and how many cells of
+        one weight would say as much. Shares are of cells weighted by their odds to be missing.
         """
         import pandas as pd
 
         lines = []
         for name, cells in self.cells.items():
             columns = self.features[name] or range(cells.numel())
-            numbers = []
-            for values in (cells, self.own[name], self.held[name], self.score[name]):
-                numbers.append(values.flatten().tolist())
+            numbers = [cells.flatten().tolist()]
+            for values in (self.own, self.held, self.score, self.effective):
+                numbers.append(values[name].flatten().tolist())
             for line in zip(columns, *numbers, strict=True):
                 lines.append((name, *line))
         titles = ["modality", "column", "cells", "own_coverage", "coverage", "correction"]
-        return pd.DataFrame(lines, columns=titles)
+        return pd.DataFrame(lines, columns=[*titles, "effective_cells"])
 
 
 def check_level(where: str, level: object) -> float:
@@ -88,7 +113,56 @@ def conformal_quantile(scores: Tensor, places: Tensor, level: float) -> Tensor:
     return torch.where(rank <= count, within, torch.inf)
 
 
-def held_share(scores: Tensor, places: Tensor, level: float) -> Tensor:
+@attrs.frozen(eq=False)
+class RankedScores:
+    """Scores of known cells in order and their weights, of which quantiles are taken.
+
+    Args:
+        scores: of each column in order, (b, *places), infinite beyond the last.
+        sums: of the weights of the cells up to each, (b, *places).
+    """
+
+    scores: Tensor
+    sums: Tensor
+
+    @classmethod
+    def of(cls, scores: Tensor, weights: Tensor) -> RankedScores:
+        """Scores of cells, (b, *places), whose weights are 0 where they do not count."""
+        ordered, order = torch.where(weights > 0, scores, torch.inf).sort(0)
+        sums = weights.double().gather(0, order).cumsum(0)
+        longest = int((weights > 0).sum(0).max())
+        return cls(ordered[: max(1, longest)], sums[: max(1, longest)])
+
+    def quantile(self, level: float, own: Tensor) -> Tensor:
+        """The smallest score up to which known cells have the share `level` of the weights, a new
+        cell's own included, which lies at infinity; infinite if its own is more than the rest.
+
+        Args:
+            level: the share.
+            own: the weights of new cells, (r, *places).
+
+        Returns:
+            Of each new cell, (r, *places).
+
+        Reference: Tibshirani, Barber, Candès and Ramdas, Conformal prediction under covariate
+        shift, 2019, https://arxiv.org/abs/1904.06019 (corollary 1).
+        """
+        total = self.sums[-1]
+        needed = level * (total + own.double()) - TOLERANCE * total
+        places = torch.searchsorted(_by_column(self.sums), _by_column(needed))
+        beyond = torch.full_like(self.scores[:1], torch.inf)
+        scores = as_columns(torch.cat([self.scores, beyond]))
+        return scores.gather(0, rearrange(places, "k r -> r k")).reshape(own.shape)
+
+
+def _by_column(x: Tensor) -> Tensor:
+    """Values (b, *places) as (k, b)."""
+    return rearrange(as_columns(x), "b k -> k b").contiguous()
+
+
+def held_share(
+    scores: Tensor, places: Tensor, level: float, weights: Tensor | None = None
+) -> Tensor:
     """Share of the cells of each column that the quantile of the other half holds, (*places).
 
     Halves take turns, in the order of the rows.
@@ -97,10 +171,29 @@ def held_share(scores: Tensor, places: Tensor, level: float) -> Tensor:
         scores: of all cells, (b, *places).
         places: which of them count, (b, *places) bool.
         level: share that is to be held.
+        weights: of all cells, (b, *places); None: all are 1.
     """
     odd = places.cumsum(0) % 2 == 1
     held = torch.zeros_like(places)
     for half in (odd, ~odd):
-        limit = conformal_quantile(scores, places & half, level)
+        if weights is None:
+            limit = conformal_quantile(scores, places & half, level)
+        else:
+            known = torch.where(places & half, weights, 0.0)
+            limit = RankedScores.of(scores, known).quantile(level, weights)
         held = held | (places & ~half & (scores <= limit))
-    return held.sum(0) / places.sum(0)
+    return share_of(held, places, weights)
+
+
+def share_of(flags: Tensor, places: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Share of the cells of each column that have a flag, (*places), NaN of none.
+
+    Args:
+        flags: of all cells, (b, *places) bool.
+        places: which of them count, likewise.
+        weights: of all cells, (b, *places); None: all are 1.
+    """
+    if weights is None:
+        return (flags & places).sum(0) / places.sum(0)
+    counted = torch.where(places, weights, 0.0)
+    return torch.where(flags, counted, 0.0).sum(0) / counted.sum(0)

@@ -8,9 +8,7 @@ Axes: n draws, b rows, c classes; places are the shape of a modality without its
 
 from __future__ import annotations
 
-import math
-import warnings
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import numpy as np
@@ -19,22 +17,23 @@ from einops import rearrange
 from torch import Tensor
 
 from mvkit.core.batch import Batch, conform
-from mvkit.core.likelihood import Likelihood
 from mvkit.core.noise import Generator
 from mvkit.core.raw_values import full_precision
 from mvkit.data.dataset import Rows
 from mvkit.data.user_rows import rows_of
-from mvkit.errors import DataError, RequestError, check_whole_number
-from mvkit.models.calibration import Calibration, check_level, conformal_quantile, held_share
+from mvkit.errors import DataError, RequestError, check_option, check_whole_number
+from mvkit.models.calibration import Calibration, check_level
+from mvkit.models.cell_odds import learn_odds
+from mvkit.models.cells import has_classes, present
+from mvkit.models.conformal_scores import calibration_of, smallest_set
 from mvkit.models.ensemble import Ensemble, check_models, draws_of_each
 from mvkit.models.imputed_spread import restored
 from mvkit.models.inference import Empty
 from mvkit.models.multimodal import MultimodalModel
-from mvkit.parts.likelihoods.discrete import Bernoulli
 
 Tensors = dict[str, Tensor]
+Weights = Literal["odds", "equal"]
 AnyModel = MultimodalModel | Ensemble
-NARROWEST = 1e-3  # of the usual deviation of a column's draws: scores are divided by no less
 
 
 def calibrate(
@@ -47,20 +46,33 @@ def calibrate(
     id: str | None = None,
     covariates: object = None,
     empty: Empty = "error",
+    weights: Weights = "odds",
     generator: Generator = None,
 ) -> Calibration:
     """What cells that are hidden in `shown`, and known in `full`, say of a model's intervals.
 
-    Intervals of `impute(model, data, intervals=calibration)` then hold the share `level` of values
-    in each column, whatever the model, if the missing cells of `data` could as well have been
-    those hidden here: the model has seen neither, in training too, and both are missing in the
-    same way. So hide cells of the data at random, train on what is left, calibrate, and impute;
-    or take rows that the model was not trained on, with gaps like those of the data. The share is
-    an average over calibrations too: of n cells it is between `level` and level + 1/(n + 1).
+    Intervals of `impute(model, data, intervals=calibration)` then hold the share `level` of the
+    missing values of each column, whatever the model, where three things are so: the model has
+    seen neither these nor the cells hidden here, in training too; the rows are alike; and
+
+    * **missing completely at random**: cells are missing as those here are hidden. So hide cells
+      of the data at random, train on what is left, calibrate, and impute; or take rows that the
+      model was not trained on, with gaps like those of the data. The share is then exact, as an
+      average over calibrations too: of n cells between `level` and level + 1/(n + 1).
+    * **missing at random**: it depends on other cells of the row that are known. Cells hidden at
+      random are then unlike the missing ones, so known cells are weighted by how much likelier
+      such a cell is to be missing, which logistic regressions learn from the gaps of `full`; see
+      `mvkit.models.cell_odds.CellOdds`. The share is as good as these: of columns whose gaps
+      depend on nothing they say nothing, and all weights are 1, as without gaps in `full`.
+    * **missing not at random**: it depends on the missing value itself. Nothing is promised, since
+      no known cell tells what such values are.
 
     Scores are those of conformalised quantile regression, in deviations of the model's draws, of
     whole numbers the distance from their mean, and the improbability of the true class; a column
-    has the ⌈(n + 1) level⌉-th smallest.
+    has the ⌈(n + 1) level⌉-th smallest, or where cells are weighted, each cell the quantile of the
+    weighted scores and its own, which lies at infinity. So a cell that is much likelier to be
+    missing than all known ones has an infinite interval, and a set of all classes; a warning says
+    how many. Covariates have no part in weights.
 
     Args:
         model: trained; or an ensemble.
@@ -71,11 +83,12 @@ def calibrate(
         id: the column of ids of tables that have them in a column.
         covariates: see `impute`.
         empty: rows of `shown` that observe nothing: `error`, or filled from the `prior`.
+        weights: of known cells: their `odds` to be missing, or all `equal`.
         generator: source of randomness.
 
     Raises:
         DataError: other rows in `full`, or no cell that only `full` has.
-        RequestError: a level that is no share.
+        RequestError: a level that is no share, or other weights.
 
     Example:
         >>> import numpy as np, mvkit
@@ -93,11 +106,14 @@ def calibrate(
 
     Reference: Romano, Patterson and Candès, Conformalized Quantile Regression, 2019,
     https://arxiv.org/abs/1905.03222; Sadinle, Lei and Wasserman, Least Ambiguous Set-Valued
-    Classifiers with Bounded Error Levels, 2019, https://arxiv.org/abs/1609.00451.
+    Classifiers with Bounded Error Levels, 2019, https://arxiv.org/abs/1609.00451; Tibshirani,
+    Barber, Candès and Ramdas, Conformal Prediction under Covariate Shift, 2019,
+    https://arxiv.org/abs/1904.06019.
     """
     check_models(model, "calibrate")
     plain = Intervals(check_level("calibrate: level", level))
     n = check_whole_number("calibrate: n", n, 2)
+    check_option("calibrate: weights", weights, "odds", "equal")
     seen = conform(rows_of(shown, id, covariates), model.schema, compact=True)
     known = conform(rows_of(full, id, covariates), model.schema, compact=True)
     hidden = _hidden(model, seen, known)
@@ -115,7 +131,15 @@ def calibrate(
         return values
 
     values = model.in_blocks(statistics, seen, dim=1)
-    return _calibrated(model, plain, n, values, hidden, known.to("cpu").expanded())
+    known = known.to("cpu").expanded()
+    said: dict[str, Tensors] = {name: {} for name in names}
+    for path, x in values.items():
+        key, _, name = path.partition("/")
+        said[name][key] = x[0]
+    learnt = learn_odds(known, hidden) if weights == "odds" else None
+    features = {name: model.modalities[name].features for name in names}
+    about: dict[str, Any] = {"level": plain.level, "n": n, "features": features}
+    return calibration_of(known, hidden, said, learnt, **about)
 
 
 @attrs.frozen(eq=False)
@@ -124,13 +148,11 @@ class Intervals:
 
     Args:
         level: share that they are to hold.
-        score: corrections by modality, see `Calibration`; none: the model's own intervals.
-        floor: likewise.
+        calibration: of which corrections come; None: the model's own intervals.
     """
 
     level: float
-    score: Tensors = attrs.field(factory=dict)
-    floor: Tensors = attrs.field(factory=dict)
+    calibration: Calibration | None = None
 
     def own(self, model: AnyModel, name: str, x: Tensor, mean: Tensor) -> Tensors:
         """What the model itself says of one modality.
@@ -157,22 +179,24 @@ class Intervals:
         # quantiles of whole numbers are tied with them, so that no correction makes them narrower
         return {**own, "centre": x.mean(0, keepdim=True)} if likelihood.integers else own
 
-    def of(self, model: AnyModel, samples: Tensors, means: Tensors) -> Tensors:
+    def of(self, model: AnyModel, rows: Batch, samples: Tensors, means: Tensors) -> Tensors:
         """Ends `low/…` and `high/…` (1, b, *raw_shape) in the user's units, and of modalities of
         classes sets `set/…` (1, b, *places, c) bool, whose ends are NaN.
         """
         values = {}
+        scores = {} if self.calibration is None else self.calibration.limits(rows)
         for name, x in samples.items():
             own = self.own(model, name, x, means[name])
-            score = self.score.get(name)
+            score = scores.get(name)
             if "p" in own:
                 values[f"set/{name}"] = self._set(own["p"], score)
                 nothing = torch.full_like(restored(model, name, x[:1]), torch.nan)
                 values |= {f"low/{name}": nothing, f"high/{name}": nothing}
                 continue
             low, high = own["low"], own["high"]
-            if score is not None:
-                low, high = _corrected(own, score.to(x), self.floor[name].to(x))
+            if score is not None and self.calibration is not None:
+                floor = self.calibration.floor[name]
+                low, high = _corrected(own, score.to(x), floor.to(x))
             values[f"low/{name}"] = restored(model, name, low)
             values[f"high/{name}"] = restored(model, name, high)
         return values
@@ -181,7 +205,7 @@ class Intervals:
         """Which classes are in a set, (..., c) bool, the most probable one always."""
         best = torch.zeros_like(p, dtype=torch.bool).scatter(-1, p.argmax(-1, keepdim=True), True)
         if score is None:
-            return _smallest_set(p, self.level)
+            return smallest_set(p, self.level)
         return best | (1 - p <= rearrange(score.to(p), "... -> ... 1"))
 
 
@@ -197,18 +221,6 @@ def _corrected(own: Tensors, score: Tensor, floor: Tensor) -> tuple[Tensor, Tens
     none = inner_low > inner_high
     nearest = middle.round()
     return torch.where(none, nearest, inner_low), torch.where(none, nearest, inner_high)
-
-
-def _smallest_set(p: Tensor, level: float) -> Tensor:
-    """The most probable classes that have a share `level` of the probability, (..., c) bool."""
-    ordered, place = p.sort(dim=-1, descending=True)
-    before = ordered.cumsum(-1) - ordered
-    return torch.zeros_like(p, dtype=torch.bool).scatter(-1, place, before < level)
-
-
-def has_classes(likelihood: Likelihood) -> bool:
-    """Whether values are classes, of which there are sets instead of intervals."""
-    return likelihood.class_axis or isinstance(likelihood, Bernoulli)
 
 
 def intervals_of(model: AnyModel, intervals: float | Calibration | None) -> Intervals | None:
@@ -228,14 +240,14 @@ def intervals_of(model: AnyModel, intervals: float | Calibration | None) -> Inte
                 f"impute: intervals of {name!r} with columns {tuple(score.shape)}, and the model "
                 f"has {places or 'no such modality'}; expected the model that was calibrated"
             )
-    return Intervals(intervals.level, intervals.score, intervals.floor)
+    return Intervals(intervals.level, intervals)
 
 
 def bounds_of(
-    intervals: Intervals | None, model: AnyModel, samples: Tensors, means: Tensors
+    intervals: Intervals | None, model: AnyModel, rows: Batch, samples: Tensors, means: Tensors
 ) -> Tensors:
     """What `Intervals.of` returns; nothing where no intervals are asked for."""
-    return {} if intervals is None else intervals.of(model, samples, means)
+    return {} if intervals is None else intervals.of(model, rows, samples, means)
 
 
 def _places(model: AnyModel, name: str) -> tuple[int, ...]:
@@ -261,74 +273,3 @@ def _hidden(model: AnyModel, seen: Batch, known: Batch) -> Tensors:
             "column; hide some, such as by dataset.with_missing(0.1, of='elements')"
         )
     return hidden
-
-
-def present(batch: Batch, name: str) -> Tensor:
-    """Which cells of a modality a conformed batch observes, (b, *places) bool."""
-    flags = batch.present(name)
-    classes = batch.schema is not None and batch.schema.likelihoods[name].class_axis
-    return flags[..., 0] if classes and name not in batch.classes else flags
-
-
-def _calibrated(
-    model: AnyModel, plain: Intervals, n: int, values: Tensors, hidden: Tensors, known: Batch
-) -> Calibration:
-    """Corrections by column from the scores of known cells."""
-    parts: dict[str, Tensors] = {"score": {}, "floor": {}, "cells": {}, "own": {}, "held": {}}
-    features = {}
-    for name, places in hidden.items():
-        x = known.data[name]
-        own = {}
-        for key in ("p", "low", "high", "sd", "centre"):
-            if f"{key}/{name}" in values:
-                own[key] = values[f"{key}/{name}"][0]
-        likelihood = model.schema.likelihoods[name]
-        if "p" in own:
-            inside, scores = _of_classes(plain, own["p"], x, likelihood)
-        else:
-            floor = NARROWEST * own["sd"].mean(0)
-            parts["floor"][name] = floor
-            sd = torch.maximum(own["sd"], floor).clamp(min=torch.finfo(x.dtype).tiny)
-            low, high = own.get("centre", own["low"]), own.get("centre", own["high"])
-            scores = torch.maximum(low - x, x - high) / sd
-            inside = (own["low"] <= x) & (x <= own["high"])
-        cells = places.sum(0)
-        parts["cells"][name] = cells
-        parts["own"][name] = (inside & places).sum(0) / cells
-        parts["score"][name] = conformal_quantile(scores, places, plain.level)
-        parts["held"][name] = held_share(scores, places, plain.level)
-        features[name] = model.modalities[name].features
-    _warn_of_few(parts, features, plain.level)
-    return Calibration(plain.level, n, features=features, **parts)
-
-
-def _of_classes(
-    plain: Intervals, p: Tensor, x: Tensor, likelihood: Likelihood
-) -> tuple[Tensor, Tensor]:
-    """Whether the model's own sets hold the true classes, and how improbable these are, each (b,
-    *places).
-    """
-    truth = x if likelihood.class_axis else torch.stack([1 - x, x], -1)
-    share = (p * truth).sum(-1)
-    inside = (_smallest_set(p, plain.level) & (truth > 0.5)).any(-1)
-    return inside, 1 - share
-
-
-def _warn_of_few(
-    parts: dict[str, Tensors], features: dict[str, tuple[str, ...]], level: float
-) -> None:
-    """Warns of columns with too few known cells to say anything."""
-    lacking = []
-    for name, score in parts["score"].items():
-        few = torch.isposinf(score) & (parts["cells"][name] > 0)
-        for i in few.flatten().nonzero()[:, 0].tolist():
-            lacking.append(f"{name}[{features[name][i] if features[name] else i}]")
-    if lacking:
-        needed = math.ceil(level / (1 - level) - 1e-9)
-        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-        warnings.warn(
-            f"calibrate: {', '.join(lacking[:3])}{more} have fewer than {needed} known cells, of "
-            f"which no interval of level {level:g} follows: theirs are infinite, sets hold all "
-            "classes; hide more cells",
-            stacklevel=4,
-        )

@@ -80,7 +80,7 @@ def impute(
         draws: return an `Imputation` with n filled data sets.
         intervals: return an `Imputation` with intervals of numbers and sets of classes: a share
             such as 0.9, which the model's own are to hold, or what `mvkit.calibrate` returns,
-            whose intervals hold their share whatever the model.
+            whose intervals hold their share whatever the model, if values are missing at random.
         all: replace observed values too.
         to: modalities to fill; None: those that came; others are added.
         id: the column of ids of tables that have them in a column.
@@ -127,7 +127,7 @@ def impute(
         if uncertain:
             samples = model.translate(block, names, units="model", sample=True, **options)
             values |= spread_of(samples, model, shares, draws)
-            values |= bounds_of(bounds, model, samples, means)
+            values |= bounds_of(bounds, model, block, samples, means)
         return {key: value.cpu() for key, value in values.items()}
 
     widest = max([model.modalities[name].numbers for name in names], default=1)

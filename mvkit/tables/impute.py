@@ -23,6 +23,7 @@ from mvkit.data.write_tables import as_before
 from mvkit.errors import DataError, RequestError, check_option, check_whole_number
 from mvkit.models import imputation
 from mvkit.models.calibration import check_level
+from mvkit.models.conformal import Weights
 from mvkit.models.ensemble import Ensemble
 from mvkit.models.imputed import Imputation
 from mvkit.models.model import Model
@@ -86,6 +87,7 @@ def impute_tables(
     m: int = 0,
     refit: bool = True,
     intervals: float | None = None,
+    weights: Weights = "odds",
     missingness: object = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -112,7 +114,13 @@ def impute_tables(
             quick and improper, as a warning says.
         intervals: a share such as 0.9, which intervals of numbers and ordered categories,
             `Imputation.low` and `.high`, and sets of others, `.sets`, are to hold; calibrated on
-            cells hidden from training, see `mvkit.calibrate`. `.coverage` says how they did.
+            cells hidden from training, see `mvkit.calibrate`. They hold it where cells are missing
+            completely at random, or at random given the other cells of their rows; where values
+            are missing because of what they are, nothing is promised, with `missingness` too.
+            `.coverage` says how they did.
+        weights: of the cells that calibrate intervals: their `odds` to be missing, as learnt from
+            the other cells of their rows, or all `equal`, which takes cells to be missing
+            completely at random.
         missingness: why numbers are missing, such as `self`: large ones, or small ones; see
             `mvkit.available("missingness")`. None: at random.
         seed: of the weights, of what is hidden and of all noise.
@@ -125,6 +133,7 @@ def impute_tables(
     draws = check_whole_number("impute: draws", draws, 0)
     m = _check_several(m, draws, refit)
     level = None if intervals is None else check_level("impute: intervals", intervals)
+    check_option("impute: weights", weights, "odds", "equal")
     given = _by_name(tables)
     frames = _frames(given, id)
     layouts = _layouts(frames, kinds, alone=not isinstance(tables, Mapping))
@@ -147,7 +156,7 @@ def impute_tables(
     else:
         samples = iter(drawn(model, rows.data.batch, rows.columns, m or draws, seed, moves))
     tables_drawn = [like.restored(rows.filled(rows.tables_of(sample))) for sample in samples]
-    more = {} if level is None else _intervals(model, rows, shown, level, seed, like)
+    more = {} if level is None else _intervals(model, rows, shown, level, weights, seed, like)
     stated = {**chosen, "seed": seed, "kinds": _kinds(layouts, alone=like.alone)}
     stated |= {} if missingness is None else {"missingness": missingness}
     about: dict[str, Any] = {"model": model, "choices": stated, "report": report}
@@ -176,11 +185,12 @@ def _intervals(
     rows: MixedRows,
     shown: MultimodalDataset,
     level: float,
+    weights: Weights,
     seed: int,
     like: _Likeness,
 ) -> dict[str, Any]:
     """What an `Imputation` holds of intervals, in the kind of tables that came in."""
-    bounds = calibrated(model, rows, shown, level, seed)
+    bounds = calibrated(model, rows, shown, level, weights, seed)
     ends: dict[str, Any] = {"low": like.restored(bounds.low), "high": like.restored(bounds.high)}
     sets = bounds.sets[ALONE] if like.alone else bounds.sets
     return {**ends, "sets": sets, "coverage": bounds.coverage}

@@ -20,7 +20,8 @@ from mvkit.data.dataset import MultimodalDataset
 from mvkit.data.table_layout import observing
 from mvkit.errors import SpecError
 from mvkit.models import imputation
-from mvkit.models.conformal import calibrate, present
+from mvkit.models.cells import present
+from mvkit.models.conformal import Weights, calibrate
 from mvkit.models.imputed_sets import class_labels, sets_of
 from mvkit.models.model import Model
 from mvkit.tables.choices import Choices, model_of, stage_of
@@ -130,7 +131,12 @@ def completed(
 
 
 def calibrated(
-    model: Model, rows: MixedRows, shown: MultimodalDataset, level: float, seed: int
+    model: Model,
+    rows: MixedRows,
+    shown: MultimodalDataset,
+    level: float,
+    weights: Weights,
+    seed: int,
 ) -> TableIntervals:
     """Intervals and sets of missing cells, calibrated on cells that were hidden from training.
 
@@ -139,11 +145,13 @@ def calibrated(
         rows: the tables.
         shown: the same rows with more gaps.
         level: share that intervals and sets are to hold.
+        weights: of the hidden cells, see `calibrate`.
         seed: of the draws.
     """
     options: dict[str, Any] = {"n": DRAWS, "empty": "prior"}
     options["generator"] = seeded(seed, model.like.device)
-    calibration = calibrate(model, shown.batch, rows.data.batch, level=level, **options)
+    asked: dict[str, Any] = {"level": level, "weights": weights}
+    calibration = calibrate(model, shown.batch, rows.data.batch, **asked, **options)
     filled = imputation.impute(model, shown.batch, intervals=calibration, **options)
     ends: dict[str, Frames] = {"low": {}, "high": {}}
     sets = {}
