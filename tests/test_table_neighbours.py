@@ -158,3 +158,21 @@ def test_the_number_of_neighbours_is_checked():
     with pytest.raises(mvkit.errors.RequestError, match="neighbours"):
         mvkit.impute(frame, choices={"neighbours": -1})
     assert math.isfinite(mvkit.impute(frame, choices={"epochs": 1}).table["a"].sum())
+
+
+def test_intervals_move_as_the_table_does():
+    random = np.random.default_rng(4)
+    frame = pairs(random)
+    shown, rows = hidden(frame, random)
+    options = {"intervals": 0.8, "weights": "equal", "seed": 0}
+    alone = mvkit.impute(shown, choices={"epochs": 5, "neighbours": 0}, **options)
+    moved = mvkit.impute(shown, choices={"epochs": 5, "neighbours": 5}, **options)
+    widths = []
+    for imputation in (alone, moved):
+        low, high = imputation.low["y"].loc[rows], imputation.high["y"].loc[rows]
+        truth = frame["y"].loc[rows]
+        assert truth.between(low, high).mean() > 0.6
+        widths.append((high - low).mean())
+    assert widths[1] < 0.9 * widths[0]
+    middle = (moved.low["y"] + moved.high["y"]).loc[rows] / 2
+    assert np.corrcoef(middle, moved.table["y"].loc[rows])[0, 1] > 0.9

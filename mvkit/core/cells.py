@@ -20,12 +20,12 @@ from mvkit.core.raw_values import widened
 def cells_of(batch: Batch, name: str) -> Tensor:
     """Which cells of a modality a conformed batch observes, (b, *shape) without a class axis."""
     present = batch.present(name)
-    has_classes = batch.schema is not None and batch.schema.likelihoods[name].class_axis
-    return present[..., 0] if has_classes else present
+    classes = batch.schema is not None and batch.schema.likelihoods[name].class_axis
+    return present[..., 0] if classes and name not in batch.classes else present
 
 
 def flat_cells(cells: Tensor) -> Tensor:
-    """Cells (b, …) as (b, n), also where a row is one cell, or there is no row."""
+    """Cells or values (b, …) as (b, n), also where a row is one cell, or there is no row."""
     return cells.reshape(len(cells), math.prod(cells.shape[1:]))
 
 

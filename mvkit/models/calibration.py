@@ -13,9 +13,9 @@ from einops import rearrange
 from torch import Tensor
 
 from mvkit.core.batch import Batch
+from mvkit.core.cells import flat_cells
 from mvkit.errors import RequestError
 from mvkit.models.cell_odds import CellOdds
-from mvkit.models.cells import as_columns
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -151,13 +151,13 @@ class RankedScores:
         needed = level * (total + own.double()) - TOLERANCE * total
         places = torch.searchsorted(_by_column(self.sums), _by_column(needed))
         beyond = torch.full_like(self.scores[:1], torch.inf)
-        scores = as_columns(torch.cat([self.scores, beyond]))
+        scores = flat_cells(torch.cat([self.scores, beyond]))
         return scores.gather(0, rearrange(places, "k r -> r k")).reshape(own.shape)
 
 
 def _by_column(x: Tensor) -> Tensor:
     """Values (b, *places) as (k, b)."""
-    return rearrange(as_columns(x), "b k -> k b").contiguous()
+    return rearrange(flat_cells(x), "b k -> k b").contiguous()
 
 
 def held_share(

@@ -14,7 +14,7 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from mvkit.core.batch import Batch
-from mvkit.models.cells import as_columns, present
+from mvkit.core.cells import cells_of, flat_cells
 from mvkit.models.row_features import RowFeatures
 
 FOLDS = 5
@@ -114,10 +114,10 @@ def learn_odds(known: Batch, hidden: Tensors) -> tuple[CellOdds, Tensors] | None
     """
     lacking, chosen, places = [], [], {}
     for name in known.data:
-        gap = ~present(known, name)
+        gap = ~cells_of(known, name)
         places[name] = tuple(gap.shape[1:])
-        lacking.append(as_columns(gap))
-        chosen.append(as_columns(hidden.get(name, torch.zeros_like(gap))))
+        lacking.append(flat_cells(gap))
+        chosen.append(flat_cells(hidden.get(name, torch.zeros_like(gap))))
     missing, picked = torch.cat(lacking, 1), torch.cat(chosen, 1)
     columns = ((missing.sum(0) >= FEWEST) & picked.any(0)).nonzero()[:, 0]
     features = RowFeatures.of_rows(known)

@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from mvkit.core.batch import Batch, conform
+from mvkit.core.cells import cells_of
 from mvkit.core.noise import Generator
 from mvkit.core.raw_values import full_precision
 from mvkit.data.dataset import Rows
@@ -24,12 +25,12 @@ from mvkit.data.user_rows import rows_of
 from mvkit.errors import DataError, RequestError, check_option, check_whole_number
 from mvkit.models.calibration import Calibration, check_level
 from mvkit.models.cell_odds import learn_odds
-from mvkit.models.cells import has_classes, present
 from mvkit.models.conformal_scores import calibration_of, smallest_set
 from mvkit.models.ensemble import Ensemble, check_models, draws_of_each
 from mvkit.models.imputed_spread import restored
 from mvkit.models.inference import Empty
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.parts.likelihoods.discrete import has_classes
 
 Tensors = dict[str, Tensor]
 Weights = Literal["odds", "equal"]
@@ -264,7 +265,7 @@ def _hidden(model: AnyModel, seen: Batch, known: Batch) -> Tensors:
         )
     hidden = {}
     for name in model.names:
-        places = present(known, name) & ~present(seen, name)
+        places = cells_of(known, name) & ~cells_of(seen, name)
         if places.any():
             hidden[name] = places.cpu()
     if not hidden:

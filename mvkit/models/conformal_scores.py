@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mvkit.core.batch import Batch
+from mvkit.core.cells import cells_of
 from mvkit.models.calibration import (
     Calibration,
     RankedScores,
@@ -21,7 +22,6 @@ from mvkit.models.calibration import (
     share_of,
 )
 from mvkit.models.cell_odds import CellOdds
-from mvkit.models.cells import present
 
 NARROWEST = 1e-3  # of the usual deviation of a column's draws: scores are divided by no less
 FIELDS = ("score", "floor", "cells", "own", "held", "effective")
@@ -71,7 +71,7 @@ def calibration_of(
             continue
         ranked[name] = RankedScores.of(scores, torch.where(places, weights, 0.0))
         parts["effective"][name] = _effective_number(weights, places)
-        gaps = ~present(known, name)
+        gaps = ~cells_of(known, name)
         parts["score"][name] = _usual_score(ranked[name], weights, gaps, level).to(scores)
         endless = ranked[name].quantile(level, weights).isposinf() & gaps
         far[name] = endless.sum(0)

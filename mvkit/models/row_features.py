@@ -14,7 +14,8 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from mvkit.core.batch import Batch
-from mvkit.models.cells import as_columns, has_classes, present
+from mvkit.core.cells import cells_of, flat_cells
+from mvkit.parts.likelihoods.discrete import has_classes
 
 FARTHEST = 3.0  # deviations: a rare class must not decide alone
 QUANTILES = 33
@@ -52,7 +53,7 @@ class RowFeatures:
         first = 0
         for name in batch.data:
             x, observed = _values(batch, name)
-            own = first + torch.arange(as_columns(present(batch, name)).shape[1])
+            own = first + torch.arange(flat_cells(cells_of(batch, name)).shape[1])
             if _numeric(batch, name):
                 quantiles[name] = _quantiles(x, observed)
                 pieces = [own, own]
@@ -77,13 +78,13 @@ class RowFeatures:
                 deviations = (x - self.mean[name]) / self.sd[name]
                 values = [deviations.clamp(-FARTHEST, FARTHEST)]
             features += [torch.where(observed, value, 0.0) for value in values]
-            features.append(as_columns(~present(batch, name)).double())
+            features.append(flat_cells(~cells_of(batch, name)).double())
         return torch.cat(features, 1)
 
 
 def _values(batch: Batch, name: str) -> tuple[Tensor, Tensor]:
     """Values (b, v) in float64 and which of them are observed, (b, v) bool."""
-    return as_columns(batch.data[name]).double(), as_columns(batch.present(name))
+    return flat_cells(batch.data[name]).double(), flat_cells(batch.present(name))
 
 
 def _numeric(batch: Batch, name: str) -> bool:

@@ -32,7 +32,7 @@ from mvkit.tables.choices import choose
 from mvkit.tables.neighbours import moves_of
 from mvkit.tables.recovery import RecoveryReport, report_of
 from mvkit.tables.rows import MixedRows, Moves, drawn, predicted
-from mvkit.tables.uncertainty import calibrated, completed, fitted
+from mvkit.tables.uncertainty import TableIntervals, calibrated, completed, fitted
 from mvkit.training.multiple import IMPROPER, impute_multiply
 
 if TYPE_CHECKING:
@@ -144,10 +144,10 @@ def impute_tables(
     shown = rows.data.with_missing(chosen["held_out"], of="elements", seed=seed)
     known = shown.take(observing(rows.data.batch))
     model, training = fitted(known, rows.columns, chosen, seed, progress, missingness)
-    moves = moves_of(model, training.batch, rows.columns, chosen["neighbours"], seed)
-    report = _recovery(rows, training, model, seed, moves)
-    # with the cells that training did not see, too
-    moves = moves_of(model, rows.data.batch, rows.columns, chosen["neighbours"], seed)
+    n = chosen["neighbours"]
+    held_out = moves_of(model, shown.batch, rows.columns, n, seed)
+    report = _recovery(rows, training, model, seed, held_out)
+    moves = moves_of(model, rows.data.batch, rows.columns, n, seed)
     values = predicted(model, rows.data.batch, rows.columns, seed, moves)
     like = _Likeness(tables, given, id)
     filled = like.restored(rows.filled(rows.tables_of(values)))
@@ -156,7 +156,10 @@ def impute_tables(
     else:
         samples = iter(drawn(model, rows.data.batch, rows.columns, m or draws, seed, moves))
     tables_drawn = [like.restored(rows.filled(rows.tables_of(sample))) for sample in samples]
-    more = {} if level is None else _intervals(model, rows, shown, level, weights, seed, like)
+    more: dict[str, Any] = {}
+    if level is not None:
+        bounds = calibrated(model, rows, shown, level, weights, seed, held_out)
+        more = _intervals(bounds, like)
     stated = {**chosen, "seed": seed, "kinds": _kinds(layouts, alone=like.alone)}
     stated |= {} if missingness is None else {"missingness": missingness}
     about: dict[str, Any] = {"model": model, "choices": stated, "report": report}
@@ -180,17 +183,8 @@ def _check_several(m: int, draws: int, refit: bool) -> int:
     return m
 
 
-def _intervals(
-    model: Model,
-    rows: MixedRows,
-    shown: MultimodalDataset,
-    level: float,
-    weights: Weights,
-    seed: int,
-    like: _Likeness,
-) -> dict[str, Any]:
+def _intervals(bounds: TableIntervals, like: _Likeness) -> dict[str, Any]:
     """What an `Imputation` holds of intervals, in the kind of tables that came in."""
-    bounds = calibrated(model, rows, shown, level, weights, seed)
     ends: dict[str, Any] = {"low": like.restored(bounds.low), "high": like.restored(bounds.high)}
     sets = bounds.sets[ALONE] if like.alone else bounds.sets
     return {**ends, "sets": sets, "coverage": bounds.coverage}
@@ -269,7 +263,8 @@ def _recovery(
     rows: MixedRows, training: MultimodalDataset, model: Model, seed: int, moves: Moves
 ) -> RecoveryReport:
     """The report of the cells that were hidden from training."""
-    whole = rows.data.take(observing(rows.data.batch))
+    kept = observing(rows.data.batch)
+    whole = rows.data.take(kept)
     truth = {}
     hidden = {}
     for name in rows.columns:
@@ -277,7 +272,8 @@ def _recovery(
         seen = raw_values(training.batch, name, training.modalities).numpy()
         truth[name] = x
         hidden[name] = np.isnan(seen) & ~np.isnan(x)
-    said = predicted(model, training.batch, rows.columns, seed, moves)
+    own = {name: move[kept.numpy()] for name, move in moves.items()}
+    said = predicted(model, training.batch, rows.columns, seed, own)
     tables: dict[str, str] = {}
     for table, layout in rows.layouts.items():
         tables |= dict.fromkeys(layout.groups, table if len(rows.layouts) > 1 else "")

@@ -11,22 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
+import torch
 
 from mvkit import recipes
-from mvkit.core.batch import conform
+from mvkit.core.batch import Batch, conform
+from mvkit.core.cells import cells_of
 from mvkit.core.noise import seed_of, seeded
 from mvkit.data.column_kinds import Column
 from mvkit.data.dataset import MultimodalDataset
 from mvkit.data.table_layout import observing
 from mvkit.errors import SpecError
 from mvkit.models import imputation
-from mvkit.models.cells import present
 from mvkit.models.conformal import Weights, calibrate
 from mvkit.models.imputed_sets import class_labels, sets_of
 from mvkit.models.model import Model
 from mvkit.tables.choices import Choices, model_of, stage_of
 from mvkit.tables.neighbours import moves_of
-from mvkit.tables.rows import MixedRows, drawn
+from mvkit.tables.rows import MixedRows, Moves, drawn
 from mvkit.training.fit import fit
 from mvkit.training.multiple import bootstrap
 
@@ -137,8 +138,11 @@ def calibrated(
     level: float,
     weights: Weights,
     seed: int,
+    moves: Moves,
 ) -> TableIntervals:
     """Intervals and sets of missing cells, calibrated on cells that were hidden from training.
+
+    Intervals of numbers move as their predictions do.
 
     Args:
         model: trained on the rows of `shown`.
@@ -147,24 +151,35 @@ def calibrated(
         level: share that intervals and sets are to hold.
         weights: of the hidden cells, see `calibrate`.
         seed: of the draws.
+        moves: of the numbers that are missing in `shown`, see `predicted`.
     """
     options: dict[str, Any] = {"n": DRAWS, "empty": "prior"}
     options["generator"] = seeded(seed, model.like.device)
     asked: dict[str, Any] = {"level": level, "weights": weights}
-    calibration = calibrate(model, shown.batch, rows.data.batch, **asked, **options)
+    full = _with_moves(rows.data.batch, moves, -1)  # truths, seen from where the model predicts
+    calibration = calibrate(model, shown.batch, full, **asked, **options)
     filled = imputation.impute(model, shown.batch, intervals=calibration, **options)
     ends: dict[str, Frames] = {"low": {}, "high": {}}
     sets = {}
     certain = {}
     known = conform(rows.data.batch, model.schema)
     for group, flags in filled.sets.items():  # cells that were hidden to calibrate are known
-        certain[group] = sets_of(model, group, flags, known, ~present(known, group))
+        certain[group] = sets_of(model, group, flags, known, ~cells_of(known, group))
     for name in rows.layouts:
         for end, batch in (("low", filled.low), ("high", filled.high)):
-            ends[end][name] = _ends(rows, name, batch.data)
+            ends[end][name] = _ends(rows, name, _with_moves(batch, moves, 1).data)
         sets[name] = _sets(model, rows, name, certain)
     coverage = calibration.frame()
     return TableIntervals(ends["low"], ends["high"], sets, coverage)
+
+
+def _with_moves(batch: Batch, moves: Moves, sign: int) -> Batch:
+    """A batch in the user's units whose numbers are moved, forth or back."""
+    data = dict(batch.data)
+    for name, move in moves.items():
+        if name in data:
+            data[name] = data[name].double() + sign * torch.from_numpy(move)
+    return attrs.evolve(batch, data=data)
 
 
 def _has_ends(column: Column) -> bool:

@@ -75,3 +75,8 @@ class Categorical(Likelihood):
     def out_of_support(self, x: Tensor) -> Tensor:
         off = (x.sum(-1, keepdim=True) - 1).abs() > 1e-3
         return (x < 0) | ~torch.isfinite(x) | off
+
+
+def has_classes(likelihood: Likelihood) -> bool:
+    """Whether values are classes, of which there are sets instead of intervals."""
+    return likelihood.class_axis or isinstance(likelihood, Bernoulli)
