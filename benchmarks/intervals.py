@@ -83,7 +83,7 @@ def lines_of(full, hidden, imputation, table):
     if isinstance(low, dict):
         low, high, sets = low[table], high[table], sets[table]
     for i, name in enumerate(full.columns):
-        gap = hidden[:, i]
+        gap = hidden[:, i] & full[name].notna().to_numpy()  # some have no truth
         if not gap.any():
             continue
         truth = full[name][gap]
