@@ -124,7 +124,7 @@ class PolyDigits:
         modality = Modality((1, 8, 8), Normal(scale=0.25))
         modalities = {f"m{m}": modality for m in range(5)}
         if self.attribute == "quadrant":
-            wide = attrs.evolve(modality, shape=(1, 16, 16))
+            wide = Modality((1, 16, 16), Normal(scale=0.25))
             modalities = {name: modality if name == "m0" else wide for name in modalities}
         path = files("mvkit.data.datasets").joinpath("polydigits/polydigits.npz")
         splits = {}
