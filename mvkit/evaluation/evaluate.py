@@ -86,8 +86,9 @@ def evaluate(
         label: name of the labels in `Batch.extra`: whole numbers, NaN where there is none; or
             words, None where there is none, which are numbered in sorted order. -1 is a class.
         sampler: generate modalities from latents of a conditional sampler that
-            `mvkit.fit_sampler` fitted, given what rows have (coherence, reconstruction,
-            imputation, calibration, Fréchet distances); None: from the posterior.
+            `mvkit.fit_sampler` fitted, given what rows have (coherence, agreement,
+            reconstruction, imputation, calibration, diversity, Fréchet distances, precision and
+            recall); None: from the posterior.
         refine: modalities that are generated as draws of the refiners that `mvkit.fit_refiner`
             trained, wherever something is generated, in place of means; True: all.
         seed: of all randomness.
