@@ -281,6 +281,12 @@ def test_agreement_of_what_is_asked_for():
         judged(to=["z"])
     with pytest.raises(SpecError, match="given: unknown modality 'z'"):
         judged(given=[["z"]])
+    for options in ({"given": ["a"]}, {"given": "a"}, {"given": 3}, {"to": "a"}, {"to": [1]}):
+        with pytest.raises(SpecError, match=r"expected a list of"):
+            judged(**options)
+    _, report = judged(given=[[]])
+    assert report["agreement/given nothing"] >= 0
+    assert {score.given for score in report.scores} == {0}
     report = mvkit.evaluate(model("poe").eval(), rows(20), ["agreement"])
     assert report.notes == ("agreement: no labels: extra['label'] is not in the data",)
 

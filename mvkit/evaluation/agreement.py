@@ -24,9 +24,23 @@ from mvkit.evaluation.metric import (
     scatter,
 )
 from mvkit.registry.fields import count
-from mvkit.registry.spec import spec
+from mvkit.registry.spec import field, spec
 
 Names = tuple[str, ...]
+
+
+def _names(value: object) -> str | None:
+    """A check: names of modalities, or None."""
+    fine = isinstance(value, tuple) and all(isinstance(name, str) for name in value)
+    return None if fine or value is None else "a list of names, or None"
+
+
+def _sets(value: object) -> str | None:
+    """A check: lists of names of modalities, or None."""
+    fine = isinstance(value, tuple) and all(isinstance(names, tuple) for names in value)
+    if value is None or (fine and not any(map(_names, value))):
+        return None
+    return "a list of lists of names, such as [['m0'], ['m0', 'm1']], or None"
 
 
 @spec
@@ -41,7 +55,8 @@ class Agreement(Metric):
     always chooses the same.
 
     Args:
-        given: lists of names, each a set of given modalities; None: each alone.
+        given: lists of names, each a set of given modalities, of which an empty one leaves all to
+            the prior; None: each alone.
         to: what is generated; None: all that are not given.
         n: draws of each row.
 
@@ -50,8 +65,8 @@ class Agreement(Metric):
     coherence; here of what is generated from others).
     """
 
-    given: tuple[Names, ...] | None = None
-    to: Names | None = None
+    given: tuple[Names, ...] | None = field(default=None, check=_sets)
+    to: Names | None = field(default=None, check=_names)
     n: int = count(2)
 
     def incompatibility(self, context: EvaluationContext) -> str | None:
@@ -102,7 +117,7 @@ class Agreement(Metric):
     def summary(self, context: EvaluationContext, scores: Scores) -> Iterator[Score]:
         for given in self._sets(context):
             count_given = len(given)
-            title = f"given {', '.join(given)}"
+            title = f"given {', '.join(given) or 'nothing'}"
             yield mean("agreement", title, scores[given, "agree"], given=count_given)
             classes = scores[given, "classes"]
             known = ~classes.isnan().flatten(1).any(1)
