@@ -37,8 +37,10 @@ def _names(value: object) -> str | None:
 
 def _sets(value: object) -> str | None:
     """A check: lists of names of modalities, or None."""
-    fine = isinstance(value, tuple) and all(isinstance(names, tuple) for names in value)
-    if value is None or (fine and not any(map(_names, value))):
+    if value is None:
+        return None
+    sets = value if isinstance(value, tuple) else (None,)
+    if all(isinstance(names, tuple) and _names(names) is None for names in sets):
         return None
     return "a list of lists of names, such as [['m0'], ['m0', 'm1']], or None"
 
