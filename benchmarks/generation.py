@@ -42,7 +42,7 @@ SAMPLERS: dict[str, dict[str, object]] = {
     "gmm": {"name": "gmm", "components": 50, "conditional": True},
     "mvkit-diffusion/latent_flow": {"name": "mvkit-diffusion/latent_flow"},
 }
-KEYS = ("data", "recipe", "missing", "seed", "epochs", "sampler", "refiner")
+KEYS = ("data", "recipe", "missing", "seed", "epochs", "rows", "sampler", "refiner")
 NEIGHBOURS_OF = 1000  # rows, for precision and recall: they depend on the number
 OPEN = {"name": "agreement", "given": [["m0"]], "n": 4}
 Judges = Mapping[str, Perceptron]
@@ -268,7 +268,7 @@ def write(path: Path, line: Line) -> None:
 def table(path: Path) -> str:
     """Means over seeds in Markdown: a line for each model and sampler, of both data sets."""
     groups: dict[tuple[object, ...], dict[str, list[float]]] = {}
-    left_out = {*KEYS, "rows"}
+    left_out = set(KEYS)
     for line in lines_of(path):
         group = (line["recipe"], line["missing"], line["sampler"], line["refiner"])
         columns = groups.setdefault(group, {})
