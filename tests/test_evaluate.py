@@ -22,7 +22,8 @@ CHEAP = [
     "reconstruction",
     "imputation",
 ]
-CHEAP += [{"name": "calibration", "n": 39}, "frechet"]
+CHEAP += [{"name": "calibration", "n": 39}, "frechet", "precision_recall", "diversity"]
+CHEAP += ["agreement"]
 
 
 def labelled(b=600, **options):
@@ -140,7 +141,8 @@ def test_what_does_not_fit_is_said_and_the_rest_goes_on():
     ):
         assert note in notes
     assert "frechet: no network" in notes
-    assert {score.metric for score in report.scores} == {"likelihood", "latents", "reconstruction"}
+    fitting = {"likelihood", "latents", "reconstruction", "diversity"}
+    assert {score.metric for score in report.scores} == fitting
 
 
 def test_no_mixture_prior_leaves_kmeans(trained):

@@ -17,7 +17,7 @@ import mvkit
 from mvkit import plots
 from mvkit.core import noise
 from mvkit.data.datasets.catalogue import Splits
-from mvkit.evaluation.metric import fit_perceptron
+from mvkit.evaluation.perceptron import fit_perceptron
 from mvkit.evaluation.representation import agreement
 from mvkit.models.model import Model
 from mvkit.training.loss_curves import new_figure
@@ -102,7 +102,7 @@ def _judges(names: Sequence[str]) -> dict[str, Callable[[Tensor], NDArray[np.int
     """Classifiers of the real pictures of each modality."""
     rows = mvkit.load_dataset("polydigits").train.batch
     labels = rows.extra["label"]
-    judges = {}
+    judges: dict[str, Callable[[Tensor], NDArray[np.int64]]] = {}
     for name in names:
         judges[name] = fit_perceptron(rows.data[name], labels, hidden=128, passes=12)
     return judges

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tqdm.auto import tqdm
 
 LABEL = "label"
+CLASSIFIER = "classifier"  # whose hidden layer has features
 BLOCK = 512  # rows; noise is drawn block by block, so this is part of what a number means
 MetricLike = str | Mapping[str, object] | Metric
 Data = Rows | Pipeline | Iterable[Rows]
@@ -57,7 +58,7 @@ def evaluate(
     *,
     train: Data | None = None,
     classifiers: Functions | None = None,
-    features: Functions | None = None,
+    features: Functions | str | None = None,
     label: str = LABEL,
     sampler: str | None = None,
     refine: Wanted = False,
@@ -83,12 +84,15 @@ def evaluate(
         classifiers: {modality: function of (b, *shape) to scores (b, c) or class indices (b,)},
             for coherence; modalities without one get a perceptron that is fitted when it is
             needed.
-        features: {modality: function of (b, *shape) to features (b, f)}, for the Fréchet distance.
+        features: {modality: function of (b, *shape) to features (b, f)}, for the Fréchet distance
+            and for precision and recall; or `classifier`: the hidden layers of perceptrons that
+            are fitted to the labels.
         label: name of the labels in `Batch.extra`: whole numbers, NaN where there is none; or
             words, None where there is none, which are numbered in sorted order. -1 is a class.
         sampler: generate modalities from latents of a conditional sampler that
-            `mvkit.fit_sampler` fitted, given what rows have (coherence, reconstruction,
-            imputation, calibration, Fréchet distances); None: from the posterior.
+            `mvkit.fit_sampler` fitted, given what rows have (coherence, agreement,
+            reconstruction, imputation, calibration, diversity, Fréchet distances, precision and
+            recall); None: from the posterior.
         refine: modalities that are generated as draws of the refiners that `mvkit.fit_refiner`
             trained, wherever something is generated, in place of means; True: all.
         seed: of all randomness.
@@ -117,7 +121,9 @@ def evaluate(
         )
     wanted = plugins.available("metric") if metrics is None else metrics
     chosen = [as_part("metric", metric) for metric in wanted]
-    for option, functions in {"classifiers": classifiers, "features": features}.items():
+    fits_features = features == CLASSIFIER
+    networks: Any = None if fits_features else features
+    for option, functions in {"classifiers": classifiers, "features": networks}.items():
         _check_functions(option, functions, model.names)
     seed = noise.whole_seed(seed)
     refined = _generators_of(model, sampler, refine)
@@ -129,9 +135,9 @@ def evaluate(
     rows, empty = _ordered(batch, seed, "data", label, words)
     if fitting is not None:
         fitting, _ = _ordered(fitting, seed, "train", label, words)
-    by_modality = (classifiers or {}, features or {})
+    by_modality = (classifiers or {}, networks or {})
     context = EvaluationContext(model, rows, fitting, label, *by_modality, seed)
-    context = attrs.evolve(context, sampler=sampler, refined=refined)
+    context = attrs.evolve(context, sampler=sampler, refined=refined, fits_features=fits_features)
     if empty:
         context.note(f"{empty:,} rows observe nothing and are left out")
     if rows.row_weight is not None:
@@ -140,12 +146,7 @@ def evaluate(
     with _bar(progress) as bar, asked_by("evaluate"):
         for metric in chosen:
             scores += _measure(metric, context, bar)
-    versions = {
-        "mvkit": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    about = {"model": model.header(), "seed": seed, "rows": len(rows), "versions": versions}
+    about = {"model": model.header(), "seed": seed, "rows": len(rows), "versions": _versions()}
     about |= {**_sampler_of(context), **_refined_by(context)}
     return Report(tuple(scores), tuple(context.notes), about)
 
@@ -158,6 +159,11 @@ def _generators_of(model: AnyModel, sampler: str | None, refine: Wanted) -> tupl
             member.conditional_sampler(sampler, "evaluate")
         refined = tuple(asked_refiners(member, refine, member.names, "evaluate"))
     return refined
+
+
+def _versions() -> dict[str, str]:
+    """Of what the numbers were computed by."""
+    return {"mvkit": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def _sampler_of(context: EvaluationContext) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""Fréchet distance between generated and real values, on features of the user's network.
+"""Fréchet distance between generated and real values, on features of a network.
 
-Axes: b rows, n rows of a subset, f features.
+Axes: b rows, f features.
 """
 
 from __future__ import annotations
@@ -11,19 +11,17 @@ import torch
 from torch import Generator, Tensor
 
 from mvkit.core.batch import Batch
-from mvkit.core.raw_values import full_precision
-from mvkit.errors import ShapeError
-from mvkit.evaluation.metric import (
-    EvaluationContext,
-    Metric,
-    Score,
-    Scores,
-    finite,
-    observes_all,
-    observes_any,
-    scatter,
-    without_nan,
+from mvkit.evaluation.features import (
+    OTHERS,
+    REAL,
+    SAMPLES,
+    featured_names,
+    featured_rows,
+    generated_features,
+    no_features,
+    scored_rows,
 )
+from mvkit.evaluation.metric import EvaluationContext, Metric, Score, Scores
 from mvkit.registry.spec import field, spec
 
 
@@ -64,55 +62,32 @@ class Frechet(Metric):
     sampler: str | None = field(default=None)
 
     def incompatibility(self, context: EvaluationContext) -> str | None:
-        if context.features:
-            return None
-        return "no network to take features of; give features={name: function}"
+        return no_features(context)
+
+    def rows(self, context: EvaluationContext) -> Batch:
+        return featured_rows(context, "frechet")
 
     def score(self, context: EvaluationContext, block: Batch, generator: Generator) -> Scores:
-        samples = context.draw(len(block), self.sampler, generator)
-        scores: Scores = {}
-        for name in context.features:
-            others = context.others(name)
-            observed = observes_all(block, [name])
-            if observed.any():
-                rows = block.take(observed)
-                features = _features(context, name, rows.data[name], rows)
-                scores[name, "real"] = scatter(features, observed)
-            if samples is not None:
-                scores[name, "samples"] = _features(context, name, samples[name], block)
-            known = observed & observes_any(block, others)
-            if known.any():
-                rows = block.take(known)
-                generated = context.translate(rows, [name], others, generator=generator)
-                features = _features(context, name, generated[name][0], rows)
-                scores[name, "given all others"] = scatter(features, known)
-        return scores
+        return generated_features(context, block, self.sampler, generator)
 
     def summary(self, context: EvaluationContext, scores: Scores) -> Iterator[Score]:
-        kinds = {"samples": 0, "given all others": len(context.model.names) - 1}
-        for name in context.features:
-            real = _complete(scores, name, "real")
+        kinds = {SAMPLES: 0, OTHERS: len(context.model.names) - 1}
+        for name in featured_names(context):
+            real = scored_rows(scores, name, REAL)
             for kind, given in kinds.items():
-                generated = _complete(scores, name, kind)
+                generated = scored_rows(scores, name, kind)
                 rows = len(generated)
                 if min(len(real), rows) > 1:
+                    _note_few_rows(context, min(len(real), rows), real.shape[1])
                     value = frechet_distance(real, generated)
                     yield Score("frechet", f"{name}, {kind}", value, rows=rows, given=given)
 
 
-def _features(context: EvaluationContext, name: str, x: Tensor, rows: Batch) -> Tensor:
-    """Features (n, f) of values x (n, *shape) of a modality in some rows."""
-    restored = full_precision(context.model.modalities[name].restore(x))
-    features = torch.as_tensor(context.features[name](restored)).detach()
-    if features.ndim != 2 or len(features) != len(rows):
-        raise ShapeError(
-            f"evaluate: the features of {name!r} have shape {tuple(features.shape)} for "
-            f"{tuple(x.shape)}; expected ({len(rows)}, features)"
+def _note_few_rows(context: EvaluationContext, rows: int, features: int) -> None:
+    """Says so where rows are too few for the covariance of so many features."""
+    if rows <= features:
+        context.note(
+            f"frechet: {rows:,} rows are too few for {features:,} features: the covariances lack "
+            "rank, and distances are too large; compare equal numbers of rows, or give more rows "
+            "than features"
         )
-    return full_precision(finite(features, rows, f"a feature of {name!r}")).to(x.device)
-
-
-def _complete(scores: Scores, name: str, kind: str) -> Tensor:
-    """The features that were computed; none where there were no such rows."""
-    features = scores.get((name, kind), torch.empty(0, 1))
-    return features[without_nan(features)]

@@ -6,17 +6,13 @@ Axes: e models, b rows, n rows of a subset or draws, m modalities, d latent, c c
 from __future__ import annotations
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
 import attrs
-import numpy as np
 import torch
-from einops import rearrange
-from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from mvkit.core import noise
@@ -24,6 +20,7 @@ from mvkit.core.batch import Batch
 from mvkit.core.raw_values import full_precision
 from mvkit.errors import DataError, RequestError, ShapeError
 from mvkit.evaluation.labels import NONE, Classes
+from mvkit.evaluation.perceptron import Perceptron, fit_perceptron
 from mvkit.models.ensemble import Ensemble, draws_of_each
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.registry.renamed import RenamedMethods
@@ -152,6 +149,8 @@ class EvaluationContext:
         notes: what the report says beside its numbers; keys of a dict, so that each is said once.
         sampler: what draws the latents of modalities that are generated; None: the posterior.
         refined: modalities that their refiners draw.
+        fits_features: whether features are those of classifiers that are fitted, in place of
+            `features`.
     """
 
     model: MultimodalModel | Ensemble
@@ -164,7 +163,8 @@ class EvaluationContext:
     notes: dict[str, None] = attrs.field(factory=dict)
     sampler: str | None = None
     refined: tuple[str, ...] = ()
-    _fitted: dict[str, Function] = attrs.field(factory=dict, init=False)
+    fits_features: bool = False
+    _fitted: dict[str, Perceptron] = attrs.field(factory=dict, init=False)
 
     @property
     def one_model(self) -> MultimodalModel:
@@ -301,6 +301,12 @@ class EvaluationContext:
             self.note(f"no samples: {error}")
             return None
 
+    def perceptron(self, name: str) -> Perceptron:
+        """A classifier of a modality in the model's units, fitted when it is first needed."""
+        if name not in self._fitted:
+            self._fitted[name] = fit_classifier(self, name)
+        return self._fitted[name]
+
     def classify(self, name: str, x: Tensor) -> Tensor:
         """Class indices (b,) of values of a modality (b, *shape) in the model's units.
 
@@ -314,9 +320,7 @@ class EvaluationContext:
         if classifier is not None:
             x = full_precision(self.model.modalities[name].restore(x))
         else:
-            if name not in self._fitted:
-                self._fitted[name] = fit_classifier(self, name)
-            classifier = self._fitted[name]
+            classifier = self.perceptron(name)
         scores = torch.as_tensor(classifier(x)).detach().cpu()
         _check_classes(scores, x, f"evaluate: the classifier of {name!r}")
         if scores.ndim == 2:
@@ -358,7 +362,7 @@ def _check_classes(scores: Tensor, x: Tensor, where: str) -> None:
         )
 
 
-def fit_classifier(context: EvaluationContext, name: str) -> Function:
+def fit_classifier(context: EvaluationContext, name: str) -> Perceptron:
     """A classifier of a modality's real values, fitted on the rows of the evaluation."""
     rows = context.fitting
     labels = context.labels(rows)
@@ -368,28 +372,3 @@ def fit_classifier(context: EvaluationContext, name: str) -> Function:
     if len(labels[known].unique()) < 2:
         raise RequestError(f"needs rows of two classes to fit a classifier of {name!r} on")
     return fit_perceptron(rows.data[name][known], labels[known], seed=context.seed)
-
-
-def fit_perceptron(
-    x: Tensor, labels: Tensor, *, hidden: int = 256, passes: int = 25, seed: int = 0
-) -> Callable[[Tensor], NDArray[np.int64]]:
-    """A perceptron with one hidden layer, from (b, *shape) to class indices (b,), fitted on rows.
-
-    Args:
-        x: values (b, *shape).
-        labels: class indices (b,).
-        hidden: width of the hidden layer.
-        passes: passes over the rows, after which it stops whether or not it has converged.
-        seed: of its weights and batches.
-    """
-    from sklearn.neural_network import MLPClassifier
-
-    perceptron = MLPClassifier((hidden,), max_iter=passes, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that it may not have converged
-        perceptron.fit(_flat(x), labels.numpy())
-    return lambda values: perceptron.predict(_flat(values))
-
-
-def _flat(x: Tensor) -> NDArray[np.float32]:
-    return rearrange(full_precision(x), "b ... -> b (...)").cpu().numpy()

@@ -104,6 +104,9 @@ reconstruction mvkit.evaluation.reconstruction:Reconstruction errors from all th
 imputation     mvkit.evaluation.reconstruction:Imputation     errors from the others
 calibration    mvkit.evaluation.reconstruction:Calibration    coverage of intervals
 frechet        mvkit.evaluation.frechet:Frechet               distance of features
+precision_recall mvkit.evaluation.neighbours:PrecisionRecall  samples where the data are
+diversity      mvkit.evaluation.diversity:Diversity           distances of draws
+agreement      mvkit.evaluation.agreement:Agreement           of all that is generated
 [dataset]
 polydigits      mvkit.data.datasets.catalogue:PolyDigits     five pictures of a digit, real images
 linear_gaussian mvkit.data.datasets.catalogue:LinearGaussian known truth, for proofs

@@ -14,12 +14,12 @@ from torch import Tensor
 from mvkit.core.batch import Batch
 from mvkit.core.covariates import Covariate
 from mvkit.core.modality import Modality
-from mvkit.core.noise import seed_of_split, seeded
+from mvkit.core.noise import row_uniforms, seed_of_making, seed_of_split, seeded
 from mvkit.data.dataset import MultimodalDataset
 from mvkit.errors import DataError
 from mvkit.parts.likelihoods import Normal
 from mvkit.registry.fields import count, switch
-from mvkit.registry.spec import as_part, field, number, spec
+from mvkit.registry.spec import as_part, field, number, one_of, spec
 
 SPLITS = ("train", "valid", "test")
 share = number(0.0, 1.0)  # the check of options such as `missing`
@@ -103,7 +103,11 @@ class PolyDigits:
     Args:
         missing: share of modalities missing at random in train and valid; every row keeps one.
         missing_test: likewise in test.
-        seed: of the missingness, a function of (seed, row).
+        seed: of the missingness and of the quadrants, a function of (seed, row).
+        attribute: what else the pictures of a row share, which the first of them does not tell.
+            `quadrant`: all but `m0` are (1, 16, 16), black but for one of four quadrants, the
+            same in all of them, which shows the picture; `extra["quadrant"]` is 0 top left, 1 top
+            right, 2 bottom left, 3 bottom right. `m0` stays as it is. None: nothing.
 
     Reference: the idea of PolyMNIST, Sutter, Daunhawer and Vogt, 2021,
     https://arxiv.org/abs/2105.02470; the digits: Alpaydin and Kaynak, 1998,
@@ -113,23 +117,51 @@ class PolyDigits:
     missing: float = field(default=0.0, check=share)
     missing_test: float = field(default=0.0, check=share)
     seed: int = count(0, low=0)
+    attribute: str | None = field(default=None, check=one_of(None, "quadrant"), quiet=True)
 
     def load(self) -> Splits:
         """The splits."""
         modality = Modality((1, 8, 8), Normal(scale=0.25))
         modalities = {f"m{m}": modality for m in range(5)}
+        if self.attribute == "quadrant":
+            wide = Modality((1, 16, 16), Normal(scale=0.25))
+            modalities = {name: modality if name == "m0" else wide for name in modalities}
         path = files("mvkit.data.datasets").joinpath("polydigits/polydigits.npz")
         splits = {}
         with path.open("rb") as file, np.load(file) as arrays:
-            for split in SPLITS:
+            for i, split in enumerate(SPLITS):
                 pictures = torch.from_numpy(arrays[split]).float() / 31
                 data = {}
                 for m, name in enumerate(modalities):
                     data[name] = rearrange(pictures[:, m], "b h w -> b 1 h w").contiguous()
-                label = torch.from_numpy(arrays[f"{split}_label"]).long()
-                splits[split] = MultimodalDataset(Batch(data, extra={"label": label}), modalities)
+                extra = {"label": torch.from_numpy(arrays[f"{split}_label"]).long()}
+                if self.attribute == "quadrant":
+                    extra["quadrant"] = self._quadrants(i, len(pictures))
+                    for name in modalities:
+                        if name != "m0":
+                            data[name] = in_quadrant(data[name], extra["quadrant"])
+                splits[split] = MultimodalDataset(Batch(data, extra=extra), modalities)
         complete = Splits(modalities, **splits)
         return complete.with_missing(self.missing, self.missing_test, seed=self.seed)
+
+    def _quadrants(self, split: int, rows: int) -> Tensor:
+        """The quadrant of each row of a split, (b,): 0 to 3, each as likely."""
+        uniforms = row_uniforms(seed_of_making(self.seed, split), rows, 1)
+        return torch.from_numpy((4 * uniforms[:, 0]).astype(np.int64))
+
+
+def in_quadrant(pictures: Tensor, quadrant: Tensor) -> Tensor:
+    """Pictures (b, c, h, w) in one quadrant of black ones, (b, c, 2h, 2w).
+
+    Args:
+        pictures: (b, c, h, w).
+        quadrant: which, by row and column, (b,): 0 top left, 1 top right, 2 bottom left, 3 bottom
+            right.
+    """
+    chosen = torch.nn.functional.one_hot(quadrant, 4).to(pictures.dtype)
+    chosen = rearrange(chosen, "b (i j) -> b i j", i=2)
+    placed = einsum(chosen, pictures, "b i j, b c h w -> b c i h j w")
+    return rearrange(placed, "b c i h j w -> b c (i h) (j w)").contiguous()
 
 
 @attrs.frozen(eq=False)
