@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import attrs
 import torch
+from einops import rearrange
 from torch import Generator, Tensor
 
 from mvkit.core import noise
