@@ -111,6 +111,7 @@ class LatentSampler(nn.Module, ConditionalSampler):
     """
 
     weighs_rows = True
+    models_private_alone = True
     rows: Tensor
 
     def __init__(self, name: str, spec: Options, sizes: SamplerSizes) -> None:
@@ -146,7 +147,7 @@ class LatentSampler(nn.Module, ConditionalSampler):
     def fit(self, rows: FittingRows, seed: int) -> None:
         if len(rows) < 2:
             raise DataError(f"sampler {self.name!r}: needs 2 rows at least; got {len(rows)}")
-        weight = torch.ones_like(rows.z[:, 0]) if rows.weight is None else rows.weight
+        weight = rows.z.new_ones(len(rows)) if rows.weight is None else rows.weight
         z = self.latents.fit(rows, weight)
         self.told.fit(rows.condition, weight)
         self.rows.copy_(rows.condition.observed.sum(0))
