@@ -52,6 +52,29 @@ def built(name, **options):
         return as_part("sampler", {"name": name, **SMALL, **options}).build(2, SIZES).double()
 
 
+def step_of(live, rows, generator):
+    """A step of a fit to these rows."""
+    weight = torch.ones(len(rows)).double()
+    z = live.latents.fit(rows, weight)
+    live.told.fit(rows.condition, weight)
+    return live.step(rows, z, live.told(rows.condition), generator)
+
+
+def nothing_known(live, b):
+    """What is asked for of rows of which nothing is known."""
+    condition = Condition.nothing(SIZES, b, like=MEAN)
+    return live.asked(condition.observed, live.told(condition))
+
+
+def test_the_numbers_of_a_part_of_a_condition_are_those_of_the_whole_that_are_left():
+    live = built("latent_flow")
+    rows = fitting_rows()
+    live.told.fit(rows.condition, torch.ones(40).double())
+    kept = rows.condition.observed & (torch.rand(40, 3, generator=seeded(3)) < 0.5)
+    whole = live.told(rows.condition)
+    assert torch.equal(live.told.keep(whole, kept), live.told(rows.condition.keep(kept)))
+
+
 def test_mvkit_knows_what_this_package_offers():
     from mvkit.registry.builtin_parts import EXTERNAL_PARTS
 
@@ -94,8 +117,7 @@ def test_the_loss_of_the_flow_is_that_of_loops():
     """(v(x_t) - (z - ε))² with the exact velocity of normal latents."""
     live = built("latent_flow")
     rows = fitting_rows()
-    z = live.latents.fit(rows, torch.ones(40).double())
-    step = live.step(rows, z, seeded(1))
+    step = step_of(live, rows, seeded(1))
     live.field_of = exact_field_of_flow
     total = 0.0
     for i in range(16):
@@ -113,8 +135,7 @@ def test_the_loss_of_the_diffusion_is_that_of_loops():
     """The error of the score, -E[ε|y] / σ, weighted by (σ² / α)², with that of normal latents."""
     live = built("latent_diffusion")
     rows = fitting_rows()
-    z = live.latents.fit(rows, torch.ones(40).double())
-    step = live.step(rows, z, seeded(1))
+    step = step_of(live, rows, seeded(1))
     live.field_of = exact_field
     total = 0.0
     for i in range(16):
@@ -136,9 +157,8 @@ def test_blocks_have_the_times_of_what_is_known_of_them(name):
     """Given ones the end, wanted ones the row's, others the beginning and no value."""
     live = built(name)
     rows = fitting_rows()
-    z = live.latents.fit(rows, torch.ones(40).double())
-    generator, again = seeded(1), seeded(1)
-    step = live.step(rows, z, generator)
+    again = seeded(1)
+    step = step_of(live, rows, seeded(1))
     like = torch.zeros(0, dtype=torch.float64)
     index = picked(torch.rand(16, generator=again, dtype=like.dtype), 40, None)
     had = rows.condition.observed[index]
@@ -174,7 +194,7 @@ def test_exact_fields_bring_noise_to_the_latents_that_belong_to_it(name, options
     """Of a normal each number moves along its quantile."""
     live = built(name, **options)
     live.field_of = FIELDS[name]
-    asked = live.asked(Condition.nothing(SIZES, 3, like=MEAN))
+    asked = nothing_known(live, 3)
     eps = normal(seeded(2), 4, 3, 5)
     z = live.generated(asked, torch.zeros_like(eps), eps, seeded(0))
     tolerance = 1e-3 if name == "latent_flow" else 5e-3
@@ -186,7 +206,7 @@ def test_fresh_noise_keeps_the_distribution(eta):
     live = built("latent_diffusion", integration=200, eta=eta)
     live.field_of = exact_field
     n = 4000
-    asked = live.asked(Condition.nothing(SIZES, 1, like=MEAN))
+    asked = nothing_known(live, 1)
     eps = normal(seeded(2), n, 1, 5)
     z = live.generated(asked, torch.zeros_like(eps), eps, seeded(0))[:, 0]
     assert ((z.mean(0) - MEAN) / SPREAD * n**0.5).abs().max() < 3

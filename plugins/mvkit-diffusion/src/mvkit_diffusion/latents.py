@@ -1,7 +1,7 @@
 """Latents as one vector: where z and the private latents stand in it, and in which units.
 
 Axes: n draws, b rows, m modalities, v numbers of all latents, s blocks of them (z, then one per
-private latent).
+private latent), f numbers of a condition.
 """
 
 from __future__ import annotations
@@ -54,16 +54,15 @@ class Latents(nn.Module):
             weight: how much each counts, (b,).
         """
         values = torch.cat([rows.z, *(rows.private[name] for name in self.sizes.private)], 1)
-        present = self.of_blocks(self.had(rows.condition))
+        present = self.of_blocks(self.had(rows.condition.observed))
         loc, scale = moments(values, present, weight)
         self.loc.copy_(loc)
         self.scale.copy_(scale.clamp(min=LEAST))
         return torch.where(present, (values - self.loc) / self.scale, 0.0)
 
-    def had(self, condition: Condition) -> Tensor:
-        """Which blocks rows have themselves, (b, s) bool: z, and what is of their modalities."""
-        private = condition.observed[:, self.owner]
-        return torch.cat([torch.ones_like(condition.observed[:, :1]), private], 1)
+    def had(self, observed: Tensor) -> Tensor:
+        """Which blocks rows have themselves, (b, s) bool: z, and those of modalities (b, m)."""
+        return torch.cat([torch.ones_like(observed[:, :1]), observed[:, self.owner]], 1)
 
     def of_blocks(self, values: Tensor) -> Tensor:
         """What holds for blocks (..., s), for each of their numbers, (..., v)."""
@@ -91,10 +90,20 @@ class Told(nn.Module):
 
     centre: Tensor
     spread: Tensor
+    owner: Tensor
 
     def __init__(self, sizes: SamplerSizes) -> None:
         super().__init__()
-        self.flags = len(sizes.names)  # which come first, and stay as they are
+        m = len(sizes.names)
+        self.flags = m  # whether each modality is there: they come first, and stay as they are
+        owners = list(range(m))
+        for i in range(m):
+            owners += 2 * sizes.latent * [i]
+        for name, p in sizes.private.items():
+            owners += 2 * p * [sizes.names.index(name)]
+        owners += sizes.context * [m]  # of no modality
+        owner = torch.tensor(owners, dtype=torch.long)
+        self.register_buffer("owner", owner, persistent=False)
         self.register_buffer("centre", torch.zeros(sizes.features))
         self.register_buffer("spread", torch.ones(sizes.features))
 
@@ -110,6 +119,11 @@ class Told(nn.Module):
         """Numbers (b, f), zeros for what is not there."""
         features = (condition.features() - self.centre) / self.spread
         return torch.where(condition.present(), features, 0.0)
+
+    def keep(self, features: Tensor, kept: Tensor) -> Tensor:
+        """What is left of the numbers (b, f) of rows, given only some modalities, (b, m) bool."""
+        always = torch.ones_like(kept[:, :1])
+        return torch.where(torch.cat([kept, always], 1)[:, self.owner], features, 0.0)
 
 
 def moments(values: Tensor, present: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """What the samplers of latents by flow matching and by diffusion share.
 
 Axes: n draws, b rows, m modalities, v numbers of all latents, s blocks of them (z, then one per
-private latent), h width of the network.
+private latent), f numbers of a condition, h width of the network.
 
 Latents y = cos φ ε + sin φ z lie between noise ε and latents z of unit variance, and have unit
 variance themselves. The network's F is the mean of dy/dφ = cos φ z - sin φ ε given y. The samplers
@@ -151,22 +151,24 @@ class LatentSampler(nn.Module, ConditionalSampler):
         z = self.latents.fit(rows, weight)
         self.told.fit(rows.condition, weight)
         self.rows.copy_(rows.condition.observed.sum(0))
+        told = self.told(rows.condition)
         generator = noise.seeded(seed)
 
         def loss_of_step() -> Tensor:
-            return self.loss(self.step(rows, z, generator))
+            return self.loss(self.step(rows, z, told, generator))
 
         steps = self.spec.steps
         if steps is None:
             steps = min(max(len(rows), FEWEST_STEPS), MOST_STEPS)
         train(self.field, loss_of_step, steps, self.spec.lr, self.spec.ema)
 
-    def step(self, rows: FittingRows, z: Tensor, generator: Generator) -> Step:
+    def step(self, rows: FittingRows, z: Tensor, told: Tensor, generator: Generator) -> Step:
         """A batch of rows, each with a random subset of what it has.
 
         Args:
             rows: all rows.
             z: their latents, in units of the fitted rows, (all rows, v).
+            told: the numbers of their conditions, (all rows, f).
             generator: on the CPU, so that devices agree.
         """
         b, m = self.spec.batch, len(self.sizes.names)
@@ -176,11 +178,10 @@ class LatentSampler(nn.Module, ConditionalSampler):
             return noise.draw(site, shape, like, generator=generator).to(z.device)
 
         index = picked(uniforms("choice/row", b), len(rows), rows.weight)
-        condition = rows.condition.take(index)
-        had = self.latents.had(condition)
-        subset = subsets(condition.observed, uniforms("choice/subset", b, m + 1))
-        asked = self.asked(condition.keep(subset))
-        asked = attrs.evolve(asked, wanted=asked.wanted & had)
+        observed = rows.condition.observed[index]
+        subset = subsets(observed, uniforms("choice/subset", b, m + 1))
+        asked = self.asked(subset, self.told.keep(told[index], subset))
+        asked = attrs.evolve(asked, wanted=asked.wanted & self.latents.had(observed))
         # a time in each b-th part of [0, 1), for a loss of less variance
         part = torch.arange(b, device=z.device, dtype=z.dtype)
         time = rearrange((part + uniforms("choice/time", b)) / b, "b -> b 1")
@@ -188,12 +189,16 @@ class LatentSampler(nn.Module, ConditionalSampler):
         eps = noise.draw("prior", shape, like, generator=generator, sampler=torch.randn)
         return Step(asked, z[index], eps.to(z.device), time)
 
-    def asked(self, condition: Condition) -> Asked:
-        """The rows of a condition, of which all is wanted that it does not tell."""
-        known = self.latents.had(condition)
-        known[:, 0] = False
-        told = self.field.told(self.told(condition))
-        return Asked(~known, self.shows(known), told)
+    def asked(self, known: Tensor, told: Tensor) -> Asked:
+        """Rows of which all is wanted that the known modalities do not tell.
+
+        Args:
+            known: (b, m) bool.
+            told: the numbers of their condition, (b, f).
+        """
+        blocks = self.latents.had(known)
+        blocks[:, 0] = False
+        return Asked(~blocks, self.shows(blocks), self.field.told(told))
 
     def sample(self, condition: Condition, n: int, generator: Generator) -> LatentDraws:
         self._check(condition)
@@ -203,7 +208,7 @@ class LatentSampler(nn.Module, ConditionalSampler):
         shape = (n, len(condition), self.latents.number)
         eps = noise.draw("prior", shape, like, generator=generator, sampler=torch.randn)
         with torch.no_grad():
-            asked = self.asked(condition)
+            asked = self.asked(condition.observed, self.told(condition))
             latents = self.generated(asked, known, eps, generator)
         wanted = self.latents.of_blocks(asked.wanted)
         return self._parts(torch.where(wanted, latents, known))
@@ -214,7 +219,7 @@ class LatentSampler(nn.Module, ConditionalSampler):
         drawn = {name: rearrange(w.loc, "b p -> 1 b p") for name, w in condition.private.items()}
         known = self.latents.private(drawn, (1, len(condition)))
         with torch.no_grad():
-            asked = self.asked(condition)
+            asked = self.asked(condition.observed, self.told(condition))
             given = self.latents.of_blocks(asked.given)
             y = torch.where(given, known, 0.0)
             means = self.field_of(y, asked.given.to(y.dtype), asked.told)
