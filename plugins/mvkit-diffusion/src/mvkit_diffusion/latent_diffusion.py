@@ -97,7 +97,7 @@ class LatentDiffusionSampler(LatentSampler):
         given = torch.where(of_blocks(asked.given), known, 0.0)
         seen = torch.where(of_blocks(asked.wanted), y, given)
         u = torch.where(asked.wanted, t, asked.given.to(t.dtype))
-        return self.field_of(seen, u, asked.told)
+        return self.field_of(seen, u, asked.condition)
 
     def generated(self, asked: Asked, known: Tensor, eps: Tensor, generator: Generator) -> Tensor:
         steps = self.spec.integration

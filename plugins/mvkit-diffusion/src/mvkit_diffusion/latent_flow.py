@@ -87,7 +87,7 @@ class LatentFlowSampler(LatentSampler):
         """
         spread = ((1 - t).square() + t.square()).sqrt()  # of x, if latents have unit variance
         y = torch.where(self.latents.of_blocks(asked.wanted), x / spread, 0.0)
-        added = self.field_of(y, torch.where(asked.wanted, t, 0.0), asked.told)
+        added = self.field_of(y, torch.where(asked.wanted, t, 0.0), asked.condition)
         return (2 * t - 1) / spread.square() * x + added / spread
 
     def generated(self, asked: Asked, known: Tensor, eps: Tensor, generator: Generator) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mvkit.parts.conditional_samplers import Condition, FittingRows, LatentDraws, SamplerSizes
 
 LEAST = 1e-6  # spread of latents
-LEAST_TOLD = 1e-3  # spread of what a condition tells; rounding of constant scales is none
+LEAST_FEATURE = 1e-3  # spread of what a condition tells; rounding of constant scales is none
 
 
 class Latents(nn.Module):
@@ -81,7 +81,7 @@ class Latents(nn.Module):
         return z, dict(zip(self.sizes.private, private, strict=True))
 
 
-class Told(nn.Module):
+class Features(nn.Module):
     """The numbers of a condition, standardised by the rows of a fit that have them.
 
     Args:
@@ -113,7 +113,7 @@ class Told(nn.Module):
         loc[: self.flags] = 0.0
         scale[: self.flags] = 1.0
         self.centre.copy_(loc)
-        self.spread.copy_(torch.where(scale > LEAST_TOLD, scale, 1.0))
+        self.spread.copy_(torch.where(scale > LEAST_FEATURE, scale, 1.0))
 
     def forward(self, condition: Condition) -> Tensor:
         """Numbers (b, f), zeros for what is not there."""

@@ -24,7 +24,7 @@ from mvkit.core import Generator, noise
 from mvkit.core.blocks import block_size, block_slices
 from mvkit.parts import ConditionalSampler
 from mvkit.parts.conditional_samplers import Condition, FittingRows, LatentDraws, SamplerSizes
-from mvkit_diffusion.latents import Latents, Told
+from mvkit_diffusion.latents import Features, Latents
 from mvkit_diffusion.vector_fields import VectorField, train
 
 MEMORY = 2**25  # bytes of what the network holds of a block of rows
@@ -73,12 +73,12 @@ class Asked:
     Args:
         wanted: the blocks of latents that are generated, (b, s) bool.
         given: the blocks that the network sees as they are, (b, s) bool.
-        told: what the network makes of the condition, (b, h).
+        condition: what the network makes of what is known, (b, h).
     """
 
     wanted: Tensor
     given: Tensor
-    told: Tensor
+    condition: Tensor
 
 
 @attrs.frozen(eq=False)
@@ -120,7 +120,7 @@ class LatentSampler(nn.Module, ConditionalSampler):
         self.spec: Options = spec
         self.sizes = sizes
         self.latents = Latents(sizes)
-        self.told = Told(sizes)
+        self.features = Features(sizes)
         number, blocks = self.latents.number, self.latents.blocks
         self.field = VectorField(number, blocks, sizes.features, spec.width, spec.layers)
         self.register_buffer("rows", torch.zeros(len(sizes.names), dtype=torch.long))
@@ -149,26 +149,26 @@ class LatentSampler(nn.Module, ConditionalSampler):
             raise DataError(f"sampler {self.name!r}: needs 2 rows at least; got {len(rows)}")
         weight = rows.z.new_ones(len(rows)) if rows.weight is None else rows.weight
         z = self.latents.fit(rows, weight)
-        self.told.fit(rows.condition, weight)
+        self.features.fit(rows.condition, weight)
         self.rows.copy_(rows.condition.observed.sum(0))
-        told = self.told(rows.condition)
+        features = self.features(rows.condition)
         generator = noise.seeded(seed)
 
         def loss_of_step() -> Tensor:
-            return self.loss(self.step(rows, z, told, generator))
+            return self.loss(self.step(rows, z, features, generator))
 
         steps = self.spec.steps
         if steps is None:
             steps = min(max(len(rows), FEWEST_STEPS), MOST_STEPS)
         train(self.field, loss_of_step, steps, self.spec.lr, self.spec.ema)
 
-    def step(self, rows: FittingRows, z: Tensor, told: Tensor, generator: Generator) -> Step:
+    def step(self, rows: FittingRows, z: Tensor, features: Tensor, generator: Generator) -> Step:
         """A batch of rows, each with a random subset of what it has.
 
         Args:
             rows: all rows.
             z: their latents, in units of the fitted rows, (all rows, v).
-            told: the numbers of their conditions, (all rows, f).
+            features: the numbers of their conditions, (all rows, f).
             generator: on the CPU, so that devices agree.
         """
         b, m = self.spec.batch, len(self.sizes.names)
@@ -180,7 +180,7 @@ class LatentSampler(nn.Module, ConditionalSampler):
         index = picked(uniforms("choice/row", b), len(rows), rows.weight)
         observed = rows.condition.observed[index]
         subset = subsets(observed, uniforms("choice/subset", b, m + 1))
-        asked = self.asked(subset, self.told.keep(told[index], subset))
+        asked = self.asked(subset, self.features.keep(features[index], subset))
         asked = attrs.evolve(asked, wanted=asked.wanted & self.latents.had(observed))
         # a time in each b-th part of [0, 1), for a loss of less variance
         part = torch.arange(b, device=z.device, dtype=z.dtype)
@@ -189,16 +189,16 @@ class LatentSampler(nn.Module, ConditionalSampler):
         eps = noise.draw("prior", shape, like, generator=generator, sampler=torch.randn)
         return Step(asked, z[index], eps.to(z.device), time)
 
-    def asked(self, known: Tensor, told: Tensor) -> Asked:
+    def asked(self, known: Tensor, features: Tensor) -> Asked:
         """Rows of which all is wanted that the known modalities do not tell.
 
         Args:
             known: (b, m) bool.
-            told: the numbers of their condition, (b, f).
+            features: the numbers of their condition, (b, f).
         """
         blocks = self.latents.had(known)
         blocks[:, 0] = False
-        return Asked(~blocks, self.shows(blocks), self.field.told(told))
+        return Asked(~blocks, self.shows(blocks), self.field.condition(features))
 
     def sample(self, condition: Condition, n: int, generator: Generator) -> LatentDraws:
         self._check(condition)
@@ -208,7 +208,7 @@ class LatentSampler(nn.Module, ConditionalSampler):
         shape = (n, len(condition), self.latents.number)
         eps = noise.draw("prior", shape, like, generator=generator, sampler=torch.randn)
         with torch.no_grad():
-            asked = self.asked(condition.observed, self.told(condition))
+            asked = self.asked(condition.observed, self.features(condition))
             latents = self.generated(asked, known, eps, generator)
         wanted = self.latents.of_blocks(asked.wanted)
         return self._parts(torch.where(wanted, latents, known))
@@ -219,25 +219,25 @@ class LatentSampler(nn.Module, ConditionalSampler):
         drawn = {name: rearrange(w.loc, "b p -> 1 b p") for name, w in condition.private.items()}
         known = self.latents.private(drawn, (1, len(condition)))
         with torch.no_grad():
-            asked = self.asked(condition.observed, self.told(condition))
+            asked = self.asked(condition.observed, self.features(condition))
             given = self.latents.of_blocks(asked.given)
             y = torch.where(given, known, 0.0)
-            means = self.field_of(y, asked.given.to(y.dtype), asked.told)
+            means = self.field_of(y, asked.given.to(y.dtype), asked.condition)
         wanted = self.latents.of_blocks(asked.wanted)
         means = torch.where(wanted, means, known)
         return self._parts(rearrange(means, "1 b v -> b v"))
 
-    def field_of(self, y: Tensor, u: Tensor, told: Tensor) -> Tensor:
+    def field_of(self, y: Tensor, u: Tensor, condition: Tensor) -> Tensor:
         """F (n, b, v), a block of rows at a time.
 
         Args:
             y: latents, (n, b, v).
             u: times of their blocks, (b, s).
-            told: what the network makes of the condition, (b, h).
+            condition: what the network makes of what is known, (b, h).
         """
         numbers = 3 * len(y) * self.spec.width
         blocks = block_slices(y.shape[1], block_size(numbers, MEMORY)) or [slice(None)]
-        values = [self.field(y[:, block], u[block], told[block]) for block in blocks]
+        values = [self.field(y[:, block], u[block], condition[block]) for block in blocks]
         return torch.cat(values, 1)
 
     def _parts(self, latents: Tensor) -> LatentDraws:

@@ -25,19 +25,21 @@ class VectorField(nn.Module):
     Args:
         number: numbers of all latents, v.
         blocks: blocks of them that have times of their own, s.
-        told: numbers of a condition, f.
+        features: numbers of a condition, f.
         width: of the layers, h.
         layers: hidden layers.
     """
 
     octaves: Tensor
 
-    def __init__(self, number: int, blocks: int, told: int, width: int, layers: int) -> None:
+    def __init__(self, number: int, blocks: int, features: int, width: int, layers: int) -> None:
         super().__init__()
         times = blocks * (2 * OCTAVES + 1)
         octaves = math.pi * 2.0 ** torch.arange(OCTAVES)
         self.register_buffer("octaves", octaves, persistent=False)
-        self.told = nn.Sequential(nn.Linear(told, width), nn.SiLU(), nn.Linear(width, width))
+        self.condition = nn.Sequential(
+            nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width)
+        )
         self.first = nn.Linear(number, width)
         self.times = nn.Linear(times, width * (layers + 1), bias=False)
         self.layers = nn.ModuleList()
@@ -47,16 +49,16 @@ class VectorField(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, y: Tensor, u: Tensor, told: Tensor) -> Tensor:
+    def forward(self, y: Tensor, u: Tensor, condition: Tensor) -> Tensor:
         """F (n, b, v) of latents (n, b, v).
 
         Args:
             y: the latents, of unit variance.
             u: times of the blocks, 0 where they are noise and 1 where they are not, (b, s).
-            told: what `self.told` makes of the condition, (b, h).
+            condition: what `self.condition` makes of the numbers of one, (b, h).
         """
         shifts = self.times(self._seen(u)).chunk(len(self.layers) + 1, -1)
-        hidden = self.first(y) + (told + shifts[0])
+        hidden = self.first(y) + (condition + shifts[0])
         for layer, shift in zip(self.layers, shifts[1:], strict=True):
             hidden = hidden + layer(nn.functional.silu(hidden + shift))
         field: Tensor = self.last(nn.functional.silu(hidden))
