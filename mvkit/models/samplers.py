@@ -61,8 +61,9 @@ def fit_sampler(
         seed: of the draws and of the fit.
 
     Raises:
-        RequestError: a model without shared latent; a sampler that knows nothing of row weights
-            that there are, or of covariates that the prior depends on.
+        RequestError: a model without shared latent, and a sampler that does not model private
+            latents alone; a sampler that knows nothing of row weights that there are, or of
+            covariates that the prior depends on.
         DataError: too few rows, or latents that are not finite.
 
     Example:
@@ -77,13 +78,10 @@ def fit_sampler(
         torch.Size([1, 50, 2])
     """
     check_model(model, "fit_sampler")
-    if not model.latent_dim:
-        raise RequestError(
-            "fit_sampler: the model has no shared latent; only private ones, which keep their "
-            "priors"
-        )
     spec = as_part("sampler", sampler)
     seed = noise.whole_seed(seed)
+    if not model.latent_dim:
+        _check_private_alone(model, spec, seed)
     generator = noise.seeded(seed, model.like.device)
 
     def draw(rows: Batch) -> dict[str, Tensor]:
@@ -116,6 +114,17 @@ def fit_sampler(
     if fitted_to is not None:
         model.fitted_to[_name_of(spec)] = fitted_to
     return cast(Sampler | ConditionalSampler, fitted)
+
+
+def _check_private_alone(model: MultimodalModel, spec: SamplerSpec, seed: int) -> None:
+    """Raises RequestError unless a sampler can do without a shared latent."""
+    with noise.global_seed(seed):
+        sampler: Any = built(model, spec)
+    if not (isinstance(sampler, ConditionalSampler) and sampler.models_private_alone):
+        raise RequestError(
+            "fit_sampler: the model has no shared latent; only private ones, which keep their "
+            "priors"
+        )
 
 
 def _proportions(weight: Tensor | None) -> Tensor | None:

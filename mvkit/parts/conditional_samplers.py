@@ -237,11 +237,14 @@ class ConditionalSampler(ABC):
     `weighs_rows` says that `fit` heeds `rows.weight`: others are refused for rows with weights.
     One that does not look at `condition.context` sets `knows_covariates` to False: it is then
     refused for models whose prior depends on covariates.
+    One that models the private latents of models without a shared one, whose d is 0, sets
+    `models_private_alone`; others are refused for such models.
     """
 
     spec: object
     weighs_rows: bool = False
     knows_covariates: bool = True
+    models_private_alone: bool = False
 
     @abstractmethod
     def fit(self, rows: FittingRows, seed: int) -> None:

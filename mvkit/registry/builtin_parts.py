@@ -148,6 +148,7 @@ EXTERNAL_PARTS: dict[str, dict[str, tuple[str, ...]]] = {
             "spoken_digits",
         )
     },
+    "mvkit-diffusion": {"sampler": ("latent_diffusion", "latent_flow")},
     "mvkit-flows": {"prior": ("maf", "nsf"), "aggregator": ("joint_flow",), "sampler": ("flow",)},
     "mvkit-fusion": {
         "aggregator": ("code", "hellinger", "hoelder", "mwb"),
