@@ -1,0 +1,20 @@
+"""Flow matching and diffusion for mvkit. Imported at discovery, so it stays light."""
+
+from mvkit.registry import Component, hookimpl
+
+# kind, name, class or function, a few words for listings
+PARTS = """
+recipe     d_cmvae          recipes:d_cmvae                  CMVAE with diffusion decoders
+refiner    diffusion        diffusion:Diffusion              sharp draws by diffusion
+schedule   then_refine      refined:ThenRefine               refiners after everything else
+"""
+
+
+@hookimpl
+def mvkit_components() -> list[Component]:
+    """Every part of `PARTS`."""
+    components = []
+    for line in PARTS.strip().splitlines():
+        kind, name, target, summary = line.split(maxsplit=3)
+        components.append(Component(kind, name, f"mvkit_diffusion.{target}", summary))
+    return components
