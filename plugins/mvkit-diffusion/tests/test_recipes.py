@@ -35,7 +35,9 @@ def rows(b=14):
     return Batch(data, torch.tensor([[i % 3 != m for m in range(3)] for i in range(b)]))
 
 
-@pytest.mark.parametrize(("kind", "name"), [("recipe", "d_cmvae"), ("schedule", "then_refine")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("recipe", "d_cmvae"), ("recipe", "mld"), ("schedule", "then_refine")]
+)
 def test_it_conforms(kind, name):
     check_component(kind, f"mvkit-diffusion/{name}")
 
@@ -100,3 +102,52 @@ def test_classes_alone_cannot_be_refined():
 def test_a_share_is_one():
     with pytest.raises(SpecError, match="share: got 2"):
         ThenRefine(share=2)
+
+
+def views(b=600):
+    """Two views of two numbers, with little noise."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(b, 2, generator=generator)
+    noisy = 0.1 * torch.randn(b, 7, generator=generator)
+    maps = torch.tensor(
+        [[1.0, 0.5, 0.0, 0.5, 0.0, 1.0, -1.0], [0.0, -1.0, 1.0, 1.0, 1.0, 0.0, 0.5]]
+    )
+    x = z @ maps + noisy
+    return {"a": x[:, :3], "b": x[:, 3:]}
+
+
+def test_mld_is_autoencoders_without_a_shared_latent():
+    data = views()
+    model = recipes.mld({"a": (3,), "b": (4,)}, latent_dim=2, seed=0)
+    assert model.latent_dim == 0
+    assert [modality.private_dim for modality in model.modalities.values()] == [2, 2]
+    mvkit.fit(model, data, epochs=15, lr=3e-3, seed=0, **QUIET)
+    scale = model.experts(model.conform(Batch(data))).private["a"][1]
+    assert scale.mean() < 0.1  # nearly deterministic
+    draws = model.translate({"a": data["a"]}, n=2)
+    assert (draws["a"][0] - data["a"]).square().mean() < 0.05
+    assert (draws["b"][0] - data["b"]).square().mean() > 0.5  # of the prior: they share nothing
+
+
+@pytest.mark.skipif(
+    "latent_diffusion" not in mvkit.available("sampler"), reason="the sampler is not there"
+)
+def test_mld_with_latent_diffusion_knows_views_from_one_another():
+    data = views()
+    model = recipes.mld({"a": (3,), "b": (4,)}, latent_dim=2, seed=0)
+    mvkit.fit(model, data, epochs=15, lr=3e-3, seed=0, **QUIET)
+    spec = {"name": "latent_diffusion", "steps": 600, "width": 64, "lr": 3e-3}
+    mvkit.fit_sampler(model, data, spec)
+    options = {"sampler": "latent_diffusion", "generator": torch.Generator().manual_seed(0)}
+    drawn = model.translate({"a": data["a"]}, "b", **options)["b"][0]
+    assert (drawn - data["b"]).square().mean() < 0.15 * data["b"].var()
+    new = model.sample(2000, **options)
+    joint = torch.corrcoef(torch.cat([new["a"], new["b"]], 1).T)
+    truth = torch.corrcoef(torch.cat([data["a"], data["b"]], 1).T)
+    assert (joint - truth).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("name", ["aggregator", "objective", "prior"])
+def test_what_mld_sets_cannot_be_set_again(name):
+    with pytest.raises(SpecError, match="the recipe sets it"):
+        recipes.mld({"a": (3,)}, **{name: "elbo"})

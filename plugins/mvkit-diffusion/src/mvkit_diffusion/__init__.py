@@ -5,6 +5,7 @@ from mvkit.registry import Component, hookimpl
 # kind, name, class or function, a few words for listings
 PARTS = """
 recipe     d_cmvae          recipes:d_cmvae                  CMVAE with diffusion decoders
+recipe     mld              recipes:mld                      autoencoders, for latent diffusion
 refiner    diffusion        diffusion:Diffusion              sharp draws by diffusion
 schedule   then_refine      refined:ThenRefine               refiners after everything else
 """

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mvkit import Model, recipes
-from mvkit.core.modality import ModalityLike
+import attrs
+
+from mvkit import Model, SpecError, recipes
+from mvkit.core.modality import ModalityLike, as_modalities
+from mvkit.parts import ELBO
 from mvkit_diffusion.refined import ThenRefine
 
 Modalities = Mapping[str, ModalityLike]
@@ -32,3 +35,26 @@ def d_cmvae(
     """
     refined = ThenRefine(first=schedule, refiner=refiner, share=share)
     return recipes.cmvae(modalities, latent_dim, schedule=refined, **options)
+
+
+def mld(
+    modalities: Modalities, latent_dim: int = 10, *, beta: float = 0.0, **options: Any
+) -> Model:
+    """MLD: an autoencoder of each modality, with a latent of its own, `latent_dim` wide.
+
+    What the latents have to do with one another is left to the sampler `latent_diffusion`, which
+    is fitted afterwards: `mvkit.fit_sampler(model, data, "latent_diffusion")`, then
+    `model.sample(n, sampler="latent_diffusion")`, and `translate` likewise. `beta` weighs the KL:
+    without it, latents are as certain as training makes them.
+
+    Reference: Bounoua, Franzese and Michiardi, Multi-modal Latent Diffusion, Entropy 2024,
+    https://arxiv.org/abs/2306.04445.
+    """
+    for name in ("aggregator", "objective", "prior"):
+        if name in options:
+            raise SpecError("the recipe sets it; take the recipe's own options, or Model", name)
+    each = {}
+    for name, modality in as_modalities(modalities).items():
+        each[name] = attrs.evolve(modality, private_dim=latent_dim)
+    objective = ELBO(kl_weight=beta)
+    return Model(each, latent_dim=0, aggregator="moe", objective=objective, **options)
