@@ -296,6 +296,18 @@ def test_networks_fit_shapes(shape, network):
     assert live.refine(normal(2, *shape), normal(2, 2), None, seeded()).shape == (2, *shape)
 
 
+@pytest.mark.parametrize("channels", [(4, 4, 4, 4), (2, 6, 3, 8)])
+def test_a_single_picture_may_shrink_to_a_pixel(channels):
+    live = refiner((1, 8, 8), network="unet", channels=channels, steps=2)
+    out, z = normal(3, 1, 8, 8), normal(3, 2, seed=1)
+    whole = live.refine(out, z, None, seeded())
+    alone = live.refine(out[:1], z[:1], None, seeded())
+    torch.testing.assert_close(alone, whole[:1])
+    assert live.refine(out[:0], z[:0], None, seeded()).shape == (0, 1, 8, 8)
+    nothing = out[:0], out[:0], z[:0], None, out[:0] > 0
+    assert live.train().loss(*nothing, seeded()).shape == (0,)
+
+
 @pytest.mark.parametrize("shape", [(1, 7, 8), (5,), (2, 3, 8, 8)])
 def test_a_unet_refuses_what_are_no_pictures(shape):
     with pytest.raises(SpecError, match="sides of at least 8; got .*network='mlp'"):

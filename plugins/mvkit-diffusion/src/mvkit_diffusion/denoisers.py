@@ -174,5 +174,9 @@ class Residual(nn.Module):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """A norm over groups of channels within a picture, 8 of them if they go in."""
-    return nn.GroupNorm(math.gcd(8, channels), channels)
+    """A norm over groups of at least 4 channels within a picture, 8 groups of them at most.
+
+    Of a single number there is nothing to normalise, which torch refuses: one channel of a picture
+    that halvings leave a single pixel of.
+    """
+    return nn.GroupNorm(math.gcd(8, max(1, channels // 4)), channels)
