@@ -28,6 +28,7 @@ from mvkit.models.trial_values import made_up_values
 from mvkit.testing import model_parts, sampler_checks, tiny_models
 from mvkit.testing.model_parts import Checks
 from mvkit.training.annealing import Ramp
+from mvkit.training.checks import adopt_objectives
 from mvkit.training.freezing import trainable
 from mvkit.training.stages import Schedule, Stage
 
@@ -80,6 +81,7 @@ def _check_stages(stages: list[Stage], model: Model) -> None:
     )
     epochs = sum(stage.epochs for stage in stages)
     expect(epochs == 10, f"shared out {epochs} epochs of 10; expected all of them")
+    adopt_objectives(stages, model, seed=0)  # as `fit` does, so that there is what they train
     for stage in stages:
         with trainable(model, stage.trainable) as parameters:
             expect(

@@ -68,8 +68,11 @@ def _made(recipe: Recipe) -> MultimodalModel:
     if not isinstance(model, MultimodalModel):
         raise Fault(f"returned a {type(model).__name__}; expected a Model or a Stack")
     names = tuple(model.names)
+    widths = {model.latent_dim}
+    if not model.latent_dim:  # each modality has a latent of its own
+        widths = {modality.private_dim for modality in model.modalities.values()}
     expect(
-        names == tuple(modalities) and model.latent_dim == d,
+        names == tuple(modalities) and widths == {d},
         f"returned a model of {names} with latent_dim={model.latent_dim}; expected those that it "
         f"was given, {tuple(modalities)} and latent_dim={d}",
     )

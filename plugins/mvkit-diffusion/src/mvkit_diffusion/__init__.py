@@ -4,8 +4,12 @@ from mvkit.registry import Component, hookimpl
 
 # kind, name, class or function, a few words for listings
 PARTS = """
+recipe     d_cmvae          recipes:d_cmvae                  CMVAE with diffusion decoders
+recipe     mld              recipes:mld                      autoencoders, for latent diffusion
+refiner    diffusion        diffusion:Diffusion              sharp draws by diffusion
 sampler    latent_diffusion latent_diffusion:LatentDiffusion diffusion of latents, any subset
 sampler    latent_flow      latent_flow:LatentFlow           flow matching of latents, any subset
+schedule   then_refine      refined:ThenRefine               refiners after everything else
 """
 
 
