@@ -55,6 +55,6 @@ def mld(
             raise SpecError("the recipe sets it; take the recipe's own options, or Model", name)
     each = {}
     for name, modality in as_modalities(modalities).items():
-        each[name] = attrs.evolve(modality, private_dim=latent_dim)
+        each[name] = attrs.evolve(modality, private_dim=latent_dim)  # type: ignore[misc]
     objective = ELBO(kl_weight=beta)
     return Model(each, latent_dim=0, aggregator="moe", objective=objective, **options)
