@@ -13,6 +13,7 @@ from mvkit.data.dataset import Rows
 from mvkit.data.user_rows import is_framed, is_of_arrays, rows_of
 from mvkit.models.inference import Empty, Names
 from mvkit.models.multimodal import MultimodalModel, check_model
+from mvkit.models.source_blocks import is_source
 
 
 def embed(
@@ -30,7 +31,7 @@ def embed(
 
     Args:
         model: trained.
-        data: see `impute`.
+        data: see `impute`; or a `Source`, such as rows on disk, which is gone through in blocks.
         given: modalities to look at; None: all that each row has.
         id: the column of ids of tables that have them in a column.
         covariates: see `impute`.
@@ -44,6 +45,8 @@ def embed(
         ['p', 'q']
     """
     check_model(model, "embed")
+    if is_source(data) and id is None and covariates is None:  # which have covariates of their own
+        return model.encode(data, given, empty=empty)
     raw = rows_of(data, id, covariates)
     z = model.encode(raw, given, empty=empty)
     values = full_precision(z).cpu().numpy()
