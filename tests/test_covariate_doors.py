@@ -381,7 +381,7 @@ def test_weights_that_cannot_be_are_refused_by_name_and_row():
         MultimodalDataset.from_tables(tables, row_weight="nope")
     data = MultimodalDataset.from_tables(tables, row_weight="w", covariates=["word", "age"])
     model = Model(data.modalities, latent_dim=2)
-    with pytest.raises(DataError, match="row_weight: row 0 is -1.0"):
+    with pytest.raises(DataError, match=r"row_weight: row 0 \(id 'p0'\) is -1.0"):
         model.loss(data.batch)
 
 

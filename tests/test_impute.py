@@ -364,6 +364,8 @@ def test_what_cannot_be_imputed(fitted):
         with pytest.raises(RequestError, match=text):
             mvkit.impute(model, rows, **options)
     empty = {"a": frames["a"].iloc[:1] * np.nan}
-    with pytest.raises(mvkit.DataError, match="row 0 observes none of the given modalities"):
+    with pytest.raises(
+        mvkit.DataError, match=r"row 0 \(id 's0'\) observes none of the given modalities"
+    ):
         mvkit.impute(model, empty)
     assert not mvkit.impute(model, empty, empty="prior", n=5)["a"].isna().any().any()

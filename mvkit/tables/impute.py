@@ -158,7 +158,7 @@ def impute_tables(
     tables_drawn = [like.restored(rows.filled(rows.tables_of(sample))) for sample in samples]
     more: dict[str, Any] = {}
     if level is not None:
-        bounds = calibrated(model, rows, shown, level, weights, seed, held_out)
+        bounds = calibrated(model, rows, shown, level, weights, seed, held_out, values)
         more = _intervals(bounds, like)
     stated = {**chosen, "seed": seed, "kinds": _kinds(layouts, alone=like.alone)}
     stated |= {} if missingness is None else {"missingness": missingness}

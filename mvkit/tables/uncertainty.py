@@ -5,13 +5,14 @@ Axes: b rows, k columns of a modality, c classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
 import torch
+from torch import Tensor
 
 from mvkit import recipes
 from mvkit.core.batch import Batch, conform
@@ -139,10 +140,12 @@ def calibrated(
     weights: Weights,
     seed: int,
     moves: Moves,
+    values: Moves,
 ) -> TableIntervals:
     """Intervals and sets of missing cells, calibrated on cells that were hidden from training.
 
-    Intervals of numbers move as their predictions do.
+    Intervals of numbers move as their predictions do, and reach as far as what is filled in, which
+    knows of the hidden cells too.
 
     Args:
         model: trained on the rows of `shown`.
@@ -152,6 +155,7 @@ def calibrated(
         weights: of the hidden cells, see `calibrate`.
         seed: of the draws.
         moves: of the numbers that are missing in `shown`, see `predicted`.
+        values: what is filled in, (b, k) by modality.
     """
     options: dict[str, Any] = {"n": DRAWS, "empty": "prior"}
     options["generator"] = seeded(seed, model.like.device)
@@ -166,8 +170,10 @@ def calibrated(
     for group, flags in filled.sets.items():  # cells that were hidden to calibrate are known
         certain[group] = sets_of(model, group, flags, known, ~cells_of(known, group))
     for name in rows.layouts:
-        for end, batch in (("low", filled.low), ("high", filled.high)):
-            ends[end][name] = _ends(rows, name, _with_moves(batch, moves, 1).data)
+        low = _with_moves(filled.low, moves, 1)
+        high = _with_moves(filled.high, moves, 1)
+        ends["low"][name] = _ends(rows, name, _reaching(low, values, torch.minimum))
+        ends["high"][name] = _ends(rows, name, _reaching(high, values, torch.maximum))
         sets[name] = _sets(model, rows, name, certain)
     coverage = calibration.frame()
     return TableIntervals(ends["low"], ends["high"], sets, coverage)
@@ -180,6 +186,17 @@ def _with_moves(batch: Batch, moves: Moves, sign: int) -> Batch:
         if name in data:
             data[name] = data[name].double() + sign * torch.from_numpy(move)
     return attrs.evolve(batch, data=data)
+
+
+def _reaching(
+    ends: Batch, values: Moves, farther: Callable[[Tensor, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Ends of intervals by modality, or what is filled in where that lies farther out."""
+    reached = {}
+    for name, x in ends.data.items():
+        filled = torch.from_numpy(values[name]).reshape(x.shape) if name in values else x
+        reached[name] = farther(x.double(), filled.double())
+    return reached
 
 
 def _has_ends(column: Column) -> bool:
