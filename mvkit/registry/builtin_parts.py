@@ -148,7 +148,12 @@ EXTERNAL_PARTS: dict[str, dict[str, tuple[str, ...]]] = {
             "spoken_digits",
         )
     },
-    "mvkit-diffusion": {"sampler": ("latent_diffusion", "latent_flow")},
+    "mvkit-diffusion": {
+        "recipe": ("d_cmvae", "mld"),
+        "refiner": ("diffusion",),
+        "sampler": ("latent_diffusion", "latent_flow"),
+        "schedule": ("then_refine",),
+    },
     "mvkit-flows": {"prior": ("maf", "nsf"), "aggregator": ("joint_flow",), "sampler": ("flow",)},
     "mvkit-fusion": {
         "aggregator": ("code", "hellinger", "hoelder", "mwb"),

@@ -16,6 +16,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from mvkit.core.batch import Batch, conform
+from mvkit.core.blocks import block_slices
 from mvkit.core.cells import cells_of, only_cells
 from mvkit.core.noise import permutation, seeded
 from mvkit.data.column_kinds import Column
@@ -80,11 +81,14 @@ class Neighbours:
             columns = cells_of(self.batch, name).shape[1]
             self.places += [Place(name, column) for column in range(columns)]
 
-    def moves(self, batch: Batch) -> dict[str, np.ndarray]:
+    def moves(self, batch: Batch | None = None) -> dict[str, np.ndarray]:
         """What to add to predictions of missing numbers, (b, j) by modality, in the user's units;
         0 elsewhere.
+
+        Args:
+            batch: rows to predict; None: those that the model was trained on.
         """
-        batch = conform(batch, self.model.schema)
+        batch = self.batch if batch is None else conform(batch, self.model.schema)
         moves = {name: torch.zeros_like(batch.data[name]) for name in self.names}
         if self.n and self.names and len(self.places) <= MOST_COLUMNS:
             self._fill(moves, batch)
@@ -99,7 +103,9 @@ class Neighbours:
         """Writes the moves of each column with gaps, in the model's units."""
         reliance = self._reliance()
         donors = _features(self._filled(self.batch), self.places)
-        rows = _features(self._filled(batch), self.places)
+        rows = donors
+        if batch is not self.batch:
+            rows = _features(self._filled(batch), self.places)
         for number, place in enumerate(self.places):
             if place.modality not in moves:
                 continue
@@ -191,7 +197,8 @@ def moves_of(
         donors: rows whose neighbours they are; None: these.
     """
     numbers = [name for name, own in columns.items() if own[0].numeric]
-    donors = batch if donors is None else donors
+    if donors is None:
+        return Neighbours(model, batch, numbers, n, seed).moves()
     return Neighbours(model, donors, numbers, n, seed).moves(batch)
 
 
@@ -229,12 +236,11 @@ def nearest_mean(
         themselves: the rows are the first donors, and none is its own neighbour.
     """
     means = []
-    for start in range(0, len(rows), AT_ONCE):
-        block = rows[start : start + AT_ONCE]
-        distance = torch.cdist(block, donors)
+    for block in block_slices(len(rows), AT_ONCE):
+        distance = torch.cdist(rows[block], donors)
         if themselves:
-            own = torch.arange(len(block))
-            distance[own, start + own] = torch.inf
+            own = torch.arange(len(distance))
+            distance[own, block.start + own] = torch.inf
         nearest, index = distance.topk(n, largest=False)
         square = nearest.square()
         square = square + 0.01 * square[:, -1:] + torch.finfo(square.dtype).eps

@@ -88,8 +88,7 @@ class LatentDiffusionSampler(LatentSampler):
         value = self.value(rearrange(y, "b v -> 1 b v"), step.time, step.asked, known)
         target = angle.cos() * step.z - angle.sin() * step.eps
         error = rearrange(value, "1 b v -> b v") - target
-        wanted = self.latents.of_blocks(step.asked.wanted)
-        return torch.where(wanted, error, 0.0).square().mean()
+        return self.mean_square(error, step.asked)
 
     def value(self, y: Tensor, t: Tensor, asked: Asked, known: Tensor) -> Tensor:
         """F (n, b, v) at wanted latents y (n, b, v) and times t (b, 1), and given ones known."""

@@ -77,8 +77,7 @@ class LatentFlowSampler(LatentSampler):
         x = (1 - t) * step.eps + t * step.z
         velocity = self.velocity(rearrange(x, "b v -> 1 b v"), t, step.asked)
         error = rearrange(velocity, "1 b v -> b v") - (step.z - step.eps)
-        wanted = self.latents.of_blocks(step.asked.wanted)
-        return torch.where(wanted, error, 0.0).square().mean()
+        return self.mean_square(error, step.asked)
 
     def velocity(self, x: Tensor, t: Tensor, asked: Asked) -> Tensor:
         """The velocity (n, b, v) of latents x (n, b, v) at times t (b, 1).

@@ -129,6 +129,11 @@ class LatentSampler(nn.Module, ConditionalSampler):
     def loss(self, step: Step) -> Tensor:
         """The loss of a step, ()."""
 
+    def mean_square(self, error: Tensor, asked: Asked) -> Tensor:
+        """The mean square of errors (b, v), (): 0 stands for what is not wanted."""
+        wanted = self.latents.of_blocks(asked.wanted)
+        return torch.where(wanted, error, 0.0).square().mean()
+
     @abstractmethod
     def generated(self, asked: Asked, known: Tensor, eps: Tensor, generator: Generator) -> Tensor:
         """Latents (n, b, v) in units of the fitted rows; what is not wanted has no meaning.
