@@ -2,12 +2,15 @@
 
 import ast
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
+from mvkit import recipes
 from mvkit.apps import bench, cli
-from mvkit.apps.figures import Figure, chosen, find_folder, load_figures
+from mvkit.apps.figures import Figure, chosen, find_folder, importing_from, load_figures
 from mvkit.errors import DataError, RequestError, SpecError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -346,3 +349,22 @@ def test_a_file_that_has_no_figures(folder, text, message):
     (folder / "figures.py").write_text(text)
     with pytest.raises(SpecError, match=message):
         load_figures(folder)
+
+
+def test_jmvae_lowers_its_learning_rate_at_the_end(registered):
+    with importing_from(BENCHMARKS):
+        import jmvae_mnist as script
+    model = recipes.jmvae({"a": (3,), "b": (2,)}, latent_dim=2, warmup=4, seed=0)
+    (stage,) = script.stages_of(model, 10, 0.4)
+    assert stage.epochs == 10
+    assert dict(stage.ramps) == dict(script.stages_of(model, 10, 0.0)[0].ramps)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    scheduler = stage.scheduler(optimizer)
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    cosine = [0.5e-3 * (1 + math.cos(math.pi * i / 4)) for i in range(4)]
+    assert rates == pytest.approx([1e-3] * 6 + cosine)
+    assert script.stages_of(model, 10, 0.0)[0].lr_schedule is None

@@ -121,8 +121,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def validate(self, body):
         content = json.loads(body)["content"]
-        if not content.startswith("---\n"):
-            self.answer(400, {"errors": [{"message": "no metadata"}], "warnings": []})
+        if not content.startswith("---\n") or "license: mine" in content:
+            errors = [{"message": '"license" must be one of those that are known'}]
+            self.answer(400, {"errors": errors, "warnings": []})
             return
         self.answer(200, {"errors": [], "warnings": []})
 

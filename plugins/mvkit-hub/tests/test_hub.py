@@ -144,6 +144,14 @@ def test_a_large_file_that_fails_leaves_no_commit(hub):
     assert hub.files(REPO) == {}
 
 
+def test_a_license_that_the_hub_does_not_know_leaves_nothing(hub):
+    with pytest.raises(
+        RequestError, match='"license" must be one of.*nothing was committed; check'
+    ):
+        pushed(hub, license="mine")
+    assert hub.files(REPO) == {}
+
+
 def test_a_model_that_no_file_can_hold_is_refused_before_the_hub_is_asked(hub):
     model = small()
     model.aggregator = torch.nn.Linear(1, 1)

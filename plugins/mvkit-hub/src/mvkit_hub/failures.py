@@ -7,6 +7,12 @@ from collections.abc import Iterator
 
 from mvkit import RequestError
 
+UNREACHABLE = (
+    "expected a connection, or files in the cache; pull a revision that was pulled before by the "
+    "id of its commit, or try again"
+)
+REMEDY = "expected a token that may do this: give token=…, or try again"
+
 
 @contextlib.contextmanager
 def in_words(where: str, repo: str, revision: str | None = None) -> Iterator[None]:
@@ -25,31 +31,37 @@ def in_words(where: str, repo: str, revision: str | None = None) -> Iterator[Non
         yield
     except errors.HFValidationError as error:
         raise RequestError(f"{start}: {error}; expected 'user/name'") from error
-    except errors.GatedRepoError as error:
-        raise RequestError(
-            f"{start}: access is granted by its owners; expected a token of a user who has it; "
-            "ask on the page of the repository, then give token=…"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise RequestError(
-            f"{start}: no such repository, or a private one that this token cannot see; expected "
-            "'user/name' of a model; check its spelling, or give token=…"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise RequestError(
-            f"{start}: no revision {revision!r}; expected a branch, a tag or the id of a commit"
-        ) from error
     except errors.HfHubHTTPError as error:
-        raise RequestError(f"{start}: the hub refused: {_on_a_line(error)}; {_REMEDY}") from error
+        raise RequestError(f"{start}: {_refusal(error, revision)}") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, HTTPError) as error:
-        raise RequestError(
-            f"{start}: the hub cannot be reached ({_first_line(error)}); expected a connection, "
-            "or files in the cache; pull a revision that was pulled before by the id of its "
-            "commit, or try again"
-        ) from error
+        reason = f"the hub cannot be reached ({_first_line(error)}); {UNREACHABLE}"
+        raise RequestError(f"{start}: {reason}") from error
     except RuntimeError as error:  # a large file that was not taken
         reason = f"{_on_a_line(error)} ({_on_a_line(error.__cause__)})"
-        raise RequestError(f"{start}: {reason}; nothing was committed; {_REMEDY}") from error
+        raise RequestError(f"{start}: {reason}; nothing was committed; {REMEDY}") from error
+    except ValueError as error:  # a card that the hub does not take
+        reason = f"{_on_a_line(error)}; nothing was committed; check license=…"
+        raise RequestError(f"{start}: {reason}") from error
+
+
+def _refusal(error: Exception, revision: str | None) -> str:
+    """What the hub's answer means, and what to do."""
+    from huggingface_hub import errors
+
+    match error:
+        case errors.GatedRepoError():
+            return (
+                "access is granted by its owners; expected a token of a user who has it; ask on "
+                "the page of the repository, then give token=…"
+            )
+        case errors.RepositoryNotFoundError():
+            return (
+                "no such repository, or a private one that this token cannot see; expected "
+                "'user/name' of a model; check its spelling, or give token=…"
+            )
+        case errors.RevisionNotFoundError():
+            return f"no revision {revision!r}; expected a branch, a tag or the id of a commit"
+    return f"the hub refused: {_on_a_line(error)}; {REMEDY}"
 
 
 def _on_a_line(error: BaseException | None) -> str:
@@ -59,6 +71,3 @@ def _on_a_line(error: BaseException | None) -> str:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-_REMEDY = "expected a token that may do this: give token=…, or try again"
