@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mvkit import available
+from mvkit.apps.bench_command import declare_bench
 from mvkit.errors import MvkitError, RequestError
 from mvkit.models.checkpoint import describe
 from mvkit.registry import component, plugins
@@ -134,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     _command_of_embeddings(command)
     _commands_of_results(command)
     _commands_of_packages(command)
+    declare_bench(command)
     return parser
 
 
