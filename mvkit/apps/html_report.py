@@ -12,14 +12,13 @@ import io
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import attrs
 
 import mvkit
 from mvkit import plots
+from mvkit.apps.pages import page_template
 from mvkit.core.safe_file import write_whole
 from mvkit.data.datasets.catalogue import Splits, load_dataset
 from mvkit.data.pipeline import as_pipeline
@@ -33,9 +32,6 @@ from mvkit.models.multimodal import MultimodalModel
 from mvkit.training.history import History
 from mvkit.training.run_folder import notes_of
 from mvkit.training.verdict import judge
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 DOCTYPE = b"<!doctype html>"
 CLUSTERS = 12  # shown; more would be too small to see
@@ -245,16 +241,6 @@ def pictures(
     add("A sample of each cluster", plots.cluster_samples, model, **options)
     add("Which modality drives the posterior", plots.drivers, model, test)
     return figures
-
-
-def page_template(name: str) -> Template:
-    """A template of a page, in which whatever is not given is an error."""
-    from jinja2 import StrictUndefined, Template
-
-    path = files("mvkit.apps").joinpath("templates", name)
-    text = path.read_text("utf-8")
-    template: Template = Template(text, autoescape=True, undefined=StrictUndefined)
-    return template
 
 
 def render(name: str, report: Report, figures: Mapping[str, bytes | str]) -> str:
