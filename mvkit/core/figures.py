@@ -80,6 +80,8 @@ def text_width(text: str, fontsize: float) -> float:
 def legend_of(ax: Axes, handles: Mapping[str, Any], *, fontsize: float = 8) -> Any:
     """A legend above the axes, in as many columns as there is room for.
 
+    It ends where they end, since labels of the vertical axis may take half of the width.
+
     Args:
         ax: where.
         handles: what is explained, by its text, which may begin with an underscore.
@@ -96,8 +98,8 @@ def legend_of(ax: Axes, handles: Mapping[str, Any], *, fontsize: float = 8) -> A
         numbers,
         fontsize=fontsize,
         ncols=columns,
-        loc="lower left",
-        bbox_to_anchor=(0, 1.01),
+        loc="lower right",
+        bbox_to_anchor=(1, 1.01),
         borderaxespad=0,
         frameon=False,
     )

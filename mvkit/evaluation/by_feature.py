@@ -20,7 +20,8 @@ from mvkit.data.dataset import Rows
 from mvkit.models.asked_rows import stated_covariates
 from mvkit.models.inference import Names
 from mvkit.models.multimodal import MultimodalModel
-from mvkit.parts.likelihoods import Bernoulli, Ordinal
+from mvkit.parts.likelihoods import Ordinal
+from mvkit.parts.likelihoods.discrete import has_classes
 
 WRONG, DISTANCE, SQUARE = "share wrong", "mean distance", "root mean square"
 
@@ -166,10 +167,10 @@ def cells_of_features(model: MultimodalModel, rows: Batch, name: str) -> Tensor:
 
 def measure_of(model: MultimodalModel, name: str) -> str:
     """What errors of a modality are."""
-    likelihood = model.schema.likelihoods[name]
+    likelihood = model.modalities[name].likelihood
     if isinstance(likelihood, Ordinal):
         return DISTANCE
-    return WRONG if likelihood.class_axis or isinstance(likelihood, Bernoulli) else SQUARE
+    return WRONG if has_classes(model.schema.likelihoods[name]) else SQUARE
 
 
 def _guess(measure: str, x: Tensor) -> Tensor:
@@ -244,7 +245,7 @@ def latent_effects(model: MultimodalModel, data: Rows) -> dict[str, dict[str, Te
     """
     rows = model.conform(data)
     z = model.encode(rows, empty="prior")
-    centre, steps = z.mean(0), z.std(0).diag()
+    centre, steps = z.mean(0), z.std(0, correction=0).diag()
     stated = stated_covariates(rows.take([0]))
     options: dict[str, Any] = {"covariates": stated, "units": "model"}
     above, below = (model.decode(centre + sign * steps, **options) for sign in (1, -1))

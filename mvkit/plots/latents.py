@@ -134,7 +134,8 @@ def drivers(model: MultimodalModel, data: Rows, *, ax: AxesLike = None) -> Axes:
     for i, (title, shares) in enumerate({"weight": weight, "precision": precision}.items()):
         places = where + 0.4 * i - 0.2
         handles[title] = ax.barh(places, shares.numpy(), 0.4, color=colour_of(i))
-    ax.set_yticks(where, [plain_text(shortened(name)) for name in model.names])
+    names = [plain_text(shortened(name, 22)) for name in model.names]
+    ax.set_yticks(where, names, fontsize=8)
     ax.invert_yaxis()
     ax.set_xlabel("share of the posterior")
     legend_of(ax, handles)
