@@ -24,9 +24,9 @@ import attrs
 
 import mvkit
 from mvkit.apps.embed_files import LAYOUTS, embed_files, write_layouts
-from mvkit.apps.html_report import page_template
 from mvkit.apps.impute_options import choices_of, kinds_of, uncertainty_of
 from mvkit.apps.init_file import common_ids, named_files
+from mvkit.apps.pages import page_template
 from mvkit.core.safe_file import write_whole
 from mvkit.data.files import SEPARATORS
 from mvkit.data.table_layout import TableLayout
