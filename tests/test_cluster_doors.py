@@ -232,15 +232,13 @@ def test_advice_for_clusters_that_collapsed():
 
 @pytest.mark.parametrize("prior", PRIORS)
 def test_the_explorer_shows_their_responsibilities(prior):
-    pytest.importorskip("matplotlib")
-    from mvkit.apps.explorer import responsibilities
+    from mvkit.apps.explorer_answers import Explorer
 
     made = warming(prior)
     fit(made)
-    row = made.conform(rows(3, missing=False)).take([1])
-    ax = responsibilities(made.eval(), row, ["a", "b"])
+    data = mvkit.MultimodalDataset(rows(3, missing=False), made.modalities)
+    answer = Explorer(made.eval(), data).answer({"number": 1, "given": ["a", "b"]})
+    row = made.conform(data).take([1])
     shares = made.clusters(row.hide(["a", "b"]), soft=True)[0]
-    torch.testing.assert_close(
-        torch.tensor([bar.get_height() for bar in ax.patches]), shares, check_dtype=False
-    )
+    torch.testing.assert_close(torch.tensor(answer["clusters"]), shares, check_dtype=False)
     assert f"covariance='{prior}'" in repr(made)

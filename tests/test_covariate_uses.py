@@ -11,8 +11,8 @@ import torch
 
 import mvkit
 from mvkit import Covariate, DataError, Modality, Model, MultimodalDataset, RequestError, SpecError
-from mvkit.apps import explorer
 from mvkit.apps.cli import main
+from mvkit.apps.explorer_answers import Explorer
 from mvkit.apps.run_file import Plan, read
 from mvkit.data.datasets.catalogue import Splits
 from mvkit.models.asked_rows import stated_covariates
@@ -302,13 +302,10 @@ def test_what_callers_state_is_what_rows_have():
 
 def test_the_explorer_moves_latents_at_the_rows_covariates():
     model, data = trained(prior="mog")
-    row = model.conform(data.batch.take([40]))
-    explorer.imputed(model, row, ["a"])
-    explorer.responsibilities(model, row, ["a"])
-    axes = explorer.moved(model, row, ["a", "b"], 1, 0.5)
-    expected = decoded_by_hand(model, data, 40, 1, 0.5, stated_covariates(row))
-    drawn = [line.get_ydata() for line in axes[1, 0].lines]
-    np.testing.assert_allclose(drawn[0], expected["a"], rtol=1e-5)
+    answer = Explorer(model, data).answer({"number": 40, "dim": 1, "shift": 0.5})
+    stated = stated_covariates(model.conform(data.batch.take([40])))
+    expected = decoded_by_hand(model, data, 40, 1, 0.5, stated)
+    np.testing.assert_allclose(answer["modalities"]["a"]["moved"], expected["a"], rtol=1e-5)
 
 
 def test_the_page_of_a_run_draws_all_and_shows_the_covariates(tmp_path):

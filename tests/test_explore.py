@@ -1,92 +1,34 @@
-"""The explorer: its pictures, and the page in a browser."""
+"""The command `mvkit explore`: what it serves, and the page in a browser."""
 
 import contextlib
 import http.client
+import json
 import re
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_page import browser, run  # noqa: F401, a fixture
+from devtools import chromium
+from test_page import run  # noqa: F401, a fixture
 
 import mvkit
-from mvkit import DataError, RequestError
+from mvkit import Batch, Covariate, DataError, Modality, MultimodalDataset
 from mvkit.apps import cli
-from mvkit.apps.explorer import explore, imputed, moved, responsibilities
+from mvkit.apps.explorer import explore, server_of
+from mvkit.apps.explorer_answers import Explorer
 
-pytest.importorskip("matplotlib")
-NAMES = ("left", "right")
-FIND = """
-const found = [];
-const walk = node => {
-  if (node.matches && node.matches(arguments[0])) found.push(node);
-  if (node.shadowRoot) walk(node.shadowRoot);
-  for (const child of node.children) walk(child);
-};
-walk(document.documentElement);
-return found;
-"""
-
-
-@pytest.fixture
-def made(run):  # noqa: F811
-    model = mvkit.load(run / "model.safetensors")
-    return model, model.conform(mvkit.load_dataset("few").test.batch.take([4]))
-
-
-def test_what_is_hidden_is_imputed_from_the_rest(made):
-    model, row = made
-    axes = imputed(model, row, ["left"])
-    expected = model.translate(row, to=["right"], given=["left"], latent="mean")["right"][0, 0, 0]
-    np.testing.assert_allclose(axes[1, 1].images[0].get_array(), expected.clamp(0, 1), rtol=1e-5)
-    np.testing.assert_allclose(
-        axes[0, 1].images[0].get_array(), row.data["right"][0, 0], rtol=1e-6
-    )
-    assert [axes[0, i].get_title() for i in range(2)] == ["left (given)", "right"]
-
-
-def test_intervals_hold_most_draws(made):
-    model, row = made
-    axes = imputed(model, row, ["left"])
-    low, high = (torch.as_tensor(np.asarray(axes[i, 1].images[0].get_array())) for i in (4, 5))
-    generator = torch.Generator().manual_seed(9)
-    draws = model.translate(
-        row, to=["right"], given=["left"], n=2000, sample=True, generator=generator
-    )["right"]
-    inside = (draws[:, 0, 0].clamp(0, 1) >= low) & (draws[:, 0, 0].clamp(0, 1) <= high)
-    assert 0.75 < inside.double().mean() < 0.99  # pictures are clipped to what a screen can show
-
-
-def test_responsibilities_are_those_of_what_is_given(made):
-    model, row = made
-    heights = [bar.get_height() for bar in responsibilities(model, row, ["right"]).patches]
-    np.testing.assert_allclose(
-        heights, model.clusters(row.hide(["right"]), soft=True)[0], rtol=1e-6
-    )
-
-
-def test_moving_a_latent_changes_all_modalities(made):
-    model, row = made
-    axes = moved(model, row, NAMES, 1, 2.0)
-    z = model.encode(row)[0] + torch.tensor([0.0, 2.0, 0.0])
-    for i, (name, value) in enumerate(model.decode(z).items()):
-        np.testing.assert_allclose(
-            axes[1, i].images[0].get_array(), value[0].clamp(0, 1), rtol=1e-4, atol=1e-6
-        )
-        assert not np.allclose(
-            axes[1, i].images[0].get_array(), axes[0, i].images[0].get_array()
-        ), name
+IDLE = "document.getElementById('results').getAttribute('aria-busy') === 'false'"
+SIDEWAYS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+WIDTHS = (1280, 390)
 
 
 @contextlib.contextmanager
 def served(folder):
     """The command in a process of its own; gives its port and the path of its page."""
-    pytest.importorskip("panel", reason="needs panel: pip install 'mvkit[explore]'")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -99,13 +41,9 @@ def served(folder):
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     try:
         told = re.fullmatch(
-            rf"explorer: http://127\.0\.0\.1:{port}(/[\w-]{{20,}}) \(stop with Ctrl-C\)\n",
+            rf"explorer: http://127\.0\.0\.1:{port}(/[\w-]{{20,}}/) \(stop with Ctrl-C\)\n",
             process.stdout.readline(),
         )
-        for _ in range(200):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.1)
         yield port, told[1]
     finally:
         process.terminate()
@@ -113,70 +51,217 @@ def served(folder):
         process.stdout.close()
 
 
-def until(value, tries=600):
-    """The first true value of a function, asked again until there is one; the page may change
-    under an answer.
-    """
-    from selenium.common.exceptions import StaleElementReferenceException
+@contextlib.contextmanager
+def page_of(explorer):
+    """The address of the page of an explorer in this process."""
+    import threading
 
-    for _ in range(tries):
-        with contextlib.suppress(StaleElementReferenceException):
-            found = value()
-            if found:
-                return found
-        time.sleep(0.1)
-    raise AssertionError("waited in vain")
-
-
-def test_the_explorer_in_a_browser(run):  # noqa: F811
-    with served(run) as (port, path):
-        driver = browser()
+    with server_of(explorer, 0) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
         try:
-            driver.set_window_size(1100, 900)
-            driver.get(f"http://127.0.0.1:{port}{path}")
-
-            def sources():
-                return [one.get_attribute("src") for one in driver.execute_script(FIND, "img")]
-
-            first = until(lambda: (found := sources()) and len(found) == 3 and found)
-
-            def boxes():
-                return driver.execute_script(FIND, "input[type=checkbox]")
-
-            def click(i):
-                boxes()[i].click()
-                return True
-
-            assert until(lambda: [box.is_selected() for box in boxes()]) == [True, True]
-            until(lambda: click(0))
-            # without the left picture the imputed one, the clusters and the mean are others
-            second = until(
-                lambda: (
-                    (found := sources()) and all(a != b for a, b in zip(found, first)) and found
-                )
-            )
-            until(lambda: click(1))  # nothing is given: the prior; no clusters
-            until(lambda: driver.execute_script(FIND, ".alert"))
-            until(lambda: sources() != second)
-            severe = [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
-            assert not severe, severe
+            yield server.address
         finally:
-            driver.quit()
+            server.shutdown()
+            thread.join()
 
 
-def test_the_explorer_serves_the_page_alone(run):  # noqa: F811
+def ask(port, path, question):
+    """What the page is told, from JSON."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", path, json.dumps(question), headers)
+    response = connection.getresponse()
+    answer = json.loads(response.read())
+    connection.close()
+    return response.status, answer
+
+
+def test_the_command_answers_for_the_models_test_rows(run):  # noqa: F811
+    model = mvkit.load(run / "model.safetensors")
+    rows = mvkit.load_dataset("few").test
     with served(run) as (port, path):
+        status, answer = ask(port, f"{path}answer", {"row": "4", "given": ["left"], "seed": 3})
+        assert status == 200
+        shares = model.clusters(model.conform(rows[4]).hide(["left"]), soft=True)[0]
+        np.testing.assert_allclose(answer["clusters"], shares, rtol=1e-4, atol=1e-6)
+        again = ask(port, f"{path}answer", {"row": "4", "given": ["left"], "seed": 3})
+        assert again == (200, answer)
+        status, answer = ask(port, f"{path}row", {"row": "nobody"})
+        assert (status, answer["error"]) == (
+            400,
+            "explore: no row 'nobody'; expected a number from 0 to 59",
+        )
+        status, answer = ask(port, f"{path}answer", {"number": 4, "given": ["middle"]})
+        assert status == 400
+        assert "no modality 'middle'" in answer["error"]
+        for file in ("", "explorer.js", "drawing.js", "features.js", "explorer.css", "style.css"):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request("GET", f"{path}{file}")
+            assert connection.getresponse().status == 200, file
+            connection.close()
         with socket.socket() as elsewhere:  # what listens on every address answers here too
             assert elsewhere.connect_ex(("127.0.0.2", port)) != 0
-        up = "/../../../../../etc/passwd"
-        files = (up, f"/static{up}", "/model.safetensors", "/run.toml")
-        for file in (*files, *(f"{path}{file}" for file in files)):
-            connection = http.client.HTTPConnection("127.0.0.1", port)
-            connection.request("GET", file)
-            answer = connection.getresponse()
-            assert answer.status in (403, 404), file
-            assert b"root:" not in answer.read()
-            connection.close()
+
+
+def test_the_page_says_what_there_is_to_choose(run):  # noqa: F811
+    model = mvkit.load(run / "model.safetensors")
+    about = Explorer(model, mvkit.load_dataset("few").test, title=run.name).description()
+    assert about["title"] == "a<run>"
+    assert about["rows"] == 60
+    assert [view["kind"] for view in about["modalities"]] == ["picture", "picture"]
+    assert about["latents"] == 3
+    assert about["clusters"] == model.n_clusters
+    assert about["samplers"] == about["covariates"] == about["refiners"] == []
+    assert about["unrefined"] == "no refiner was trained: mvkit.fit_refiner"
+
+
+@pytest.fixture(scope="module")
+def named():
+    """An explorer of pictures, of named numbers and of words, with covariates and gaps.
+
+    Names look like HTML, which must not be taken for it.
+    """
+    b = 12
+    generator = torch.Generator().manual_seed(0)
+    data = {
+        "<img onerror=alert(1) src=x>": torch.rand(b, 1, 8, 8, generator=generator),
+        "blood": torch.randn(b, 60, generator=generator),
+        "wave": torch.randn(b, 50, generator=generator),
+    }
+    data["blood"][1] = torch.nan
+    data["blood"][2, 3] = torch.nan
+    extra = {"id": [f"<b>p{i}" for i in range(b)], "label": [f"<u>{i}" for i in range(b)]}
+    covariates = {"age": torch.linspace(20, 80, b), "<site>": ["<x>", "y"] * (b // 2)}
+    features = tuple(f"<script>{i}</script>" for i in range(60))
+    modalities = {name: Modality(tuple(x.shape[1:])) for name, x in data.items()}
+    modalities["blood"] = Modality((60,), features=features)
+    declared = {"age": Covariate(), "<site>": ("<x>", "y")}
+    rows = MultimodalDataset(Batch(data, extra=extra, covariates=covariates), modalities)
+    options = {"latent_dim": 2, "covariates": declared, "prior": "mog", "seed": 0}
+    model = mvkit.Model(rows.modalities, **options).eval()
+    mvkit.fit(model, rows, epochs=1, progress=False)
+    return Explorer(model, rows, title="<title>")
+
+
+def text_of(tab, selector):
+    return tab.run(f"document.querySelector({selector!r}).textContent")
+
+
+def choose(tab, selector, value):
+    """Sets a control to a value, as a user does."""
+    name = "input" if "shift" in selector else "change"
+    script = f"(e => {{ e.value = {value!r}; e.dispatchEvent(new Event({name!r})); }})"
+    tab.run(f"{script}(document.querySelector({selector!r}))")
+
+
+def when_answered(tab):
+    """Waits for the answer to what was changed just now."""
+    tab.run("new Promise(done => setTimeout(done, 200))")
+    tab.until(IDLE)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_in_a_browser(named, width):
+    with chromium() as tab, page_of(named) as address:
+        tab.open(address, width)
+        tab.until(IDLE)
+        assert tab.run("document.title") == "<title> · mvkit explorer"
+        assert text_of(tab, "#title") == "<title>"
+        assert tab.run(SIDEWAYS) <= 0
+        assert tab.run("window.innerWidth") == width
+        lines = "document.querySelectorAll('#feature-table tbody tr').length"
+        assert tab.run(lines) == 100
+        tab.run("document.getElementById('all-features').click()")
+        assert tab.run(lines) == 110
+        choose(tab, "#shift", "1.5")
+        when_answered(tab)
+        assert tab.run(SIDEWAYS) <= 0
+        assert tab.run("document.querySelectorAll('canvas').length") == 8
+        assert tab.run("document.querySelectorAll('svg.chart').length") == 1
+        assert tab.run("document.querySelectorAll('#cluster-bars .bar').length") > 0
+        # the page of the explorer asks nobody else
+        assert all(x.startswith((address, "data:")) for x in tab.addresses)
+        assert tab.faults == []
+
+
+def test_ticks_rows_and_choices_in_a_browser(named):
+    with chromium() as tab, page_of(named) as address:
+        tab.open(address, 1280)
+        tab.until(IDLE)
+        choose(tab, "#row", "<b>p1")
+        when_answered(tab)
+        assert text_of(tab, "#place") == "2 of 12 test rows · label <u>1"
+        boxes = "[...document.querySelectorAll('#observed input')]"
+        assert tab.run(f"{boxes}.map(box => box.disabled)") == [False, True, False]
+        assert tab.run(f"{boxes}.map(box => box.checked)") == [True, False, True]
+        tab.run("document.getElementById('next').click()")
+        when_answered(tab)
+        assert tab.run("document.getElementById('row').value") == "<b>p2"
+        cell = "document.querySelectorAll('#feature-table tbody tr')[{}].children[{}]"
+        features = named.answer({"number": 2})["modalities"]["blood"]
+        assert tab.run(cell.format(3, 2) + ".textContent") == "–"
+        assert tab.run(cell.format(3, 0) + ".firstChild.disabled")
+        # one feature is hidden: what is imputed of it changes
+        before = tab.run(cell.format(0, 3) + ".textContent")
+        assert float(before) == pytest.approx(features["mean"][0], rel=1e-3)
+        tab.run(cell.format(0, 0) + ".firstChild.click()")
+        when_answered(tab)
+        assert tab.run(cell.format(0, 3) + ".textContent") != before
+        # what is unticked stays so in the next row
+        tab.run(f"{boxes}[0].click()")
+        when_answered(tab)
+        assert "Imputed from blood, wave" in text_of(tab, "#status")
+        tab.run("document.getElementById('next').click()")
+        when_answered(tab)
+        assert tab.run(f"{boxes}.map(box => box.checked)") == [False, True, True]
+        assert "hidden, imputed" in text_of(tab, "#pictures h3")
+        choose(tab, "#source", "cluster:1")
+        when_answered(tab)
+        assert text_of(tab, "#status").startswith("New rows, whatever is ticked")
+        assert text_of(tab, ".covariate option") == "as it is: y"
+        choose(tab, ".covariate select", "0")
+        choose(tab, "#row", "nobody")
+        tab.until("!document.getElementById('error').hidden")
+        assert "no row 'nobody'" in text_of(tab, "#error")
+        refused = (
+            "Failed to load resource: the server responded with a status of 400 (Bad Request)"
+        )
+        assert tab.faults == [refused]
+
+
+def test_the_table_of_features_sorts_in_a_browser(named):
+    with chromium() as tab, page_of(named) as address:
+        tab.open(address, 1280)
+        tab.until(IDLE)
+        column = "[...document.querySelectorAll('#feature-table tbody tr')].map(row => row.children[{}].textContent)"
+        head = "document.querySelectorAll('#feature-table thead button')[{}]"
+        tab.run("document.getElementById('all-features').click()")
+        answer = named.answer({"number": 0})["modalities"]
+        expected = sorted([*answer["blood"]["mean"], *answer["wave"]["mean"]])
+        tab.run(head.format(3) + ".click()")
+        shown = [float(text) for text in tab.run(column.format(3))]
+        np.testing.assert_allclose(shown, expected, rtol=1e-3, atol=1e-6)
+        tab.run(head.format(3) + ".click()")
+        shown = [float(text) for text in tab.run(column.format(3))]
+        np.testing.assert_allclose(shown, expected[::-1], rtol=1e-3, atol=1e-6)
+        sort = "document.querySelector('#feature-table [aria-sort]').getAttribute('aria-sort')"
+        assert tab.run(sort) == "descending"
+        choose(tab, "#filter", "WAVE 4")
+        tab.run("document.getElementById('filter').dispatchEvent(new Event('input'))")
+        features = sorted(tab.run(column.format(1)), key=int)
+        assert features == ["4", *[str(i) for i in range(40, 50)]]
+        assert tab.faults == []
+
+
+def test_a_server_that_is_gone_is_said_in_a_browser(named):
+    with chromium() as tab:
+        with page_of(named) as address:
+            tab.open(address, 1280)
+            tab.until(IDLE)
+        choose(tab, "#seed", "2")
+        tab.until("!document.getElementById('error').hidden")
+        assert "is `mvkit explore` still running?" in text_of(tab, "#error")
 
 
 def test_a_model_outside_the_run_is_refused(run, tmp_path, capsys):  # noqa: F811
@@ -189,11 +274,3 @@ def test_a_model_outside_the_run_is_refused(run, tmp_path, capsys):  # noqa: F81
         DataError, match="no such folder; expected the folder of a run, with model.safetensors"
     ):
         explore(tmp_path / "none")
-
-
-def test_panel_that_is_not_there_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "panel", None)
-    with pytest.raises(
-        RequestError, match=r"panel is not installed: pip install 'mvkit\[explore\]'"
-    ):
-        explore(tmp_path)

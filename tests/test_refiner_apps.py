@@ -1,16 +1,19 @@
 """Refiners in `mvkit report` and `mvkit list`, and in runs that TOML describes."""
 
+import base64
+
 import numpy as np
 import pytest
-import torch
 from test_page import METRICS, run  # noqa: F401, a fixture
 from test_samplers import stack
 
 import mvkit
 from mvkit.apps import cli
-from mvkit.apps.explorer import imputed, layout
-from mvkit.apps.explorer_controls import refined_control
+from mvkit.apps.explorer_answers import Explorer
+from mvkit.apps.explorer_controls import why_unrefined
+from mvkit.apps.explorer_draws import DRAWS
 from mvkit.apps.html_report import write_page
+from mvkit.core import noise
 
 pytest.importorskip("matplotlib")
 
@@ -47,55 +50,42 @@ def refined(run):  # noqa: F811
     return model
 
 
+def pixels(text):
+    return np.frombuffer(base64.b64decode(text), np.uint8).reshape(4, 4)
+
+
 def test_the_explorer_draws_by_refiners(refined):
-    row = refined.conform(mvkit.load_dataset("few").test.batch.take([4]))
-    sharp, plain = (imputed(refined, row, ["left"], 0, refine=refine) for refine in (True, False))
-    generator = torch.Generator().manual_seed(0)
+    rows = mvkit.load_dataset("few").test
+    explorer = Explorer(refined, rows)
+    asked = {"number": 4, "given": ["left"]}
+    sharp, plain = (explorer.answer({**asked, "refine": refine}) for refine in (True, False))
+    generator = noise.seeded(0)
     options = {"given": ["left"], "refine": ["right"], "generator": generator}
-    refined.translate(row, n=99, sample=True, **options)
-    expected = refined.translate(row, n=2, **options)["right"][0, 0, 0].clamp(0, 1)
+    means = refined.translate(rows[4], n=DRAWS, **options)["right"]
+    samples = refined.translate(rows[4], n=DRAWS, sample=True, **options)["right"]
+    shown = refined.translate(rows[4], n=2, **options)["right"]
+    right = sharp["modalities"]["right"]
+    low = samples[:, 0, 0].sort(0).values[9]
+    expected = {"mean": means.mean(0)[0, 0], "low": low}
+    for key, values in expected.items():
+        shade = (values.clamp(0, 1) * 255).round()
+        np.testing.assert_allclose(pixels(right[key]), shade, atol=1)
+    for text, values in zip(right["draws"], shown[:, 0, 0], strict=True):
+        np.testing.assert_allclose(pixels(text), (values.clamp(0, 1) * 255).round(), atol=1)
+    assert right["low"] != plain["modalities"]["right"]["low"]
+    assert right["real"] == plain["modalities"]["right"]["real"]
 
-    def picture(axes, line, column):
-        return axes[line, column].images[0].get_array()
 
-    np.testing.assert_allclose(picture(sharp, 2, 1), expected, rtol=1e-5)
-    assert not np.array_equal(picture(sharp, 2, 1), picture(plain, 2, 1))
-    assert not np.array_equal(picture(sharp, 4, 1), picture(plain, 4, 1))  # of the interval
-    for same in (picture(axes, 1, 1) for axes in (sharp, plain)):  # means are the decoder's
-        np.testing.assert_array_equal(same, picture(plain, 1, 1))
-    np.testing.assert_array_equal(picture(sharp, 0, 0), picture(plain, 0, 0))
-
-
-@pytest.mark.filterwarnings("ignore:Widget.name is deprecated")
-@pytest.mark.parametrize("sampler", [False, True])
-def test_the_explorer_offers_refiners_of_models_that_have_some(refined, sampler):
-    panel = pytest.importorskip("panel", reason="needs panel: pip install 'mvkit[explore]'")
-    data = mvkit.load_dataset("few")
-    if sampler:
-        spec = {"name": "gmm", "components": 2, "floor": 0.1, "conditional": True}
-        mvkit.fit_sampler(refined, data.train, spec)
-
-    def box_of(page):
-        boxes = page.select(panel.widgets.Checkbox)
-        (checkbox,) = [box for box in boxes if box.name.startswith("refined")]
-        return checkbox
-
-    page = layout(refined, data.test)
-    checkbox = box_of(page)
-    assert (checkbox.name, checkbox.disabled, checkbox.value) == ("refined: right", False, False)
-    before = len(page.select(panel.pane.Matplotlib))
-    checkbox.value = True  # the pictures are drawn again, without an error in their place
-    assert len(page.select(panel.pane.Matplotlib)) == before > 0
+def test_the_explorer_offers_refiners_of_models_that_have_some(refined):
+    explorer = Explorer(refined, mvkit.load_dataset("few").test)
+    about = explorer.description()
+    assert about["refiners"] == ["right"]
+    assert about["unrefined"] == ""
     refined.refiners.clear()
-    checkbox = box_of(layout(refined, data.test))
-    assert checkbox.disabled
-    assert checkbox.name == "refined (no refiner was trained: mvkit.fit_refiner)"
+    about = explorer.description()
+    assert about["refiners"] == []
+    assert about["unrefined"] == "no refiner was trained: mvkit.fit_refiner"
 
 
-@pytest.mark.filterwarnings("ignore:Widget.name is deprecated")
 def test_a_stack_has_no_refiners_to_offer():
-    panel = pytest.importorskip("panel", reason="needs panel: pip install 'mvkit[explore]'")
-    checkbox = refined_control(stack())
-    assert isinstance(checkbox, panel.widgets.Checkbox)
-    assert checkbox.disabled
-    assert checkbox.name == "refined (a stack has no refiners)"
+    assert why_unrefined(stack()) == "a stack has no refiners"

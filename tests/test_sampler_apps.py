@@ -1,5 +1,7 @@
 """Fitted samplers in the explorer and in `mvkit report`."""
 
+import base64
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,10 @@ from test_page import METRICS, run  # noqa: F401, a fixture
 
 import mvkit
 from mvkit.apps import cli
-from mvkit.apps.explorer import imputed, layout
-from mvkit.apps.explorer_controls import conditional_samplers
+from mvkit.apps.explorer_answers import Explorer
+from mvkit.apps.explorer_draws import DRAWS
 from mvkit.apps.html_report import write_page
+from mvkit.core import noise
 
 pytest.importorskip("matplotlib")
 SPEC = {"name": "gmm", "components": 2, "floor": 0.1, "conditional": True}
@@ -24,37 +27,49 @@ def fitted(run):  # noqa: F811
     return run
 
 
+def pixels(text):
+    return np.frombuffer(base64.b64decode(text), np.uint8).reshape(4, 4)
+
+
 def test_the_explorer_generates_by_a_sampler(fitted):
     model = mvkit.load(fitted / "model.safetensors")
-    row = model.conform(mvkit.load_dataset("few").test.batch.take([4]))
-    axes = imputed(model, row, ["left"], 0, "gmm")
-    options = {"to": ["right"], "given": ["left"], "latent": "mean"}
+    rows = mvkit.load_dataset("few").test
+    asked = {"number": 4, "given": ["left"], "sampler": "gmm", "dim": 1, "shift": 0.5}
+    answer = Explorer(model, rows).answer(asked)["modalities"]["right"]
+    options = {"to": model.names, "given": ["left"], "n": DRAWS}
     by_sampler, by_posterior = (
-        model.translate(row, sampler=sampler, **options)["right"][0, 0, 0].clamp(0, 1)
+        model.translate(rows[4], sampler=sampler, generator=noise.seeded(0), **options)["right"]
         for sampler in ("gmm", None)
     )
-    shown = axes[1, 1].images[0].get_array()
-    np.testing.assert_allclose(shown, by_sampler, rtol=1e-5)
+    expected = (by_sampler.mean(0)[0, 0].clamp(0, 1) * 255).round()
+    np.testing.assert_allclose(pixels(answer["mean"]), expected, atol=1)
     assert not torch.equal(by_sampler, by_posterior)
+    # the latent that moves is the sampler's too
+    centre = model.translate(rows[4], given=["left"], sampler="gmm", latent="mean")["right"]
+    expected = (centre[0, 0, 0].clamp(0, 1) * 255).round()
+    np.testing.assert_allclose(pixels(answer["centre"]), expected, atol=1)
 
 
-@pytest.mark.filterwarnings("ignore:Widget.name is deprecated")
-def test_the_explorer_offers_samplers_that_know_a_condition(fitted):
-    panel = pytest.importorskip("panel", reason="needs panel: pip install 'mvkit[explore]'")
+def test_the_explorer_offers_samplers_and_says_which_know_a_row(fitted):
     model = mvkit.load(fitted / "model.safetensors")
-    assert conditional_samplers(model) == ["gmm"]
-    data = mvkit.load_dataset("few").test
-
-    def choices(model):
-        return [
-            dict(widget.options)
-            for widget in layout(model, data).select(panel.widgets.Select)
-            if widget.name == "latents from"
-        ]
-
-    assert choices(model) == [{"posterior": None, "gmm": "gmm"}]
-    mvkit.fit_sampler(model, mvkit.load_dataset("few").train, {"name": "gmm", "components": 2})
-    assert choices(model) == []
+    data = mvkit.load_dataset("few")
+    explorer = Explorer(model, data.test)
+    assert explorer.description()["samplers"] == [{"name": "gmm", "given": True}]
+    mvkit.fit_sampler(model, data.train, {"name": "gmm", "components": 2})
+    assert explorer.description()["samplers"] == [{"name": "gmm", "given": False}]
+    answer = explorer.answer(
+        {"number": 0, "given": ["left"], "sampler": "gmm", "dim": 0, "shift": 1}
+    )
+    options = {"sampler": "gmm", "generator": noise.seeded(0)}
+    expected = model.sample(DRAWS, **options)["right"].mean(0)[0]
+    expected = (expected.clamp(0, 1) * 255).round()
+    np.testing.assert_allclose(pixels(answer["modalities"]["right"]["mean"]), expected, atol=1)
+    with torch.no_grad():
+        next(model.decoders["left"].parameters()).mul_(1.5)
+    (note,) = explorer.answer({"number": 0, "sampler": "gmm"})["notes"]
+    assert "gmm" in note
+    with pytest.raises(mvkit.RequestError, match="give one of them"):
+        explorer.answer({"number": 0, "sampler": "gmm", "cluster": 1})
 
 
 def test_a_report_by_a_sampler(fitted, tmp_path, capsys):

@@ -25,7 +25,6 @@ EXTRAS = {
     "jinja2": "evaluate",
     "matplotlib": "plots",
     "pandas": "tables",
-    "panel": "explore",
     "polars": "tables",
     "pyarrow": "tables",
     "scipy": "evaluate",

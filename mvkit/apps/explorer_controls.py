@@ -1,8 +1,4 @@
-"""Controls of the explorer: covariates of the rows that are generated, where latents are from, and
-whether refiners draw.
-
-Needs the extra `mvkit[explore]` (panel).
-"""
+"""What can be chosen in the explorer, as plain data for its page."""
 
 from __future__ import annotations
 
@@ -11,50 +7,100 @@ from typing import Any, cast
 
 import attrs
 
-from mvkit.core.covariates import Conditions, Level
+from mvkit.core.batch import Batch
+from mvkit.core.covariates import Conditions
+from mvkit.errors import RequestError, suggest
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.stack import Stack
 from mvkit.parts.conditional_samplers import ConditionalSampler
 
-OF_THE_ROW = "(of the row)"
-STEPS = 60  # of a slider from the least to the largest number of training
+IDS_LISTED = 1000  # that the page proposes; all can be typed
 
 
 @attrs.frozen(eq=False)
-class CovariateControl:
-    """What chooses a covariate of the rows that are generated: the row's own, or another.
+class RowNames:
+    """What rows are called: by their ids, or by their numbers where they have none.
 
     Args:
-        name: of the covariate.
-        levels: its levels; none: it is a number.
-        widgets: a dropdown of its levels; or a box for the row's own number, and a slider.
+        names: of all rows, in order.
+        places: of each name.
+        numbered: whether they are numbers.
     """
 
-    name: str
-    levels: tuple[Level, ...]
-    widgets: list[Any]
+    names: Sequence[str]
+    places: dict[str, int]
+    numbered: bool
 
     @classmethod
-    def of(cls, model: MultimodalModel, name: str) -> CovariateControl:
-        """The widgets of a covariate of a model."""
-        import panel as pn
+    def of(cls, rows: Batch) -> RowNames:
+        """The names of rows; of ids that read alike, the first is found by its name."""
+        ids = rows.extra.get("id")
+        every = range(len(rows)) if ids is None else getattr(ids, "tolist", lambda: ids)()
+        names = [str(id) for id in every]
+        places: dict[str, int] = {}
+        for place, name in enumerate(names):
+            places.setdefault(name, place)
+        return cls(names, places, ids is None)
 
-        levels = model.schema.covariates[name].levels
-        if levels:
-            options = {OF_THE_ROW: None, **{str(level): level for level in levels}}
-            widgets: list[Any] = [pn.widgets.Select(name=name, options=options, value=None)]
-        else:
-            low, high = range_of(model, name)
-            box = pn.widgets.Checkbox(name=f"{name} {OF_THE_ROW}", value=True)
-            middle = (low + high) / 2
-            step = (high - low) / STEPS
-            slider = pn.widgets.FloatSlider(
-                name=name, start=low, end=high, step=step, value=middle
-            )
-            widgets = [box, slider]
-        for widget in widgets:
-            widget.sizing_mode = "stretch_width"
-        return cls(name, levels, widgets)
+    def place(self, row: str | None, number: int | None) -> int:
+        """The place of a row that is asked for by its name, or by its number.
+
+        Raises:
+            RequestError: there is no such row, or none was asked for.
+        """
+        last = len(self.names) - 1
+        if row is not None:
+            if row not in self.places:
+                raise RequestError(f"explore: no row {row!r}; {self._nearest(row)}")
+            return self.places[row]
+        if number is None:
+            raise RequestError("explore: which row? expected its id in `row`, or its `number`")
+        if number > last:
+            raise RequestError(f"explore: no row number {number}; expected one of 0 to {last}")
+        return number
+
+    def listed(self) -> list[str]:
+        """The ids that the page proposes; none of rows without ids."""
+        return [] if self.numbered else list(self.names[:IDS_LISTED])
+
+    def _nearest(self, row: str) -> str:
+        """The end of a message about a row that there is not."""
+        if self.numbered:
+            return f"expected a number from 0 to {len(self.names) - 1}"
+        if len(self.names) > IDS_LISTED:
+            return f"expected one of {len(self.names)} ids, such as {self.names[0]!r}"
+        hint = suggest(row, self.places)
+        return hint if hint.startswith("did") else f"expected an id, such as {self.names[0]!r}"
+
+
+def controls_of(model: MultimodalModel) -> dict[str, Any]:
+    """What can be chosen of a model: latents, clusters, samplers, refiners and covariates."""
+    samplers = []
+    for name, sampler in model.samplers.items():
+        samplers.append({"name": name, "given": isinstance(sampler, ConditionalSampler)})
+    return {
+        "latents": model.latent_dim,
+        "clusters": model.n_clusters,
+        "samplers": samplers,
+        "refiners": list(model.refiners),
+        "unrefined": why_unrefined(model),
+        "covariates": [_covariate(model, name) for name in model.schema.covariates],
+    }
+
+
+def why_unrefined(model: MultimodalModel) -> str:
+    """Why nothing can be drawn by refiners; empty where something can."""
+    if isinstance(model, Stack):
+        return "a stack has no refiners"
+    return "" if model.refiners else "no refiner was trained: mvkit.fit_refiner"
+
+
+def _covariate(model: MultimodalModel, name: str) -> dict[str, Any]:
+    levels = model.schema.covariates[name].levels
+    if levels:
+        return {"name": name, "levels": levels}
+    low, high = range_of(model, name)
+    return {"name": name, "levels": [], "low": low, "high": high}
 
 
 def range_of(model: MultimodalModel, name: str) -> tuple[float, float]:
@@ -66,56 +112,3 @@ def range_of(model: MultimodalModel, name: str) -> tuple[float, float]:
     if not len(known) or bool((known == known[0]).all()):
         return -3.0, 3.0
     return float(known.min()), float(known.max())
-
-
-def stated_by(controls: Sequence[CovariateControl], states: Sequence[object]) -> dict[str, object]:
-    """The covariates that controls choose, {name: value}, without those of the row.
-
-    Args:
-        controls: of all covariates.
-        states: the values of all of their widgets, one after another.
-    """
-    stated: dict[str, object] = {}
-    states = list(states)
-    for control in controls:
-        if control.levels:
-            level = states.pop(0)
-            if level is not None:
-                stated[control.name] = level
-            continue
-        of_the_row, number = states.pop(0), states.pop(0)
-        if not of_the_row:
-            stated[control.name] = number
-    return stated
-
-
-def latent_sources(model: MultimodalModel) -> list[Any]:
-    """A dropdown of the posterior and the fitted samplers that may take its place; none without
-    such samplers.
-    """
-    import panel as pn
-
-    samplers = conditional_samplers(model)
-    if not samplers:
-        return []
-    choices = {"posterior": None, **dict(zip(samplers, samplers, strict=True))}
-    return [pn.widgets.Select(name="latents from", options=choices, sizing_mode="stretch_width")]
-
-
-def refined_control(model: MultimodalModel) -> Any:
-    """A box for draws of the refiners that the model has; disabled, with the reason, without."""
-    import panel as pn
-
-    name = f"refined: {', '.join(model.refiners)}"
-    if isinstance(model, Stack):
-        name = "refined (a stack has no refiners)"
-    elif not model.refiners:
-        name = "refined (no refiner was trained: mvkit.fit_refiner)"
-    return pn.widgets.Checkbox(
-        name=name, value=False, disabled=not model.refiners, sizing_mode="stretch_width"
-    )
-
-
-def conditional_samplers(model: MultimodalModel) -> list[str]:
-    """Names of the fitted samplers that draw latents given what a row has."""
-    return [name for name, part in model.samplers.items() if isinstance(part, ConditionalSampler)]
