@@ -59,6 +59,7 @@ html_last_updated_fmt = None
 html_theme_options = {
     "show_navbar_depth": 1,
     "max_navbar_depth": 3,
+    "collapse_navbar": True,
     "use_download_button": False,
     "use_fullscreen_button": False,
     "show_toc_level": 2,

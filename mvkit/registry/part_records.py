@@ -40,7 +40,7 @@ def part_records(kind: str | None = None) -> list[dict[str, Any]]:
         raise UnknownComponent(f"unknown kind {kind!r}; {suggest(kind, KINDS)}")
     known = plugins.registry()
     known.scan()
-    records = []
+    records: list[dict[str, Any]] = []
     for each in KINDS if kind is None else [kind]:
         entries = sorted(known.of_kind(each), key=lambda entry: (entry.public, entry.version))
         records.extend(_record(entry) for entry in entries)
