@@ -49,9 +49,11 @@ def fit_sampler(
     `mvkit.evaluate` likewise.
 
     `mvkit.save` keeps it. It is fitted to one draw of the posterior per row, given all that the
-    row has; rows may have gaps. Row weights count, those of weight 0 not at all; samplers that
-    know nothing of weights are refused for such rows. The model holds one sampler of each name:
-    another fit takes its place. Private latents keep their priors, unless the sampler models them.
+    row has, or to its mean, if it says so; rows may have gaps. Row weights count, those of weight
+    0 not at all; samplers that know nothing of weights are refused for such rows. The model holds
+    one sampler of each name: another fit takes its place. Private latents keep their priors,
+    unless the sampler models them.
+
     When the weights of the model change after the fit, using the sampler warns.
 
     Args:
@@ -84,25 +86,14 @@ def fit_sampler(
         _check_private_alone(model, spec, seed)
     generator = noise.seeded(seed, model.like.device)
 
-    def draw(rows: Batch) -> dict[str, Tensor]:
-        posterior = model.posterior_given(rows, model.names, "error", inference=True)
-        values = {"z": posterior.rsample(1, generator)[0]}
-        if rows.row_weight is not None:
-            values["weight"] = rows.row_weight
-        return values
-
-    values = model.in_blocks(draw, data)
-    z, weight = values["z"], _proportions(values.get("weight"))
-    if not torch.isfinite(z).all():
-        raise DataError(
-            "fit_sampler: the model's latents are not finite; expected numbers; train it again"
-        )
     with noise.global_seed(seed):  # of samplers with networks
         fitted: Any = built(model, spec).to(model.like)
+        means = isinstance(fitted, ConditionalSampler) and fitted.fits_means
+        z, weight = _latents(model, data, means, generator)
         _check_covariates(model, fitted, _name_of(spec))
         _check_weighs(fitted, weight, _name_of(spec))
         if isinstance(fitted, ConditionalSampler):
-            rows = _fitting_rows(model, data, z, generator)
+            rows = _fitting_rows(model, data, z, means, generator)
             fitted.fit(_counted(rows, weight), seed)
         elif weight is None:
             fitted.fit(z, seed)
@@ -114,6 +105,37 @@ def fit_sampler(
     if fitted_to is not None:
         model.fitted_to[_name_of(spec)] = fitted_to
     return cast(Sampler | ConditionalSampler, fitted)
+
+
+def _latents(
+    model: MultimodalModel, data: Rows, means: bool, generator: Generator
+) -> tuple[Tensor, Tensor | None]:
+    """Latents of rows (b, d), given all that each has, and the rows' weights (b,), if they differ.
+
+    Args:
+        model: the model.
+        data: the rows.
+        means: means of posteriors rather than draws.
+        generator: of the draws.
+
+    Raises:
+        DataError: latents that are not finite; every weight is 0.
+    """
+
+    def tensors(rows: Batch) -> dict[str, Tensor]:
+        posterior = model.posterior_given(rows, model.names, "error", inference=True)
+        values = {"z": posterior.mean if means else posterior.rsample(1, generator)[0]}
+        if rows.row_weight is not None:
+            values["weight"] = rows.row_weight
+        return values
+
+    values = model.in_blocks(tensors, data)
+    z, weight = values["z"], _proportions(values.get("weight"))
+    if not torch.isfinite(z).all():
+        raise DataError(
+            "fit_sampler: the model's latents are not finite; expected numbers; train it again"
+        )
+    return z, weight
 
 
 def _check_private_alone(model: MultimodalModel, spec: SamplerSpec, seed: int) -> None:
@@ -175,9 +197,11 @@ def _counted(rows: FittingRows, weight: Tensor | None) -> FittingRows:
 
 
 def _fitting_rows(
-    model: MultimodalModel, data: Rows, z: Tensor, generator: Generator
+    model: MultimodalModel, data: Rows, z: Tensor, means: bool, generator: Generator
 ) -> FittingRows:
-    """Latents z (b, d) of rows, with draws of their private latents and what each row has."""
+    """Latents z (b, d) of rows, with draws of their private latents, or means, and what each row
+    has.
+    """
 
     def tensors(rows: Batch) -> dict[tuple[str, ...], Tensor]:
         condition, _ = condition_of(model, rows, rows.covariates, generator)
@@ -190,6 +214,8 @@ def _fitting_rows(
                 values[kind, name, "scale"] = code.scale
         for name, w in condition.private_draws(1, generator).items():
             values["draws", name] = rearrange(w, "1 b p -> b p")
+        if means:
+            values.update({("draws", name): code.loc for name, code in condition.private.items()})
         return values
 
     values = model.in_blocks(tensors, data)

@@ -195,9 +195,10 @@ class FittingRows:
     """What a sampler is fitted to: latents of rows, and what each of the rows has.
 
     Args:
-        z: a draw of each row's posterior, given all that the row has, (b, d).
-        private: a draw of each private posterior, {name: (b, p)}; without meaning in rows that do
-            not have the modality (see `Condition.observes`).
+        z: a draw of each row's posterior, given all that the row has, (b, d); means, for samplers
+            with `fits_means`.
+        private: a draw of each private posterior, or the mean likewise, {name: (b, p)}; without
+            meaning in rows that do not have the modality (see `Condition.observes`).
         condition: what each row has.
         weight: how much each row counts, (b,), above 0, of which only the proportions matter;
             None: all alike. Of samplers with `weighs_rows` only.
@@ -239,6 +240,7 @@ class ConditionalSampler(ABC):
     refused for models whose prior depends on covariates.
     One that models the private latents of models without a shared one, whose d is 0, sets
     `models_private_alone`; others are refused for such models.
+    `fits_means` asks for means of posteriors in a fit, in place of draws.
 
     Example:
         >>> import mvkit, torch
@@ -254,6 +256,7 @@ class ConditionalSampler(ABC):
     weighs_rows: bool = False
     knows_covariates: bool = True
     models_private_alone: bool = False
+    fits_means: bool = False
 
     @abstractmethod
     def fit(self, rows: FittingRows, seed: int) -> None:

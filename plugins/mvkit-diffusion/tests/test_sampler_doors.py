@@ -9,6 +9,7 @@ import json
 import attrs
 import pytest
 import torch
+from mvkit_diffusion.samplers import LatentSampler
 from sampler_rows import EACH, PATTERNS, SIZES, SMALL, built, fitting_rows, normal
 
 import mvkit
@@ -261,3 +262,39 @@ def test_models_without_a_shared_latent_go_from_one_modality_to_the_other(name, 
 def test_samplers_of_shared_latents_are_refused_without_them():
     with pytest.raises(RequestError, match="no shared latent; only private ones"):
         mvkit.fit_sampler(private_alone(), {"a": torch.zeros(9, 2), "b": torch.zeros(9, 2)})
+
+
+@EACH
+def test_it_is_fitted_to_means_of_posteriors_or_to_draws(name, monkeypatch):
+    rows = []
+    monkeypatch.setattr(LatentSampler, "fit", lambda self, given, seed: rows.append(given))
+    made = model()
+    for latents in ("means", "draws"):
+        mvkit.fit_sampler(made, batch(), {"name": name, "latents": latents, **SMALL})
+    means, draws = rows
+    torch.testing.assert_close(means.z, made.encode(batch()))
+    experts = made.experts(made.conform(batch()))
+    for key, w in means.private.items():
+        had = means.condition.observes(key)
+        posterior = Code(*(each.detach() for each in experts.private[key]))
+        torch.testing.assert_close(w[had], posterior.loc[had])
+        off = (draws.private[key] - posterior.loc)[had] / posterior.scale[had]
+        assert 0.5 < float(off.std()) < 1.5
+    assert not torch.allclose(means.z, draws.z, atol=1e-2)
+
+
+@pytest.mark.parametrize("latents", ["means", "draws"])
+def test_the_network_sees_of_private_latents_what_it_was_fitted_to(latents):
+    live = built("latent_diffusion", latents=latents)
+    live.fit(fitting_rows(), 0)
+    seen = []
+    field_of = live.field_of
+    live.field_of = lambda y, u, condition: seen.append(y) or field_of(y, u, condition)
+    condition = fitting_rows().condition.take(torch.tensor([0]))  # has a, b and c
+    loc = torch.cat([condition.private["a"].loc, condition.private["c"].loc], 1)
+    z, private = live.sample(condition, 3, seeded(0))
+    shown = seen[0][..., 2:] * live.latents.scale[2:] + live.latents.loc[2:]
+    drawn = torch.cat([private["a"], private["c"]], -1)
+    expected = loc.expand(3, 1, 3) if latents == "means" else drawn
+    torch.testing.assert_close(shown, expected)
+    assert not torch.allclose(drawn[0], drawn[1])

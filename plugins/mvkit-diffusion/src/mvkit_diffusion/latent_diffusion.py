@@ -6,6 +6,7 @@ Axes: n draws, b rows, v numbers of all latents, s blocks of them.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -50,6 +51,9 @@ class LatentDiffusion:
         ema: how much of the moving averages of the weights, which are used, stays in a step.
         width: of the network's layers.
         layers: hidden layers.
+        latents: what it is fitted to: `means` of the rows' posteriors, which decoders make clear
+            pictures of; or `draws` of them. Means leave out what posteriors of complete rows do
+            not know: take draws where the spread of what is imputed is to be that of p(z | x).
         integration: steps back from noise, one evaluation each.
         eta: None: as above. 0 to 1: by DDIM instead, with this share of fresh noise in a step: 0:
             none; 1: as in DDPM. In 25 steps these lose 5 and 10 % of the spread of normal latents,
@@ -62,10 +66,11 @@ class LatentDiffusion:
 
     steps: int | None = optional_count()
     batch: int = count(256)
-    lr: float = field(default=1e-3, check=number(above=0.0))
+    lr: float = field(default=2e-3, check=number(above=0.0))
     ema: float = field(default=0.999, check=number(0.0, 0.99999))
     width: int = count(384)
     layers: int = count(3)
+    latents: Literal["means", "draws"] = field(default="means", check=one_of("means", "draws"))
     integration: int = count(25)
     eta: float | None = field(default=None, check=one_of(None, other=number(0.0, 1.0)))
 

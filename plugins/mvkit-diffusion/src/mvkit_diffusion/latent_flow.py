@@ -5,6 +5,8 @@ Axes: n draws, b rows, v numbers of all latents, s blocks of them.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -12,7 +14,7 @@ from torch import Tensor
 from mvkit import spec
 from mvkit.core import Generator
 from mvkit.parts.conditional_samplers import SamplerSizes
-from mvkit.registry import field, number
+from mvkit.registry import field, number, one_of
 from mvkit.registry.fields import count, optional_count
 from mvkit_diffusion.samplers import Asked, LatentSampler, Step
 
@@ -21,7 +23,7 @@ from mvkit_diffusion.samplers import Asked, LatentSampler, Step
 class LatentFlow:
     """Flow matching on z and private latents, given the codes of whatever a row has.
 
-    Latents x_t = (1 - t) ε + t z go straight from noise to draws of the rows' posteriors (the
+    Latents x_t = (1 - t) ε + t z go straight from noise to those of the rows' posteriors (the
     optimal-transport path, with a spread of 0 at its end). A network learns their velocity z - ε
     given x_t, t and the codes: means and scales of the posteriors that each modality of a subset
     leads to alone, and which are there. Subsets are random parts of what each row has, every size
@@ -40,6 +42,9 @@ class LatentFlow:
         ema: how much of the moving averages of the weights, which are used, stays in a step.
         width: of the network's layers.
         layers: hidden layers.
+        latents: what it is fitted to: `means` of the rows' posteriors, which decoders make clear
+            pictures of; or `draws` of them. Means leave out what posteriors of complete rows do
+            not know: take draws where the spread of what is imputed is to be that of p(z | x).
         integration: steps of Heun's method, two evaluations each.
 
     Reference: Lipman, Chen, Ben-Hamu, Nickel and Le, Flow Matching for Generative Modeling, ICLR
@@ -52,6 +57,7 @@ class LatentFlow:
     ema: float = field(default=0.999, check=number(0.0, 0.99999))
     width: int = count(384)
     layers: int = count(3)
+    latents: Literal["means", "draws"] = field(default="means", check=one_of("means", "draws"))
     integration: int = count(12)
 
     def build(self, width: int, sizes: SamplerSizes) -> LatentFlowSampler:

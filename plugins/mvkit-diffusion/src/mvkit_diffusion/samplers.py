@@ -65,6 +65,11 @@ class Options(Protocol):
         """How many there are."""
         ...
 
+    @property
+    def latents(self) -> str:
+        """What they are fitted to: `means` of posteriors, or `draws`."""
+        ...
+
 
 @attrs.frozen(eq=False)
 class Asked:
@@ -101,8 +106,9 @@ class Step:
 class LatentSampler(nn.Module, ConditionalSampler):
     """Draws z and private latents together, by a network that is trained on random subsets.
 
-    Private latents of modalities that a row has are draws of their own posteriors. Those that
-    fitting rows lack are left out of the loss, and of what the network sees.
+    Private latents of modalities that a row has are draws of their own posteriors; the network
+    sees what it was fitted to, these draws or their means. Those that fitting rows lack are left
+    out of the loss, and of what the network sees.
 
     Args:
         name: the sampler's.
@@ -118,6 +124,7 @@ class LatentSampler(nn.Module, ConditionalSampler):
         super().__init__()
         self.name = name
         self.spec: Options = spec
+        self.fits_means = spec.latents == "means"
         self.sizes = sizes
         self.latents = Latents(sizes)
         self.features = Features(sizes)
@@ -210,19 +217,20 @@ class LatentSampler(nn.Module, ConditionalSampler):
         like = self.latents.loc
         drawn = condition.private_draws(n, generator)
         known = self.latents.private(drawn, (n, len(condition)))
+        seen = self.latents.private(self.means_of(condition), (1, len(condition)))
+        seen = seen.expand_as(known) if self.fits_means else known
         shape = (n, len(condition), self.latents.number)
         eps = noise.draw("prior", shape, like, generator=generator, sampler=torch.randn)
         with torch.no_grad():
             asked = self.asked(condition.observed, self.features(condition))
-            latents = self.generated(asked, known, eps, generator)
+            latents = self.generated(asked, seen, eps, generator)
         wanted = self.latents.of_blocks(asked.wanted)
         return self._parts(torch.where(wanted, latents, known))
 
     def mean(self, condition: Condition, generator: Generator) -> LatentDraws:
         """Means, which are what the network makes of noise alone: F is E[z | condition] there."""
         self._check(condition)
-        drawn = {name: rearrange(w.loc, "b p -> 1 b p") for name, w in condition.private.items()}
-        known = self.latents.private(drawn, (1, len(condition)))
+        known = self.latents.private(self.means_of(condition), (1, len(condition)))
         with torch.no_grad():
             asked = self.asked(condition.observed, self.features(condition))
             given = self.latents.of_blocks(asked.given)
@@ -231,6 +239,13 @@ class LatentSampler(nn.Module, ConditionalSampler):
         wanted = self.latents.of_blocks(asked.wanted)
         means = torch.where(wanted, means, known)
         return self._parts(rearrange(means, "1 b v -> b v"))
+
+    def means_of(self, condition: Condition) -> dict[str, Tensor]:
+        """Means of the private posteriors, {name: (1, b, p)}."""
+        means = {}
+        for name, code in condition.private.items():
+            means[name] = rearrange(code.loc, "b p -> 1 b p")
+        return means
 
     def field_of(self, y: Tensor, u: Tensor, condition: Tensor) -> Tensor:
         """F (n, b, v), a block of rows at a time.
