@@ -60,16 +60,14 @@ def conditional(given, x):
     return x[:, known] @ gain.T, covariance - gain @ covariance[known]
 
 
-@pytest.mark.parametrize("given", SUBSETS, ids=lambda s: "+".join(s) or "nothing")
+@pytest.mark.parametrize("given", SUBSETS[:-1], ids=lambda s: "+".join(s) or "nothing")
 def test_views_are_drawn_as_linear_regression_of_any_subset_says(mld, given):
     """Root mean squares of errors of means and standard deviations are below a fifth of the
-    numbers' own deviation, which is 0.94 to 1.
+    numbers' own deviation, which is 0.98 to 1.
     """
     rows = views(40, gaps=False, seed=1)
     mean, covariance = conditional(given, torch.cat(list(rows.data.values()), 1))
     wanted = [name for name in NAMES if name not in given]
-    if not wanted:
-        return
     options = {"sampler": "latent_diffusion", "generator": seeded(2), "n": 400, "empty": "prior"}
     draws = mld.translate(rows, wanted, given, **options)
     for name in wanted:
