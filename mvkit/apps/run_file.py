@@ -13,6 +13,7 @@
     age = {}
     [train]                     # what `fit` takes
     epochs = 20
+    samplers = ["gmm"]          # fitted afterwards, to the training rows
 
 `mvkit train` writes the same file with every default beside the checkpoints.
 """
@@ -32,6 +33,7 @@ import attrs
 
 from mvkit import recipes
 from mvkit.apps.init_file import find_files
+from mvkit.apps.run_samplers import fit_samplers, take_samplers
 from mvkit.core.covariates import Covariate
 from mvkit.core.devices import device_of
 from mvkit.core.modality import Modality
@@ -123,7 +125,7 @@ def _check_table(table: str, options: object, path: Path) -> None:
 def _options_by_table() -> dict[str, set[str]]:
     """Names of options by the tables that they are known in."""
     return {
-        "train": set(inspect.signature(fit).parameters),
+        "train": {"samplers", *inspect.signature(fit).parameters},
         "model": {"recipe", *inspect.signature(Model).parameters},
         "data": {"name", "rows", "missing"},
     }
@@ -165,11 +167,14 @@ def _apply(config: Table, change: str) -> None:
 
 @attrs.frozen(eq=False)
 class Plan:
-    """What a run file asks for: data, a fresh model, options of `fit`, and every default."""
+    """What a run file asks for: data, a fresh model, options of `fit`, samplers, and every
+    default.
+    """
 
     data: Splits
     model: MultimodalModel
     options: Table
+    samplers: list[Any]
     config: Config
 
     @classmethod
@@ -185,7 +190,9 @@ class Plan:
             source = as_part("dataset", config["data"])
             data = load_dataset(**config["data"])
         model, seed = _model(dict(config["model"]), data)
-        options = _train_options(config["train"])
+        train = dict(config["train"])
+        samplers = take_samplers(train)
+        options = _train_options(train)
         epochs = options["epochs"]
         if type(epochs) is not int or epochs < 1:
             raise SpecError(f"got {epochs!r}; expected an integer of at least 1", "train.epochs")
@@ -196,7 +203,9 @@ class Plan:
             "model": {**model.header(), "seed": seed},
             "train": {**options, "stages": [to_dict(stage) for stage in stages]},
         }
-        return cls(data, model, options, _without_none(full))
+        if samplers:
+            full["train"]["samplers"] = [to_dict(sampler) for sampler in samplers]
+        return cls(data, model, options, samplers, _without_none(full))
 
     def run(self, folder: Path, resume: str) -> History:
         """Trains, and keeps the run in a folder with the whole run file."""
@@ -211,7 +220,9 @@ class Plan:
         again = f"mvkit resume {shlex.quote(str(folder))}"
         token = resumed_by.set(again)
         try:
-            return fit(self.model, self.data.train, validation=self.data.valid, **options)
+            history = fit(self.model, self.data.train, validation=self.data.valid, **options)
+            fit_samplers(self.model, self.data.train, self.samplers, options["seed"] or 0, folder)
+            return history
         except KeyboardInterrupt as error:
             if not str(error):  # nothing was saved since the last checkpoint
                 raise
