@@ -36,7 +36,7 @@ class LatentFlow:
     condition; row weights count as in training.
 
     Args:
-        steps: steps of Adam; None: as many as there are rows, from 2,000 to 8,000.
+        steps: steps of Adam; None: as many as there are rows, from 2,000 to 10,000.
         batch: rows of a step.
         lr: the highest learning rate; it rises first, and falls to 0.
         ema: how much of the moving averages of the weights, which are used, stays in a step.
@@ -53,7 +53,7 @@ class LatentFlow:
 
     steps: int | None = optional_count()
     batch: int = count(256)
-    lr: float = field(default=2e-3, check=number(above=0.0))
+    lr: float = field(default=3e-3, check=number(above=0.0))
     ema: float = field(default=0.999, check=number(0.0, 0.99999))
     width: int = count(384)
     layers: int = count(3)

@@ -29,7 +29,7 @@ from mvkit_diffusion.vector_fields import VectorField, train
 
 MEMORY = 2**25  # bytes of what the network holds of a block of rows
 FEWEST_STEPS = 2_000
-MOST_STEPS = 8_000
+MOST_STEPS = 10_000
 
 
 class Options(Protocol):
