@@ -257,7 +257,9 @@ def _modalities(run: Run) -> Verdict:
         first = max(shares, key=lambda name: shares[name])
         even = shares[first] < 1.5 / len(shares)
         answer = "All weigh alike" if even else f"Mostly {first}"
-        sentences.append(f"Precision of the posterior comes from: {_listed(shares)}.")
+        sentences.append(
+            f"Share of the posterior's precision, in rows that have it: {_listed(shares)}."
+        )
     for name in model.names:
         alone = {}
         for given, by_name in run.explained.items():
