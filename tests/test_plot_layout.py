@@ -1,10 +1,13 @@
 """Pictures that can be read: nothing cut, colours told apart, names and scales of features."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from test_docs import TUTORIALS, small
 from test_plots import report
 
 import mvkit
@@ -184,7 +187,7 @@ def test_a_number_is_a_scale_and_its_gaps_are_grey(model, rows):
 def test_bits_and_classes_are_classes(model, rows):
     for colour in ("smokes", f"{LONG[3]}.smokes"):
         legend = plots.latent_map(model, rows, colour=colour).get_legend()
-        assert [text.get_text() for text in legend.get_texts()] == ["0.0", "1.0"]
+        assert [text.get_text() for text in legend.get_texts()] == ["0", "1"]
     shown = plots.latent_map(model, rows, colour="site")
     assert len(shown.collections) == 3
 
@@ -258,3 +261,33 @@ def test_coverage_shows_what_intervals_hold():
     np.testing.assert_allclose(ax.lines[1].get_xydata(), [[0.5, 0.4], [0.8, 0.7], [0.95, 0.9]])
     with pytest.raises(RequestError, match="evaluate with metrics=\\['calibration'\\]"):
         plots.coverage(Report(()))
+
+
+CHECK = """
+for number in plt.get_fignums():
+    figure = plt.figure(number)
+    figure.draw_without_rendering()
+    box = figure.get_tightbbox()
+    width, height = figure.get_size_inches()
+    assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -0.02, (number, box)
+    texts = [text.get_text() for text in figure.findobj(plt.Text) if text.get_visible()]
+    assert any(texts), number
+assert plt.get_fignums()
+"""
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_tutorials_lay_their_figures_out(path):
+    source = path.read_text()
+    calls = source.count("plt.subplots(")
+    assert source.count("layout=") + source.count("tight_layout()") >= calls
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["01_quickstart", "03_two_stages", "04_hierarchy", "05_clusters"])
+def test_figures_of_tutorials_are_not_cut(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    (path,) = (path for path in TUTORIALS if path.stem == name)
+    program = "import torch; torch.set_num_threads(1)\n" + small(path.read_text()) + CHECK
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=600)

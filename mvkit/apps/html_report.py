@@ -17,7 +17,7 @@ import attrs
 
 import mvkit
 from mvkit.apps.pages import Picture, page_template
-from mvkit.apps.report_figures import fullest_row, pictures
+from mvkit.apps.report_figures import fullest_row, observing, pictures
 from mvkit.apps.report_tables import PageTable, tables
 from mvkit.apps.report_verdicts import Run, Verdict, verdicts
 from mvkit.core.safe_file import write_whole
@@ -117,10 +117,9 @@ def look(
         seed: of draws.
         options: of `translate`, for errors of imputed features.
     """
-    rows = model.conform(test)
-    seen = rows.observed.any(1).nonzero()[:, 0]
-    step = max(1, -(-len(seen) // LOOKED_AT))
-    rows = rows.take(seen[::step])
+    rows = observing(model.conform(test))
+    step = max(1, -(-len(rows) // LOOKED_AT))
+    rows = rows.take(slice(None, None, step))
     try:
         shares = explained(model, rows) if len(rows) else {}
     except MvkitError:

@@ -22,6 +22,7 @@ from mvkit.evaluation.by_feature import is_flat
 from mvkit.evaluation.report import Report
 from mvkit.models.asked_rows import stated_covariates
 from mvkit.models.multimodal import MultimodalModel
+from mvkit.training.verdict import ALIVE, deviations_of, latents_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +32,7 @@ WIDTH = 3.75  # inches: 360 pixels of a page
 HEIGHT = 2.9
 CLUSTERS = 12  # shown; more would be too small to see
 PICTURED = 3  # modalities of which latents are moved
+MOVED = 8  # latents, those that vary most
 LABELS = 1.1  # inches beside a grid
 
 History = Sequence[dict[str, float]]
@@ -110,6 +112,11 @@ def fullest_row(rows: Batch) -> int:
     return int((modalities * (1 + values.max()) + values).argmax())
 
 
+def observing(rows: Batch) -> Batch:
+    """The conformed rows that observe something."""
+    return rows.take(rows.observed.any(1).nonzero()[:, 0])
+
+
 def _generated(
     drawing: Drawing, model: MultimodalModel, test: Any, visual: Sequence[str], row: int, seed: int
 ) -> None:
@@ -148,10 +155,13 @@ def _moved(
 ) -> None:
     """Pictures at moved latents, and of each cluster; with the covariates of the first row."""
     options: dict[str, Any] = {"covariates": stated_covariates(rows.take([0]))}
+    deviations = deviations_of(latents_of(model, observing(rows)))
+    order = deviations.argsort(descending=True).tolist()
+    alive = [dim for dim in order if deviations[dim] >= ALIVE] or order
+    dims = alive[:MOVED]
     for name in visual[:PICTURED]:
-        draw = partial(plots.traversal, model, name, **options)
-        dims = min(8, model.latent_dim)
-        drawing.add_grid(f"Latent dimensions moved, {name}", draw, dims, 0.6)
+        draw = partial(plots.traversal, model, name, dims=dims, **options)
+        drawing.add_grid(f"Latent dimensions moved, {name}", draw, len(dims), 0.6)
     if not model.n_clusters:
         return
     clusters = range(min(CLUSTERS, model.n_clusters))

@@ -95,7 +95,7 @@ def percent(share: float) -> str:
     """A share as a text; a dash where it is not known."""
     if not math.isfinite(share):
         return "–"
-    return f"{round(100 * share)} %".replace("-", "−")
+    return f"{round(100 * share)}\N{NO-BREAK SPACE}%".replace("-", "−")
 
 
 def signed(value: float, strong: float = STRONG) -> Cell:

@@ -29,6 +29,7 @@ OFF = 0.05  # of the share that intervals should hold
 KNOWN = 0.1  # explained variance below which a modality is hardly known
 STAYS = 0.8  # share of the rows that stay in their cluster, from which on clusters hold
 ELSEWHERE = ("reconstructions explain", " latents vary", "rows fall into")  # said more fully
+SURE = 0.6  # how surely rows belong to their clusters, below which these overlap
 NAMED = 12  # latents that are named one by one
 
 
@@ -215,8 +216,10 @@ def _clusters(run: Run) -> Verdict:
     answer = f"{used} of {model.n_clusters} have rows"
     if used == 1:
         return Verdict(question, "No: all rows are in one", "poor", tuple(sentences))
-    sure = model.clusters(rows, soft=True).max(1).values.mean()
-    sentences.insert(0, f"A row belongs to its cluster by {percent(float(sure))} on average.")
+    sure = float(model.clusters(rows, soft=True).max(1).values.mean())
+    sentences.insert(0, f"A row belongs to its cluster by {percent(sure)} on average.")
+    if sure < SURE:
+        return Verdict(question, f"{answer}, but they overlap", "fair", tuple(sentences))
     stays = staying(model, rows, clusters)
     if not stays:
         return Verdict(question, answer, "none", tuple(sentences))
@@ -257,7 +260,9 @@ def _modalities(run: Run) -> Verdict:
         first = max(shares, key=lambda name: shares[name])
         even = shares[first] < 1.5 / len(shares)
         answer = "All weigh alike" if even else f"Mostly {first}"
-        sentences.append(f"Precision of the posterior comes from: {_listed(shares)}.")
+        sentences.append(
+            f"Share of the posterior's precision, in rows that have it: {_listed(shares)}."
+        )
     for name in model.names:
         alone = {}
         for given, by_name in run.explained.items():

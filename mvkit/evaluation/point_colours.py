@@ -58,9 +58,14 @@ def draw_points(
         for i, kind in enumerate(sorted(set(known.tolist()), key=_order)):
             x, y = points[~missing][known == kind].T
             options: dict[str, Any] = {"color": colour_of(i), "marker": marker_of(i)}
-            handles[str(kind)] = ax.scatter(x, y, SIZE, linewidths=0, **options)
+            handles[_text(kind)] = ax.scatter(x, y, SIZE, linewidths=0, **options)
     if handles:
         _explain(ax, handles, title, beside=not on_scale)
+
+
+def _text(label: object) -> str:
+    """A class as it is written; whole numbers are so in columns with gaps too."""
+    return f"{label:.0f}" if isinstance(label, float) and label.is_integer() else str(label)
 
 
 def is_continuous(labels: Labels) -> bool:
