@@ -327,6 +327,19 @@ def test_columns_of_tables_are_shown_as_they_are_called(mixed):
     assert cells["site"]["real"] == own["site"]
 
 
+def test_intervals_that_end_at_the_real_value_hold_it(mixed):
+    explorer = explorer_of(mixed)
+    _, _, layout, table = mixed
+    place = layout.groups["numbers"].index("visits")
+    ends = 0
+    for row in table.index[table["visits"].notna()][:20]:
+        cells = explorer.answer({"row": row, "given": []})["modalities"]["numbers"]
+        real, low, high = (cells[key][place] for key in ("real", "low", "high"))
+        assert cells["inside"][place] == (low <= real <= high)
+        ends += real in (low, high)
+    assert ends > 0
+
+
 def test_classes_have_probabilities_and_sets(mixed):
     model, rows, _, table = mixed
     answer = explorer_of(mixed).answer({"row": "p5", "given": ["numbers"], "dim": 0, "shift": 3})
