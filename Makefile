@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-plugins test-oldest chaos fuzz lint format benchmark mutants clean
+.PHONY: demo docs test test-plugins test-oldest chaos fuzz lint format benchmark mutants clean
 
 .venv/ready: pyproject.toml constraints.txt plugins/mvkit-datasets/pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "mvkit needs Python 3.11 or newer; set PYTHON="'
@@ -15,6 +15,14 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 tests mvkit plugins/mvkit-datasets
+
+.venv/docs: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	touch $@
+
+# the documentation, in docs/_build/html: no network, and a warning is an error
+docs: .venv/docs
+	$(BIN)/python -m sphinx -W --keep-going -j 2 -b html docs docs/_build/html
 
 chaos: .venv/ready
 	MVKIT_CHAOS=200 $(BIN)/python -m pytest tests/test_chaos.py -k killed

@@ -160,7 +160,8 @@ def run(
     return row
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
+    """The options of runs, with their defaults."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -173,7 +174,11 @@ def main() -> None:
         "--set", type=json.loads, default={}, help="options of the recipe, as JSON"
     )
     parser.add_argument("--save", type=Path, help="folder for the trained models")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     data = digits.splits(options.data, options.folder, seed=1, rows=options.rows)
     judged = options.data in ("polydigits", "flat", "crops") and not options.no_judges
     judge = judges(data) if judged else None

@@ -204,7 +204,8 @@ def write(path: Path, line: Line) -> None:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
+    """The options of a run, with their defaults."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -223,19 +224,28 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=LINES)
     parser.add_argument("--table", action="store_true", help="only print what is there")
-    options = parser.parse_args()
+    return parser
+
+
+def prepared(options: argparse.Namespace) -> tuple[Splits, dict[str, Judge]]:
+    """The rows that are taken, and a judge of each modality."""
+    data = PolyMNIST(path=str(options.path), rows=max(options.rows, options.test)).load()
+    test = attrs.evolve(data.test, batch=data.test.batch.take(slice(0, options.test)))
+    train = attrs.evolve(data.train, batch=data.train.batch.take(slice(0, options.rows)))
+    judges = {}
+    for name, x in train.batch.data.items():
+        judges[name] = fitted_judge(x, train.labels, options.passes, options.device)
+    return attrs.evolve(data, train=train, test=test), judges
+
+
+def main() -> None:
+    options = parser().parse_args()
     if options.table:
         print(table(options.out))
         return
     start = time.perf_counter()
-    data = PolyMNIST(path=str(options.path), rows=max(options.rows, options.test)).load()
-    test = attrs.evolve(data.test, batch=data.test.batch.take(slice(0, options.test)))
-    train = attrs.evolve(data.train, batch=data.train.batch.take(slice(0, options.rows)))
-    data = attrs.evolve(data, train=train, test=test)
-    judges = {}
-    for name, x in train.batch.data.items():
-        judges[name] = fitted_judge(x, train.labels, options.passes, options.device)
-    about = {"recipe": "real rows", "seed": 0, "rows": len(train), "device": options.device}
+    data, judges = prepared(options)
+    about = {"recipe": "real rows", "seed": 0, "rows": len(data.train), "device": options.device}
     write(options.out, about | real_rows(data, judges, options.device))
     left = 60 * options.minutes - (time.perf_counter() - start)
     for recipe in options.recipes:

@@ -13,7 +13,13 @@ from collections.abc import Iterable, Iterator
 
 
 class MvkitError(Exception):
-    """Base of all errors of mvkit."""
+    """Base of all errors of mvkit.
+
+    Example:
+        >>> import mvkit
+        >>> issubclass(mvkit.DataError, mvkit.MvkitError)
+        True
+    """
 
 
 class SpecError(MvkitError, ValueError):
@@ -22,6 +28,14 @@ class SpecError(MvkitError, ValueError):
     Args:
         reason: what is wrong, what was expected, what to do.
         path: where it is, as dotted field names (`prior.components`).
+
+    Example:
+        >>> import mvkit
+        >>> try:
+        ...     mvkit.Model({"a": (2,)}, prior={"name": "mog", "components": 0})
+        ... except mvkit.SpecError as error:
+        ...     print(error.path)
+        model.prior.components
     """
 
     def __init__(self, reason: str, path: str = "") -> None:
@@ -47,19 +61,53 @@ def within(path: str) -> Iterator[None]:
 
 
 class UnknownComponent(SpecError, LookupError):
-    """A name that no registered part has."""
+    """A name that no registered part has.
+
+    Example:
+        >>> import mvkit
+        >>> try:
+        ...     mvkit.Model({"a": (2,)}, aggregator="mopo")
+        ... except mvkit.UnknownComponent as error:
+        ...     print(error)
+        model.aggregator: unknown aggregator 'mopo'; did you mean 'mopoe'?
+    """
 
 
 class AmbiguousComponent(SpecError, LookupError):
-    """A bare name that several packages offer."""
+    """A bare name that several packages offer.
+
+    Example:
+        >>> import mvkit
+        >>> issubclass(mvkit.AmbiguousComponent, mvkit.SpecError)
+        True
+    """
 
 
 class ShapeError(MvkitError, ValueError):
-    """A tensor whose shape or dtype does not fit."""
+    """A tensor whose shape or dtype does not fit.
+
+    Example:
+        >>> import mvkit, torch
+        >>> try:
+        ...     mvkit.Model({"a": (2,)}, seed=0).encode({"a": torch.rand(3, 5)})
+        ... except mvkit.ShapeError as error:
+        ...     print(error)
+        batch.data['a']: rows of shape (5,); expected (2,); reshape them
+    """
 
 
 class DataError(MvkitError, ValueError):
-    """Values, masks or rows that cannot be what they claim to be."""
+    """Values, masks or rows that cannot be what they claim to be.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (2,)}, seed=0)
+        >>> try:
+        ...     model.encode({"a": torch.full((3, 2), torch.inf)})
+        ... except mvkit.DataError as error:
+        ...     print(error)
+        batch.data['a']: row 0, element (0,): inf cannot be taken; expected finite numbers
+    """
 
 
 class NothingObserved(DataError):
@@ -86,15 +134,42 @@ class NothingObserved(DataError):
 
 
 class NonFiniteError(DataError):
-    """A loss or a gradient in training that is not finite."""
+    """A loss or a gradient in training that is not finite.
+
+    Example:
+        >>> import mvkit
+        >>> issubclass(mvkit.NonFiniteError, mvkit.DataError)
+        True
+    """
 
 
 class RequestError(MvkitError, ValueError):
-    """A question that this model cannot answer."""
+    """A question that this model cannot answer.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (2,)}, seed=0)
+        >>> try:
+        ...     model.encode({"a": torch.rand(3, 2)}, given=["c"])
+        ... except mvkit.RequestError as error:
+        ...     print(error)
+        given: unknown modality 'c'; known: 'a'
+    """
 
 
 class CheckpointError(MvkitError, ValueError):
-    """A file that cannot be loaded, or a model that cannot be saved."""
+    """A file that cannot be loaded, or a model that cannot be saved.
+
+    Example:
+        >>> import pathlib, tempfile, mvkit
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.safetensors"
+        >>> size = path.write_bytes(b"junk")
+        >>> try:
+        ...     mvkit.load(path)
+        ... except mvkit.CheckpointError as error:
+        ...     print(str(error).replace(str(path), "model"))
+        model: truncated, or no checkpoint; 4 bytes; take another copy
+    """
 
 
 class PluginError(MvkitError, RuntimeError):

@@ -15,6 +15,7 @@ import mvkit
 from mvkit import DataError, Model, recipes
 from mvkit.apps import cli, html_report
 from mvkit.apps.explorer_answers import Explorer
+from mvkit.apps.pages import Picture
 from mvkit.apps.run_file import read
 
 TEXT = """
@@ -355,7 +356,7 @@ def test_names_of_modalities_that_are_no_formulas(tmp_path):
     figures = html_report.pictures(
         vae, Splits(data.modalities, data, data, data), [{"loss": 1.0}], Report(()), 0
     )
-    drawn = [title for title, figure in figures.items() if isinstance(figure, bytes)]
+    drawn = [title for title, figure in figures.items() if isinstance(figure, Picture)]
     assert len(drawn) >= 8
 
 

@@ -23,9 +23,11 @@ def snippets(path):
     return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
 
 
-def test_readme_snippets_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["README.md", "docs/gaps.md", "docs/runs.md"])
+def test_snippets_of_pages_run(page, tmp_path, monkeypatch):
+    """Those of cells are run by the tests of mvkit-omics."""
     monkeypatch.chdir(tmp_path)
-    found = snippets(ROOT / "README.md")
+    found = [s for s in snippets(ROOT / page) if "from mvkit_omics" not in s]
     assert found
     space = {}
     for snippet in found:

@@ -12,6 +12,7 @@ import mvkit
 from mvkit import Batch, DataError, Modality, MultimodalDataset, spec
 from mvkit.apps import cli
 from mvkit.apps.html_report import read_history, render, write_page
+from mvkit.apps.pages import Picture
 from mvkit.data.datasets.catalogue import Splits
 from mvkit.evaluation.metric import Score
 from mvkit.evaluation.report import Report
@@ -19,7 +20,7 @@ from mvkit.registry.component import Component
 from mvkit.registry.plugins import declare
 
 pytest.importorskip("matplotlib")
-FIGURES = 10
+FIGURES = 12
 METRICS = ["coherence", "clusters", "reconstruction"]
 
 
@@ -126,14 +127,14 @@ def test_what_cannot_be_drawn_is_said(run, tmp_path):
     (run / "history.jsonl").unlink()
     write_page(run, tmp_path / "report.html", metrics=["clusters"])
     text = (tmp_path / "report.html").read_text()
-    assert text.count("<img") == FIGURES - 2
+    assert text.count("<img") == FIGURES - 3
     assert "Loss and bound by epoch: not drawn: losses: the history is empty" in text
     assert "Coherence by number of modalities given: not drawn: coherence: report" in text
 
 
 def test_names_are_escaped_and_details_are_folded():
     scores = (Score("probe", "<b>", 0.5, 0.1, 3), Score("probe", "more & more", 1.0, detail=True))
-    text = render("<i>", Report(scores, ("<u>",)), {"<s>": b"", "<q>": "<why>"})
+    text = render("<i>", Report(scores, ("<u>",)), {"<s>": Picture(b"", b""), "<q>": "<why>"})
     assert not re.search("<(b|i|u|s|q|why)>", text)
     assert "<summary>more</summary>" in text
     assert "more &amp; more" in text

@@ -85,7 +85,7 @@ PUBLIC = {
     "mvkit.registry": "Component KINDS available declare factors field flag hookimpl integer "
     "is_spec names number numbers one_of part parts spec to_dict",
     "mvkit.core": "Batch Context Decoding Draws Experts Family Likelihood Loss Metrics Mixture "
-    "Modality Posterior Sizes Terms bounds equal_weights finish noise row_metrics",
+    "Modality Posterior RowContext Sizes Terms bounds equal_weights finish noise row_metrics",
     "mvkit.apps.cli": "main",
     "mvkit.parts": "ConditionalSampler Defaults LatentModel Splits check_product product_of_observed raw_experts",
 }

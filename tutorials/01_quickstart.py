@@ -46,7 +46,7 @@ print(model)
 
 # %%
 history = mvkit.fit(model, data.train, validation=data.valid, epochs=20, seed=0)
-figure, axis = plt.subplots(figsize=(5, 3))
+figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
 axis.plot(history["bound"], label="training")
 axis.plot(history["valid/bound"], label="validation")
 axis.set(xlabel="epoch", ylabel="bound, nats")
@@ -63,7 +63,7 @@ rows = data.test.batch.take(slice(0, 6))
 imputed = model.translate(
     rows, given=["m0", "m1"], n=3, generator=torch.Generator().manual_seed(0)
 )
-figure, axes = plt.subplots(6, 8, figsize=(8, 6))
+figure, axes = plt.subplots(6, 8, figsize=(8, 6), layout="constrained")
 for row in range(6):
     pictures = [
         rows.data["m0"][row],

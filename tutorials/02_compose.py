@@ -78,7 +78,7 @@ except mvkit.SpecError as error:
 
 # %%
 rows = data.test.batch.take(slice(0, 6))
-figure, axes = plt.subplots(6, 1 + 4 * len(models), figsize=(9, 6))
+figure, axes = plt.subplots(6, 1 + 4 * len(models), figsize=(9, 6), layout="constrained")
 for axis in axes.flat:
     axis.axis("off")
 for i, (name, model) in enumerate(models.items()):

@@ -36,7 +36,7 @@ histories = {
     "TELBO": mvkit.fit(telbo, data.train, validation=data.valid, epochs=20, seed=0),
     "JMVAE": mvkit.fit(jmvae, data.train, validation=data.valid, epochs=20, seed=0),
 }
-figure, axes = plt.subplots(1, 2, figsize=(8, 3))
+figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
 for axis, (name, history) in zip(axes, histories.items(), strict=True):
     axis.plot(history["valid/bound"])
     axis.set(title=name, xlabel="epoch", ylabel="validation bound, nats")
@@ -65,7 +65,7 @@ mvkit.fit(telbo, data.train, validation=data.valid, stages=[stage], seed=0)
 
 # %%
 rows = data.test.batch.take(slice(0, 8))
-figure, axes = plt.subplots(3, 8, figsize=(8, 3.2))
+figure, axes = plt.subplots(3, 8, figsize=(8, 3.2), layout="constrained")
 shown = [rows.data["m1"]] + [
     m.translate(rows, ["m3"], ["m1"], latent="mean")["m3"][0] for m in (telbo, jmvae)
 ]

@@ -39,7 +39,7 @@ history = mvkit.fit(
     stages=[mvkit.Stage(None, epochs=20, ramps=ramp)],
     seed=0,
 )
-figure, axis = plt.subplots(figsize=(5, 3))
+figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
 for level in (0, 1):
     axis.plot(history[f"valid/levels.{level}/loss"], label=f"level {level}")
 axis.set(xlabel="epoch", ylabel="validation loss, nats")
@@ -53,7 +53,7 @@ figure.savefig("levels.png")
 # %%
 rows = data.test.batch.take(slice(0, 6))
 made = model.translate(rows, given=["m1"], latent="mean")
-figure, axes = plt.subplots(6, 6, figsize=(6, 6))
+figure, axes = plt.subplots(6, 6, figsize=(6, 6), layout="constrained")
 for row in range(6):
     for axis, picture in zip(
         axes[row], [rows.data["m1"][row], *(made[m][0, row] for m in model.names)], strict=True

@@ -20,7 +20,7 @@
 from matplotlib import pyplot as plt
 
 import mvkit
-from mvkit import recipes
+from mvkit import plots, recipes
 
 data = mvkit.load_dataset("polydigits")
 model = recipes.cmvae(
@@ -37,7 +37,7 @@ mvkit.fit(model, data.train, validation=data.valid, epochs=20, seed=0)
 
 # %%
 pruned, score = mvkit.prune_clusters(model, data.train)
-figure, axis = plt.subplots(figsize=(5, 3))
+figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
 axis.plot(list(score), list(score.values()), marker="o")
 axis.set(xlabel="active clusters", ylabel="nats per row")
 figure.savefig("scores.png")
@@ -57,10 +57,5 @@ for cluster in found.unique().tolist():
     print(f"cluster {cluster}: {len(labels)} rows, most often digit {labels.mode().values.item()}")
 
 # %%
-figure, axes = plt.subplots(pruned.n_clusters, 5, figsize=(5, pruned.n_clusters), squeeze=False)
-for cluster, line in enumerate(axes):
-    sample = pruned.sample(1, cluster=cluster)
-    for axis, name in zip(line, pruned.names, strict=True):
-        axis.imshow(sample[name][0, 0].numpy(), cmap="gray", vmin=0, vmax=1)
-        axis.axis("off")
-figure.savefig("clusters.png")
+axes = plots.cluster_samples(pruned)
+axes[0, 0].figure.savefig("clusters.png")

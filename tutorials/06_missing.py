@@ -43,7 +43,7 @@ print(
     "single features: ",
     {name: round(seen.double().mean().item(), 2) for name, seen in single.batch.elements.items()},
 )
-figure, axes = plt.subplots(2, 5, figsize=(6, 2.6))
+figure, axes = plt.subplots(2, 5, figsize=(6, 2.6), layout="constrained")
 for i, name in enumerate(data.modalities):
     x = train.batch.data[name][0, 0]
     for axis, seen in zip(
@@ -133,7 +133,7 @@ for curve, found in curves.items():
         )
 
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(11, 3.2))
+figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
 for axis, key in zip(axes, nothing, strict=True):
     for curve, found in curves.items():
         axis.plot(list(found), [one[key] for one in found.values()], marker="o", label=curve)
@@ -161,7 +161,7 @@ figure.savefig("rates.png", bbox_inches="tight")
 
 # %%
 rates = {"at random": None, "by value": "value"}
-figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True, layout="constrained")
 for axis, (mechanism, by) in zip(axes, rates.items(), strict=True):
     gaps = {"rate": 0.5, "of": "elements", "by": by}
     model = (
@@ -218,7 +218,7 @@ imputed = mvkit.impute(
     draws=True,
     generator=torch.Generator().manual_seed(0),
 )
-figure, axes = plt.subplots(6, 7, figsize=(7, 6))
+figure, axes = plt.subplots(6, 7, figsize=(7, 6), layout="constrained")
 lacking = (~gappy.batch.mask[:, 0]).nonzero()[:6, 0].tolist()
 for row, line in zip(lacking, axes, strict=True):
     shown = [

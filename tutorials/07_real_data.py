@@ -104,7 +104,7 @@ print(embedding.iloc[:3, :4])
 report = mvkit.evaluate(model, test, ["probe", "clusters", "imputation"], train=train)
 print(report)
 
-figure, axis = plt.subplots(figsize=(5, 4))
+figure, axis = plt.subplots(figsize=(5, 4), layout="constrained")
 plots.latent_map(model, test, ax=axis)
 figure.savefig("latent_map.png", bbox_inches="tight")
 
@@ -170,7 +170,7 @@ shown = {
     "5 %": imputed.quantiles[0.05]["pix"],
     "95 %": imputed.quantiles[0.95]["pix"],
 }
-figure, axes = plt.subplots(4, 8, figsize=(8, 4.4))
+figure, axes = plt.subplots(4, 8, figsize=(8, 4.4), layout="constrained")
 for line, (title, table) in zip(axes, shown.items(), strict=True):
     for axis, row in zip(line, rows, strict=True):
         axis.imshow(table.loc[row].to_numpy(float).reshape(16, 15), cmap="gray_r", vmin=0, vmax=6)
@@ -185,7 +185,7 @@ figure.savefig("pix.png", bbox_inches="tight")
 row = held.difference(tables["kar"].index)[0]
 real = truth["kar"].loc[row].drop("digit")
 low, high = (table["kar"].loc[row].to_numpy(float) for table in imputed.quantiles.values())
-figure, axis = plt.subplots(figsize=(8, 3))
+figure, axis = plt.subplots(figsize=(8, 3), layout="constrained")
 axis.fill_between(range(len(real)), low, high, alpha=0.3, step="mid", label="90 % interval")
 axis.plot(imputed.filled["kar"].loc[row].to_numpy(float), drawstyle="steps-mid", label="imputed")
 axis.plot(real.to_numpy(float), ".k", label="truth")

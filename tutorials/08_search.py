@@ -62,7 +62,7 @@ print(f"{study.best_value:.1f} nats with {study.best_params}")
 # %%
 trials = study.trials_dataframe()
 over = trials[trials["state"] == "COMPLETE"]
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True)
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True, layout="constrained")
 left.scatter(over["number"], over["value"], label="complete")
 left.plot(over["number"], over["value"].cummax(), label="best so far")
 pruned = trials[trials["state"] == "PRUNED"]

@@ -150,7 +150,7 @@ for name in WIDTHS:
 # trend by age still in it.
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(7, 3), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(7, 3), sharey=True, layout="constrained")
 feature = int(np.abs(slope["blood"]).argmax())
 panels = {"raw": rows.batch.data["blood"], "as if at A": harmonised["blood"][0]}
 for axis, (title, values) in zip(axes, panels.items(), strict=True):

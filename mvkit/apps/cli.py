@@ -13,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mvkit import available
+from mvkit.apps.bench_command import declare_bench
 from mvkit.errors import MvkitError, RequestError
 from mvkit.models.checkpoint import describe
 from mvkit.registry import component, plugins
+from mvkit.registry.part_records import part_records
 
 Run = Callable[[argparse.Namespace], None]
 # the extra that brings each library
@@ -133,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     _command_of_embeddings(command)
     _commands_of_results(command)
     _commands_of_packages(command)
+    declare_bench(command)
     return parser
 
 
@@ -253,6 +256,9 @@ def _commands_of_results(command: AddCommand) -> None:
 def _commands_of_packages(command: AddCommand) -> None:
     listing = command("list", _list, "registered parts")
     listing.add_argument("kind", nargs="?", help="one kind only")
+    listing.add_argument(
+        "--json", action="store_true", help="with packages, options, defaults and references"
+    )
     command("plugins", _plugins, "what went wrong while looking for packages")
     command("doctor", _doctor, "versions, packages, accelerators, and what is wrong with them")
     scaffold = command(
@@ -340,6 +346,9 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
+    if options.json:
+        _say(json.dumps(part_records(options.kind), indent=2, ensure_ascii=False))
+        return
     for kind in [options.kind] if options.kind else component.KINDS:
         print(f"{kind + ':':<13}{' '.join(available(kind))}")
 

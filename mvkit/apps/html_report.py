@@ -7,25 +7,27 @@ command line trained it. The page is written from the template `templates/report
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 import mvkit
-from mvkit import plots
-from mvkit.apps.pages import page_template
+from mvkit.apps.pages import Picture, page_template
+from mvkit.apps.report_figures import fullest_row, pictures
+from mvkit.apps.report_tables import PageTable, tables
+from mvkit.apps.report_verdicts import Run, Verdict, verdicts
 from mvkit.core.safe_file import write_whole
+from mvkit.data.dataset import MultimodalDataset
 from mvkit.data.datasets.catalogue import Splits, load_dataset
 from mvkit.data.pipeline import as_pipeline
-from mvkit.errors import DataError, MvkitError, RequestError, SpecError
+from mvkit.errors import DataError, MvkitError, SpecError
+from mvkit.evaluation.by_feature import explained
 from mvkit.evaluation.evaluate import MetricLike, evaluate
 from mvkit.evaluation.report import TITLES, Report, cells_of
-from mvkit.models.asked_rows import stated_covariates
 from mvkit.models.checkpoint import load
 from mvkit.models.ensemble import members_of
 from mvkit.models.multimodal import MultimodalModel
@@ -34,7 +36,13 @@ from mvkit.training.run_folder import notes_of
 from mvkit.training.verdict import judge
 
 DOCTYPE = b"<!doctype html>"
-CLUSTERS = 12  # shown; more would be too small to see
+LOOKED_AT = 1000  # test rows that tables and verdicts look at, spread over all
+SECTIONS = {  # of figures and tables, by words of their titles
+    "Modalities": (),
+    "Latents": ("latent",),
+    "Clusters": ("cluster",),
+    "Training": ("epoch",),
+}
 Row = dict[str, float]
 
 
@@ -72,16 +80,9 @@ def write_page(
     folder = folder_of(run)
     splits = run_data(folder, data)
     history = read_history(folder / "history.jsonl")
-    report = evaluate(
-        model,
-        splits.test,
-        metrics,
-        train=splits.train,
-        sampler=sampler,
-        refine=refine,
-        seed=seed,
-        progress=progress,
-    )
+    options: dict[str, Any] = {"sampler": sampler, "refine": refine}
+    about: dict[str, Any] = {"train": splits.train, "seed": seed, "progress": progress}
+    report = evaluate(model, splits.test, metrics, **about, **options)
     run_history = History(history)
     judge(first, as_pipeline(splits.test, model.schema), run_history)
     notes = [
@@ -90,11 +91,43 @@ def write_page(
         f"training rows: {splits.train.alignment}",
         f"test rows: {splits.test.alignment}",
     ]
-    report = attrs.evolve(report, notes=(*report.notes, *run_history.verdict, *notes))
     figures = pictures(first, splits, history, report, seed)
-    page = render(folder.resolve().name, report, figures)
+    words, drawn = look(first, splits.test, run_history, report, seed, **options)
+    shown = attrs.evolve(report, notes=(*report.notes, *notes))
+    page = render(folder.resolve().name, shown, figures, drawn, words)
     write_whole(output, page.encode())
-    return report
+    return attrs.evolve(report, notes=(*report.notes, *run_history.verdict, *notes))
+
+
+def look(
+    model: MultimodalModel,
+    test: MultimodalDataset,
+    history: History,
+    report: Report,
+    seed: int,
+    **options: Any,
+) -> tuple[list[Verdict], dict[str, PageTable | str]]:
+    """Verdicts, and tables by title, of rows spread over the test rows.
+
+    Args:
+        model: a model.
+        test: the test rows.
+        history: rows and sentences of the training.
+        report: what was measured.
+        seed: of draws.
+        options: of `translate`, for errors of imputed features.
+    """
+    rows = model.conform(test)
+    seen = rows.observed.any(1).nonzero()[:, 0]
+    step = max(1, -(-len(seen) // LOOKED_AT))
+    rows = rows.take(seen[::step])
+    try:
+        shares = explained(model, rows) if len(rows) else {}
+    except MvkitError:
+        shares = {}
+    words = verdicts(Run(model, rows, history, report, shares))
+    row = fullest_row(rows)
+    return words, tables(model, rows, row, shares, seed, **options)
 
 
 def _check_output(output: Path) -> None:
@@ -207,66 +240,45 @@ def _row(line: str, where: str) -> Row:
     return row
 
 
-def pictures(
-    model: MultimodalModel, splits: Splits, history: list[Row], report: Report, seed: int
-) -> dict[str, bytes | str]:
-    """PNG pictures by title; where one cannot be drawn, why."""
-    test = splits.test
-    name = model.names[0]
-    clusters = range(min(CLUSTERS, model.n_clusters))
-    # pictures of no row are those of one with the covariates of the first
-    stated = stated_covariates(model.conform(test.take([0])))
-    figures: dict[str, bytes | str] = {}
-
-    def add(title: str, draw: plots.Draw, *arguments: object, **options: object) -> None:
-        try:
-            drawn = plots.figure_of(draw(*arguments, **options))
-        except (RequestError, DataError) as error:
-            figures[title] = str(error)
-            return
-        file = io.BytesIO()
-        drawn.savefig(file, format="png", dpi=130)
-        figures[title] = file.getvalue()
-
-    first_row = "Each modality imputed from each other, first test row"
-    add("Loss and bound by epoch", plots.losses, history)
-    add(first_row, plots.translations, model, test, seed=seed)
-    add("Coherence by number of modalities given", plots.coherence, report)
-    add("Latents by label", plots.latent_map, model, test)
-    add("Latents by cluster", plots.latent_map, model, test, colour="cluster")
-    add(f"Latent dimensions moved, {name}", plots.traversal, model, name, covariates=stated)
-    add(f"{name} imputed with 80% intervals", plots.imputation, model, test, name, seed=seed)
-    add("Rows by cluster", plots.cluster_sizes, model, test)
-    options = {"clusters": clusters, "covariates": stated, "seed": seed}
-    add("A sample of each cluster", plots.cluster_samples, model, **options)
-    add("Which modality drives the posterior", plots.drivers, model, test)
-    return figures
-
-
-def render(name: str, report: Report, figures: Mapping[str, bytes | str]) -> str:
+def render(
+    name: str,
+    report: Report,
+    figures: Mapping[str, Picture | str],
+    tables: Mapping[str, PageTable | str] | None = None,
+    verdicts: Sequence[Verdict] = (),
+) -> str:
     """The page as HTML.
 
     Args:
         name: the run's name.
         report: what was measured.
-        figures: by title: PNG pictures, or why they could not be drawn, which is shown as a note.
+        figures: by title: pictures, or why they could not be drawn, which is shown as a note.
+        tables: likewise.
+        verdicts: what stands first.
     """
-    template = page_template("report.html.jinja")
-    tables: dict[str, tuple[list[list[str]], list[list[str]]]] = {}
+    scores: dict[str, tuple[list[list[str]], list[list[str]]]] = {}
     for score in report.scores:
-        shown, details = tables.setdefault(score.metric, ([], []))
+        shown, details = scores.setdefault(score.metric, ([], []))
         lines = details if score.detail else shown
         lines.append(cells_of(score))
-    drawn = {}
+    sections: dict[str, dict[str, Picture | PageTable]] = {section: {} for section in SECTIONS}
     notes = list(report.notes)
-    for title, figure in figures.items():
-        if isinstance(figure, bytes):
-            drawn[title] = base64.b64encode(figure).decode()
+    for title, item in {**figures, **(tables or {})}.items():
+        if isinstance(item, str):
+            notes.append(f"{title}: not drawn: {item}")
         else:
-            notes.append(f"{title}: not drawn: {figure}")
+            sections[section_of(title)][title] = item
     about = {"rows": 0, "seed": None, "versions": {}, "model": {}, **report.about}
     header = json.dumps(about["model"], indent=1)
-    values = {"titles": TITLES, "tables": tables, "figures": drawn, "notes": notes}
+    values = {"titles": TITLES, "scores": scores, "sections": sections, "notes": notes}
     values |= {"name": name, "about": about, "header": header, "version": mvkit.__version__}
-    page: str = template.render(values)
+    page: str = page_template("report.html.jinja").render(values, verdicts=verdicts)
     return page
+
+
+def section_of(title: str) -> str:
+    """The section of the page in which a figure or a table is."""
+    for section, words in SECTIONS.items():
+        if any(word in title.lower() for word in words):
+            return section
+    return next(iter(SECTIONS))

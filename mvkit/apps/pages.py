@@ -7,7 +7,9 @@ import io
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from mvkit.plots.style import DARK, LIGHT, dress
+import attrs
+
+from mvkit.plots.style import DARK, LIGHT, Scheme, dress
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -38,29 +40,42 @@ def style_sheet() -> str:
     return _text_of(STYLE)
 
 
-def picture_of(figure: Figure, alt: str) -> Markup:
-    """A figure as HTML: a picture for light pages, and one for dark pages.
+@attrs.frozen
+class Picture:
+    """A figure as PNG, for light pages and for dark ones.
 
     Args:
-        figure: drawn; its colours are set here.
-        alt: what stands for it where pictures are not shown.
+        light, dark: the files.
+        width: in pixels of a page.
     """
-    from markupsafe import Markup
 
-    dark = _png(figure, dark=True)
-    light = _png(figure, dark=False)
-    width = round(96 * figure.get_figwidth())
-    html = Markup(
-        '<picture><source media="(prefers-color-scheme: dark)" '
-        'srcset="data:image/png;base64,{}">'
-        '<img alt="{}" width="{}" src="data:image/png;base64,{}"></picture>'
-    )
-    return html.format(dark, alt, width, light)
+    light: bytes
+    dark: bytes
+    width: int = 360
+
+    def html(self, alt: str) -> Markup:
+        """The picture as HTML; `alt` stands for it where pictures are not shown."""
+        from markupsafe import Markup
+
+        html = Markup(
+            '<picture><source media="(prefers-color-scheme: dark)" '
+            'srcset="data:image/png;base64,{}">'
+            '<img alt="{}" width="{}" src="data:image/png;base64,{}"></picture>'
+        )
+        light, dark = (base64.b64encode(file).decode() for file in (self.light, self.dark))
+        return html.format(dark, alt, self.width, light)
 
 
-def _png(figure: Figure, *, dark: bool) -> str:
-    """The figure as PNG, in base64."""
-    dress(figure, DARK if dark else LIGHT)
+def picture_of(figure: Figure) -> Picture:
+    """A figure as a picture for light pages, and one for dark pages; its colours are set here."""
+    dark = _png(figure, DARK)
+    light = _png(figure, LIGHT)
+    return Picture(light, dark, round(96 * figure.get_figwidth()))
+
+
+def _png(figure: Figure, scheme: Scheme) -> bytes:
+    """The figure as PNG."""
+    dress(figure, scheme)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI)
-    return base64.b64encode(file.getvalue()).decode()
+    return file.getvalue()

@@ -31,4 +31,5 @@ from mvkit.core.posterior import Draws as Draws
 from mvkit.core.posterior import Posterior as Posterior
 from mvkit.core.posterior import as_density as as_density
 from mvkit.core.raw_values import Columns as Columns
+from mvkit.core.row_context import RowContext as RowContext
 from mvkit.core.terms import Terms as Terms

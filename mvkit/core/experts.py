@@ -39,6 +39,13 @@ class Experts:
         training: whether parts behave as in training (dropout, subsets drawn).
         context: what encoders see of the covariates, (b, c); None: nothing.
         generator: source of randomness of everything computed from these experts.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, aggregator="moe", seed=0)
+        >>> batch = model.conform({"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)})
+        >>> model.experts(batch).loc.shape  # (m, b, d)
+        torch.Size([2, 4, 2])
     """
 
     def __init__(
@@ -221,6 +228,12 @@ def on_rows(module: nn.Module, rows: Tensor, context: Tensor | None = None) -> T
 
     Without rows it sees a row of zeros, which is cut off and contributes no gradient. Batch norm,
     which needs two rows at least to train on, takes its running statistics for fewer.
+
+    Example:
+        >>> import torch
+        >>> from mvkit.core import on_rows
+        >>> on_rows(torch.nn.Linear(3, 2), torch.zeros(0, 3)).shape
+        torch.Size([0, 2])
     """
     shown = [values for values in (rows, context) if values is not None]
     n = rows.shape[0]  # len() would fix the number of rows of an export

@@ -22,6 +22,12 @@ class Family(ABC):
     families of one density share closed-form KLs. `deviation` is the standard deviation of
     standard noise. Override `kl` and `entropy` where there is a
     closed form, and set `closed_product` if a product of experts stays in the family.
+
+    Example:
+        >>> import mvkit
+        >>> from mvkit.parts import NormalFamily
+        >>> isinstance(NormalFamily(), mvkit.Family), NormalFamily().closed_product
+        (True, True)
     """
 
     density: str = ""

@@ -32,6 +32,12 @@ class Context:
             `total`; None: all.
         covariates: of each row, {name: (n,)}: indices of levels, or standardised numbers.
         generator: source of randomness of draws.
+
+    Example:
+        >>> import torch
+        >>> from mvkit.core import Context
+        >>> Context(exposure=torch.tensor([1.0, 2.0])).exposure.tolist()
+        [1.0, 2.0]
     """
 
     elements: Tensor | None = None
@@ -59,6 +65,14 @@ class Likelihood(RenamedMethods, ABC):
     changes what it computes, as a factor of a rate, and `takes_total` if it shares out an
     exposure `"total"`; `reparametrised` if draws have gradients with respect to `out`. What
     concerns the modality is in `sizes`: `sizes.name`, `sizes.shape`.
+
+    Example:
+        >>> import torch
+        >>> from mvkit.core import Context, Modality, Sizes
+        >>> from mvkit.parts import Poisson
+        >>> counts = Poisson().build(Sizes.alone(Modality((3,), "poisson")))
+        >>> counts.log_prob(torch.zeros(1, 2, 3), torch.ones(2, 3), Context()).shape
+        torch.Size([1, 2, 3])
     """
 
     renamed: ClassVar = {"outside": "out_of_support", "suspicion": "sanity_warning"}

@@ -32,6 +32,13 @@ class Loss:
             of the batch.
         weighted: whether rows count as much as `batch.row_weight` says.
         trains: whether the objective has a gradient, apart from penalties, where there are some.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,)}, latent_dim=2, seed=0)
+        >>> loss = model.loss({"a": torch.zeros(4, 3)})
+        >>> loss.loss.shape, loss.bound.shape, sorted(loss.metrics)
+        (torch.Size([]), torch.Size([4]), ['bound', 'kl', 'log_px/a', 'loss'])
     """
 
     loss: Tensor
@@ -73,7 +80,18 @@ class Loss:
 
 @attrs.frozen(eq=False)
 class Metrics:
-    """Means over rows, each with the number of rows behind it."""
+    """Means over rows, each with the number of rows behind it.
+
+    Example:
+        >>> import torch
+        >>> from mvkit.core import Metrics
+        >>> one, two = (
+        ...     Metrics({"kl": torch.tensor(mean)}, {"kl": torch.tensor(rows)})
+        ...     for mean, rows in ((1.0, 1), (4.0, 2))
+        ... )
+        >>> Metrics.pooled([one, two]).means["kl"].item()
+        3.0
+    """
 
     means: dict[str, Tensor] = attrs.field(factory=dict)
     counts: dict[str, Tensor] = attrs.field(factory=dict)
@@ -103,6 +121,12 @@ def over_rows(values: Tensor, weight: Tensor | None = None) -> Tensor:
 
     With a weight (b,), the sum of weighted values by the number of rows: weights are 1 in the
     mean. A row of weight 0 counts as 0, whatever its value.
+
+    Example:
+        >>> import torch
+        >>> from mvkit.core import over_rows
+        >>> over_rows(torch.tensor([1.0, 3.0])).item(), over_rows(torch.empty(0)).item()
+        (2.0, 0.0)
     """
     if weight is not None:
         values = torch.where(weight > 0, values * weight, 0.0)
@@ -126,6 +150,13 @@ def finish(
         active: rows that count, (b,) bool; None: all.
         metrics: more to watch.
         weight: how much each row counts, (b,), `batch.row_weight`; None: all alike.
+
+    Example:
+        >>> import torch
+        >>> from mvkit.core import Metrics, finish
+        >>> bound = torch.tensor([-1.0, -3.0])
+        >>> finish("bound", bound, bound, None, Metrics()).loss.item()
+        2.0
     """
     reported = reported.detach()
     counts = {}
@@ -176,6 +207,15 @@ def row_metrics(
         mask: observed modalities, (b, m) bool.
         active: rows that count, (b,) bool; None: all.
         weight: how much each row counts, (b,); None: all alike.
+
+    Example:
+        >>> import torch
+        >>> from mvkit.core import Terms, row_metrics
+        >>> zeros = torch.zeros(1, 4)
+        >>> terms = Terms(torch.full((2, 1, 4, 1), -3.0), zeros, zeros)
+        >>> mask = torch.ones(4, 1, dtype=torch.bool)
+        >>> row_metrics(["a"], terms, torch.ones(4), mask, None).means["log_px/a"].item()
+        -3.0
     """
     if active is None:
         active = torch.ones_like(mask[:, 0])

@@ -24,6 +24,12 @@ class Missingness(ABC):
     `looks_at_values` is False: what is missing then depends on z alone, and `x` is empty. The
     probabilities of all patterns of observed and missing values of a row sum to 1, whatever the
     values.
+
+    Example:
+        >>> import mvkit
+        >>> model = mvkit.Model({"a": (3,)}, missingness="self", seed=0)
+        >>> isinstance(model.missingness, mvkit.Missingness), model.missingness.modalities
+        (True, ('a',))
     """
 
     modalities: tuple[str, ...]

@@ -252,6 +252,13 @@ def equal_weights(usable: Tensor, like: Tensor) -> Tensor:
 
     They have the dtype of `like`. A row without any keeps its first component, so that nothing is
     NaN; such rows must not be `active`.
+
+    Example:
+        >>> import torch
+        >>> from mvkit.core import equal_weights
+        >>> usable = torch.tensor([[True, True], [True, False]])
+        >>> equal_weights(usable, torch.zeros(1)).exp().tolist()
+        [[0.5, 1.0], [0.5, 0.0]]
     """
     count = reduce(usable.long(), "k b -> 1 b", "sum")
     first = torch.arange(len(usable), device=usable.device) == 0
@@ -268,7 +275,16 @@ def one_component(
 
 
 def raw_experts(experts: Experts, batch: Batch) -> dict[str, Mixture]:
-    """Each expert as a posterior of its own, by modality, active where it is observed."""
+    """Each expert as a posterior of its own, by modality, active where it is observed.
+
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.parts import raw_experts
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, aggregator="moe", seed=0)
+        >>> batch = model.conform({"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)})
+        >>> sorted(raw_experts(model.experts(batch), batch))
+        ['a', 'b']
+    """
     posteriors = {}
     for i, name in enumerate(experts.modalities):
         observed = batch.observed[:, i]
@@ -280,7 +296,16 @@ def raw_experts(experts: Experts, batch: Batch) -> dict[str, Mixture]:
 
 
 def product_of_observed(experts: Experts, mask: Tensor, prior: Tensor | float) -> Mixture:
-    """The product of the experts in `mask` (b, m) and a normal of precision `prior`, (1, b, 1)."""
+    """The product of the experts in `mask` (b, m) and a normal of precision `prior`, (1, b, 1).
+
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.parts import product_of_observed
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, aggregator="moe", seed=0)
+        >>> batch = model.conform({"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)})
+        >>> product_of_observed(model.experts(batch), batch.observed, 1.0).mean.shape
+        torch.Size([4, 2])
+    """
     shown = experts.shown
     if len(shown) in (0, mask.shape[1]):
         loc, scale = _product(experts, mask, prior)

@@ -144,6 +144,13 @@ class Sizes:
             the `prior`.
         levels: how many levels each covariate has, by name; 0 of numbers.
         missingness: the spec of what explains why values are missing; None: nothing does.
+
+    Example:
+        >>> from mvkit.core import Modality, Sizes
+        >>> from mvkit.parts import NormalFamily
+        >>> sizes = Sizes(2, NormalFamily(), {"a": Modality((3,)), "b": Modality((2,))}, None)
+        >>> sizes.latent, sizes.names
+        (2, ('a', 'b'))
     """
 
     latent: int
@@ -213,7 +220,15 @@ def _as_modality(value: Any) -> Modality:
 
 
 class PartSpec(Protocol):
-    """The options of a part, from which it is built."""
+    """The options of a part, from which it is built.
+
+    Example:
+        >>> from mvkit.core import Modality, PartSpec, Sizes
+        >>> from mvkit.parts import NormalFamily, PoE
+        >>> options: PartSpec = PoE()
+        >>> options.build(Sizes(2, NormalFamily(), {"a": Modality((3,))}, None))
+        PoE(prior_expert=True)
+    """
 
     def build(self, sizes: Sizes, /) -> object:
         """The live part."""

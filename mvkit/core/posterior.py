@@ -25,6 +25,14 @@ class Posterior(ABC):
     To implement one, write the abstract methods. The defaults are those of one density without
     components: K = 1, weights of one. Rows are independent, draws come from `mvkit.core.noise`,
     and nothing is NaN, also in rows that observe nothing.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, aggregator="poe", seed=0)
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> posterior = model.posterior(rows)
+        >>> posterior.mean.shape, posterior.log_prob(torch.zeros(4, 2)).shape
+        (torch.Size([4, 2]), torch.Size([4]))
     """
 
     @property
@@ -103,6 +111,14 @@ class Draws:
         density: returns the log-density of each draw under its own component, (s, j, b).
         kl: returns the closed-form KL of every component from a prior, (k, b), or None; at these
             draws, where the closed form is that of a conditional.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, aggregator="moe", seed=0)
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> draws = model.posterior(rows).draw(5, "stratified")
+        >>> draws.z.shape  # (s, j, b, d): two components
+        torch.Size([5, 2, 4, 2])
     """
 
     posterior: Posterior
@@ -235,7 +251,16 @@ class ForeignDensity(Posterior):
 
 
 def as_density(value: Posterior | Distribution) -> Posterior:
-    """What a prior returned, as a `Posterior`; other distributions are taken in only here."""
+    """What a prior returned, as a `Posterior`; other distributions are taken in only here.
+
+    Example:
+        >>> import torch
+        >>> from mvkit.core import as_density
+        >>> normal = torch.distributions.Normal(torch.zeros(2), torch.ones(2))
+        >>> prior = as_density(torch.distributions.Independent(normal, 1))
+        >>> prior.log_prob(torch.zeros(4, 2)).shape
+        torch.Size([4])
+    """
     return value if isinstance(value, Posterior) else ForeignDensity(value)
 
 

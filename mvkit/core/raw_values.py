@@ -162,6 +162,13 @@ class Columns:
     Args:
         names: names of the columns, in order.
         words: the words that values number, if the table held text.
+
+    Example:
+        >>> import torch
+        >>> from mvkit.core import Columns
+        >>> columns = Columns(("age", "crp"))
+        >>> columns.arrange(torch.tensor([[61.0, 2.5]]), ("crp", "age"), "table").tolist()
+        [[2.5, 61.0]]
     """
 
     names: Names

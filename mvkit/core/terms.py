@@ -36,6 +36,13 @@ class Terms:
             nothing of it.
         scale_gradients: called with a function (None for z, or a modality's name) -> factor (s, j,
             b), multiplies the gradient of each draw by it; None if no gradient will be asked for.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, aggregator="moe", seed=0)
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.terms(model.conform(rows)).log_px.shape  # (s, j, b, m)
+        torch.Size([1, 1, 4, 2])
     """
 
     log_px: Tensor

@@ -41,6 +41,19 @@ class Transform(RenamedMethods, ABC):
     probabilities of bits to draw in training; `invertible = False` if nothing brings its values
     back, so that nobody mixes them with the user's; `support` and `out_of_support` to refuse
     values that cannot be. `words` are the categories that numbers stand for.
+
+    Example:
+        >>> import torch
+        >>> from mvkit import spec
+        >>> from mvkit.parts import Transform
+        >>> @spec
+        ... class Halve(Transform):
+        ...     def forward(self, x):
+        ...         return x / 2
+        ...     def inverse(self, x):
+        ...         return x * 2
+        >>> Halve().inverse(Halve().forward(torch.ones(2))).tolist()
+        [1.0, 1.0]
     """
 
     renamed: ClassVar = {"outside": "out_of_support"}
@@ -175,7 +188,14 @@ class Standardise(Transform):
 
 @spec
 class Log1p(Transform):
-    """x ↦ log(1 + x), for counts and other numbers above -1 with a long tail."""
+    """x ↦ log(1 + x), for counts and other numbers above -1 with a long tail.
+
+    Example:
+        >>> import torch
+        >>> from mvkit.parts import Log1p
+        >>> Log1p().inverse(Log1p().forward(torch.tensor([0.0, 3.0]))).tolist()
+        [0.0, 3.0]
+    """
 
     support = "numbers above -1, as log1p takes; shift them, or leave log1p out"
 
@@ -206,6 +226,13 @@ class OneHot(Transform):
     Args:
         categories: what it was fitted to: numbers, or words (values then are their numbers, 0 to
             C - 1).
+
+    Example:
+        >>> import mvkit, torch
+        >>> batch = mvkit.Batch({"a": torch.tensor([[1.0], [3.0]])})
+        >>> rows = mvkit.MultimodalDataset(batch, {"a": mvkit.Modality((1,))})
+        >>> rows.fit_transforms({"a": "one_hot"}).modalities["a"].shape
+        (1, 2)
     """
 
     likelihood = "categorical"
@@ -269,6 +296,12 @@ class Binarise(Transform):
     Args:
         threshold: above it is 1.
         drawn: take values in [0, 1] as probabilities.
+
+    Example:
+        >>> import torch
+        >>> from mvkit.parts import Binarise
+        >>> Binarise().forward(torch.tensor([0.2, 0.8])).tolist()
+        [0.0, 1.0]
 
     Reference: Burda, Grosse and Salakhutdinov, 2016, https://arxiv.org/abs/1509.00519 (drawn).
     """

@@ -62,6 +62,14 @@ class Agreement(Metric):
         to: what is generated; None: all that are not given.
         n: draws of each row.
 
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,), "b": (3,), "c": (3,)}, latent_dim=2, seed=0)
+        >>> values = {name: torch.randn(60, 3) for name in model.names}
+        >>> rows = mvkit.Batch(values, extra={"label": torch.arange(60) % 2})
+        >>> mvkit.evaluate(model, rows, ["agreement"]).scores[0].name
+        'given a'
+
     Reference: Shi, Siddharth, Paige and Torr, Variational Mixture-of-Experts Autoencoders for
     Multi-Modal Deep Generative Models, NeurIPS 2019, https://arxiv.org/abs/1911.03393 (joint
     coherence; here of what is generated from others).

@@ -44,6 +44,17 @@ class Coherence(Metric):
         sampler: what draws the latents of the samples; None: the prior, and each sampler that was
             fitted.
 
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, seed=0)
+        >>> rows = mvkit.Batch(
+        ...     {"a": torch.randn(60, 3), "b": torch.randn(60, 2)},
+        ...     extra={"label": torch.arange(60) % 2},
+        ... )
+        >>> report = mvkit.evaluate(model, rows, ["coherence"])
+        >>> report.scores[0].name
+        'given 1'
+
     Reference: Shi, Siddharth, Paige and Torr, Variational Mixture-of-Experts Autoencoders for
     Multi-Modal Deep Generative Models, NeurIPS 2019, https://arxiv.org/abs/1911.03393.
     """

@@ -84,6 +84,14 @@ class Diversity(Metric):
         n: draws of each row.
         limit: rows at most; None: all of them. The time grows with their square.
 
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, seed=0)
+        >>> rows = {"a": torch.randn(60, 3), "b": torch.randn(60, 2)}
+        >>> report = mvkit.evaluate(model, rows, ["diversity"])
+        >>> report.scores[0].name
+        'a, real'
+
     Reference: Zhu, Zhang, Pathak, Darrell, Efros, Wang and Shechtman, Toward Multimodal
     Image-to-Image Translation, NeurIPS 2017, https://arxiv.org/abs/1711.11586 (mean distance of
     draws, there of a network's features).

@@ -54,6 +54,14 @@ class Frechet(Metric):
     Args:
         sampler: what draws the latents of the samples; None: the prior.
 
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,)}, latent_dim=2, seed=0)
+        >>> rows = mvkit.Batch({"a": torch.randn(60, 3)}, extra={"label": torch.arange(60) % 2})
+        >>> report = mvkit.evaluate(model, rows, ["frechet"], features="classifier")
+        >>> report.scores[0].name
+        'a, samples'
+
     Reference: Heusel, Ramsauer, Unterthiner, Nessler and Hochreiter, GANs Trained by a Two
     Time-Scale Update Rule Converge to a Local Nash Equilibrium, NeurIPS 2017,
     https://arxiv.org/abs/1706.08500.

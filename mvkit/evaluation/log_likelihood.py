@@ -58,6 +58,14 @@ class Likelihood(Metric):
         missing: rows that lack a covariate: the `error` of the model, for which they are left out
             here; or `average`: scored at the average of training, an approximation.
 
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, seed=0)
+        >>> rows = {"a": torch.randn(60, 3), "b": torch.randn(60, 2)}
+        >>> report = mvkit.evaluate(model, rows, [{"name": "likelihood", "n": 10}])
+        >>> report.scores[0].name
+        'log p(all)'
+
     Reference: Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016,
     https://arxiv.org/abs/1509.00519.
     """

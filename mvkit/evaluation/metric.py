@@ -62,6 +62,12 @@ class Metric(RenamedMethods, ABC):
     row, NaN where a row is not scored; those of all blocks are concatenated for `summary`. All its
     randomness must come from `generator`, which belongs to the block. A `RequestError` from any
     method means that the metric does not fit: the report notes it and continues with the rest.
+
+    Example:
+        >>> import mvkit
+        >>> from mvkit.parts import Latents
+        >>> issubclass(Latents, mvkit.Metric)
+        True
     """
 
     renamed: ClassVar = {"refusal": "incompatibility"}

@@ -90,6 +90,14 @@ class PrecisionRecall(Metric):
         neighbours: k.
         limit: rows at most; None: all of them. The time grows with their square.
 
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,)}, latent_dim=2, seed=0)
+        >>> rows = mvkit.Batch({"a": torch.randn(60, 3)}, extra={"label": torch.arange(60) % 2})
+        >>> report = mvkit.evaluate(model, rows, ["precision_recall"], features="classifier")
+        >>> report.scores[0].name
+        'a, samples, precision'
+
     Reference: Kynkäänniemi, Karras, Laine, Lehtinen and Aila, Improved Precision and Recall Metric
     for Assessing Generative Models, NeurIPS 2019, https://arxiv.org/abs/1904.06991.
     """

@@ -167,6 +167,14 @@ def _span(context: EvaluationContext, name: str) -> float:
 class Reconstruction(Accuracy):
     """Errors of each modality generated from all that a row has; of classes, accuracy.
 
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, seed=0)
+        >>> rows = {"a": torch.randn(60, 3), "b": torch.randn(60, 2)}
+        >>> report = mvkit.evaluate(model, rows, ["reconstruction"])
+        >>> report.scores[0].name
+        'a, MSE'
+
     Reference: Wang, Bovik, Sheikh and Simoncelli, Image Quality Assessment, 2004,
     https://doi.org/10.1109/TIP.2003.819861 (structural similarity).
     """
@@ -180,6 +188,14 @@ class Reconstruction(Accuracy):
 @spec
 class Imputation(Accuracy):
     """Errors of each modality generated from the others; of classes, accuracy.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, seed=0)
+        >>> rows = {"a": torch.randn(60, 3), "b": torch.randn(60, 2)}
+        >>> report = mvkit.evaluate(model, rows, ["imputation"])
+        >>> report.scores[0].name
+        'a, MSE'
 
     Reference: Wu and Goodman, 2018, https://arxiv.org/abs/1802.05335.
     """
@@ -205,6 +221,14 @@ class Calibration(Metric):
     Args:
         n: draws.
         limit: rows at most; None: all.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, seed=0)
+        >>> rows = {"a": torch.randn(60, 3), "b": torch.randn(60, 2)}
+        >>> report = mvkit.evaluate(model, rows, ["calibration"])
+        >>> report.scores[0].name
+        'a, 50% intervals hold'
 
     Reference: Gneiting, Balabdaoui and Raftery, Probabilistic Forecasts, Calibration and
     Sharpness, 2007, https://doi.org/10.1111/j.1467-9868.2007.00587.x.

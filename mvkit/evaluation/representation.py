@@ -60,6 +60,14 @@ class Probe(Metric):
         given: lists of names, each a set of given modalities; None: each alone, and whatever a row
             has.
 
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,)}, latent_dim=2, seed=0)
+        >>> rows = mvkit.Batch({"a": torch.randn(60, 3)}, extra={"label": torch.arange(60) % 2})
+        >>> report = mvkit.evaluate(model, rows, ["probe"])
+        >>> report.scores[0].name
+        'accuracy given all'
+
     Reference: Alain and Bengio, Understanding Intermediate Layers Using Linear Classifier Probes,
     2017, https://arxiv.org/abs/1610.01644.
     """
@@ -141,6 +149,14 @@ class Clusters(Metric):
 
     Args:
         k: clusters of k-means; None: as many as there are classes.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,)}, latent_dim=2, seed=0)
+        >>> rows = mvkit.Batch({"a": torch.randn(60, 3)}, extra={"label": torch.arange(60) % 2})
+        >>> report = mvkit.evaluate(model, rows, ["clusters"])
+        >>> report.scores[0].name
+        'k-means, accuracy'
 
     Reference: Hubert and Arabie, Comparing Partitions, 1985, https://doi.org/10.1007/BF01908075;
     Xie, Girshick and Farhadi, Unsupervised Deep Embedding for Clustering Analysis, 2016,
@@ -229,6 +245,14 @@ class Latents(Metric):
 
     Args:
         threshold: of active dimensions.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, seed=0)
+        >>> rows = {"a": torch.randn(60, 3), "b": torch.randn(60, 2)}
+        >>> report = mvkit.evaluate(model, rows, ["latents"])
+        >>> report.scores[0].name
+        'active dimensions, shared'
 
     Reference: Burda, Grosse and Salakhutdinov, 2016, https://arxiv.org/abs/1509.00519 (active
     units); Jansen, Analysis of Variance Designs for Model Output, 1999,

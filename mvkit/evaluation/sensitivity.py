@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mvkit.core.figures import colour_of, legend_of, plain_text
 from mvkit.errors import DataError, RequestError, suggest
-from mvkit.evaluation.point_colours import colour_of, plain_text
 from mvkit.evaluation.pooling import pool
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ def draw_sensitivity(ax: Axes, table: DataFrame, coefficients: Iterable[object] 
     """Estimates and intervals by δ; see `mvkit.plots.sensitivity`."""
     known = dict.fromkeys(table["coefficient"])
     chosen = list(known if coefficients is None else coefficients)
+    handles = {}
     for i, name in enumerate(chosen):
         if name not in known:
             raise RequestError(
@@ -148,8 +149,11 @@ def draw_sensitivity(ax: Axes, table: DataFrame, coefficients: Iterable[object] 
         colour = colour_of(i)
         ax.fill_between(lines["delta"], lines["low"], lines["high"], color=colour, alpha=0.2)
         label = plain_text(str(name))
-        ax.plot(lines["delta"], lines["estimate"], marker=".", color=colour, label=label)
+        options: dict[str, Any] = {"marker": ".", "color": colour, "label": label}
+        (line,) = ax.plot(lines["delta"], lines["estimate"], **options)
+        handles[str(name)] = line
     ax.axhline(0.0, color="0.6", linewidth=1)
     ax.set(xlabel="δ: imputed values moved, in standard deviations", ylabel="pooled estimate")
-    ax.legend(fontsize=8)
+    if handles:
+        legend_of(ax, handles)
     return ax

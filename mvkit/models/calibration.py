@@ -45,6 +45,15 @@ class Calibration:
         ranked: of modalities in which they are, the known cells' scores in order, and the sums of
             their weights. `score` is then that of a missing cell of mean weight, and cells have
             their own; see `limits`.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (2,)}, latent_dim=1, seed=0)
+        >>> full = {"a": torch.randn(100, 2)}
+        >>> shown = {"a": full["a"].clone()}
+        >>> shown["a"][:50, 0] = torch.nan
+        >>> mvkit.calibrate(model, shown, full).frame()["cells"].tolist()
+        [50, 0]
     """
 
     level: float

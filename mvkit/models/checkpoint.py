@@ -52,6 +52,13 @@ def save(model: MultimodalModel | Ensemble, path: safe_file.Target) -> None:
         CheckpointError: another part was replaced or added after the model was made.
         RequestError: neither a path nor a binary file object.
         OSError: when the folder cannot be written; nothing is left behind.
+
+    Example:
+        >>> import pathlib, tempfile, mvkit
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.safetensors"
+        >>> mvkit.save(mvkit.Model({"a": (2,)}, latent_dim=1, seed=0), path)
+        >>> path.is_file()
+        True
     """
     if isinstance(model, Ensemble):
         headers = [header_of(member) for member in model.members]
@@ -122,6 +129,15 @@ def load(
         CheckpointError: truncated, altered, of an unknown format, no checkpoint of mvkit at all,
             tensors that are not those of its header, a package that is not installed, or a module
             that was not given.
+
+    Example:
+        >>> import pathlib, tempfile, mvkit, torch
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.safetensors"
+        >>> model = mvkit.Model({"a": (2,)}, latent_dim=1, seed=0)
+        >>> mvkit.save(model, path)
+        >>> rows = {"a": torch.zeros(3, 2)}
+        >>> torch.equal(mvkit.load(path).encode(rows), model.encode(rows))
+        True
     """
     place = device_of(device)
     where = safe_file.name_of(path)
@@ -260,7 +276,15 @@ def rebuilt(header: Header, seed: int | None = None) -> Model | Stack:
 
 
 def describe(path: safe_file.Stored) -> Header:
-    """The checked header of what `save` wrote: format, versions, packages, the model's specs."""
+    """The checked header of what `save` wrote: format, versions, packages, the model's specs.
+
+    Example:
+        >>> import pathlib, tempfile, mvkit
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.safetensors"
+        >>> mvkit.save(mvkit.Model({"a": (2,)}, latent_dim=1, seed=0), path)
+        >>> mvkit.describe(path)["model"]["latent_dim"]
+        1
+    """
     return safe_file.read_header(path)
 
 

@@ -218,7 +218,7 @@ class GeneratingModel(nn.Module, ABC):
             refine: draw from refiners that `mvkit.fit_refiner` trained, in place of means or draws
                 of the likelihood: all modalities of `to`, or those named.
             private_source: private latents of what was not given: from the `prior` p(w), or
-            `cross`, from r_m.
+                `cross`, from r_m.
             empty: rows with none of what is given: `error`, or generated from the `prior`.
             covariates: generated as if all rows had these, {name: value}; encoders see the rows'
                 own.

@@ -301,12 +301,12 @@ def log_likelihood(
         self: the model.
         batch: rows.
         of: modalities to score; None: all that is observed and not given. A row with none of them
-        gets 0.
+            gets 0.
         given: modalities to condition on.
         n: draws.
         estimator: `importance`: joint(of ∪ given) - joint(given), each importance sampled;
             `predictive`: log-mean-exp of p(x_of|z), z ~ q(z|x_given), which is no bound on either
-                side.
+            side.
         proposal: see `log_weights`.
         empty: rows with none of `given`: `error`, or no condition at all with `prior`.
         exposure: of modalities that have one, {name: one value, or (b,)}; those that are scored

@@ -36,6 +36,15 @@ class Imputation:
         choices: what was chosen for these data, by name.
         report: how well hidden cells were recovered, likewise.
         layouts: how the columns of each table are shared out among modalities, likewise.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (2,)}, latent_dim=1, seed=0)
+        >>> table = torch.randn(30, 2)
+        >>> table[0, 0] = torch.nan
+        >>> imputation = mvkit.impute(model, {"a": table}, quantiles=(0.05, 0.95))
+        >>> imputation.sd["a"][0, 1].item()  # an observed value
+        0.0
     """
 
     filled: Filled

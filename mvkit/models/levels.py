@@ -62,6 +62,13 @@ class Levels(Objective):
         levels: objectives of the bottom and of the top; empty: the levels' own.
         kl_weight: multiplies the `kl_weight` of both.
 
+    Example:
+        >>> import mvkit, torch
+        >>> shapes = {"a": (3,), "b": (2,)}
+        >>> stack = mvkit.recipes.nexus(shapes, latent_dim=2, seed=0)
+        >>> type(stack.objective).__name__, len(stack.objective.levels)
+        ('Levels', 2)
+
     Reference: Vasco et al., Leveraging Hierarchy in Multimodal Generative Models for Effective
     Cross-Modality Inference (Nexus), 2022, https://doi.org/10.1016/j.neunet.2021.11.019.
     """

@@ -76,6 +76,14 @@ def prune_clusters(
         RequestError: a `Stack`; the prior has no clusters, or only one; `joint` of clusters that
             are not normal, or with a β.
 
+    Example:
+        >>> import mvkit, torch
+        >>> prior = {"name": "mog", "components": 4}
+        >>> model = mvkit.Model({"a": (3,)}, latent_dim=2, prior=prior, seed=0)
+        >>> pruned = mvkit.prune_clusters(model, {"a": torch.randn(80, 3)})
+        >>> 2 <= pruned.model.n_clusters <= 4
+        True
+
     Reference: Palumbo et al., Deep Generative Clustering with Multimodal Diffusion Variational
     Autoencoders, 2024, https://openreview.net/forum?id=k5THrhXDV3.
     """

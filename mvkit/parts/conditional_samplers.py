@@ -239,6 +239,15 @@ class ConditionalSampler(ABC):
     refused for models whose prior depends on covariates.
     One that models the private latents of models without a shared one, whose d is 0, sets
     `models_private_alone`; others are refused for such models.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, aggregator="poe", seed=0)
+        >>> rows = {"a": torch.randn(50, 3), "b": torch.randn(50, 2)}
+        >>> spec = {"name": "gmm", "components": 2, "conditional": True}
+        >>> _ = mvkit.fit_sampler(model, rows, spec)
+        >>> model.translate({"a": rows["a"]}, to="b", sampler="gmm")["b"].shape
+        torch.Size([1, 50, 2])
     """
 
     spec: object

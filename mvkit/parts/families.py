@@ -76,6 +76,12 @@ class NormalDensity(Family):
 class Normal(NormalDensity):
     """Normal experts whose encoder emits the log-variance: scale = exp(raw / 2).
 
+    Example:
+        >>> import torch
+        >>> from mvkit.parts import NormalFamily
+        >>> NormalFamily().scale(torch.zeros(2)).tolist()  # raw numbers are log-variances
+        [1.0, 1.0]
+
     Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014,
     https://arxiv.org/abs/1312.6114.
     """
@@ -88,6 +94,14 @@ class Normal(NormalDensity):
 class NormalSoftplus(NormalDensity):
     """Normal experts with scale = softplus(raw) + 1e-6, which grows linearly.
 
+    Example:
+        >>> import mvkit
+        >>> model = mvkit.Model(
+        ...     {"a": (3,), "b": (2,)}, latent_dim=2, family="normal_softplus", seed=0
+        ... )
+        >>> model.sample(3)["a"].shape
+        torch.Size([3, 3])
+
     Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014,
     https://arxiv.org/abs/1312.6114.
     """
@@ -99,6 +113,12 @@ class NormalSoftplus(NormalDensity):
 @spec
 class LaplaceSoftmax(Family):
     """Laplace experts with scale = softmax(raw over d) * D + 1e-6: the scales of a row sum to D.
+
+    Example:
+        >>> import torch
+        >>> from mvkit.parts import LaplaceSoftmax
+        >>> round(LaplaceSoftmax().scale(torch.zeros(1, 4)).sum().item(), 3)  # D
+        4.0
 
     Reference: Shi et al., Variational Mixture-of-Experts Autoencoders for Multi-Modal Deep
     Generative Models, 2019, https://arxiv.org/abs/1911.03393 (their code).
@@ -141,7 +161,16 @@ class LaplaceSoftmax(Family):
 
 
 def check_product(sizes: Sizes, name: str, instead: str) -> None:
-    """Raises SpecError if the family's experts have no closed product."""
+    """Raises SpecError if the family's experts have no closed product.
+
+    Example:
+        >>> import mvkit
+        >>> try:
+        ...     mvkit.Model({"a": (3,)}, aggregator="poe", family="laplace_softmax")
+        ... except mvkit.SpecError as error:
+        ...     print("no closed product" in str(error))
+        True
+    """
     family: Family = sizes.family
     if not family.closed_product:
         known = plugins.name_of("family", type(family)) or type(family).__name__

@@ -145,6 +145,14 @@ class LabelledMoG:
         components: number of components, and of numbers that s takes of `latent_dim`; None: half
             of them.
 
+    Example:
+        >>> import mvkit
+        >>> prior = {"name": "labelled_mog", "components": 2}
+        >>> parts = {"aggregator": "labelled_sum", "prior": prior}
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=4, **parts, seed=0)
+        >>> model.n_clusters
+        2
+
     Reference: Nazabal, Olmos, Ghahramani and Valera, Handling Incomplete Heterogeneous Data using
     VAEs (HI-VAE), 2020, https://arxiv.org/abs/1807.03653.
     """
@@ -215,6 +223,14 @@ class LabelledSum:
     give q(s|x_O); the other sums and trained numbers of each component give q(z|s, x_O). With
     linear encoders that is one layer which sees the row with zeros in its gaps, but that the
     constants of an encoder count only where its modality is observed.
+
+    Example:
+        >>> import mvkit, torch
+        >>> prior = {"name": "labelled_mog", "components": 2}
+        >>> parts = {"aggregator": "labelled_sum", "prior": prior}
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=4, **parts, seed=0)
+        >>> model.encode({"a": torch.zeros(4, 3)}).shape
+        torch.Size([4, 4])
 
     Reference: Nazabal, Olmos, Ghahramani and Valera, Handling Incomplete Heterogeneous Data using
     VAEs (HI-VAE), 2020, https://arxiv.org/abs/1807.03653 (its input dropout).

@@ -22,7 +22,14 @@ from mvkit.parts.aggregators.aggregator import Aggregator
 
 
 class LatentModel(Protocol):
-    """A model with encoders, an aggregator, a prior and decoders; `mvkit.Model` is one."""
+    """A model with encoders, an aggregator, a prior and decoders; `mvkit.Model` is one.
+
+    Example:
+        >>> import mvkit
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, aggregator="moe", seed=0)
+        >>> model.names, model.latent_dim, model.bound_name
+        (('a', 'b'), 2, 'bound')
+    """
 
     names: tuple[str, ...]
     modalities: dict[str, Modality]

@@ -29,6 +29,13 @@ def explained_modalities(listed: Modalities, sizes: Sizes) -> tuple[str, ...]:
 
     Raises:
         SpecError: a name of no modality, or an empty list.
+
+    Example:
+        >>> from mvkit.core import Modality, Sizes
+        >>> from mvkit.parts import NormalFamily, explained_modalities
+        >>> sizes = Sizes(2, NormalFamily(), {"a": Modality((3,)), "b": Modality((2,))}, None)
+        >>> explained_modalities(["b"], sizes)
+        ('b',)
     """
     if listed is None:
         return sizes.names
@@ -44,6 +51,13 @@ def log_prob_of_pattern(logits: Tensor, observed: Tensor) -> Tensor:
     Args:
         logits: of being observed, (s, j, b, *shape).
         observed: the flags, (b, *shape) bool.
+
+    Example:
+        >>> import torch
+        >>> from mvkit.parts import log_prob_of_pattern
+        >>> observed = torch.tensor([[True, False]])
+        >>> log_prob_of_pattern(torch.zeros(1, 1, 1, 2), observed).exp().item()  # ½ · ½
+        0.25
     """
     signed = torch.where(observed, logits, -logits)
     return functional.logsigmoid(signed).flatten(3).sum(-1)
@@ -172,6 +186,12 @@ class LogisticMasking:
     Args:
         modalities: those whose gaps are explained; None: all. Their likelihoods need draws with
             gradients: `normal`, `laplace`, `student_t` or `lognormal`.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,)}, missingness="logistic", seed=0)
+        >>> model.loss({"a": torch.tensor([[0.5, torch.nan, 1.0]])}).bound.shape
+        torch.Size([1])
 
     Reference: Ipsen, Mattei and Frellsen, not-MIWAE: Deep Generative Modelling with Missing not at
     Random Data, 2021, https://arxiv.org/abs/2006.12871 (its `agnostic` model).

@@ -39,6 +39,12 @@ class Network(ABC):
     axis; the modules must treat rows independently (hence no batch norm) and accept any number of
     them. For models with covariates, let both methods take `context=0`, a number of further inputs
     (n, context), and return modules whose `forward` takes rows and context.
+
+    Example:
+        >>> import torch
+        >>> from mvkit.parts import MLP
+        >>> MLP(hidden=(8,)).encoder((3,), 4)(torch.zeros(5, 3)).shape
+        torch.Size([5, 4])
     """
 
     @abstractmethod
@@ -193,6 +199,12 @@ class MLP(Network):
 class Linear(Network):
     """A single affine map: the networks of linear-Gaussian models, such as factor analysis.
 
+    Example:
+        >>> import torch
+        >>> from mvkit.parts import Linear
+        >>> Linear().decoder(4, (2, 3))(torch.zeros(5, 4)).shape
+        torch.Size([5, 2, 3])
+
     Reference: Tipping and Bishop, Probabilistic Principal Component Analysis, 1999,
     https://doi.org/10.1111/1467-9868.00196.
     """
@@ -290,6 +302,13 @@ class Conv(Convolutional):
         channels: output channels of each halving.
         activation: `relu`, `silu`, `gelu` or `tanh`.
 
+    Example:
+        >>> import mvkit, torch
+        >>> modality = mvkit.Modality((1, 8, 8), encoder="conv", decoder="conv")
+        >>> model = mvkit.Model({"image": modality}, latent_dim=2, seed=0)
+        >>> model.encode({"image": torch.zeros(3, 1, 8, 8)}).shape
+        torch.Size([3, 2])
+
     Reference: Radford et al., Unsupervised Representation Learning with Deep Convolutional
     Generative Adversarial Networks, 2016, https://arxiv.org/abs/1511.06434 (without its batch
     norm).
@@ -311,6 +330,13 @@ class Conv1d(Convolutional):
     Args:
         channels: output channels of each halving.
         activation: `relu`, `silu`, `gelu` or `tanh`.
+
+    Example:
+        >>> import mvkit, torch
+        >>> modality = mvkit.Modality((2, 16), encoder="conv1d", decoder="conv1d")
+        >>> model = mvkit.Model({"sound": modality}, latent_dim=2, seed=0)
+        >>> model.encode({"sound": torch.zeros(3, 2, 16)}).shape
+        torch.Size([3, 2])
 
     Reference: as `Conv`, on one axis.
     """

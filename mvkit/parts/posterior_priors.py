@@ -29,6 +29,15 @@ class Vamp:
     Args:
         components: number of pseudo-inputs C.
 
+    Example:
+        >>> import mvkit
+        >>> from mvkit.parts import Vamp
+        >>> model = mvkit.Model(
+        ...     {"a": (3,), "b": (2,)}, latent_dim=2, prior=Vamp(components=5), seed=0
+        ... )
+        >>> model.sample(3)["b"].shape
+        torch.Size([3, 2])
+
     Reference: Tomczak and Welling, VAE with a VampPrior, AISTATS 2018,
     https://arxiv.org/abs/1705.07120.
     """
@@ -73,6 +82,19 @@ class PosteriorMixture:
 
     Args:
         standard: weight of the standard component, from 0 to below 1.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model(
+        ...     {"a": (3,), "b": (2,)},
+        ...     latent_dim=2,
+        ...     aggregator="moe",
+        ...     prior="posterior_mixture",
+        ...     seed=0,
+        ... )
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.loss(rows).bound.shape
+        torch.Size([4])
 
     Reference: Sutter, Meng, Agostini, Chopard, Fortin, Vogt, Shahbaba and Mandt, Unity by
     Diversity: Improved Representation Learning for Multimodal VAEs (MMVM), NeurIPS 2024,

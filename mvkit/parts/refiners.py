@@ -35,6 +35,11 @@ class RefinerSizes:
         context: how many numbers of the covariates a row has, c.
         low: the least value that the modality can have; draws below it are set to it.
         high: the greatest.
+
+    Example:
+        >>> from mvkit.parts import RefinerSizes
+        >>> RefinerSizes("image", (1, 8, 8), latent=4).numbers
+        64
     """
 
     name: str
@@ -68,6 +73,13 @@ class Refiner(ABC):
     `out` is (r, n, *shape) and `z` (r, n, d + p). They are copies of one draw where the modality
     was given; else independent draws of the posterior given the other part, or of the prior, so
     that a score over them is one of what is generated from that part.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,)}, latent_dim=2, seed=0)
+        >>> _ = mvkit.fit_refiner(model, {"a": torch.randn(50, 3)}, epochs=1, progress=False)
+        >>> isinstance(model.refiners["a"], mvkit.Refiner)
+        True
     """
 
     spec: object  # set when a model gets the refiner
@@ -132,6 +144,15 @@ class Energy:
         noise: numbers of noise; None: as many as a row has numbers, 64 at most.
         draws: draws of each row in training, 2 at least.
         knows_given: whether it is told if the modality was given.
+
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.parts import Energy
+        >>> model = mvkit.Model({"a": (3,)}, latent_dim=2, seed=0)
+        >>> rows = {"a": torch.randn(50, 3)}
+        >>> _ = mvkit.fit_refiner(model, rows, Energy(), epochs=1, progress=False)
+        >>> model.translate(rows, refine=True)["a"].shape
+        torch.Size([1, 50, 3])
 
     Reference: Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation,
     2007, https://doi.org/10.1198/016214506000001437; Shen and Meinshausen, Engression:
@@ -256,6 +277,12 @@ def energy_score(draws: Tensor, x: Tensor, observed: Tensor | None = None) -> Te
         draws: (r, n, f), r at least 2.
         x: the data, (n, f).
         observed: which numbers count, (n, f) bool; None: all.
+
+    Example:
+        >>> import torch
+        >>> from mvkit.parts import energy_score
+        >>> energy_score(torch.tensor([[[0.0]], [[2.0]]]), torch.tensor([[1.0]])).tolist()
+        [0.0]
 
     Reference: Gneiting and Raftery, 2007, https://doi.org/10.1198/016214506000001437, eq. 22
     with β = 1.

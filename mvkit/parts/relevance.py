@@ -93,6 +93,13 @@ class ARD(Network):
         rate: b, in squared weights; a column pays by the logarithm of its squared norm where that
             is far above b, and hardly more for being smaller than b.
 
+    Example:
+        >>> import mvkit
+        >>> from mvkit.parts import ARD
+        >>> model = mvkit.Model({"a": mvkit.Modality((3,), decoder=ARD())}, latent_dim=4, seed=0)
+        >>> model.sample(2)["a"].shape
+        torch.Size([2, 3])
+
     Reference: MacKay, Bayesian Non-Linear Modeling for the Prediction Competition, 1994; Bishop,
     Bayesian PCA, NeurIPS 1998 (linear decoders); Ainsworth, Foti, Lee and Fox, oi-VAE: Output
     Interpretable VAEs for Nonlinear Group Factor Analysis, ICML 2018,

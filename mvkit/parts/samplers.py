@@ -39,6 +39,13 @@ class Sampler(ABC):
     alone, so that files can hold it. A sampler that can be asked for latents given what rows have
     is a `ConditionalSampler`. With `weighs_rows`, `fit` also takes `weight=`, (b,), how much each
     row counts, or None; others are refused for rows with weights.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,)}, latent_dim=2, seed=0)
+        >>> _ = mvkit.fit_sampler(model, {"a": torch.randn(50, 3)}, "gmm")
+        >>> isinstance(model.samplers["gmm"], mvkit.Sampler)
+        True
     """
 
     spec: object
@@ -56,6 +63,12 @@ class Sampler(ABC):
 @spec
 class Prior:
     """The model's own prior, which needs no fit.
+
+    Example:
+        >>> import mvkit
+        >>> model = mvkit.Model({"a": (3,)}, latent_dim=2, seed=0)
+        >>> model.sample(4, sampler="prior")["a"].shape
+        torch.Size([4, 3])
 
     Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014,
     https://arxiv.org/abs/1312.6114.
@@ -99,6 +112,14 @@ class GMM:
         floor: added to the variances, so that no component shrinks to a point.
         conditional: whether it can be asked for latents given what rows have.
         covariates: whether a conditional one knows the covariates of rows.
+
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.parts import GMM
+        >>> model = mvkit.Model({"a": (3,)}, latent_dim=2, seed=0)
+        >>> _ = mvkit.fit_sampler(model, {"a": torch.randn(50, 3)}, GMM(components=3))
+        >>> model.sample(4, sampler="gmm")["a"].shape
+        torch.Size([4, 3])
 
     Reference: Ghosh, Sajjadi, Vergari, Black and Schölkopf, From Variational to Deterministic
     Autoencoders, ICLR 2020, https://arxiv.org/abs/1903.12436; Ghahramani and Jordan, Supervised

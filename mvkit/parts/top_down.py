@@ -54,6 +54,19 @@ class TopDown:
         networks: from all latents above a level to its 2 numbers per dimension: one for all levels
             below the top, or one for each, which may be an `nn.Module`.
 
+    Example:
+        >>> import mvkit
+        >>> from mvkit.parts import TopDown
+        >>> model = mvkit.Model(
+        ...     {"a": (3,), "b": (2,)},
+        ...     latent_dim=2,
+        ...     aggregator="top_down_poe",
+        ...     prior=TopDown(levels=[1, 1]),
+        ...     seed=0,
+        ... )
+        >>> model.sample(5)["a"].shape
+        torch.Size([5, 3])
+
     Reference: Sønderby et al., Ladder Variational Autoencoders, 2016,
     https://arxiv.org/abs/1602.02282; for several modalities Dorent et al., 2023,
     https://arxiv.org/abs/2309.08747.
@@ -294,6 +307,18 @@ class TopDownPoE:
         features: numbers that each encoder emits, from which the experts of all levels are made.
         network: from features and the latents above a level to 2 numbers per dimension, one per
             level and modality.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model(
+        ...     {"a": (3,), "b": (2,)},
+        ...     latent_dim=2,
+        ...     aggregator="top_down_poe",
+        ...     prior="top_down",
+        ...     seed=0,
+        ... )
+        >>> model.encode({"a": torch.zeros(4, 3)}).shape
+        torch.Size([4, 2])
 
     Reference: Dorent et al., Unified Brain MR-Ultrasound Synthesis using Multi-Modal Hierarchical
     Representations (MHVAE), MICCAI 2023, https://arxiv.org/abs/2309.08747.

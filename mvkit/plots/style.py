@@ -1,9 +1,4 @@
-"""The one style of all pictures: colours that colour-blind readers tell apart, light and dark.
-
-Colours are those of pages (`mvkit/apps/templates/style.css.jinja`).
-
-Reference: Okabe and Ito, Color Universal Design, 2008, https://jfly.uni-koeln.de/color/.
-"""
+"""Pictures on light and on dark paper; colours are those of pages (`apps/templates`)."""
 
 from __future__ import annotations
 
@@ -11,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from mvkit.core.figures import INK
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-INK = "ink"  # gid of lines and points in the colour of text, which a scheme sets
 
 
 @attrs.frozen

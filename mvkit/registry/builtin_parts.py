@@ -149,7 +149,8 @@ EXTERNAL_PARTS: dict[str, dict[str, tuple[str, ...]]] = {
         )
     },
     "mvkit-diffusion": {
-        "recipe": ("d_cmvae", "mld"),
+        "objective": ("generative_augmentation", "mutual_information"),
+        "recipe": ("d_cmvae", "idmvae", "mld"),
         "refiner": ("diffusion",),
         "sampler": ("latent_diffusion", "latent_flow"),
         "schedule": ("then_refine",),

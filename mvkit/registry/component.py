@@ -50,6 +50,12 @@ class Component:
             `"package.module:function"`. The class or the function itself will do too.
         summary: a few words for listings.
         api: the version of the abstract class of that kind it was written for.
+
+    Example:
+        >>> from mvkit.registry import Component
+        >>> part = Component("prior", "heavy", "mvkit_sharp.heavy:Heavy", "Student's t")
+        >>> part.kind, part.path
+        ('prior', 'mvkit_sharp.heavy:Heavy')
     """
 
     kind: str

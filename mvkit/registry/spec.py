@@ -44,6 +44,14 @@ def field(
         kw_only: in a positional spec, whether the field takes no position.
         quiet: whether files leave it out at its default, so that those of models without it are
             what they were before there was such a field.
+
+    Example:
+        >>> from mvkit.registry import field, integer, spec
+        >>> @spec
+        ... class Shift:
+        ...     steps: int = field(default=1, check=integer(1))
+        >>> Shift(steps=3)
+        Shift(steps=3)
     """
 
     def convert(value: object) -> object:

@@ -45,7 +45,13 @@ CITED = (
 
 
 class ConformanceError(MvkitError, AssertionError):
-    """A part that breaks a rule of its kind: where, what is wrong, what was expected."""
+    """A part that breaks a rule of its kind: where, what is wrong, what was expected.
+
+    Example:
+        >>> from mvkit.testing import ConformanceError
+        >>> issubclass(ConformanceError, AssertionError)
+        True
+    """
 
 
 def check_component(

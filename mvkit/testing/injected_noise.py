@@ -44,6 +44,17 @@ def bound_noise(rows: Sequence[int], names: Sequence[str]) -> Source:
         rows: an id for each row of the batch, in its order.
         names: the modalities in the model's order. An axis of drawn components as long as this is
             taken to be one component per modality (moe).
+
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.testing import bound_noise, noise
+        >>> model = mvkit.Model({"a": (2,)}, latent_dim=1, seed=0)
+        >>> with noise(bound_noise([7, 8, 9], ["a"])):
+        ...     z = model.posterior({"a": torch.zeros(3, 2)}).rsample(1)
+        >>> with noise(bound_noise([9, 8, 7], ["a"])):
+        ...     turned = model.posterior({"a": torch.zeros(3, 2)}).rsample(1)
+        >>> torch.equal(z.flip(1), turned)
+        True
     """
 
     def source(

@@ -10,7 +10,20 @@ from mvkit.registry.spec import field, number, positional_spec
 
 
 class Ramp(ABC):
-    """A factor for each epoch of a stage. To implement one, write a spec with two methods."""
+    """A factor for each epoch of a stage. To implement one, write a spec with two methods.
+
+    Example:
+        >>> from mvkit import spec
+        >>> from mvkit.parts import Ramp
+        >>> @spec
+        ... class Half(Ramp):
+        ...     def at(self, epoch, epochs):
+        ...         return 0.5
+        ...     def last(self):
+        ...         return 1.0
+        >>> Half().at(1, 10)
+        0.5
+    """
 
     @abstractmethod
     def at(self, epoch: int, epochs: int) -> float:
@@ -41,7 +54,13 @@ class Interpolation(Ramp):
 
 @positional_spec
 class Linear(Interpolation):
-    """Straight from `start`, the value before the first epoch, to `end` in epoch `epochs`."""
+    """Straight from `start`, the value before the first epoch, to `end` in epoch `epochs`.
+
+    Example:
+        >>> from mvkit.parts import LinearRamp
+        >>> [LinearRamp(0.0, 1.0, 4).at(epoch, 10) for epoch in range(1, 6)]
+        [0.25, 0.5, 0.75, 1.0, 1.0]
+    """
 
     epochs: int = count(10)
 
@@ -51,7 +70,13 @@ class Linear(Interpolation):
 
 @positional_spec
 class Cosine(Interpolation):
-    """Half a cosine from `start` to `end`, which is reached in epoch `epochs`."""
+    """Half a cosine from `start` to `end`, which is reached in epoch `epochs`.
+
+    Example:
+        >>> from mvkit.parts import Cosine
+        >>> [round(Cosine(0.0, 1.0, 4).at(epoch, 10), 2) for epoch in range(1, 6)]
+        [0.15, 0.5, 0.85, 1.0, 1.0]
+    """
 
     epochs: int = count(10)
 
@@ -63,6 +88,11 @@ class Cosine(Interpolation):
 @positional_spec
 class Cyclical(Interpolation):
     """`cycles` linear ramps from `start` to `end` per stage, each rising for `rise` of its length.
+
+    Example:
+        >>> from mvkit.parts import Cyclical
+        >>> [Cyclical(cycles=2).at(epoch, 8) for epoch in range(1, 9)]
+        [0.5, 1.0, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0]
 
     Reference: Fu et al., Cyclical Annealing Schedule, 2019, https://arxiv.org/abs/1903.10145.
     """

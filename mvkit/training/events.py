@@ -23,6 +23,19 @@ class Event:
 
     Everyone who hears of it gets a copy: what a listener does to a row or a history reaches
     neither the run nor the others.
+
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.training.events import EpochFinished
+        >>> losses = []
+        >>> def listen(event):
+        ...     if isinstance(event, EpochFinished):
+        ...         losses.append(event.row["loss"])
+        >>> model = mvkit.Model({"a": (3,)}, latent_dim=2, seed=0)
+        >>> rows = {"a": torch.randn(40, 3)}
+        >>> _ = mvkit.fit(model, rows, epochs=2, listeners=[listen], progress=False)
+        >>> len(losses)
+        2
     """
 
     def copied(self) -> Event:
@@ -44,6 +57,11 @@ class RunStarted(Event):
         model: the model's header, plain JSON data.
         options: `fit`'s options and stages, plain JSON data.
         step: batches done before.
+
+    Example:
+        >>> from mvkit.training.events import RunStarted
+        >>> RunStarted(folder=None, model={}, options={"epochs": 5}, step=0).options["epochs"]
+        5
     """
 
     folder: Path | None
@@ -54,7 +72,14 @@ class RunStarted(Event):
 
 @attrs.frozen(eq=False)
 class StageStarted(Event):
-    """Stage `index` (from 0) begins or resumes; `stage` is the `mvkit.Stage`."""
+    """Stage `index` (from 0) begins or resumes; `stage` is the `mvkit.Stage`.
+
+    Example:
+        >>> import mvkit
+        >>> from mvkit.training.events import StageStarted
+        >>> StageStarted(0, mvkit.Stage(epochs=5)).stage.epochs
+        5
+    """
 
     index: int
     stage: Stage
@@ -65,6 +90,11 @@ class EpochFinished(Event):
     """An epoch ended after `step` batches; `row` is its row of the history.
 
     Its columns are the stage, the epoch, metrics and `valid/…` metrics.
+
+    Example:
+        >>> from mvkit.training.events import EpochFinished
+        >>> EpochFinished({"epoch": 1, "loss": 2.5}, step=10).row["loss"]
+        2.5
     """
 
     row: dict[str, float]
@@ -73,7 +103,14 @@ class EpochFinished(Event):
 
 @attrs.frozen(eq=False)
 class CheckpointSaved(Event):
-    """The state of the run after `step` batches is safe at `path`."""
+    """The state of the run after `step` batches is safe at `path`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mvkit.training.events import CheckpointSaved
+        >>> CheckpointSaved(Path("run") / "1.safetensors", step=10).path.name
+        '1.safetensors'
+    """
 
     path: Path
     step: int
@@ -81,14 +118,27 @@ class CheckpointSaved(Event):
 
 @attrs.frozen(eq=False)
 class NonFinite(Event):
-    """A loss or gradient was not finite; `report` says where."""
+    """A loss or gradient was not finite; `report` says where.
+
+    Example:
+        >>> from mvkit.training.events import NonFinite
+        >>> NonFinite("stage 0, epoch 1, batch 3").report
+        'stage 0, epoch 1, batch 3'
+    """
 
     report: str
 
 
 @attrs.frozen(eq=False)
 class RunFinished(Event):
-    """The run ended: all stages are done, or `error` says why not; `history` is that so far."""
+    """The run ended: all stages are done, or `error` says why not; `history` is that so far.
+
+    Example:
+        >>> import mvkit
+        >>> from mvkit.training.events import RunFinished
+        >>> RunFinished(mvkit.History([{"loss": 2.5}])).history["loss"]
+        [2.5]
+    """
 
     history: History
     error: str | None = None
@@ -99,6 +149,17 @@ class StopTraining(Exception):
 
     `fit` then records the epoch, keeps the best weights and returns the history, as if its stages
     had ended there. Called again on the same folder, it resumes.
+
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.training.events import EpochFinished, StopTraining
+        >>> def stop(event):
+        ...     if isinstance(event, EpochFinished):
+        ...         raise StopTraining
+        >>> model = mvkit.Model({"a": (3,)}, latent_dim=2, seed=0)
+        >>> rows = {"a": torch.randn(40, 3)}
+        >>> len(mvkit.fit(model, rows, epochs=9, listeners=[stop], progress=False).rows)
+        1
     """
 
 

@@ -127,6 +127,14 @@ def fit(
         KeyboardInterrupt: Ctrl-C; with a folder, after the step was finished and saved, and with
             a message that says how to resume. A second one stops at once. So it is with SIGTERM,
             which then ends the process as ever, unless the user handles it.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, aggregator="mopoe", seed=0)
+        >>> rows = {"a": torch.randn(60, 3), "b": torch.randn(60, 2)}
+        >>> history = mvkit.fit(model, rows, epochs=2, validation=0.2, seed=0, progress=False)
+        >>> history["epoch"]
+        [1, 2]
     """
     check_model(model, "fit")
     first = 0 if seed is None else seed

@@ -34,6 +34,15 @@ class Opponent:
         optimizer: `adam`, `adamw`, `sgd`, or a spec.
         steps: optimizer steps before each step of the stage, on its batches.
 
+    Example:
+        >>> import mvkit
+        >>> from mvkit.parts import Adversary
+        >>> stage = mvkit.Stage(
+        ...     Adversary(side="fool"), opponent=mvkit.Opponent(Adversary(side="tell"))
+        ... )
+        >>> stage.opponent.steps
+        1
+
     Reference: Goodfellow et al., Generative Adversarial Nets, 2014,
     https://arxiv.org/abs/1406.2661 (algorithm 1).
     """

@@ -66,6 +66,12 @@ class Adam(Grouped):
         groups: learning rates of parameters by globs over their names, `{"encoders.*": 1e-4}`; the
             first that matches counts, the rest has `lr`.
 
+    Example:
+        >>> import mvkit
+        >>> from mvkit.parts import Adam
+        >>> mvkit.Stage(epochs=5, optimizer=Adam(lr=0.01)).optimizer.lr
+        0.01
+
     Reference: Kingma and Ba, 2015, https://arxiv.org/abs/1412.6980.
     """
 
@@ -88,6 +94,12 @@ class AdamW(Grouped):
         betas: decay of the running means of gradients and of their squares.
         weight_decay: decoupled decay of the parameters.
         groups: learning rates by globs, as of `adam`.
+
+    Example:
+        >>> import mvkit
+        >>> from mvkit.parts import AdamW
+        >>> mvkit.Stage(epochs=5, optimizer=AdamW(lr=0.01)).optimizer.lr
+        0.01
 
     Reference: Loshchilov and Hutter, 2019, https://arxiv.org/abs/1711.05101.
     """
@@ -115,6 +127,12 @@ class SGD(Grouped):
         nesterov: whether the gradient counts once more beside that sum.
         weight_decay: times the parameters is added to their gradient.
         groups: learning rates by globs, as of `adam`.
+
+    Example:
+        >>> import mvkit
+        >>> from mvkit.parts import SGD
+        >>> mvkit.Stage(epochs=5, optimizer=SGD(lr=0.01)).optimizer.lr
+        0.01
 
     Reference: Sutskever, Martens, Dahl and Hinton, On the Importance of Initialization and
     Momentum in Deep Learning, 2013, https://proceedings.mlr.press/v28/sutskever13.html.

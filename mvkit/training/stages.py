@@ -78,6 +78,14 @@ class Stage:
             placed by a fit of a mixture to the codes of at most 10,000 training rows, given all
             that these have; `standard`: they all become the standard prior; None: nothing.
         opponent: what is trained against the objective, an `Opponent` or a dict of its options.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,)}, latent_dim=2, seed=0)
+        >>> stages = [mvkit.Stage(epochs=1), mvkit.Stage(epochs=1, trainable=["decoders.*"])]
+        >>> history = mvkit.fit(model, {"a": torch.randn(40, 3)}, stages=stages, progress=False)
+        >>> history["stage"]
+        [0, 1]
     """
 
     objective: ObjectiveLike | None = part("objective", default=None, optional=True)
@@ -163,6 +171,16 @@ class Schedule(ABC):
     `places_prior` says that it has a stage that places the prior: `prune_clusters`, which places
     the mixture itself, then gives its model the schedule `single`. Such a schedule asks
     `model.placed` whether a run has placed the prior before.
+
+    Example:
+        >>> from mvkit import Stage, spec
+        >>> from mvkit.parts import Schedule
+        >>> @spec
+        ... class Halves(Schedule):
+        ...     def stages(self, model, epochs):
+        ...         return [Stage(epochs=epochs // 2), Stage(epochs=epochs - epochs // 2)]
+        >>> [stage.epochs for stage in Halves().stages(None, 5)]
+        [2, 3]
     """
 
     places_prior: bool = False
@@ -179,7 +197,15 @@ StagesLike = (
 
 @spec
 class Single(Schedule):
-    """One stage with the model's objective; ramps may be given."""
+    """One stage with the model's objective; ramps may be given.
+
+    Example:
+        >>> import mvkit
+        >>> from mvkit.parts import Single
+        >>> model = mvkit.Model({"a": (3,)}, latent_dim=2, seed=0)
+        >>> [stage.epochs for stage in Single().stages(model, 10)]
+        [10]
+    """
 
     ramps: Mapping[str, RampLike] = parts("ramp", default={})
 
@@ -195,6 +221,14 @@ class JointThenUnimodal(Schedule):
         share: share of the epochs that the first stage gets.
         joint: objective of the first stage.
         unimodal: objective of the second.
+
+    Example:
+        >>> import mvkit
+        >>> from mvkit.parts import JointThenUnimodal
+        >>> options = {"aggregator": "joint", "schedule": JointThenUnimodal(share=0.3)}
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, **options, seed=0)
+        >>> [stage.epochs for stage in JointThenUnimodal(share=0.3).stages(model, 10)]
+        [3, 7]
 
     Reference: Vedantam et al., Generative Models of Visually Grounded Imagination, 2018,
     https://arxiv.org/abs/1705.10762.
@@ -245,6 +279,13 @@ class WarmupThenMixture(Schedule):
 
     Args:
         share: share of the epochs that the first stage gets.
+
+    Example:
+        >>> import mvkit
+        >>> from mvkit.parts import WarmupThenMixture
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, prior="mog", seed=0)
+        >>> [stage.place for stage in WarmupThenMixture().stages(model, 10)]
+        ['standard', 'prior']
     """
 
     places_prior = True

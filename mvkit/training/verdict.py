@@ -56,14 +56,14 @@ def _about_rows(model: MultimodalModel, rows: Batch) -> list[str]:
     if len(observing) < 2:
         return []
     with torch.no_grad():
-        z = _latents(model, observing)
+        z = latents_of(model, observing)
         sentences = _about_latents(z) if model.latent_dim else []
         sentences += _about_reconstructions(model, observing, z)
         return sentences + _about_clusters(model, observing)
 
 
 def _about_latents(z: Tensor) -> list[str]:
-    deviations = z.double().std(0)
+    deviations = deviations_of(z)
     alive = int((deviations >= ALIVE).sum())
     largest = float(deviations.max())
     if alive:
@@ -75,7 +75,22 @@ def _about_latents(z: Tensor) -> list[str]:
 
 
 def _about_reconstructions(model: MultimodalModel, rows: Batch, z: Tensor) -> list[str]:
-    """How much less each modality's squared error is than that of its mean."""
+    shares = reconstructed_shares(model, rows, z)
+    parts = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
+    sentences = [f"reconstructions explain of the variance: {parts}"] if shares else []
+    if shares and max(shares.values()) <= 0:
+        sentences.append("no modality is reconstructed better than by its mean")
+    return sentences
+
+
+def reconstructed_shares(model: MultimodalModel, rows: Batch, z: Tensor) -> dict[str, float]:
+    """How much less each modality's squared error is than that of its mean, {name: share}.
+
+    Args:
+        model: a model.
+        rows: conformed rows that observe something.
+        z: their latents, (b, d).
+    """
     given = RowContext.of(rows)
     decoded = {}
     with evaluation(model):
@@ -89,17 +104,19 @@ def _about_reconstructions(model: MultimodalModel, rows: Batch, z: Tensor) -> li
         spread = float(torch.where(present, x - mean, 0.0).square().sum())
         if spread > 0:
             shares[name] = 1 - error / spread
-    parts = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
-    sentences = [f"reconstructions explain of the variance: {parts}"] if shares else []
-    if shares and max(shares.values()) <= 0:
-        sentences.append("no modality is reconstructed better than by its mean")
-    return sentences
+    return shares
 
 
-def _latents(model: MultimodalModel, rows: Batch) -> Tensor:
+def latents_of(model: MultimodalModel, rows: Batch) -> Tensor:
+    """Posterior means of conformed rows, (b, d), of a model without a shared latent (b, 0)."""
     if model.latent_dim:
         return model.encode(rows)
     return model.like.new_zeros(len(rows), 0)
+
+
+def deviations_of(z: Tensor) -> Tensor:
+    """Standard deviations of latents (b, d) over rows, (d,); 0 of fewer than two rows."""
+    return z.double().std(0) if len(z) > 1 else z.new_zeros(z.shape[1]).double()
 
 
 def _about_clusters(model: MultimodalModel, rows: Batch) -> list[str]:

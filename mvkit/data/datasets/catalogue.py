@@ -42,6 +42,12 @@ class Splits:
         test: rows to report on.
         truth: the model that the rows were drawn from, where it is known.
         notes: a dict of what else is known, such as the names of features.
+
+    Example:
+        >>> import mvkit
+        >>> data = mvkit.load_dataset("linear_gaussian")
+        >>> type(data).__name__, len(data.train) > len(data.test)
+        ('Splits', True)
     """
 
     modalities: dict[str, Modality]
@@ -108,6 +114,12 @@ class PolyDigits:
             `quadrant`: all but `m0` are (1, 16, 16), black but for one of four quadrants, the
             same in all of them, which shows the picture; `extra["quadrant"]` is 0 top left, 1 top
             right, 2 bottom left, 3 bottom right. `m0` stays as it is. None: nothing.
+
+    Example:
+        >>> import mvkit
+        >>> from mvkit.parts import PolyDigits
+        >>> PolyDigits(missing=0.3).missing
+        0.3
 
     Reference: the idea of PolyMNIST, Sutter, Daunhawer and Vogt, 2021,
     https://arxiv.org/abs/2105.02470; the digits: Alpaydin and Kaynak, 1998,
@@ -218,6 +230,12 @@ class LinearGaussian:
         rows: rows of train; valid and test have a tenth of them each.
         missing: share of modalities missing at random in all splits; every row keeps one.
         seed: of everything.
+
+    Example:
+        >>> import mvkit
+        >>> data = mvkit.load_dataset("linear_gaussian")
+        >>> list(data.modalities), data.truth is not None
+        (['m0', 'm1', 'm2'], True)
 
     Reference: Tipping and Bishop, Probabilistic Principal Component Analysis, 1999,
     https://doi.org/10.1111/1467-9868.00196.

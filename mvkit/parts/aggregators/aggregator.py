@@ -35,6 +35,11 @@ class Defaults:
         has_joint_encoder: whether it encodes the data itself, so that the unimodal encoders can be
             trained after it.
         unimodal: what is trained then, as globs over parameter names.
+
+    Example:
+        >>> from mvkit.parts import Defaults
+        >>> Defaults(mixture=True).draw, Defaults().bound
+        ('stratified', 'tight')
     """
 
     draw: Draw = "stratified"
@@ -55,6 +60,12 @@ class Aggregator(ABC):
     `batch.observed`) change nothing; rows are independent; log-weights of a row sum to one;
     nothing is NaN, also in rows where nothing is observed. The other methods have defaults. Set
     `alone_is_expert` where the posterior given one modality is its expert as it is.
+
+    Example:
+        >>> import mvkit
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, aggregator="gpoe", seed=0)
+        >>> isinstance(model.aggregator, mvkit.Aggregator), model.aggregator.defaults.mixture
+        (True, False)
     """
 
     defaults = Defaults()

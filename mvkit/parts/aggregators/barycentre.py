@@ -22,6 +22,15 @@ class Wasserstein(Aggregator):
 
     σ are standard deviations.
 
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model(
+        ...     {"a": (3,), "b": (2,)}, latent_dim=2, aggregator="wasserstein", seed=0
+        ... )
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.encode(rows).shape
+        torch.Size([4, 2])
+
     Reference: Qiu, Zhu, Cui, Lin and Ma, Multimodal Variational Autoencoder: A Barycentric View,
     AAAI 2025, https://arxiv.org/abs/2412.20487.
     """

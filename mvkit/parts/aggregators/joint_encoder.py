@@ -43,6 +43,15 @@ class Joint:
             Where learnt ones are so broad that nothing could normalise the quotient, it is as
             broad as the sharpest of them.
 
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.parts import Joint
+        >>> options = {"aggregator": Joint(features=16), "schedule": "joint_then_unimodal"}
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, **options, seed=0)
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.encode(rows).shape
+        torch.Size([4, 2])
+
     Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep Generative Models,
     2016, https://arxiv.org/abs/1611.01891; Vedantam et al., Generative Models of Visually Grounded
     Imagination, 2018, https://arxiv.org/abs/1705.10762.

@@ -30,6 +30,18 @@ class MeanMessage:
         dropout_rate: in training, the probability that a row with several modalities keeps only
             some of their messages, a uniform number of them, uniformly drawn.
 
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.parts import MeanMessage
+        >>> model = mvkit.Model(
+        ...     {"a": (3,), "b": (2,)},
+        ...     latent_dim=2,
+        ...     aggregator=MeanMessage(dropout_rate=0.5),
+        ...     seed=0,
+        ... )
+        >>> model.encode({"a": torch.zeros(4, 3)}).shape
+        torch.Size([4, 2])
+
     Reference: Vasco et al., Leveraging Hierarchy in Multimodal Generative Models for Effective
     Cross-Modality Inference (Nexus), 2022, https://doi.org/10.1016/j.neunet.2021.11.019.
     """
@@ -93,6 +105,12 @@ class Set:
         inner: χ, from messages to features, shared by the modalities: a network or an `nn.Module`.
         features: width of χ's features, where it is a network.
         head: ρ, from features to 2 d numbers: a network or an `nn.Module`.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, aggregator="set", seed=0)
+        >>> model.encode({"a": torch.zeros(4, 3)}).shape
+        torch.Size([4, 2])
 
     Reference: Hirt, Campolo, Leong and Ortega, Learning Multi-Modal Generative Models with
     Permutation-Invariant Encoders and Tighter Variational Objectives, TMLR 2024,

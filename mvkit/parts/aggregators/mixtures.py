@@ -31,6 +31,13 @@ MOST_DRAWN = 40  # modalities: subsets are numbered in 64-bit integers, times ho
 class MoE:
     """Mixture-of-experts posterior q(z|X) = 1/|O| Σ_{m∈O} q(z|x_m).
 
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, aggregator="moe", seed=0)
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.posterior(rows).log_weight.exp()[:, 0].tolist()
+        [0.5, 0.5]
+
     Reference: Shi et al., Variational Mixture-of-Experts Autoencoders for Multi-Modal Deep
     Generative Models, 2019, https://arxiv.org/abs/1911.03393.
     """
@@ -80,6 +87,13 @@ class MoPoE:
             modalities and all it observes.
         inference: what `encode` and `translate` use: the `product` of what is given (the paper),
             or the `mixture`.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, aggregator="mopoe", seed=0)
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.posterior(rows).log_weight.shape  # of {a}, {b} and {a, b}
+        torch.Size([3, 4])
 
     Reference: Sutter, Daunhawer and Vogt, Generalized Multimodal ELBO, 2021,
     https://arxiv.org/abs/2105.02470.

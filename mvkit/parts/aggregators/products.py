@@ -26,6 +26,15 @@ class PoE(Aggregator):
     Args:
         prior_expert: whether N(0, I) joins the product, once.
 
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, aggregator="poe", seed=0)
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.posterior(rows).log_weight.shape  # one component
+        torch.Size([1, 4])
+        >>> model.encode({"b": rows["b"]}).shape
+        torch.Size([4, 2])
+
     Reference: Wu and Goodman, Multimodal Generative Models for Scalable Weakly-Supervised
     Learning, 2018, https://arxiv.org/abs/1802.05335.
     """
@@ -46,6 +55,15 @@ class GPoE:
     """Generalised product of experts: T = Σ_m α_md T_md, Σ_{m∈O} α_md = 1 in each dimension.
 
     The weights α are trained, T are precisions.
+
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, aggregator="gpoe", seed=0)
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.encode(rows).shape
+        torch.Size([4, 2])
+        >>> sorted(model.aggregator.logits)
+        ['a', 'b']
 
     Reference: Lawry Aguila, Chapman and Altmann, Multi-modal Variational Autoencoders for
     Normative Modelling Across Multiple Imaging Modalities, MICCAI 2023,

@@ -19,6 +19,12 @@ from mvkit.registry.spec import spec
 class Bernoulli(Likelihood):
     """Bernoulli likelihood on logits; grey values in [0, 1] are taken as probabilities of a bit.
 
+    Example:
+        >>> import mvkit
+        >>> model = mvkit.Model({"x": mvkit.Modality((3,), "bernoulli")}, latent_dim=2, seed=0)
+        >>> model.log_likelihood({"x": [[0.0, 1.0, 0.3]]}, n=5).shape
+        torch.Size([1])
+
     Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014,
     https://arxiv.org/abs/1312.6114.
     """
@@ -47,6 +53,12 @@ class Bernoulli(Likelihood):
 @spec
 class Categorical(Likelihood):
     """Categorical likelihood on logits, classes last; one-hot, probabilities or class indices.
+
+    Example:
+        >>> import mvkit
+        >>> model = mvkit.Model({"x": mvkit.Modality((3,), "categorical")}, latent_dim=2, seed=0)
+        >>> model.log_likelihood({"x": [2, 0]}, n=5).shape
+        torch.Size([2])
 
     Reference: Kingma et al., Semi-supervised Learning with Deep Generative Models, 2014,
     https://arxiv.org/abs/1406.5298.

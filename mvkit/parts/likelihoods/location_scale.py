@@ -236,6 +236,12 @@ class Laplace:
         by: one b for the `modality`, or for each `feature`, where it is trained.
         outputs: what decoders emit: `values`, or `standardised` ones (see `Normal`).
 
+    Example:
+        >>> import mvkit
+        >>> model = mvkit.Model({"x": mvkit.Modality((3,), "laplace")}, latent_dim=2, seed=0)
+        >>> model.log_likelihood({"x": [[0.1, 4.0, -1.0]]}, n=5).shape
+        torch.Size([1])
+
     Reference: Shi et al., Variational Mixture-of-Experts Autoencoders for Multi-Modal Deep
     Generative Models, 2019, https://arxiv.org/abs/1911.03393.
     """
@@ -306,6 +312,12 @@ class StudentT:
             number a for each element, whose exp, and a floor, it is (see `Normal`).
         by: one scale for the `modality`, or for each `feature`, where it is trained.
         outputs: what decoders emit: `values`, or `standardised` ones (see `Normal`).
+
+    Example:
+        >>> import mvkit
+        >>> model = mvkit.Model({"x": mvkit.Modality((3,), "student_t")}, latent_dim=2, seed=0)
+        >>> model.log_likelihood({"x": [[0.1, 40.0, -1.0]]}, n=5).shape
+        torch.Size([1])
 
     Reference: Takahashi et al., Student-t Variational Autoencoder for Robust Density Estimation,
     2018, https://doi.org/10.24963/ijcai.2018/374.

@@ -56,6 +56,14 @@ class Adversary(Objective):
         penalty: times half the mean of |∇ logit_m|², of the centred logit of the right class,
             is added to what D minimises in training; it keeps the game from running in circles.
 
+    Example:
+        >>> import mvkit
+        >>> from mvkit.parts import Adversary
+        >>> opponent = mvkit.Opponent(Adversary(side="tell"))
+        >>> stage = mvkit.Stage(Adversary(side="fool"), opponent=opponent)
+        >>> stage.opponent.objective.side
+        'tell'
+
     Reference: Ganin et al., Domain-Adversarial Training of Neural Networks, 2016,
     https://arxiv.org/abs/1505.07818; Makhzani et al., Adversarial Autoencoders, 2015,
     https://arxiv.org/abs/1511.05644; the penalty: Mescheder, Geiger and Nowozin, 2018,

@@ -101,6 +101,15 @@ class Align(Objective):
         key: what the trained temperature is called in the model; two that differ in it have one
             each.
 
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.parts import ELBO, Align, Sum
+        >>> both = Sum(terms=[ELBO(), Align(alpha=0.1)])
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, objective=both, seed=0)
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.loss(rows).bound.shape
+        torch.Size([4])
+
     Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep Generative Models,
     2016, https://arxiv.org/abs/1611.01891; for the contrast Radford et al., Learning Transferable
     Visual Models From Natural Language Supervision (CLIP), 2021,
@@ -162,6 +171,15 @@ class Sum(Objective):
         terms: the objectives; the reported bound is that of the first that has one.
         weights: a factor for each; empty: ones.
         kl_weight: multiplies the `kl_weight` of every term.
+
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.parts import ELBO, MMD, Sum
+        >>> both = Sum(terms=[ELBO(kl_weight=0.0), MMD()])
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, objective=both, seed=0)
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.loss(rows).bound.shape
+        torch.Size([4])
 
     Reference: the form of Vedantam et al., 2018, https://arxiv.org/abs/1705.10762, among others.
     """

@@ -47,6 +47,16 @@ class ELBO(Objective):
             no log p(x_O).
         weights: factors of λ by modality.
 
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.parts import ELBO
+        >>> model = mvkit.Model(
+        ...     {"a": (3,), "b": (2,)}, latent_dim=2, objective=ELBO(kl_weight=0.5), seed=0
+        ... )
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.loss(rows).bound.shape
+        torch.Size([4])
+
     Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014,
     https://arxiv.org/abs/1312.6114; for the unimodal terms Vedantam et al., 2018,
     https://arxiv.org/abs/1705.10762.

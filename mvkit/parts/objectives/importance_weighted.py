@@ -89,6 +89,16 @@ class IWAE(ImportanceWeighted):
             aggregator's.
         weights: factors of λ by modality.
 
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.parts import IWAE
+        >>> model = mvkit.Model(
+        ...     {"a": (3,), "b": (2,)}, latent_dim=2, objective=IWAE(samples=5), seed=0
+        ... )
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.loss(rows).bound.shape
+        torch.Size([4])
+
     Reference: Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016,
     https://arxiv.org/abs/1509.00519.
     """
@@ -112,6 +122,20 @@ class DReG(ImportanceWeighted):
         draw: `stratified`, `iid` or `balanced`; None: the aggregator's.
         bound: `loose` or `tight`; None: the aggregator's.
         weights: factors of λ by modality.
+
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.parts import DReG
+        >>> model = mvkit.Model(
+        ...     {"a": (3,), "b": (2,)},
+        ...     latent_dim=2,
+        ...     aggregator="moe",
+        ...     objective=DReG(samples=5),
+        ...     seed=0,
+        ... )
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.loss(rows).bound.shape
+        torch.Size([4])
 
     Reference: Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo
     Objectives, 2019, https://arxiv.org/abs/1810.04152; Shi et al., 2019,

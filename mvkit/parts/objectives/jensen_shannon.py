@@ -44,6 +44,16 @@ class JSD(Objective):
         kl_weight: β.
         samples, draw: draws S, and how components are drawn.
 
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.parts import JSD
+        >>> model = mvkit.Model(
+        ...     {"a": (3,), "b": (2,)}, latent_dim=2, aggregator="moe", objective=JSD(), seed=0
+        ... )
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.loss(rows).bound.shape
+        torch.Size([4])
+
     Reference: Sutter, Daunhawer and Vogt, Multimodal Generative Learning Utilizing
     Jensen-Shannon-Divergence, NeurIPS 2020, https://arxiv.org/abs/2006.08242.
     """

@@ -42,6 +42,16 @@ class Masked(Objective):
         predict: `hidden` cells alone, or `all` observed ones.
         weights: factors of λ by modality.
 
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.parts import Masked
+        >>> model = mvkit.Model(
+        ...     {"a": (3,), "b": (2,)}, latent_dim=2, objective=Masked(high=0.3), seed=0
+        ... )
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.loss(rows).bound.shape
+        torch.Size([4])
+
     Reference: Vincent, Larochelle, Bengio and Manzagol, Extracting and Composing Robust Features
     with Denoising Autoencoders, 2008, https://doi.org/10.1145/1390156.1390294; of tables Du, Melis
     and Wang, ReMasker: Imputing Tabular Data with Masked Autoencoding, 2024,

@@ -50,6 +50,14 @@ class MMD(Objective):
             exp(-‖x-y‖² / c), where c = 2 d · scale: the mean of ‖x-y‖² under N(0, I), times scale.
         scales: of the kernel.
 
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.parts import MMD
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, objective=MMD(), seed=0)
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.loss(rows).bound.shape
+        torch.Size([4])
+
     Reference: Tolstikhin et al., Wasserstein Auto-Encoders, 2018,
     https://arxiv.org/abs/1711.01558; Zhao, Song and Ermon, InfoVAE, 2019,
     https://arxiv.org/abs/1706.02262.

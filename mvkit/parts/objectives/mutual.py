@@ -71,6 +71,21 @@ class MEME(Objective):
         samples: draws of each posterior.
         stop_weights: stop the gradient of the w_k, as the published code does.
 
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.parts import MEME
+        >>> model = mvkit.Model(
+        ...     {"a": (3,), "b": (2,)},
+        ...     latent_dim=2,
+        ...     aggregator="moe",
+        ...     prior="vamp",
+        ...     objective=MEME(),
+        ...     seed=0,
+        ... )
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.loss(rows).bound.shape
+        torch.Size([4])
+
     Reference: Joy, Shi, Torr, Rainforth, Schmon and Siddharth, Learning Multimodal VAEs through
     Mutual Supervision, ICLR 2022, https://arxiv.org/abs/2106.12570.
     """

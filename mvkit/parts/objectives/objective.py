@@ -36,6 +36,12 @@ class Objective(ABC):
     finds them by `model.trained(self)` in `forward`: the model holds them as `objectives.<key>`,
     so that `fit` trains them and files keep them. One whose value of a row depends on the other
     rows of the batch sets `couples_rows`, and looks at them through `mvkit.core.all_rows`.
+
+    Example:
+        >>> import mvkit
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, objective="iwae", seed=0)
+        >>> isinstance(model.objective, mvkit.Objective)
+        True
     """
 
     kl_weight: float

@@ -35,6 +35,20 @@ class JMVAE(Objective):
         kl_weight: factor of both, for ramps.
         samples, draw: as of `elbo`.
 
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.parts import JMVAE
+        >>> model = mvkit.Model(
+        ...     {"a": (3,), "b": (2,)},
+        ...     latent_dim=2,
+        ...     aggregator="joint",
+        ...     objective=JMVAE(alpha=0.5),
+        ...     seed=0,
+        ... )
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.loss(rows).bound.shape
+        torch.Size([4])
+
     Reference: Suzuki, Nakayama and Matsuo, Joint Multimodal Learning with Deep Generative Models,
     2016, https://arxiv.org/abs/1611.01891, eq. 5.
     """
@@ -62,6 +76,16 @@ class TELBO(Objective):
         gammas: factors γ of the unimodal bounds' likelihoods, by modality.
         kl_weight: factor of every KL.
         samples, draw: as of `elbo`.
+
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.parts import TELBO
+        >>> model = mvkit.Model(
+        ...     {"a": (3,), "b": (2,)}, latent_dim=2, aggregator="joint", objective=TELBO(), seed=0
+        ... )
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.loss(rows).bound.shape
+        torch.Size([4])
 
     Reference: Vedantam et al., Generative Models of Visually Grounded Imagination, 2018,
     https://arxiv.org/abs/1705.10762, eq. 4.
@@ -104,6 +128,14 @@ class MVTCAE(Objective):
         beta: β.
         kl_weight: a further factor of β, for ramps.
 
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.parts import MVTCAE
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, objective=MVTCAE(), seed=0)
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.loss(rows).bound.shape
+        torch.Size([4])
+
     Reference: Hwang, Kim, Hong and Kim, Multi-View Representation Learning via Total Correlation
     Objective, 2021, https://openreview.net/forum?id=SmQxNpUNhtT.
     """
@@ -134,6 +166,14 @@ class CRMVAE(Objective):
 
     Args:
         kl_weight: β.
+
+    Example:
+        >>> import mvkit, torch
+        >>> from mvkit.parts import CRMVAE
+        >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, objective=CRMVAE(), seed=0)
+        >>> rows = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+        >>> model.loss(rows).bound.shape
+        torch.Size([4])
 
     Reference: Suzuki and Matsuo, Mitigating the Limitations of Multimodal VAEs with
     Coordination-Based Approach, 2023, https://openreview.net/forum?id=Rn8u4MYgeNJ.

@@ -43,6 +43,13 @@ class Refine(Objective):
             those that it has.
         kl_weight: a factor of the loss, for ramps.
 
+    Example:
+        >>> import mvkit, torch
+        >>> model = mvkit.Model({"a": (3,)}, latent_dim=2, seed=0)
+        >>> _ = mvkit.fit_refiner(model, {"a": torch.randn(50, 3)}, epochs=1, progress=False)
+        >>> sorted(model.refiners)
+        ['a']
+
     Reference: Pandey, Mukherjee, Rai and Kumar, DiffuseVAE, 2022,
     https://arxiv.org/abs/2201.00308 (a refiner in a second stage, given the decoder's output).
     """

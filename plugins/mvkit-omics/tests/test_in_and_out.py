@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from made_up import GENES, PROTEINS, cells, counts, joined, mosaic
 
+import mvkit
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -73,3 +75,16 @@ def test_names_are_listed_and_unknown_ones_refused():
     assert {"annotate", "from_anndata", "from_mudata"} <= set(dir(mvkit_omics))
     with pytest.raises(AttributeError, match="has no attribute 'from_loom'"):
         mvkit_omics.from_loom
+
+
+def test_the_readme_of_the_project_opens_a_door_for_cells(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = mosaic()
+    whole["rna"].layers["counts"] = whole["rna"].X.copy()
+    whole.write_h5mu("cells.h5mu")
+    text = (Path(__file__).parents[3] / "README.md").read_text()
+    (door,) = [s for s in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "h5mu" in s]
+    names = {"mvkit": mvkit}
+    exec(door.replace("epochs=200", "epochs=2"), names)
+    assert names["cells"].obsm["X_mvkit"].shape == (9, 16)
+    assert names["cells"].obsm["mvkit_imputed_adt"].shape == (9, 3)

@@ -4,7 +4,10 @@ from mvkit.registry import Component, hookimpl
 
 # kind, name, class or function, a few words for listings
 PARTS = """
+objective  generative_augmentation information:GenerativeAugmentation exchanged latents tell
+objective  mutual_information information:MutualInformation shared codes tell each other
 recipe     d_cmvae          recipes:d_cmvae                  CMVAE with diffusion decoders
+recipe     idmvae           recipes:idmvae                   shared and private information apart
 recipe     mld              recipes:mld                      autoencoders, for latent diffusion
 refiner    diffusion        diffusion:Diffusion              sharp draws by diffusion
 sampler    latent_diffusion latent_diffusion:LatentDiffusion diffusion of latents, any subset

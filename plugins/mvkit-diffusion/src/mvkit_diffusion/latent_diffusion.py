@@ -14,9 +14,15 @@ from torch import Tensor
 from mvkit import spec
 from mvkit.core import Generator, noise
 from mvkit.parts.conditional_samplers import SamplerSizes
-from mvkit.registry import field, number
+from mvkit.registry import field, number, one_of
 from mvkit.registry.fields import count, optional_count
 from mvkit_diffusion.samplers import Asked, LatentSampler, Step
+
+ADAMS = {  # factors of the last values, the newest first, by how many there are
+    1: (1.0,),
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+}
 
 
 @spec
@@ -29,8 +35,9 @@ class LatentDiffusion:
     at the beginning, where all is noise. A network learns cos φ z - sin φ ε, from which the score
     follows, given these latents, their times and the codes of the subset: means and scales of the
     posteriors that each modality leads to alone, and which are there. Sizes of subsets occur
-    equally often, so that one fit serves them all. Draws go back from noise by DDIM; means are the
-    network's answer to noise alone.
+    equally often, so that one fit serves them all. Draws go back from noise along dy/dφ = cos φ z
+    - sin φ ε by the three-step method of Adams and Bashforth; means are the network's answer to
+    noise alone.
 
     What is said of private latents, covariates and row weights in `latent_flow` holds here too,
     but that z and private latents of modalities that a row lacks are drawn given the draws of the
@@ -43,8 +50,10 @@ class LatentDiffusion:
         ema: how much of the moving averages of the weights, which are used, stays in a step.
         width: of the network's layers.
         layers: hidden layers.
-        integration: steps back from noise.
-        eta: share of fresh noise in a step back: 0: none, as in DDIM; 1: as in DDPM.
+        integration: steps back from noise, one evaluation each.
+        eta: None: as above. 0 to 1: by DDIM instead, with this share of fresh noise in a step: 0:
+            none; 1: as in DDPM. In 25 steps these lose 5 and 10 % of the spread of normal latents,
+            12 and 20 % where little of it is left; Adams and Bashforth lose less than 1 %.
 
     Reference: Bounoua, Franzese and Michiardi, Multi-modal Latent Diffusion, Entropy 2024,
     https://arxiv.org/abs/2306.04445; Song, Meng and Ermon, Denoising Diffusion Implicit Models,
@@ -58,7 +67,7 @@ class LatentDiffusion:
     width: int = count(384)
     layers: int = count(3)
     integration: int = count(25)
-    eta: float = field(default=1.0, check=number(0.0, 1.0))
+    eta: float | None = field(default=None, check=one_of(None, other=number(0.0, 1.0)))
 
     def build(self, width: int, sizes: SamplerSizes) -> LatentDiffusionSampler:
         """The sampler, not yet fitted."""
@@ -99,14 +108,34 @@ class LatentDiffusionSampler(LatentSampler):
         return self.field_of(seen, u, asked.condition)
 
     def generated(self, asked: Asked, known: Tensor, eps: Tensor, generator: Generator) -> Tensor:
+        if self.spec.eta is not None:
+            return self._denoised(asked, known, eps, self.spec.eta, generator)
+        steps = self.spec.integration
+        y = eps
+        values: list[Tensor] = []
+        for i in range(steps):
+            values = [self.value(y, self._time(y, i), asked, known), *values[:2]]
+            slope = torch.zeros_like(y)
+            for weight, value in zip(ADAMS[len(values)], values, strict=True):
+                slope = slope + weight * value
+            y = y + math.pi / 2 / steps * slope
+        return y
+
+    def _time(self, y: Tensor, i: int) -> Tensor:
+        """The time after i steps, (b, 1)."""
+        return y.new_full((y.shape[1], 1), i / self.spec.integration)
+
+    def _denoised(
+        self, asked: Asked, known: Tensor, eps: Tensor, eta: float, generator: Generator
+    ) -> Tensor:
+        """Latents (n, b, v) by DDIM, with fresh noise; see `generated`."""
         steps = self.spec.integration
         y = eps
         for i in range(steps):
-            t = y.new_full((y.shape[1], 1), i / steps)
-            value = self.value(y, t, asked, known)
+            value = self.value(y, self._time(y, i), asked, known)
             angle, after = (math.pi / 2 * j / steps for j in (i, i + 1))
             z = math.sin(angle) * y + math.cos(angle) * value
-            spread = self._fresh(angle, after)
+            spread = fresh_spread(angle, after, eta)
             kept = math.sqrt(max(math.cos(after) ** 2 - spread**2, 0.0))
             y = math.sin(after) * z + kept * (math.cos(angle) * y - math.sin(angle) * value)
             if spread:
@@ -115,8 +144,9 @@ class LatentDiffusionSampler(LatentSampler):
                 y = y + spread * fresh
         return y
 
-    def _fresh(self, angle: float, after: float) -> float:
-        """Spread of the fresh noise in a step between two angles (eq. 16 of DDIM)."""
-        share = math.cos(after) / math.cos(angle)
-        rest = 1 - math.sin(angle) ** 2 / math.sin(after) ** 2
-        return self.spec.eta * share * math.sqrt(rest)
+
+def fresh_spread(angle: float, after: float, eta: float) -> float:
+    """Spread of the fresh noise in a step between two angles (eq. 16 of DDIM)."""
+    share = math.cos(after) / math.cos(angle)
+    rest = 1 - math.sin(angle) ** 2 / math.sin(after) ** 2
+    return eta * share * math.sqrt(rest)

@@ -48,7 +48,7 @@ class LatentFlow:
 
     steps: int | None = optional_count()
     batch: int = count(256)
-    lr: float = field(default=1e-3, check=number(above=0.0))
+    lr: float = field(default=2e-3, check=number(above=0.0))
     ema: float = field(default=0.999, check=number(0.0, 0.99999))
     width: int = count(384)
     layers: int = count(3)
