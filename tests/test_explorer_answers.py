@@ -327,6 +327,20 @@ def test_columns_of_tables_are_shown_as_they_are_called(mixed):
     assert cells["site"]["real"] == own["site"]
 
 
+def test_intervals_that_end_at_the_real_value_hold_it(mixed):
+    """They end at the largest value of the table, which went through the model's float32."""
+    explorer = explorer_of(mixed)
+    _, _, layout, table = mixed
+    ends = 0
+    for place, column in enumerate(layout.groups["numbers"]):
+        for row in (table[column].idxmin(), table[column].idxmax()):
+            asked = {"row": row, "given": [], "level": 0.999}
+            cells = explorer.answer(asked)["modalities"]["numbers"]
+            ends += cells["real"][place] in (cells["low"][place], cells["high"][place])
+            assert cells["inside"][place], (row, column)
+    assert ends > 3
+
+
 def test_classes_have_probabilities_and_sets(mixed):
     model, rows, _, table = mixed
     answer = explorer_of(mixed).answer({"row": "p5", "given": ["numbers"], "dim": 0, "shift": 3})

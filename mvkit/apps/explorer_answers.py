@@ -48,6 +48,7 @@ from mvkit.models.imputed_spread import restored
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.parts.likelihoods.discrete import has_classes
 
+ROUNDING = 1e-6  # of numbers beside their size
 Plain = dict[str, Any]
 Answer = dict[str, Any]  # as JSON has it
 
@@ -218,7 +219,9 @@ class Explorer:
         mean = self._in_units(view.name, draws.means[view.name].mean(0))[0]
         low, high = map(view.bounded, self._ends(view, row, draws, asked))
         values = real_values(self.model, view, row)
-        held = (low <= values) & (values <= high)
+        # values went through the model's float32: 5 of a table may come back as 5.0000002
+        slack = ROUNDING * (values.abs() + high - low)
+        held = (low <= values + slack) & (values - slack <= high)
         inside = []
         for flag, missing in zip(held.flatten(), values.isnan().flatten(), strict=True):
             inside.append(None if missing else bool(flag))

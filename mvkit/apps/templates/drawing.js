@@ -1,8 +1,8 @@
 // How the explorer draws: pictures on canvases, lines and bars. Nothing is ever read as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 640;
-const HEIGHT = 170;
+const WIDEST = 860;
+const HEIGHT = 180;
 const MARGIN = { left: 46, right: 8, top: 8, bottom: 20 };
 const MOST_CLUSTERS = 12;
 
@@ -19,7 +19,7 @@ export function element(tag, className, text) {
 }
 
 // A number or a word as people read it.
-export function shown(value) {
+export function shown(value, digits = 4) {
   if (value === null || value === undefined) {
     return "–";
   }
@@ -30,7 +30,10 @@ export function shown(value) {
     return String(value);
   }
   const size = Math.abs(value);
-  return size >= 1e5 || size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(4)));
+  if (size >= 1e5 || size < 1e-3) {
+    return value.toExponential(2);
+  }
+  return String(Number(value.toPrecision(digits)));
 }
 
 function bytesOf(text) {
@@ -59,16 +62,14 @@ function canvasOf(view, pixels, absent, room) {
     image.data[4 * i + 3] = missing && missing[i] ? 0 : 255;
   }
   context.putImageData(image, 0, 0);
-  if (view.width < room) {
-    canvas.className = "enlarged";
-  }
+  canvas.className = view.width <= room ? "enlarged" : "";
   return sized(canvas, view, room);
 }
 
 // A canvas or a box as large as a picture is shown: a whole number of times its own size, if it
 // is small.
 function sized(node, view, room) {
-  const scale = Math.max(1, Math.floor(room / view.width));
+  const scale = Math.max(1, Math.round(room / view.width));
   const width = Math.min(scale * view.width, Math.max(room, 160));
   node.style.width = `${width}px`;
   node.style.height = `${Math.round((width * view.height) / view.width)}px`;
@@ -83,7 +84,7 @@ export function pictureCard(view, answer, level) {
   const room = window.innerWidth < 500 ? 72 : 96;
   const lines = [
     ["real", answer.real, answer.absent],
-    ["imputed", answer.mean],
+    [answer.given ? "rebuilt" : "imputed", answer.mean],
     ["a draw", answer.draws[0]],
     ["a draw", answer.draws[1]],
     [`${level} from`, answer.low],
@@ -136,11 +137,12 @@ export function chartCard(view, answer) {
   const card = element("div", "card");
   card.append(heading(view.name, answer));
   const number = answer.mean.length;
+  const width = Math.min(WIDEST, document.getElementById("results").clientWidth);
   const series = [answer.low, answer.high, answer.mean, answer.real, answer.moved || []];
   const values = series.flat().filter((value) => value !== null);
   const low = Math.min(...values);
   const high = Math.max(...values);
-  const inner = WIDTH - MARGIN.left - MARGIN.right;
+  const inner = width - MARGIN.left - MARGIN.right;
   const x = (i) => MARGIN.left + (inner * (i + 0.5)) / number;
   const span = high > low ? high - low : 1;
   const y = (value) => {
@@ -149,10 +151,10 @@ export function chartCard(view, answer) {
   const line = (cells) => cells.map((cell, i) => `${x(i)},${y(cell ?? low)}`).join(" ");
 
   const label = `${view.name}: imputed numbers with intervals; the table of features has them`;
-  const size = { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "chart", role: "img" };
+  const size = { viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT, class: "chart", role: "img" };
   const chart = svg("svg", { ...size, "aria-label": label });
   const bottom = HEIGHT - MARGIN.bottom;
-  chart.append(svg("line", { x1: MARGIN.left, x2: WIDTH, y1: bottom, y2: bottom, class: "axis" }));
+  chart.append(svg("line", { x1: MARGIN.left, x2: width, y1: bottom, y2: bottom, class: "axis" }));
   const band = answer.low.map((cell, i) => [i, cell]).concat(
     answer.high.map((cell, i) => [i, cell]).reverse(),
   );

@@ -14,6 +14,7 @@ const state = {
   hidden: {},
   covariates: {},
   asked: 0,
+  rowsAsked: 0,
   timer: null,
 };
 
@@ -41,6 +42,11 @@ async function ask(name, question) {
 function say(error) {
   byId("error").textContent = error ? error.message : "";
   byId("error").hidden = !error;
+}
+
+// Whether an answer is waited for, which the page shows.
+function wait(flag) {
+  byId("results").setAttribute("aria-busy", String(flag));
 }
 
 function given() {
@@ -82,6 +88,7 @@ function samplerNamed(index) {
 
 // Asks for what is chosen, a moment after the last change; an answer that comes late is dropped.
 function update() {
+  wait(true);
   clearTimeout(state.timer);
   state.timer = setTimeout(answerNow, PAUSE);
 }
@@ -89,7 +96,6 @@ function update() {
 async function answerNow() {
   state.asked += 1;
   const turn = state.asked;
-  byId("results").setAttribute("aria-busy", "true");
   try {
     const answer = await ask("answer", question());
     if (turn === state.asked) {
@@ -102,18 +108,27 @@ async function answerNow() {
     }
   }
   if (turn === state.asked) {
-    byId("results").setAttribute("aria-busy", "false");
+    wait(false);
   }
 }
 
 // Goes to a row, {row: its id} or {number: its place}.
 async function goTo(place) {
+  state.rowsAsked += 1;
+  const turn = state.rowsAsked;
+  wait(true);
+  let row;
   try {
-    state.row = await ask("row", place);
+    row = await ask("row", place);
   } catch (error) {
     say(error);
+    wait(false);
     return;
   }
+  if (turn !== state.rowsAsked) {
+    return;
+  }
+  state.row = row;
   say(null);
   showRow();
   update();
@@ -337,6 +352,7 @@ async function start() {
     await goTo({ number: 0 });
   } catch (error) {
     say(error);
+    wait(false);
   }
 }
 

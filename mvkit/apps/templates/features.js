@@ -2,7 +2,7 @@
 
 import { element, percent, shown } from "./drawing.js";
 
-const FIRST = 100;
+const FIRST = 50;
 const COLUMNS = [
   { key: "seen", title: "seen", help: "untick a feature to hide it from the model" },
   { key: "feature", title: "feature" },
@@ -58,7 +58,7 @@ function intervalOf(values, i) {
   if (values.set) {
     return values.set[i].join(" | ");
   }
-  return `${shown(values.low[i])} to ${shown(values.high[i])}`;
+  return `${shown(values.low[i], 3)} to ${shown(values.high[i], 3)}`;
 }
 
 // What a column is sorted by.
