@@ -22,7 +22,7 @@ test: .venv/ready
 
 # the documentation, in docs/_build/html: no network, and a warning is an error
 docs: .venv/docs
-	$(BIN)/python -m sphinx -W --keep-going -j 2 -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 chaos: .venv/ready
 	MVKIT_CHAOS=200 $(BIN)/python -m pytest tests/test_chaos.py -k killed

@@ -56,7 +56,9 @@ html_extra_path = ["llms.txt"]
 html_copy_source = False
 html_show_sourcelink = False
 html_last_updated_fmt = None
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's machine is
 html_theme_options = {
+    "navbar_persistent": [],  # the search is in the side bar already
     "show_navbar_depth": 1,
     "max_navbar_depth": 3,
     "collapse_navbar": True,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mvkit.registry.component import KINDS
 from mvkit_docs.docstrings import as_rst
+from mvkit_docs.files import write_if_changed
 from mvkit_docs.public_objects import TITLES, PublicObject, page_examples, public_objects
 
 MODULES = {  # whose functions are listed on one page each
@@ -44,12 +45,6 @@ def write_api(folder: Path) -> list[str]:
     for name, text in written.items():
         write_if_changed(folder / f"{name}.rst", text)
     return list(written)
-
-
-def write_if_changed(path: Path, text: str) -> None:
-    """Writes a file unless it has this text already, so that Sphinx reads only what is new."""
-    if not path.is_file() or path.read_text() != text:
-        path.write_text(text)
 
 
 def title(text: str, line: str = "=") -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mvkit_docs.api_pages import write_if_changed
+from mvkit_docs.files import write_if_changed
 
 ACCENT = "#d9822b"  # stands out from white and from black
 OTHERS = ("#3d8fd1", "#4fa36c")
@@ -129,8 +129,8 @@ def way_of_a_batch() -> Drawing:
         drawing.box(562, y, 92, 42, "decoder")
         drawing.arrow(654, y + 21, 676, y + 21)
         drawing.box(676, y, 78, 42, "likelihood")
-    drawing.text(250, 70, "experts", size=12)
-    drawing.text(250, 86, "q(z|xₘ)", size=12)
+    drawing.text(268, 62, "experts", size=12)
+    drawing.text(268, 78, "q(z|xₘ)", size=12)
     drawing.box(290, 112, 96, 68, "aggregator")
     drawing.arrow(386, 146, 414, 146)
     drawing.box(414, 112, 86, 68, "posterior\nq(z|X)")

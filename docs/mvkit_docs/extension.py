@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ from docutils.utils.math import MathError
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
-from mvkit_docs.api_pages import write_api, write_if_changed
+from mvkit_docs.api_pages import write_api
 from mvkit_docs.docstrings import as_rst
 from mvkit_docs.drawings import write_drawings
+from mvkit_docs.files import write_if_changed
 from mvkit_docs.formulas import mathml
 from mvkit_docs.parts_page import parts_page
 from mvkit_docs.text_index import text_index
 from mvkit_docs.tutorial_pages import write_tutorials
+
+LONG = 60  # letters of LaTeX: a formula that may be wider than a telephone
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -26,6 +30,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("builder-inited", write_pages)
     app.connect("source-read", fill_in_version)
     app.connect("autodoc-process-docstring", process_docstring, priority=400)
+    app.connect("autodoc-process-docstring", restore_property, priority=600)
     app.connect("autodoc-skip-member", skip_member)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -51,8 +56,15 @@ def process_docstring(
 ) -> None:
     """Docstrings are plain text with backticks; Sphinx takes reStructuredText."""
     lines[:] = as_rst("\n".join(lines)).split("\n")
-    if what in ("property", "attribute"):
-        lines.insert(0, "")  # else napoleon takes words before a colon for a type
+
+
+def restore_property(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """A property's docstring has no type in front, which napoleon takes words with a colon for."""
+    text = inspect.getdoc(obj) or ""
+    if what == "property" and "Raises:" not in text:
+        lines[:] = [*as_rst(text).split("\n"), ""]
 
 
 def skip_member(
@@ -67,7 +79,11 @@ def skip_member(
 
 def visit_math(self: Any, node: nodes.math) -> None:
     """Writes a formula of a line."""
-    self.body.append(_element(node.astext(), block=False))
+    latex = node.astext()
+    formula = _element(latex, block=False)
+    if len(latex) > LONG:
+        formula = f'<span class="math-long">{formula}</span>'
+    self.body.append(formula)
     raise nodes.SkipNode
 
 

@@ -23,6 +23,8 @@ from typing import Any
 import attrs
 import torch
 
+from mvkit_docs.files import write_if_changed
+
 ROOT = Path(__file__).parent.parent.parent
 DATA = Path(os.environ.get("MVKIT_DATA", ROOT.parent / "shared" / "data"))
 SECONDS = 1200  # after which a tutorial is stopped; a minute is usual
@@ -190,14 +192,9 @@ def write_tutorials(folder: Path, kept: Path, *, execute: bool = True) -> list[s
     folder.mkdir(exist_ok=True)
     for each in every:
         notebook = _notebook(each, by_path.get(each.path), reasons.get(each.path, ""))
-        _write(folder / f"{each.path.stem}.ipynb", json.dumps(notebook, indent=1))
-    _write(folder / "index.md", _index(every))
+        write_if_changed(folder / f"{each.path.stem}.ipynb", json.dumps(notebook, indent=1))
+    write_if_changed(folder / "index.md", _index(every))
     return [each.path.stem for each in every]
-
-
-def _write(path: Path, text: str) -> None:
-    if not path.is_file() or path.read_text() != text:
-        path.write_text(text)
 
 
 def _index(every: Iterable[Tutorial]) -> str:
