@@ -181,3 +181,23 @@ for part, (title, pictures) in zip(parts, drawn.items(), strict=True):
     part.suptitle(title)
     plots.gallery(part, rows, ["given", *["" for _ in range(5)]])
 figure.savefig("given_one.png", dpi=120)
+
+# %% [markdown]
+# ## Which one, and when
+# Measured (one seed, 3,000 training rows, 1,000 test rows):
+#
+# | | agree | given 1 | given 4 | Fréchet | precision | recall | distance | spread |
+# |---|---|---|---|---|---|---|---|---|
+# | prior | 0.54 | 0.76 | 0.97 | 6.5 | 0.83 | 0.04 | 0.41 | 0.63 |
+# | gmm | 0.98 | 0.91 | 0.97 | 3.3 | 0.97 | 0.01 | 0.58 | 0.45 |
+# | latent_flow | 0.90 | 0.83 | 0.98 | 3.4 | 0.93 | 0.01 | 0.56 | 0.60 |
+#
+# - **The mixture helps most for least.** Samples agree in 98 % instead of 54 %, and the Fréchet
+#   distance halves. It helps translation too: draws given one picture are right in 91 % instead of 76 %,
+#   and part of that is paid for by variety, as the spread says.
+# - **The flow** also makes samples agree (90 %), somewhat less than the mixture here, and keeps more of
+#   the spread. Prefer it where latents have no clumps, or where private latents have to fit each
+#   other and the shared one: a mixture knows nothing of these.
+# - **Neither sharpens anything.** Recall stays at 1 %: hardly any real picture has a generated one as near as its
+#   real neighbours are, and samples are little more than half as diverse as real pictures. No
+#   latent can cure that; it is the decoders' doing.
