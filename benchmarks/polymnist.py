@@ -1,15 +1,19 @@
 """PolyMNIST at 28 x 28: coherence, likelihood and Fréchet distances, beside what was published.
 
     python benchmarks/polymnist.py --path ../shared/data --minutes 100            # a CPU's night
-    python benchmarks/polymnist.py --path ../shared/data --device cuda --minutes 10 --rows 55000
+    python benchmarks/polymnist.py --path ../shared/data --device cuda --minutes 10 --rows 55000 \
+        --channels 32 64 128 --batch 256
     python benchmarks/polymnist.py --table
 
 The folder has `mnist` and `polymnist_backgrounds`; needs plugins/mvkit-datasets. `--minutes` are for
 all recipes together: two thirds of them train, for as many epochs as a timed start says, the rest
-measures. Adds lines to polymnist.jsonl. Latents, β and likelihood are as published; networks are
-three strided convolutions a side, and the photograph of `m2` is another one. Classes and features
-are those of small convolutional judges that are fitted here, 128 features each: published Fréchet
-distances rest on Inception's features, so that the two cannot be compared but by their order.
+measures. With `--epochs` and `--runs FOLDER` a run that was stopped resumes. Adds lines to
+polymnist.jsonl, one for each recipe and sampler; a sampler whose package is not installed is skipped.
+
+Latents, β and likelihood are as published; networks are three strided convolutions a side, and the
+photograph of `m2` is another one. Classes and features are those of small convolutional judges that
+are fitted here, 128 features each: published Fréchet distances rest on Inception's features, so that
+the two cannot be compared but by their order.
 """
 
 from __future__ import annotations
@@ -33,6 +37,12 @@ from mvkit.parts import Conv
 
 LINES = Path(__file__).with_suffix(".jsonl")
 FEATURES = 128
+FLOW = "mvkit-diffusion/latent_flow"
+SAMPLERS: dict[str, dict[str, object]] = {
+    "none": {},
+    "gmm": {"name": "gmm", "components": 10},
+    FLOW: {"name": FLOW, "steps": 3000},
+}
 SETTINGS: dict[str, dict[str, object]] = {
     "mopoe": {"latent_dim": 512, "beta": 2.5},
     "mvtcae": {"latent_dim": 512},
@@ -111,19 +121,21 @@ def real_rows(data: Splits, judges: dict[str, Judge], device: str) -> Line:
     }
 
 
-def model_of(recipe: str, data: Splits, seed: int) -> mvkit.Model:
+def model_of(recipe: str, data: Splits, options: argparse.Namespace) -> mvkit.Model:
     """An untrained model with convolutions."""
+    network = Conv(channels=tuple(options.channels))
     modalities = {}
     for name, modality in data.modalities.items():
-        modalities[name] = attrs.evolve(modality, encoder="conv", decoder="conv")
-    model: mvkit.Model = getattr(recipes, recipe)(modalities, seed=seed, **SETTINGS[recipe])
+        modalities[name] = attrs.evolve(modality, encoder=network, decoder=network)
+    build = getattr(recipes, recipe)
+    model: mvkit.Model = build(modalities, seed=options.seed, **SETTINGS[recipe])
     return model
 
 
 def epochs_in(recipe: str, data: Splits, seconds: float, options: argparse.Namespace) -> int:
     """How many epochs fit, by the time that some batches take."""
     few = data.train.batch.take(slice(0, min(len(data.train), 12 * options.batch)))
-    model = model_of(recipe, data, options.seed)
+    model = model_of(recipe, data, options)
     settings = {"batch_size": options.batch, "device": options.device, "progress": False}
     mvkit.fit(model, few, epochs=1, seed=0, **settings)  # the first steps are slower
     start = time.perf_counter()
@@ -138,44 +150,72 @@ def run(
     judges: dict[str, Judge],
     seconds: float,
     options: argparse.Namespace,
-) -> Line:
-    """Trains one model in about so many seconds and measures it."""
+) -> list[Line]:
+    """Trains one model in about so many seconds; writes and returns a line of each sampler."""
     epochs = options.epochs or epochs_in(recipe, data, seconds, options)
     start = time.perf_counter()
-    model = model_of(recipe, data, options.seed)
+    cpu = time.process_time()
+    model = model_of(recipe, data, options)
     settings = {"batch_size": options.batch, "device": options.device, "progress": False}
+    if options.runs:
+        settings["checkpoint"] = options.runs / recipe
     mvkit.fit(model, data.train, epochs=epochs, seed=options.seed, **settings)
     line: Line = {"recipe": recipe, "seed": options.seed, "rows": len(data.train)}
-    line |= {"epochs": epochs, "device": options.device}
+    line |= {"epochs": epochs, "batch": options.batch, "channels": options.channels}
+    line |= {"test": len(data.test), "device": options.device}
     line["seconds"] = round(time.perf_counter() - start)
-    mvkit.fit_sampler(model, data.train, {"name": "gmm", "components": 10}, seed=options.seed)
-    draws = {"name": "likelihood", "queries": [[list(data.modalities), []]], "limit": 500}
-    metrics = [{"name": "coherence", "sets": "cyclic"}, draws | {"n": options.draws}]
-    metrics += [{"name": "frechet", "sampler": "gmm"}]
-    report = mvkit.evaluate(
-        model,
-        data.test,
-        metrics,
-        classifiers={name: on(options.device, judge) for name, judge in judges.items()},
-        features={name: on(options.device, judge.features) for name, judge in judges.items()},
-        progress=False,
-    )
-    plain = mvkit.evaluate(
-        model,
-        data.test,
-        ["frechet"],
-        features={name: on(options.device, judge.features) for name, judge in judges.items()},
-        progress=False,
-    )
-    for n in range(1, len(judges)):
-        line[f"given {n}"] = report[f"coherence/given {n}"]
-    line["unconditional"] = report["coherence/unconditional"]
-    line["unconditional, gmm"] = report["coherence/unconditional, gmm"]
-    for title, source in {"Fréchet": plain, "Fréchet, gmm": report}.items():
-        line[title] = _mean(source, "samples", judges)
-    line["Fréchet given 4"] = _mean(plain, "given all others", judges)
-    line["log p(all)"] = report["likelihood/log p(all)"]
-    line["seconds, all"] = round(time.perf_counter() - start)
+    line["CPU seconds"] = round(time.process_time() - cpu)
+    lines = []
+    for sampler in options.samplers:
+        if sampler != "none":
+            try:
+                mvkit.fit_sampler(model, data.train, SAMPLERS[sampler], seed=options.seed)
+            except mvkit.UnknownComponent:
+                print(f"skipped: sampler {sampler!r} is not installed")
+                continue
+        own = line | {"sampler": sampler} | measured(model, sampler, data, judges, options)
+        write(options.out, own)
+        lines.append(own)
+    if options.runs:
+        mvkit.save(model, options.runs / f"{recipe}.safetensors")
+    return lines
+
+
+def measured(
+    model: mvkit.Model,
+    sampler: str,
+    data: Splits,
+    judges: dict[str, Judge],
+    options: argparse.Namespace,
+) -> Line:
+    """The measures of a model on test rows that depend on the sampler, or without one, all."""
+    device = options.device
+    settings = {
+        "classifiers": {name: on(device, judge) for name, judge in judges.items()},
+        "features": {name: on(device, judge.features) for name, judge in judges.items()},
+        "sampler": sampler if sampler == FLOW else None,  # the other one knows no condition
+        "progress": False,
+    }
+    drawn = "prior" if sampler == "none" else sampler
+    coherence = {"name": "coherence", "sets": "cyclic", "sampler": drawn}
+    metrics = [coherence, {"name": "frechet", "sampler": None if sampler == "none" else sampler}]
+    if sampler == "none":
+        queries = [[list(data.modalities), []]]
+        metrics += [{"name": "likelihood", "queries": queries, "limit": 500, "n": options.draws}]
+    report = mvkit.evaluate(model, data.test, metrics, **settings)
+    line: Line = {}
+    title = "unconditional" if sampler == "none" else f"unconditional, {sampler}"
+    line["unconditional"] = report[f"coherence/{title}"]
+    line["Fréchet"] = _mean(report, "samples", judges)
+    if sampler != "gmm":
+        for n in range(1, len(judges)):
+            line[f"given {n}"] = report[f"coherence/given {n}"]
+        line["Fréchet given 4"] = _mean(report, "given all others", judges)
+    if sampler == "none":
+        line["log p(all)"] = report["likelihood/log p(all)"]
+        means = mvkit.evaluate(model, data.test, [coherence | {"latent": "mean"}], **settings)
+        for n in (1, 4):
+            line[f"given {n}, means"] = means[f"coherence/given {n}"]
     return line
 
 
@@ -216,10 +256,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, help="of each, whatever time it takes")
     parser.add_argument("--rows", type=int, default=10_000, help="of train, at most")
     parser.add_argument("--test", type=int, default=2_000, help="rows of test, at most")
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--channels", type=int, nargs="+", default=[16, 32, 64])
+    parser.add_argument("--runs", type=Path, help="a folder of checkpoints and trained models")
     parser.add_argument(
         "--draws", type=int, default=100, help="importance samples of a likelihood"
     )
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--passes", type=int, default=5, help="of judges over the rows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=LINES)
@@ -245,12 +288,12 @@ def main() -> None:
         return
     start = time.perf_counter()
     data, judges = prepared(options)
-    about = {"recipe": "real rows", "seed": 0, "rows": len(data.train), "device": options.device}
+    about = {"recipe": "real rows", "seed": 0, "sampler": "none", "rows": len(data.train)}
     write(options.out, about | real_rows(data, judges, options.device))
     left = 60 * options.minutes - (time.perf_counter() - start)
     for recipe in options.recipes:
         seconds = max(0.0, 2 / 3 * left / len(options.recipes))
-        write(options.out, run(recipe, data, judges, seconds, options))
+        run(recipe, data, judges, seconds, options)
     print(table(options.out))
 
 

@@ -100,6 +100,7 @@ def small(source):
     source = re.sub(r"slice\(0, ([4-9]\d\d|\d{4,})\)", "slice(0, 300)", source)
     source = re.sub(r"data\.train\b(?!\.)", "data.train.batch.take(slice(0, 256))", source)
     source = re.sub(r"slice\(0, \d{4,}\)", "slice(0, 256)", source)
+    source = source.replace("LatentFlow()", "LatentFlow(steps=20)")
     return re.sub(r"\bn=\d{3,}", "n=5", source)
 
 

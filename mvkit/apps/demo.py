@@ -6,24 +6,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 import mvkit
 from mvkit import plots
 from mvkit.core import noise
+from mvkit.core.batch import Batch
 from mvkit.data.datasets.catalogue import Splits
 from mvkit.evaluation.perceptron import fit_perceptron
 from mvkit.evaluation.representation import agreement
 from mvkit.models.model import Model
 from mvkit.training.loss_curves import new_figure
 
-ROWS = 8  # of the picture, each with a sample of another cluster
-BLOCKS = ("observed", "reconstructed and imputed", "sampled, one cluster per row")
+if TYPE_CHECKING:
+    from matplotlib.figure import SubFigure
+
+ROWS = 5  # of the test rows that are drawn
+ENLARGED = 8  # times, in the picture
+IMPUTED = "#D55E00"  # vermilion, which the colour-blind tell from grey
+GIVEN = "Given: a digit in each row, half of its pictures hidden"
+MADE = "Generated from them; framed ones were hidden"
+SAMPLED = "Made up: a sample of each cluster, whose five pictures should show one digit"
+NOTE = (
+    "Test digits, whose handwriting was never seen in training; no labels were. Pictures of 8 x 8 "
+    "pixels, enlarged by bicubic interpolation."
+)
 
 
 def run(folder: Path, *, epochs: int = 35, rows: int = 10_000, n: int = 200) -> dict[str, float]:
@@ -109,24 +124,59 @@ def _judges(names: Sequence[str]) -> dict[str, Callable[[Tensor], NDArray[np.int
 
 
 def draw(model: Model, path: Path) -> None:
-    """Rows of observed pictures, of what the model makes of them, and of samples by cluster."""
+    """Rows of observed pictures, what the model makes of them, and a sample of each cluster."""
     data = mvkit.load_dataset("polydigits", missing_test=0.5, seed=3)
-    rows = model.conform(data.test.batch.take(slice(0, ROWS)))
+    figure = new_figure(10, 9.6)
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[1, 1.04]).flat
+    given, generated = upper.subfigures(1, 2, squeeze=False).flat
+    _draw_rows(model, data.test.batch.take(slice(0, ROWS)), given, generated)
+    _draw_samples(model, data, lower)
+    figure.supxlabel(NOTE, fontsize=9)
+    figure.savefig(path, dpi=100)
+
+
+def _draw_rows(model: Model, batch: Batch, given: SubFigure, generated: SubFigure) -> None:
+    """Rows as they are given, and beside them what the model makes of them."""
+    rows = model.conform(batch)
     means = model.translate(rows, latent="mean")
+    observed: list[plots.Line] = []
+    decoded: list[plots.Line] = []
+    for r in range(len(rows)):
+        values = plots.real_values(model, rows.take([r]))
+        title = f"a {int(rows.extra['label'][r])}"
+        observed.append((title, [None if x is None else enlarged(x) for x in values]))
+        decoded.append(("", [enlarged(means[name][0, r]) for name in model.names]))
+    given.suptitle(GIVEN, fontsize=11)
+    generated.suptitle(MADE, fontsize=11)
+    for ax in plots.gallery(given, observed, model.names).flat:
+        if not ax.images:
+            ax.set(box_aspect=1, facecolor="0.93")
+            ax.text(0.5, 0.5, "?", ha="center", va="center", color="0.4", fontsize=16)
+    axes = plots.gallery(generated, decoded, model.names)
+    for ax, known in zip(axes.flat, rows.observed.flatten(), strict=True):
+        if not known:
+            ax.spines[:].set(color=IMPUTED, linewidth=3)
+
+
+def _draw_samples(model: Model, data: Splits, figure: SubFigure) -> None:
+    """A sample of each cluster in a column, in the order of the digits that clusters hold."""
+    clusters = model.clusters(data.valid).cpu()
+    medians = []
+    for c in range(model.n_clusters):
+        digits = data.valid.labels[clusters == c].double()
+        medians.append(float(digits.median()) if len(digits) else np.inf)
+    order = np.argsort(medians, kind="stable").tolist()
     generator = noise.seeded(1)
-    blocks: dict[str, list[plots.Line]] = {title: [] for title in BLOCKS}
-    for r in range(ROWS):
-        samples = model.sample(1, cluster=r, generator=generator)
-        observed = plots.real_values(model, rows.take([r]))
-        imputed = [means[name][0, r] for name in model.names]
-        sampled = [samples[name][0] for name in model.names]
-        pictures: list[Iterable[object]] = [observed, imputed, sampled]
-        for lines, values in zip(blocks.values(), pictures, strict=True):
-            lines.append(("", values))
-    figure = new_figure(10.5, 5.8)
-    parts = figure.subfigures(1, 3, squeeze=False, wspace=0.04).flat
-    for part, (title, lines) in zip(parts, blocks.items(), strict=True):
-        part.suptitle(title, fontsize=10)
-        for ax in plots.gallery(part, lines, ["" for _ in model.names]).flat:
-            ax.axis("off")
-    figure.savefig(path, dpi=110)
+    samples = [model.sample(1, cluster=c, generator=generator) for c in order]
+    lines: list[plots.Line] = []
+    for name in model.names:
+        lines.append((name, [enlarged(sample[name][0]) for sample in samples]))
+    figure.suptitle(SAMPLED, fontsize=11)
+    plots.gallery(figure, lines, [f"cluster {c}" for c in order])
+
+
+def enlarged(x: Tensor) -> Tensor:
+    """A picture (1, h, w) with sides of 8 times as many pixels, by bicubic interpolation."""
+    pictures = rearrange(x, "c h w -> 1 c h w")
+    larger = functional.interpolate(pictures, scale_factor=ENLARGED, mode="bicubic")
+    return rearrange(larger, "1 c h w -> c h w")
