@@ -25,7 +25,7 @@ FLAGS = (
     "--disable-sync",
     "--remote-debugging-pipe",
 )
-PATIENCE = 60  # seconds for an answer of the browser
+PATIENCE = 180  # seconds for an answer of the browser
 
 
 class Tab:
@@ -109,7 +109,7 @@ class Tab:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def until(self, script, seconds=60):
+    def until(self, script, seconds=PATIENCE):
         """The first true value of an expression, asked again until there is one."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
