@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import attrs
 import torch
@@ -68,9 +69,14 @@ class Refiner(ABC):
     `out` is (r, n, *shape) and `z` (r, n, d + p). They are copies of one draw where the modality
     was given; else independent draws of the posterior given the other part, or of the prior, so
     that a score over them is one of what is generated from that part.
+
+    With `latents_from = "own"`, training draws latents from parts of what a row has that hold the
+    modality itself, so that what the decoder says shows what the row shows. From "parts", which
+    may lack it, a refiner also learns what the others leave open.
     """
 
     spec: object  # set when a model gets the refiner
+    latents_from: Literal["parts", "own"] = "parts"
     knows_given: bool = False
     latent_draws: int = 1
 
