@@ -34,8 +34,8 @@ def refiner(shape=PICTURE, seed=0, context=0, **options):
     live.spread.squares.fill_(6.0)
     live.spread.numbers.fill_(24.0)  # a spread of 0.5
     if live.guidance:
-        live.size.squares.fill_(18.0)
-        live.size.numbers.fill_(8.0)  # one of 1.5
+        live.size.squares.fill_(32.0)
+        live.size.numbers.fill_(2.0)  # rows of 4, which are divided by 1
     return live
 
 
@@ -67,7 +67,7 @@ def test_a_guided_draw_is_a_loop():
     """By the noise that both tell of the rows themselves, in place of velocities of residuals."""
     live = refiner(context=1)
     assert live.guidance == STRENGTH
-    spread, size = 0.5, 1.5
+    spread, size = 0.5, 1.0
     out, eps, z, context = normal(5, *PICTURE), normal(5, *PICTURE, seed=1), normal(5, 2), None
     context = normal(5, 1, seed=2)
     with mvkit.testing.noise(lambda *_: eps):
@@ -111,7 +111,7 @@ def test_the_loss_is_that_of_a_loop():
     for i, hidden in enumerate([True, False, False, True, False, True]):
         angle = math.pi / 2 * float(u[i])
         residual = torch.where(observed[i], x[i] if hidden else x[i] - out[i], 0.0)
-        y = residual / (1.5 if hidden else 0.5)
+        y = residual / (1.0 if hidden else 0.5)
         noisy = math.cos(angle) * y + math.sin(angle) * eps[i]
         told = torch.zeros(1, 3).double() if hidden else torch.cat([z[i], torch.zeros(1)])[None]
         if hidden:
@@ -134,6 +134,14 @@ def test_the_size_of_rows_is_measured():
     live.loss(out, x, z, None, observed, seeded())
     assert abs(float(live.size()) - float(x[observed].square().mean().sqrt())) < 1e-9
     assert abs(float(live.spread()) - float((x - out)[observed].square().mean().sqrt())) < 1e-9
+
+
+def test_rows_are_as_residuals_unless_they_are_large():
+    live = refiner()
+    for size, expected in ((0.3, 0.5), (1.5, 0.5), (2.0, 0.5), (10.0, 2.5)):
+        live.size.squares.fill_(size**2)
+        live.size.numbers.fill_(1.0)
+        assert abs(float(live._of_rows()) - expected) < 1e-9
 
 
 def test_no_guidance_draws_as_before():

@@ -28,6 +28,7 @@ SMALLEST = 8  # pixels of a side that a U-Net takes
 FEWEST = 256  # numbers of pictures from which a U-Net pays
 STRENGTH = 1.5  # of guidance of pictures
 HIDDEN = 0.15  # share of rows whose mean and latents the network is not told in training
+LARGEST = 4.0  # of numbers of rows that the network is told nothing of, in root mean square
 GUIDED = 1.1  # the angle at which guidance begins: before, it takes from the variety of draws
 
 
@@ -69,10 +70,11 @@ class Diffusion:
     Pictures shall show what their mean shows. They are trained on reconstructions alone, since
     the mean of a translation may show another class than the picture does, from which a refiner
     learns to change what it sees. And draws of them are guided: the network is told nothing of
-    some rows in training, whose x / spread it then sees noised in place of y, so that it also
-    tells velocities v_0 without mean and latents (`mvkit_diffusion.angles.without_mean`); draws
-    follow v + guidance (v - v_0) at angles below 1.1. Rows of numbers are not guided, which takes
-    from their spread, and are trained on translations too, whose spread is to be right.
+    some rows in training, whose x / spread (of a root mean square of 4 at most) it then sees
+    noised in place of y, so that it also tells velocities v_0 without mean and latents
+    (`mvkit_diffusion.angles.without_mean`); draws follow v + guidance (v - v_0) at angles below
+    1.1. Rows of numbers are not guided, which takes from their spread, and are trained on
+    translations too, whose spread is to be right.
 
     Args:
         network: `unet` for pictures (C, H, W) or (H, W) with sides from 8 on; `mlp` for rows of
@@ -203,7 +205,7 @@ class DiffusionRefiner(nn.Module, Refiner):
             uniform = noise.draw("choice/hidden", (len(x),), x, generator=generator)
             hidden = uniform < HIDDEN
             by_row = hidden.reshape(-1, *[1] * (x.ndim - 1))
-            y = torch.where(by_row, torch.where(observed, x, 0.0) / self.size(), y)
+            y = torch.where(by_row, torch.where(observed, x, 0.0) / self._of_rows(), y)
             out = torch.where(by_row, 0.0, out)
         known = self._known(z, context, given, hidden)
         error = self._error(y, out, known, generator)
@@ -216,6 +218,14 @@ class DiffusionRefiner(nn.Module, Refiner):
         if self.guidance:
             self.size.update(x, observed)
         self.average.update(self.network)
+
+    def _of_rows(self) -> Tensor:
+        """What rows are divided by where the network is told nothing of them, (1, ...).
+
+        It is the spread of residuals, but for rows that would be so large by it that training
+        would see little else.
+        """
+        return torch.maximum(self.spread(), self.size() / LARGEST)
 
     def _error(self, y: Tensor, out: Tensor, known: Tensor, generator: Generator) -> Tensor:
         """How far the network is from the velocity of y at random angles, (n, *shape)."""
@@ -252,7 +262,7 @@ class DiffusionRefiner(nn.Module, Refiner):
             v: Tensor = self.average(noisy, out, noisy.new_full((len(noisy),), angle), known)
             if not self.guidance or angle > GUIDED:
                 return v
-            ratio = float(self.size() / spread)
+            ratio = float(self._of_rows() / spread)
             v_0 = angles.without_mean(unaware, noisy, angle, out / spread, ratio)
             return v + self.guidance * (v - v_0)
 
