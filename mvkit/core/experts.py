@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cached_property
 
+import attrs
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
 from mvkit.core.product_of_experts import SomeExperts
+from mvkit.core.row_picks import indices_of
 from mvkit.errors import ShapeError
 
 
@@ -77,6 +79,13 @@ class Experts:
         """The experts of a batch that `hide` made of this one's; no modality is encoded twice."""
         experts = self._of(batch, self.context)
         experts._encoded = self._encoded
+        return experts
+
+    def part(self, kept: Tensor) -> Experts:
+        """The experts of a part of what rows have, (b, m) bool; no modality is encoded twice."""
+        experts = self._of(attrs.evolve(self.batch, mask=kept, **indices_of(kept)), self.context)
+        for m, (name, output) in enumerate(self.outputs.items()):
+            experts._encoded[name] = torch.where(kept[:, m : m + 1], output, 0.0)
         return experts
 
     def take(self, index: Tensor) -> Experts:

@@ -112,9 +112,22 @@ def install(model: HasRefiners, name: str, spec: Any, seed: int | None = None) -
             f"refiner {spec!r} built a {type(refiner).__name__}, whose state no file would hold; "
             "expected an nn.Module; let it inherit nn.Module too"
         )
+    _check_latents(refiner)
     refiner.spec = spec
     model.refiners[name] = refiner.to(model.like).train(model.training)
     model.refined_to.pop(name, None)
+
+
+def _check_latents(refiner: Refiner) -> None:
+    """Raises SpecError for a refiner that cannot be trained on the latents that it asks for."""
+    asked = refiner.latents_from
+    if asked not in ("parts", "own"):
+        raise SpecError(f"latents_from: got {asked!r}; expected 'parts' or 'own'")
+    if refiner.knows_given and asked == "own":
+        raise SpecError(
+            "knows_given: with latents_from='own' the modality is always given in training; "
+            "expected latents_from='parts', whose parts may lack it"
+        )
 
 
 def adopt(model: HasRefiners, objective: Objective, seed: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import attrs
 import torch
@@ -74,6 +75,10 @@ class Refiner(ABC):
     was given; else independent draws of the posterior given the other part, or of the prior, so
     that a score over them is one of what is generated from that part.
 
+    With `latents_from = "own"`, training draws latents from parts of what a row has that hold the
+    modality itself, so that what the decoder says shows what the row shows. From "parts", which
+    may lack it, a refiner also learns what the others leave open.
+
     Example:
         >>> import mvkit, torch
         >>> model = mvkit.Model({"a": (3,)}, latent_dim=2, seed=0)
@@ -83,6 +88,7 @@ class Refiner(ABC):
     """
 
     spec: object  # set when a model gets the refiner
+    latents_from: Literal["parts", "own"] = "parts"
     knows_given: bool = False
     latent_draws: int = 1
 

@@ -5,7 +5,7 @@ Axes: r draws, b rows, m modalities, d shared and p private latent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import attrs
@@ -34,8 +34,9 @@ class Refine(Objective):
 
     A refiner sees reconstructions where its modality is in that part, and translations where it
     is not; one that is told which of these it sees (`knows_given`) is also trained on draws of
-    the prior, where the part is empty. Values that a row lacks count nowhere. Nothing but refiners
-    has a gradient, so that it belongs in a stage of its own: `Stage("refine",
+    the prior, where the part is empty. One whose `latents_from` is "own" sees reconstructions
+    alone: its modality is added to the part. Values that a row lacks count nowhere. Nothing but
+    refiners has a gradient, so that it belongs in a stage of its own: `Stage("refine",
     trainable=["refiners.*"])`.
 
     Args:
@@ -69,15 +70,15 @@ class Refine(Objective):
                 "objective 'refine': the model has no refiners to train; expected some; call "
                 "mvkit.fit_refiner(model, data)"
             )
+        groups: dict[tuple[bool, str], dict[str, Refiner]] = {}
+        for name in names:
+            refiner = cast(Refiner, model.refiners[name])
+            group = refiner.knows_given, refiner.latents_from
+            groups.setdefault(group, {})[name] = refiner
         values: dict[str, Tensor] = {}
-        for knows_given in (False, True):
-            refiners = {}
-            for name in names:
-                refiner = cast(Refiner, model.refiners[name])
-                if refiner.knows_given == knows_given:
-                    refiners[name] = refiner
-            if refiners:
-                values |= _values(model, refiners, batch, experts)
+        for (_, latents_from), refiners in sorted(groups.items()):
+            of_group = _values_of_own if latents_from == "own" else _values
+            values |= of_group(model, refiners, batch, experts)
         in_order = {name: values[name] for name in names}
         return _loss(batch, model.names, in_order, self.kl_weight)
 
@@ -117,10 +118,33 @@ def _values(
         draw_part = random_part_or_none
     with torch.no_grad():
         kept = draw_part(batch.observed, model.like, generator)
+        part = attrs.evolve(batch, mask=kept, **indices_of(kept))
+        known = model.experts(part, generator=generator)
         r = max(refiner.latent_draws for refiner in refiners.values())
-        latents = _latents(model, batch, kept, r, generator)
+        latents = _latents(model, known, r, list(known.private))
     values = {}
     for name, refiner in refiners.items():
+        values[name] = _of_modality(model, name, refiner, batch, latents, generator)
+    return values
+
+
+def _values_of_own(
+    model: LatentModel, refiners: Mapping[str, Refiner], batch: Batch, experts: Experts
+) -> dict[str, Tensor]:
+    """What refiners minimise of each row, {name: (b,)}, each given a part with its modality."""
+    generator = experts.generator
+    with torch.no_grad():
+        some = random_part(batch.observed, model.like, generator)
+        every = model.experts(batch, generator=generator)
+    values = {}
+    for name, refiner in refiners.items():
+        own = model.names.index(name)
+        kept = some.clone()
+        kept[:, own] |= batch.observed[:, own]
+        with torch.no_grad():
+            known = every.part(kept)
+            private = [name] if name in known.private else []
+            latents = _latents(model, known, refiner.latent_draws, private)
         values[name] = _of_modality(model, name, refiner, batch, latents, generator)
     return values
 
@@ -157,25 +181,26 @@ def _of_modality(
 
 
 def _latents(
-    model: LatentModel, batch: Batch, kept: Tensor, r: int, generator: noise.Generator
+    model: LatentModel, known: Experts, r: int, private_of: Sequence[str]
 ) -> PartialLatents:
-    """R draws of z given the part `kept` (b, m) bool of each row, from the prior where that is
-    nothing; and of private latents, from the posterior where the modality is in that part, else
-    from the prior.
+    """R draws of z given the part of each row that is known, from the prior where that is nothing;
+    and of private latents, from the posterior where the modality is in that part, else from the
+    prior.
     """
-    part = attrs.evolve(batch, mask=kept, **indices_of(kept))
-    known = model.experts(part, generator=generator)
+    part, generator = known.batch, known.generator
+    kept = part.observed
     posterior = model.aggregator.inference(known, part)
     given_some = kept.any(1)
     if not bool(given_some.all()):
-        context = model.prior_context(batch.covariates)
+        context = model.prior_context(part.covariates)
         if context is not None:
-            context = context.expand(len(batch), -1)
+            context = context.expand(len(part), -1)
         prior = model.prior_at(context=context).expand(*kept.shape)
         posterior = posterior.where(given_some, prior)
     z = rearrange(posterior.draw(r, "iid", generator).z, "r 1 b d -> r b d")
     private = {}
-    for name, (loc, scale) in known.private.items():
+    for name in private_of:
+        loc, scale = known.private[name]
         eps = model.decoding.private_noise(name, (r, *loc.shape), loc, generator)
         has = rearrange(kept[:, model.names.index(name)], "b -> b 1")
         private[name] = torch.where(has, loc + scale * eps, eps)

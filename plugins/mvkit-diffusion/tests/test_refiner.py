@@ -170,7 +170,8 @@ def refiner(shape=(3,), latent=2, context=0, seed=0, **options):
 
 @pytest.mark.parametrize("shape", [(3,), (2, 8, 9)])
 def test_the_loss_is_that_of_a_loop(shape):
-    live = refiner(shape, network="auto" if len(shape) == 1 else "unet", channels=(4, 4))
+    network = "auto" if len(shape) == 1 else "unet"
+    live = refiner(shape, network=network, channels=(4, 4), guidance=0)
     x, out, z = normal(5, *shape), normal(5, *shape, seed=1), normal(5, 2, seed=2)
     observed = torch.rand(x.shape, generator=seeded(3)) < 0.7
     observed[0], observed[-1] = True, False

@@ -42,6 +42,29 @@ def velocity(y: Tensor, eps: Tensor, angle: Tensor) -> Tensor:
     return angle.cos() * eps - angle.sin() * y
 
 
+def without_mean(of: Velocity, noisy: Tensor, angle: float, mean: Tensor, ratio: float) -> Tensor:
+    """The velocity of noisy residuals by a network that knows nothing of their mean, (n, *shape).
+
+    The network tells velocities v' of noisy rows u. As ratio u = y + mean, the noise of y_φ is
+    that of u at the angle φ' of tan φ' = tan φ / ratio, where u_φ' = (y_φ + cos φ mean) / N with
+    N² = ratio² cos² φ + sin² φ. It tells ε = sin φ' u_φ' + cos φ' v', and v = (ε - sin φ y_φ) /
+    cos φ; written out, nothing is divided by 0:
+    v = ratio v' / N + (sin φ mean - sin φ cos φ (ratio² - 1) y_φ) / N².
+
+    Args:
+        of: the network.
+        noisy: y_φ, (n, *shape).
+        angle: φ.
+        mean: what was taken from the rows, as a multiple of the spread of residuals, (n, *shape).
+        ratio: the spread of rows as a multiple of that of residuals.
+    """
+    cosine, sine = math.cos(angle), math.sin(angle)
+    size = math.hypot(ratio * cosine, sine)
+    v = of((noisy + cosine * mean) / size, math.atan2(sine, ratio * cosine))
+    apart = sine * mean - sine * cosine * (ratio**2 - 1) * noisy
+    return ratio / size * v + apart / size**2
+
+
 def angles(steps: int) -> list[float]:
     """Angles from noise to data, `steps` + 1 of them."""
     return [QUARTER * (1 - i / steps) ** POWER for i in range(steps + 1)]

@@ -6,6 +6,7 @@ covariates.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from mvkit.core import Generator, noise
 from mvkit.core.blocks import block_size, block_slices
 from mvkit.parts import RefinerSizes
 from mvkit.registry import field, flag, number, one_of
-from mvkit.registry.fields import count
+from mvkit.registry.fields import choice, count
 from mvkit_diffusion import angles
 from mvkit_diffusion.denoisers import Dense, UNet
 from mvkit_diffusion.ema import Average, Spread
@@ -25,11 +26,26 @@ from mvkit_diffusion.ema import Average, Spread
 MEMORY = 2**27  # bytes of what networks hold of the rows that are drawn at a time
 SMALLEST = 8  # pixels of a side that a U-Net takes
 FEWEST = 256  # numbers of pictures from which a U-Net pays
+STRENGTH = 1.5  # of guidance of pictures
+HIDDEN = 0.15  # share of rows whose mean and latents the network is not told in training
+LARGEST = 4.0  # of numbers of rows that the network is told nothing of, in root mean square
+GUIDED = 1.1  # the angle at which guidance begins: before, it takes from the variety of draws
 
 
 def _widths(value: object) -> str | None:
     fine = isinstance(value, tuple) and all(type(n) is int and n > 0 for n in value)
     return None if fine and value else "a list of positive widths"
+
+
+def _pictures(shape: tuple[int, ...]) -> bool:
+    """Whether rows of a shape are pictures (C, H, W) or (H, W), large enough for a U-Net."""
+    return len(shape) in (2, 3) and min(shape[-2:]) >= SMALLEST
+
+
+def _strength(value: object) -> str | None:
+    if value is None or (type(value) in (int, float) and 0 <= value < math.inf):
+        return None
+    return "None, or a number from 0 on"
 
 
 @spec
@@ -51,6 +67,15 @@ class Diffusion:
     are seen as they are: give the model data of a spread near 1. In training, numbers that a row
     lacks are taken to be the decoder's mean, and count nothing.
 
+    Pictures shall show what their mean shows. They are trained on reconstructions alone, since
+    the mean of a translation may show another class than the picture does, from which a refiner
+    learns to change what it sees. And draws of them are guided: the network is told nothing of
+    some rows in training, whose x / spread (of a root mean square of 4 at most) it then sees
+    noised in place of y, so that it also tells velocities v_0 without mean and latents
+    (`mvkit_diffusion.angles.without_mean`); draws follow v + guidance (v - v_0) at angles below
+    1.1. Rows of numbers are not guided, which takes from their spread, and are trained on
+    translations too, whose spread is to be right.
+
     Args:
         network: `unet` for pictures (C, H, W) or (H, W) with sides from 8 on; `mlp` for rows of
             numbers; `auto`: `unet` where pictures have 256 numbers or more, else `mlp`, which
@@ -64,11 +89,17 @@ class Diffusion:
         knows_given: whether it is told if the modality was among what the latents were drawn from.
             It is then also trained on latents of the prior, which tell nothing of a row: to
             generate from nothing, without is better where samples are to agree.
+        guidance: its strength, of pictures; 0: none; None: 1.5 of pictures, unless `knows_given`,
+            and 0 of rows of numbers. A guided step evaluates the network twice.
+        latents: what training draws latents from: `parts` of what a row has, `own` parts, which
+            hold the modality; None: `own` of pictures, unless `knows_given`, and else `parts`.
 
     Reference: Pandey, Mukherjee, Rai and Kumar, DiffuseVAE, 2022,
     https://arxiv.org/abs/2201.00308; Ho, Jain and Abbeel, Denoising Diffusion Probabilistic
     Models, 2020, https://arxiv.org/abs/2006.11239; Salimans and Ho, Progressive Distillation for
-    Fast Sampling of Diffusion Models, 2022, https://arxiv.org/abs/2202.00512.
+    Fast Sampling of Diffusion Models, 2022, https://arxiv.org/abs/2202.00512; Ho and Salimans,
+    Classifier-Free Diffusion Guidance, 2022, https://arxiv.org/abs/2207.12598; Kynkäänniemi et
+    al., Applying Guidance in a Limited Interval, 2024, https://arxiv.org/abs/2404.07724.
     """
 
     network: Literal["auto", "unet", "mlp"] = field(
@@ -81,18 +112,42 @@ class Diffusion:
     solver: Literal["adams", "ddim"] = field(default="adams", check=one_of("adams", "ddim"))
     ema: float = field(default=0.999, check=number(0.0, 0.99999))
     knows_given: bool = field(default=False, check=flag)
+    guidance: float | None = field(default=None, check=_strength)
+    latents: Literal["parts", "own"] | None = choice(None, "parts", "own")
 
     def build(self, sizes: RefinerSizes) -> DiffusionRefiner:
         """The network, with fresh weights.
 
         Raises:
-            SpecError: a U-Net for what are no pictures, or too small ones.
+            SpecError: a U-Net or guidance for what are no pictures, or too small ones.
         """
         return DiffusionRefiner(self, sizes)
 
+    def strength(self, shape: tuple[int, ...]) -> float:
+        """Of the guidance of rows of a shape.
+
+        Raises:
+            SpecError: guidance of rows of numbers.
+        """
+        if self.guidance and len(shape) == 1:
+            raise SpecError(
+                f"guidance is of pictures, whose numbers share one spread; got rows {shape}; "
+                "expected None or 0; leave it out",
+                "guidance",
+            )
+        if self.guidance is not None:
+            return float(self.guidance)
+        return STRENGTH if _pictures(shape) and not self.knows_given else 0.0
+
+    def latents_from(self, shape: tuple[int, ...]) -> Literal["parts", "own"]:
+        """What latents of rows of a shape are drawn from in training."""
+        if self.latents is not None:
+            return self.latents
+        return "own" if _pictures(shape) and not self.knows_given else "parts"
+
     def denoiser(self, shape: tuple[int, ...], known: int) -> Dense | UNet:
         """A network for rows of a shape, of each of which `known` numbers are known."""
-        pictures = len(shape) in (2, 3) and min(shape[-2:]) >= SMALLEST
+        pictures = _pictures(shape)
         if self.network == "unet" and not pictures:
             raise SpecError(
                 f"'unet' takes pictures (C, H, W) or (H, W) with sides of at least {SMALLEST}; "
@@ -106,7 +161,7 @@ class Diffusion:
 
 
 class DiffusionRefiner(nn.Module, Refiner):
-    """The network of `Diffusion`, the average of its weights, and the measured spread."""
+    """The network of `Diffusion`, the average of its weights, and what was measured."""
 
     spec: Diffusion
 
@@ -116,10 +171,15 @@ class DiffusionRefiner(nn.Module, Refiner):
         self.name = sizes.name
         self.numbers = sizes.numbers
         self.knows_given = spec.knows_given
-        known = sizes.latent + sizes.context + spec.knows_given
+        self.latents_from = spec.latents_from(sizes.shape)
+        self.guidance = spec.strength(sizes.shape)
+        guided = self.guidance > 0
+        known = sizes.latent + sizes.context + spec.knows_given + guided
         self.network = spec.denoiser(sizes.shape, known)
         self.average = Average(self.network, spec.ema)
         self.spread = Spread(sizes.shape)
+        if guided:
+            self.size = Spread(sizes.shape)  # of x itself
         pixels = self.numbers if isinstance(self.network, UNet) else 1
         width = spec.channels[0] if isinstance(self.network, UNet) else spec.hidden
         self.block = block_size(8 * pixels * width, MEMORY)
@@ -138,18 +198,44 @@ class DiffusionRefiner(nn.Module, Refiner):
             out, z = out[0], z[0]
         residual = torch.where(observed, x - out, 0.0)
         if self.training:
-            self.spread.update(residual, observed)
-            self.average.update(self.network)
+            self._measure(residual, x, observed)
         y = residual / self.spread()
-        uniform = noise.draw("choice/angle", (len(x),), x, generator=generator)
+        hidden = None
+        if self.guidance:
+            uniform = noise.draw("choice/hidden", (len(x),), x, generator=generator)
+            hidden = uniform < HIDDEN
+            by_row = hidden.reshape(-1, *[1] * (x.ndim - 1))
+            y = torch.where(by_row, torch.where(observed, x, 0.0) / self._of_rows(), y)
+            out = torch.where(by_row, 0.0, out)
+        known = self._known(z, context, given, hidden)
+        error = self._error(y, out, known, generator)
+        squares = torch.where(observed, error.square(), 0.0)
+        return reduce(squares, "n ... -> n", "sum") / self.numbers
+
+    def _measure(self, residual: Tensor, x: Tensor, observed: Tensor) -> None:
+        """Takes a batch into what is measured, and a step into the average of weights."""
+        self.spread.update(residual, observed)
+        if self.guidance:
+            self.size.update(x, observed)
+        self.average.update(self.network)
+
+    def _of_rows(self) -> Tensor:
+        """What rows are divided by where the network is told nothing of them, (1, ...).
+
+        It is the spread of residuals, but for rows that would be so large by it that training
+        would see little else.
+        """
+        return torch.maximum(self.spread(), self.size() / LARGEST)
+
+    def _error(self, y: Tensor, out: Tensor, known: Tensor, generator: Generator) -> Tensor:
+        """How far the network is from the velocity of y at random angles, (n, *shape)."""
+        uniform = noise.draw("choice/angle", (len(y),), y, generator=generator)
         angle = angles.QUARTER * uniform
-        by_row = angle.reshape(-1, *[1] * (x.ndim - 1))
+        by_row = angle.reshape(-1, *[1] * (y.ndim - 1))
         eps = self._noise(y, generator)
         noisy = angles.noised(y, eps, by_row)
-        v = self.network(noisy, out, angle, self._known(z, context, given))
-        error = (v - angles.velocity(y, eps, by_row)).square()
-        squares = torch.where(observed, error, 0.0)
-        return reduce(squares, "n ... -> n", "sum") / self.numbers
+        v: Tensor = self.network(noisy, out, angle, known)
+        return v - angles.velocity(y, eps, by_row)
 
     def refine(
         self,
@@ -159,22 +245,34 @@ class DiffusionRefiner(nn.Module, Refiner):
         generator: Generator,
         given: Tensor | None = None,
     ) -> Tensor:
-        known = self._known(z, context, given)
+        known = self._known(z, context, given, None)
+        every_row = torch.ones(len(z), dtype=torch.bool, device=z.device)
+        nothing = self._known(z, context, given, every_row)
         eps = self._noise(out, generator)
         draws = [out[:0]]
         for rows in block_slices(len(out), self.block):
-            draws.append(self._draws(eps[rows], out[rows], known[rows]))
+            draws.append(self._draws(eps[rows], out[rows], known[rows], nothing[rows]))
         return torch.cat(draws)
 
-    def _draws(self, eps: Tensor, out: Tensor, known: Tensor) -> Tensor:
+    def _draws(self, eps: Tensor, out: Tensor, known: Tensor, nothing: Tensor) -> Tensor:
         """The draws to which noise leads, (n, *shape); all of them are (n, ...)."""
+        spread = self.spread()
 
         def velocity(noisy: Tensor, angle: float) -> Tensor:
             v: Tensor = self.average(noisy, out, noisy.new_full((len(noisy),), angle), known)
+            if not self.guidance or angle > GUIDED:
+                return v
+            ratio = float(self._of_rows() / spread)
+            v_0 = angles.without_mean(unaware, noisy, angle, out / spread, ratio)
+            return v + self.guidance * (v - v_0)
+
+        def unaware(noisy: Tensor, angle: float) -> Tensor:
+            at = noisy.new_full((len(noisy),), angle)
+            v: Tensor = self.average(noisy, torch.zeros_like(out), at, nothing)
             return v
 
         y = angles.denoise(velocity, eps, self.spec.steps, self.spec.solver)
-        draws: Tensor = out + self.spread() * y
+        draws: Tensor = out + spread * y
         return draws
 
     def _noise(self, like: Tensor, generator: Generator) -> Tensor:
@@ -183,12 +281,24 @@ class DiffusionRefiner(nn.Module, Refiner):
         shape = tuple(like.shape)
         return noise.draw(site, shape, like, generator=generator, sampler=torch.randn)
 
-    def _known(self, z: Tensor, context: Tensor | None, given: Tensor | None) -> Tensor:
-        """What the network is told of rows beside what the decoder says, (n, k)."""
+    def _known(
+        self, z: Tensor, context: Tensor | None, given: Tensor | None, hidden: Tensor | None
+    ) -> Tensor:
+        """What the network is told of rows beside what the decoder says, (n, k); of `hidden` ones,
+        (n,) bool, if it is guided, the covariates alone.
+        """
+        has = z.new_zeros(len(z), 1)
+        if given is not None:
+            has = given.to(z.dtype).reshape(-1, 1)
+        flag = torch.zeros_like(has)
+        if hidden is not None:
+            flag = hidden.to(z.dtype).reshape(-1, 1)
+            z, has = z * (1 - flag), has * (1 - flag)
         columns = [z]
         if context is not None:
             columns.append(context)
         if self.knows_given:
-            has = z.new_zeros(len(z)) if given is None else given.to(z.dtype)
-            columns.append(has.reshape(-1, 1))
+            columns.append(has)
+        if self.guidance:
+            columns.append(flag)
         return torch.cat(columns, 1)
