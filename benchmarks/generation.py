@@ -278,7 +278,7 @@ def table(path: Path) -> str:
         for key, value in line.items():
             if key in ("seconds", "seconds above", "seconds of refiners"):
                 key = f"{key}, {line['data']}"
-            if key not in left_out:
+            if key not in left_out and value is not None:
                 columns.setdefault(key, []).append(float(value))
     titles = list(dict.fromkeys(key for columns in groups.values() for key in columns))
     heads = ["model", "missing", "sampler", "refiner", *titles]
