@@ -177,7 +177,7 @@ def offsets(collection):
 @pytest.mark.parametrize(
     ("label", "texts"),
     [
-        ([np.nan if i % 2 else float(i % 3) for i in range(60)], ["none", "0.0", "1.0", "2.0"]),
+        ([np.nan if i % 2 else float(i % 3) for i in range(60)], ["none", "0", "1", "2"]),
         ([None if i % 3 == 0 else "ab"[i % 2] for i in range(60)], ["none", "a", "b"]),
         (["_hidden", "$x", r"a\$b", "x^2$$"] * 15, ["$x", "_hidden", r"a\$b", "x^2$$"]),
         ([None] * 59 + ["only"], ["none", "only"]),
