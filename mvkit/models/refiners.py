@@ -112,7 +112,7 @@ def install(model: HasRefiners, name: str, spec: Any, seed: int | None = None) -
             f"refiner {spec!r} built a {type(refiner).__name__}, whose state no file would hold; "
             "expected an nn.Module; let it inherit nn.Module too"
         )
-    _check_latents(refiner)
+    _check_latents(cast(Refiner, refiner))
     refiner.spec = spec
     model.refiners[name] = refiner.to(model.like).train(model.training)
     model.refined_to.pop(name, None)

@@ -43,9 +43,10 @@ def _pictures(shape: tuple[int, ...]) -> bool:
 
 
 def _strength(value: object) -> str | None:
-    if value is None or (type(value) in (int, float) and 0 <= value < math.inf):
-        return None
-    return "None, or a number from 0 on"
+    fine = value is None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        fine = 0 <= value < math.inf
+    return None if fine else "None, or a number from 0 on"
 
 
 @spec
