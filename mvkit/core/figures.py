@@ -29,7 +29,7 @@ PALETTE = (
     "#495254",
 )
 MARKERS = ("o", "^", "s", "D")
-GREY = "#9aa1ad"  # of what has no label; in light and in dark
+GREY = "#a0a0a0"  # of what has no label; in light and in dark
 INK = "ink"  # gid of what is drawn in the colour of text, which may be light or dark
 LONGEST = 28  # letters of a name
 LETTER = 0.58  # width of a letter in sizes of its font
