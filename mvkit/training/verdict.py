@@ -116,7 +116,9 @@ def latents_of(model: MultimodalModel, rows: Batch) -> Tensor:
 
 def deviations_of(z: Tensor) -> Tensor:
     """Standard deviations of latents (b, d) over rows, (d,); 0 of fewer than two rows."""
-    return z.double().std(0) if len(z) > 1 else z.new_zeros(z.shape[1]).double()
+    if len(z) < 2 or not z.shape[1]:
+        return z.new_zeros(z.shape[1]).double()
+    return z.double().std(0)
 
 
 def _about_clusters(model: MultimodalModel, rows: Batch) -> list[str]:
