@@ -2,11 +2,11 @@
 
 import json
 import re
-import shutil
 
 import attrs
 import pytest
 import torch
+from screens import browser, set_width
 
 import mvkit
 from mvkit import Batch, DataError, Modality, MultimodalDataset, spec
@@ -69,30 +69,13 @@ def run(tmp_path):
     return folder
 
 
-def browser():
-    """A headless Chromium, or a skipped test."""
-    webdriver = pytest.importorskip(
-        "selenium.webdriver", reason="needs selenium: pip install selenium"
-    )
-    found = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    if not all(found.values()):
-        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = found["chromium"]
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    return webdriver.Chrome(options, webdriver.ChromeService(found["chromedriver"]))
-
-
 def test_the_page_in_a_browser(run, tmp_path):
     page = tmp_path / "report.html"
     report = write_page(run, page, metrics=METRICS)
     driver = browser()
     try:
         for width in (1280, 360):
-            size = {"width": width, "height": 740, "deviceScaleFactor": 1, "mobile": width < 500}
-            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            set_width(driver, width)
             driver.get(page.as_uri())
             drawn = driver.execute_script(
                 "return [...document.images].map(i => i.complete && i.naturalWidth)"

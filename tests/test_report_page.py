@@ -2,11 +2,11 @@
 
 import html
 import re
-import shutil
 
 import numpy as np
 import pytest
 import torch
+from screens import browser, set_width
 
 import mvkit
 from mvkit import Batch, Modality, MultimodalDataset
@@ -337,22 +337,11 @@ def test_one_style_sheet_for_all_pages():
     assert html.unescape(style) == style
 
 
-def screen(page, tmp_path, width, script):
-    """What a script says in a headless Chromium of a width."""
-    webdriver = pytest.importorskip(
-        "selenium.webdriver", reason="needs selenium: pip install selenium"
-    )
-    found = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    if not all(found.values()):
-        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = found["chromium"]
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(argument)
-    driver = webdriver.Chrome(options, webdriver.ChromeService(found["chromedriver"]))
+def screen(page, width, script):
+    """What a script says in a browser of a width."""
+    driver = browser()
     try:
-        size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        set_width(driver, width)
         driver.get(page.as_uri())
         return driver.execute_script(script)
     finally:
@@ -370,7 +359,7 @@ def test_the_page_never_scrolls_sideways(text, tmp_path, width):
     const images = [...document.images].map(i => i.clientWidth);
     return [root.scrollWidth - root.clientWidth, small, Math.min(...images), window.innerWidth];
     """
-    over, small, narrowest, inner = screen(file, tmp_path, width, script)
+    over, small, narrowest, inner = screen(file, width, script)
     assert over <= 0
     assert small == 0
     assert narrowest >= 350

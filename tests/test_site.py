@@ -4,7 +4,6 @@ import doctest
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 from installs import PART, declares, install
+from screens import browser, set_width
 
 from mvkit.apps import cli
 from mvkit.registry import plugins
@@ -360,32 +360,11 @@ def test_pages_load_nothing_from_elsewhere(site):
         assert not re.search(r"(@import|url\()\s*['\"]?(https?:)?//", path.read_text()), path.name
 
 
-def browser(width):
-    webdriver = pytest.importorskip(
-        "selenium.webdriver", reason="needs selenium: pip install selenium"
-    )
-    found = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    if not all(found.values()):
-        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = found["chromium"]
-    for argument in (
-        *("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"),
-        *("--disable-quic", "--no-first-run", "--disable-background-networking"),
-        *("--disable-component-update", "--disable-sync"),
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(found["chromedriver"]))
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    return driver
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 def test_every_page_in_a_browser(site, width):
-    driver = browser(width)
+    driver = browser()
+    set_width(driver, width)
     over = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     try:
         faults = []

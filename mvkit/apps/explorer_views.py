@@ -21,10 +21,12 @@ from mvkit.core.batch import Batch
 from mvkit.core.cells import cells_of
 from mvkit.data.column_kinds import Column
 from mvkit.data.table_layout import TableLayout
+from mvkit.evaluation.by_feature import places_of
 from mvkit.models.imputed_sets import class_labels
 from mvkit.models.imputed_spread import restored
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.parts.likelihoods.discrete import has_classes
+from mvkit.plots.grids import is_picture
 
 DIGITS = 6  # that numbers are sent with
 ROWS_LOOKED_AT = 500  # for the range of pictures
@@ -150,14 +152,14 @@ def _view(model: MultimodalModel, name: str, columns: tuple[Column, ...], rows: 
     modality = model.modalities[name]
     likelihood = model.schema.likelihoods[name]
     shape = modality.raw_shape
-    pictured = len(shape) == 3 and shape[0] in (1, 3) and not likelihood.class_axis
+    pictured = is_picture(shape) and not likelihood.class_axis
     about: dict[str, Any] = {"name": name, "named": bool(modality.features)}
     if pictured:
         low, high = _range(model, name, rows)
         about |= {"features": (), "classes": (), "columns": (), "low": low, "high": high}
         return View(shape=shape, picture=True, **about)
     features = modality.features
-    places = _places(model, name)
+    places = places_of(model, name)
     if not features:
         indices = itertools.product(*[range(size) for size in places])
         features = tuple(", ".join(map(str, index)) for index in indices)
@@ -169,12 +171,6 @@ def _view(model: MultimodalModel, name: str, columns: tuple[Column, ...], rows: 
     return View(
         shape=shape, picture=False, features=features, classes=classes, columns=columns, **about
     )
-
-
-def _places(model: MultimodalModel, name: str) -> tuple[int, ...]:
-    """The shape of the cells of a modality, without its axis of classes."""
-    shape = model.modalities[name].shape
-    return shape[:-1] if model.schema.likelihoods[name].class_axis else shape
 
 
 def _class_names(

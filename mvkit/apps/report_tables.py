@@ -231,12 +231,11 @@ def _numbers(
     model: MultimodalModel, name: str, imputed: ImputedRow
 ) -> Iterator[tuple[float, tuple[Cell, ...]]]:
     """Lines of numbers, each with its error."""
-    if imputed.real is None:
+    if imputed.real is None or imputed.errors is None:
         return
     names = imputed.names or feature_names(model, name)
-    columns = (names, imputed.real, imputed.mean, imputed.low, imputed.high)
-    for feature, real, mean, low, high in zip(*columns, strict=False):
-        error = abs(real - mean) / max(high - low, 1e-12)
+    columns = (names, imputed.errors, imputed.real, imputed.mean, imputed.low, imputed.high)
+    for feature, error, real, mean, low, high in zip(*columns, strict=False):
         outside = not low <= real <= high
         marked = Cell(number(real), 1.0 if outside else None, cold=True)
         cells = (marked, Cell(number(mean)), Cell(number(low)), Cell(number(high)))

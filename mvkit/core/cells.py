@@ -29,6 +29,24 @@ def flat_cells(cells: Tensor) -> Tensor:
     return cells.reshape(len(cells), math.prod(cells.shape[1:]))
 
 
+def explained_share(x: Tensor, said: Tensor, present: Tensor) -> float:
+    """How much less the squared error of values is than that of the mean over rows.
+
+    Args:
+        x: the values, (b, *shape).
+        said: of them, (b, *shape).
+        present: which values there are, (b, *shape) bool.
+
+    Returns:
+        1 if what is said is right, 0 if it is as good as the mean; NaN where nothing varies.
+    """
+    x = x.double()
+    mean = torch.where(present, x, 0.0).sum(0) / present.sum(0).clamp(min=1)
+    error = float(torch.where(present, x - said, 0.0).square().sum())
+    spread = float(torch.where(present, x - mean, 0.0).square().sum())
+    return 1 - error / spread if spread > 0 else math.nan
+
+
 def only_cells(batch: Batch, cells: Mapping[str, Tensor]) -> Batch:
     """A conformed batch of which only these cells are observed.
 

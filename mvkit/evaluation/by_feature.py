@@ -15,21 +15,21 @@ from torch import Tensor
 
 from mvkit.core import noise
 from mvkit.core.batch import Batch
-from mvkit.core.cells import cells_of, flat_cells
+from mvkit.core.cells import cells_of, explained_share, flat_cells
 from mvkit.data.dataset import Rows
+from mvkit.evaluation.guesses import DISTANCE, SQUARE, WRONG, best_guess, error_of
 from mvkit.models.asked_rows import stated_covariates
+from mvkit.models.imputed_sets import class_labels
 from mvkit.models.inference import Names
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.parts.likelihoods import Ordinal
 from mvkit.parts.likelihoods.discrete import has_classes
 
-WRONG, DISTANCE, SQUARE = "share wrong", "mean distance", "root mean square"
-
 
 def is_flat(model: MultimodalModel, name: str) -> bool:
     """Whether a row of a modality is numbers or classes without more than one axis."""
     classes = model.schema.likelihoods[name].class_axis
-    shape = _places(model, name) if classes else model.modalities[name].raw_shape
+    shape = places_of(model, name) if classes else model.modalities[name].raw_shape
     return len(shape) <= 1
 
 
@@ -41,7 +41,7 @@ def restored_values(model: MultimodalModel, name: str, x: Tensor) -> Tensor:
     return flat_cells(values)
 
 
-def _places(model: MultimodalModel, name: str) -> tuple[int, ...]:
+def places_of(model: MultimodalModel, name: str) -> tuple[int, ...]:
     """The shape of a modality in the model, without its axis of classes."""
     shape = model.modalities[name].shape
     return shape[:-1] if model.schema.likelihoods[name].class_axis else shape
@@ -53,7 +53,7 @@ def feature_names(model: MultimodalModel, name: str) -> list[str]:
     if modality.features:
         return list(modality.features)
     classes = model.schema.likelihoods[name].class_axis
-    k = math.prod(_places(model, name) if classes else modality.raw_shape)
+    k = math.prod(places_of(model, name) if classes else modality.raw_shape)
     return [name] if k == 1 else [f"{name} {i}" for i in range(k)]
 
 
@@ -71,12 +71,7 @@ def value_names(model: MultimodalModel, name: str) -> list[str]:
 
 def class_names(model: MultimodalModel, name: str) -> list[str]:
     """What the classes of a modality of classes are called, (classes,)."""
-    modality = model.modalities[name]
-    words: Sequence[object] = ()
-    if modality.transform:
-        words = modality.transform[0].words or getattr(modality.transform[0], "categories", ())
-    if len(words) != modality.shape[-1]:
-        words = range(modality.shape[-1])
+    words = class_labels(model, name)
     return [f"{word:g}" if isinstance(word, float) else str(word) for word in words]
 
 
@@ -135,11 +130,14 @@ def feature_errors(
     for feature, x, y, known in zip(
         feature_names(model, name), *columns, cells.cpu().unbind(1), strict=True
     ):
-        x, y = x[known], y[known] if measure == SQUARE else y[known].round()
-        guess = _guess(measure, x)
-        error, least = _error(measure, x, y), _error(measure, x, guess)
-        errors.append(FeatureError(feature, len(x), measure, error, least))
-    return sorted((error for error in errors if error.cells), key=lambda error: error.gain)
+        if not known.any():
+            continue
+        truth = x[known].numpy()
+        answer = y[known].numpy() if measure == SQUARE else y[known].round().numpy()
+        error = error_of(measure, truth, answer)
+        guess = error_of(measure, truth, best_guess(measure, truth))
+        errors.append(FeatureError(feature, len(truth), measure, error, guess))
+    return sorted(errors, key=lambda error: error.gain)
 
 
 def sources_of(model: MultimodalModel, name: str, given: Names = None) -> tuple[str, ...]:
@@ -171,21 +169,6 @@ def measure_of(model: MultimodalModel, name: str) -> str:
     if isinstance(likelihood, Ordinal):
         return DISTANCE
     return WRONG if has_classes(model.schema.likelihoods[name]) else SQUARE
-
-
-def _guess(measure: str, x: Tensor) -> Tensor:
-    """One value for all of x (n,), by the measure."""
-    if not len(x) or measure == SQUARE:
-        return x.mean()
-    return x.mode().values if measure == WRONG else x.median()
-
-
-def _error(measure: str, x: Tensor, said: Tensor) -> float:
-    """The error of what is said of x (n,)."""
-    off = (x - said).abs()
-    if measure == WRONG:
-        return float((off > 0).double().mean())
-    return float(off.mean() if measure == DISTANCE else off.square().mean().sqrt())
 
 
 def explained(model: MultimodalModel, data: Rows) -> dict[str, dict[str, float]]:
@@ -223,11 +206,7 @@ def _explained(model: MultimodalModel, rows: Batch, name: str, sources: Sequence
     options: dict[str, Any] = {"latent": "mean", "units": "model"}
     generator = noise.seeded(0, model.like.device)
     said = model.translate(rows, name, sources, generator=generator, **options)[name][0]
-    x, present = rows.data[name].double(), rows.present(name)
-    mean = torch.where(present, x, 0.0).sum(0) / present.sum(0).clamp(min=1)
-    spread = float(torch.where(present, x - mean, 0.0).square().sum())
-    error = float(torch.where(present, x - said, 0.0).square().sum())
-    return 1.0 - error / spread if spread else math.nan
+    return explained_share(rows.data[name], said, rows.present(name))
 
 
 def latent_effects(model: MultimodalModel, data: Rows) -> dict[str, dict[str, Tensor]]:

@@ -50,11 +50,19 @@ class ImputedRow:
 
     @property
     def order(self) -> NDArray[np.integer]:
-        """Places of the numbers, the largest errors first, in widths of their intervals."""
-        width = np.maximum(self.high - self.low, 1e-12)
-        if self.real is None:
-            return np.argsort(-width, kind="stable")
-        return np.argsort(-np.abs(self.real - self.mean) / width, kind="stable")
+        """Places of the numbers, the largest errors first; the widest intervals without errors."""
+        first = self.width if self.errors is None else self.errors
+        return np.argsort(-first, kind="stable")
+
+    @property
+    def errors(self) -> Values | None:
+        """Errors of the means, in widths of their intervals, (k,); None without real values."""
+        return None if self.real is None else np.abs(self.real - self.mean) / self.width
+
+    @property
+    def width(self) -> Values:
+        """Widths of the intervals, above 0, (k,)."""
+        return np.maximum(self.high - self.low, 1e-12)
 
 
 def imputed_row(

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvkit.data.column_kinds import Column
+from mvkit.evaluation.guesses import DISTANCE, SQUARE, WRONG, best_guess, error_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 Array = NDArray[np.float64]
-ERRORS = {"category": "share wrong", "bits": "share wrong", "ordered": "mean distance"}
+ERRORS = {"category": WRONG, "bits": WRONG, "ordered": DISTANCE}
 GAIN = 0.05  # less than this below the error of a guess counts as nothing learnt
 
 
@@ -105,28 +106,10 @@ def recovered(
     """
     if not len(truth) or not len(known):
         return None
-    measure = ERRORS.get(column.kind, "root mean square")
-    error = _error(measure, truth, column.bounded(said))
-    guess = _error(measure, truth, _guess(measure, known))
+    measure = ERRORS.get(column.kind, SQUARE)
+    error = error_of(measure, truth, column.bounded(said))
+    guess = error_of(measure, truth, best_guess(measure, known))
     return Recovered(table, column.name, column.kind, len(truth), measure, error, guess)
-
-
-def _guess(measure: str, known: Array) -> Array:
-    """The value that is best for all cells, by a measure."""
-    if measure == "share wrong":
-        values, counts = np.unique(known, return_counts=True)
-        return values[counts.argmax()]  # type: ignore[no-any-return]
-    centre = np.median(known) if measure == "mean distance" else known.mean()
-    return np.asarray(centre)
-
-
-def _error(measure: str, truth: Array, said: Array) -> float:
-    if measure == "share wrong":
-        return float((truth != said).mean())
-    distance = np.abs(truth - said)
-    if measure == "mean distance":
-        return float(distance.mean())
-    return float(np.sqrt(np.square(distance).mean()))
 
 
 def report_of(

@@ -5,6 +5,7 @@ Axes: b rows, d latent, c clusters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mvkit.core.batch import Batch
+from mvkit.core.cells import explained_share
 from mvkit.core.row_context import RowContext
 from mvkit.data.pipeline import Pipeline
 from mvkit.errors import MvkitError
@@ -98,12 +100,9 @@ def reconstructed_shares(model: MultimodalModel, rows: Batch, z: Tensor) -> dict
             decoded[name] = model.decoding.decode(name, z, None, rows=given)
     shares = {}
     for name in model.names:
-        x, present = rows.data[name].double(), rows.present(name)
-        mean = torch.where(present, x, 0.0).sum(0) / present.sum(0).clamp(min=1)
-        error = float(torch.where(present, x - decoded[name], 0.0).square().sum())
-        spread = float(torch.where(present, x - mean, 0.0).square().sum())
-        if spread > 0:
-            shares[name] = 1 - error / spread
+        share = explained_share(rows.data[name], decoded[name], rows.present(name))
+        if not math.isnan(share):
+            shares[name] = share
     return shares
 
 
