@@ -91,7 +91,7 @@ def write_page(
         f"training rows: {splits.train.alignment}",
         f"test rows: {splits.test.alignment}",
     ]
-    figures = pictures(first, splits, history, report, seed)
+    figures = pictures(first, splits, history, report, seed, **options)
     words, drawn = look(first, splits.test, run_history, report, seed, **options)
     shown = attrs.evolve(report, notes=(*report.notes, *notes))
     page = render(folder.resolve().name, shown, figures, drawn, words)
