@@ -1,5 +1,9 @@
 """Steps that wait for no device, rows stored there, and steps as one program."""
 
+import os
+import subprocess
+import sys
+
 import attrs
 import pytest
 import torch
@@ -246,3 +250,45 @@ def test_steps_are_not_compiled_of_what_cannot_be():
     model = tiny_models.model(first={"encoder": torch.nn.Sequential(*layers)})
     with pytest.raises(RequestError, match="BatchNorm1d takes statistics over all rows"):
         mvkit.fit(model, lacking, epochs=1, compile="step", **QUIET)
+
+
+def small():
+    each = {"a": Modality((3,), encoder="linear", decoder="linear")}
+    return mvkit.Model(each, latent_dim=2, seed=0).double()
+
+
+def test_a_compiled_step_gives_the_losses_of_a_step():
+    data = {"a": torch.randn(16, 3).double()}
+    ways = ({}, {"compile": "step"})
+    check_close(histories(data, small, *ways, epochs=2, batch_size=8), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HERE)
+def test_compiled_steps_give_the_losses_of_every_recipe(name):
+    stages = []
+    model = model_of(name)
+    for stage in as_stages(None, model, 2):
+        stages.append(attrs.evolve(stage, optimizer={"name": "sgd"}))
+    options = {"epochs": 2, "batch_size": 8, "stages": stages}
+    ways = ({}, {"compile": "step"})
+    results = histories(many(model.names, 16), lambda: model_of(name), *ways, **options)
+    check_close(results, rtol=1e-9, atol=1e-10)
+
+
+MISSING = """
+import mvkit, torch
+model = mvkit.Model({"a": mvkit.Modality((3,))}, latent_dim=2, seed=0)
+try:
+    mvkit.fit(model, {"a": torch.randn(8, 3)}, epochs=1, compile="step", progress=False)
+except mvkit.RequestError as error:
+    print(error)
+"""
+
+
+def test_a_missing_compiler_is_said_in_words(tmp_path):
+    environment = {**os.environ, "CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-W", "ignore", "-c", MISSING]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "compile='step': torch.compile failed" in run.stdout, run.stderr
+    assert "expected a working C++ compiler" in run.stdout
