@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mvkit.core.experts import low_precision
 from mvkit.core.noise import put_back_at_end
+from mvkit.data.device_batches import lacked_by_some
 from mvkit.data.holdout import hold_out
 from mvkit.data.pipeline import Pipeline, as_pipeline
 from mvkit.errors import RequestError, check_number, check_option, check_whole_number
@@ -28,9 +29,10 @@ from mvkit.training.events import Listener, Listeners, RunFinished
 from mvkit.training.history import History
 from mvkit.training.loop import train_stage
 from mvkit.training.nonfinite import OnNonFinite
+from mvkit.training.options import Compile, DataOn, Options, Precision, Resume
 from mvkit.training.placing import note_placed, stages_of_run
 from mvkit.training.refining import note_refined
-from mvkit.training.run import Options, Precision, Resume, Run
+from mvkit.training.run import Run
 from mvkit.training.run_folder import Folder
 from mvkit.training.stages import Stage, StagesLike, with_patience
 from mvkit.training.starts import far_from_training, look_at_first_rows, weighed_rows
@@ -63,7 +65,8 @@ def fit(
     save_every: float = 300.0,
     on_nonfinite: OnNonFinite = "stop",
     precision: Precision = "float32",
-    compile: bool = False,
+    compile: Compile = False,
+    data_on: DataOn = "host",
     workers: int = 0,
     listeners: Iterable[Listener] = (),
 ) -> History:
@@ -97,9 +100,9 @@ def fit(
         checkpoint: folder of the run (see `mvkit.training.run_folder`); None: nothing is written.
             A run resumes with the same model, stages, batch size, learning rate, seed, precision
             and data only; `mvkit.training.fingerprint` says what it sees of data, and what not.
-            Its last stage may have more epochs; device, workers, processes, listeners and
-            `save_every` may differ, which `History.notes` says. Weights come from the folder;
-            those that a model was given after its seed had drawn some are compared.
+            Its last stage may have more epochs; device, workers, processes, listeners, `compile`,
+            `data_on` and `save_every` may differ, which `History.notes` says. Weights come from
+            the folder; those that a model was given after its seed had drawn some are compared.
         resume: `auto`: resume from the newest good checkpoint in the folder, if there is one;
             `must`: refuse to begin anew; `never`: refuse a folder that has one.
         keep: newest checkpoints kept.
@@ -109,7 +112,12 @@ def fit(
             run with a report, `skip` counts them.
         precision: `bf16`: networks compute in bfloat16 where autocast does; log-densities stay as
             they are.
-        compile: compile encoders and decoders by `torch.compile`.
+        compile: compile encoders and decoders by `torch.compile`; or `"step"`: the whole step,
+            forward and backward, as one compiled region, on CUDA as one CUDA graph. Batches are
+            then dense (see `Batch.dense`): losses are the same to rounding. While a ramp moves an
+            objective, its steps are run as they are.
+        data_on: where rows are stored: on the `host`, or, if they are in memory, on the `device`
+            too, where batches are picked without waiting; batches of rows with gaps are dense.
         workers: threads that fetch rows of data that are not in memory.
         listeners: callables that are called with each `mvkit.training.events.Event`; they may
             raise `mvkit.training.events.StopTraining` to end the run in good order.
@@ -145,12 +153,13 @@ def fit(
     _check_precision(model, precision)
     check_option("fit: resume", resume, "auto", "must", "never")
     group = ProcessGroup.current()
+    _check_steps(compile, data_on, group)
     model.to(group.device(device))
     plan = _plan(model, stages, epochs, patience, checkpoint)
     if isinstance(validation, float):
         whole = as_pipeline(data, model.schema, batch_size=batch_size, seed=seed, workers=workers)
         data, validation = hold_out(whole, validation, seed)
-    batches = functools.partial(_batches, model, options, group, workers)
+    batches = functools.partial(_batches, model, options, group, workers, data_on)
     loader = batches(data)
     valid = None if validation is None else batches(validation, shuffle=False)
     adopt_objectives(plan, model, options.seed)
@@ -159,6 +168,7 @@ def fit(
     events = Listeners(listeners) if group.first else Listeners((), {})
     bar = _bar(plan, progress if group.first else False)
     run = Run(model, plan, loader, valid, options, group, folder, events, bar)
+    _note_steps(run, compile, data_on)
     run.look_at_data()
     run.weigh_rows()
     run.compare_processes()
@@ -168,7 +178,7 @@ def fit(
     run.warn(look_at_first_rows(model, loader, run.history.notes))
     run.warn(far_from_training(model, valid))
     with run.interruption.fatal_in_the_end():
-        _train(run, resume, compile)
+        _train(run, resume)
     model.eval()
     judge(model, loader if valid is None else valid, run.history)
     return run.history
@@ -205,12 +215,13 @@ def _batches(
     options: Options,
     group: ProcessGroup,
     workers: int,
+    data_on: DataOn,
     data: object,
     *,
     shuffle: bool = True,
 ) -> Pipeline:
     """Batches of whatever `fit` takes, as this process sees them."""
-    return as_pipeline(
+    pipeline = as_pipeline(
         data,
         model.schema,
         device=model.like.device,
@@ -221,6 +232,25 @@ def _batches(
         workers=workers,
         shuffle=shuffle,
     )
+    return pipeline if data_on == "host" else pipeline.stored_on_device()
+
+
+def _check_steps(compile: Compile, data_on: DataOn, group: ProcessGroup) -> None:
+    check_option("fit: compile", compile, False, True, "step")
+    check_option("fit: data_on", data_on, "host", "device")
+    if compile == "step" and group.count > 1:
+        raise RequestError(
+            "fit: compile='step' and several processes, which average gradients within the step; "
+            "expected one process; take compile=True with several"
+        )
+
+
+def _note_steps(run: Run, compile: Compile, data_on: DataOn) -> None:
+    """Notes in a run how its steps are computed, and on what batches."""
+    run.compile = compile
+    run.data_on = data_on
+    if compile == "step":
+        run.may_lack = lacked_by_some(run.loader.rows, run.model.names)
 
 
 def _check_precision(model: MultimodalModel, precision: str) -> None:
@@ -232,12 +262,12 @@ def _check_precision(model: MultimodalModel, precision: str) -> None:
         )
 
 
-def _train(run: Run, resume: Resume, compile: bool) -> None:
+def _train(run: Run, resume: Resume) -> None:
     """Trains all stages that are left."""
     device = run.model.like.device
     dtype = torch.bfloat16 if run.options.precision == "bf16" else None
     lock = contextlib.nullcontext() if run.writable is None else run.writable.alone()
-    compiled = _compiled(run.model, compile)
+    compiled = _compiled(run.model, run.compile is True)
     penalties = penalties_found_once(run.model)
     with lock, run.bar, put_back_at_end(device), low_precision(dtype), compiled, penalties:
         state = run.resume(resume)
