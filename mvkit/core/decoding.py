@@ -19,13 +19,14 @@ from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.core.covariates import Conditions
 from mvkit.core.decoder import Decoder
-from mvkit.core.experts import Experts, on_rows
+from mvkit.core.experts import Experts, check_rows_apart, on_rows
 from mvkit.core.family import Family
 from mvkit.core.likelihood import Context, mean_of, sample_of
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Draws, Posterior
 from mvkit.core.row_context import NOTHING_GIVEN, RowContext
+from mvkit.core.scored_rows import ScoredRows, counted_draws
 from mvkit.core.stacked_copies import scale_gradient, stacked_noise
 from mvkit.errors import ShapeError
 
@@ -124,8 +125,8 @@ class Decoding:
     ) -> Tensor:
         """Log p(x_m|z, w_m) over observed elements, (s, j, b, m), in nats; zeros unless `used`.
 
-        Only rows that observe a modality are decoded; one that no row observes keeps its decoder
-        in the graph.
+        Only rows that observe a modality are decoded, or all of a dense batch; one that no row
+        observes keeps its decoder in the graph.
 
         Args:
             batch: a conformed batch.
@@ -137,15 +138,11 @@ class Decoding:
             decoded: what decoders emitted for all rows already, {name: ((s j), b, *shape)}.
         """
         computed = batch.computed()
-        rest = {name: rows for name, rows in computed.items() if name not in decoded}
-        outputs = self.outputs(rest, z, w, self.context(batch.covariates))
-        for name, output in decoded.items():
-            rows = computed.get(name)
-            outputs[name] = output if rows is None else output.index_select(1, rows)
+        outputs = self._decoded(batch, computed, z, w, decoded)
         counted = {}
         for i, name in enumerate(self.modalities):
             if name in computed:
-                counted[name] = _counted(weight, used[..., i], z, batch.row_weight)
+                counted[name] = counted_draws(weight, used[..., i], z, batch.row_weight)
         densities = self._densities(batch, computed, outputs, counted)
         columns = []
         for i, name in enumerate(self.modalities):
@@ -160,6 +157,27 @@ class Decoding:
                 log_px = torch.where(used[..., i], log_px, 0.0)
             columns.append(log_px)
         return torch.stack(columns, dim=-1)
+
+    def _decoded(
+        self,
+        batch: Batch,
+        computed: Mapping[str, Tensor | None],
+        z: Tensor,
+        w: Mapping[str, Tensor],
+        decoded: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """What decoders emit for the rows of a batch that are computed, but `decoded` already."""
+        rest = {}
+        for name, rows in computed.items():
+            if name not in decoded:
+                rest[name] = rows
+                if batch.may_lack and name in batch.may_lack:
+                    check_rows_apart(self.decoders[name].network, f"decoders.{name}")
+        outputs = self.outputs(rest, z, w, self.context(batch.covariates))
+        for name, output in decoded.items():
+            index = computed.get(name)
+            outputs[name] = output if index is None else output.index_select(1, index)
+        return outputs
 
     def context(self, covariates: Mapping[str, Tensor]) -> Tensor | None:
         """What decoders see of rows with these covariates, (b, c); None: nothing."""
@@ -212,20 +230,11 @@ class Decoding:
             output = outputs[name]
             decoder = self.decoders[name]
             likelihood = decoder.likelihood
-            exposure = batch.exposure.get(name)
-            values = covariates
-            x = batch.data[name]
-            elements = None if batch.elements is None else batch.elements.get(name)
-            weight = counted[name]
-            if rows is not None:
-                x = x.index_select(0, rows)
-                elements = None if elements is None else elements.index_select(0, rows)
-                weight = None if weight is None else weight.index_select(1, rows)
-                exposure = None if exposure is None else exposure.index_select(0, rows)
-                values = {key: value.index_select(0, rows) for key, value in covariates.items()}
-            context = Context(elements, weight, covariates=values)
+            scored = ScoredRows.of(batch, name, rows, counted[name], covariates, len(output))
+            context = Context(scored.elements, scored.weight, covariates=scored.covariates)
             if decoder.has_exposure:
-                context = decoder.likelihood_context(exposure, elements, context)
+                context = decoder.likelihood_context(scored.exposure, scored.elements, context)
+            x = scored.x
             log_px = likelihood.log_prob(output, x, context)
             shape = x.shape[:-1] if likelihood.class_axis else x.shape
             if tuple(log_px.shape) != (len(output), *shape):
@@ -233,8 +242,9 @@ class Decoding:
                     f"likelihood of {name!r}: log_prob returned {tuple(log_px.shape)}; expected "
                     f"{(len(output), *shape)}, elementwise"
                 )
-            if elements is not None:
-                log_px = torch.where(elements, log_px, 0.0)
+            present = scored.present(shape)
+            if present is not None:
+                log_px = torch.where(present, log_px, 0.0)
             if log_px.ndim == 2:
                 log_px = rearrange(log_px, "r n -> r n 1")
             densities[name] = log_px.flatten(2)
@@ -376,24 +386,3 @@ def _share(posterior: Posterior, experts: Experts, *, by_component: bool) -> Ten
         raise ValueError("this posterior has no evidence")
     counted = (posterior.evidence & observed).to(log_weight.dtype)
     return einsum(log_weight.exp(), counted, "k b, k b m -> b m")
-
-
-def _counted(
-    weight: Tensor | None, used: Tensor, z: Tensor, row_weight: Tensor | None
-) -> Tensor | None:
-    """How much each draw of each row counts for a modality, ((s j), b); None: all alike.
-
-    Args:
-        weight: of the drawn components, (j, b); None: all alike.
-        used: whether it is reconstructed, (b,), or (s or 1, j, b) where that depends on the draw.
-        z: the draws, (s, j, b, d).
-        row_weight: of each row, (b,); None: all alike.
-    """
-    if row_weight is not None:
-        weight = row_weight.expand(z.shape[1:3]) if weight is None else weight * row_weight
-    if used.ndim == 1:
-        return None if weight is None else repeat(weight, "j b -> (s j) b", s=len(z))
-    counts = used.expand(z.shape[:-1]).to(z.dtype)
-    if weight is not None:
-        counts = counts * weight
-    return rearrange(counts, "s j b -> (s j) b")

@@ -20,11 +20,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mvkit.core import noise
-from mvkit.core.batch import Batch, check_not_empty, conform
+from mvkit.core.batch import Batch, conform
+from mvkit.core.batch_checks import check_not_empty
 from mvkit.core.validation import Schema
 from mvkit.data.align import library
 from mvkit.data.batch_order import balanced, by_pattern, order
 from mvkit.data.dataset import MultimodalDataset, as_batch
+from mvkit.data.device_batches import pinned
 from mvkit.data.lengths import check_length, check_lengths, known_length
 from mvkit.data.sources import (
     Described,
@@ -262,7 +264,7 @@ class Pipeline:
             node = nodes.Mapper(node, self._attempt)
         on_cpu = self.device.type == "cpu"
         if not on_cpu:
-            node = nodes.Prefetcher(nodes.Mapper(node, _pinned), prefetch_factor=2)
+            node = nodes.Prefetcher(nodes.Mapper(node, pinned), prefetch_factor=2)
         node.reset()
         for batches in node:
             if isinstance(batches, Exception):
@@ -392,9 +394,3 @@ def _as_rows(rows: object, schema: Schema | None) -> Batch | Source | Stream | L
             f"schema=model.schema, or {kind.__name__}(rows, names) of mvkit.data.sources"
         )
     return kind(rows, schema.names)
-
-
-def _pinned(batches: Iterable[Batch] | Exception) -> list[Batch] | Exception:
-    if isinstance(batches, Exception):
-        return batches
-    return [batch.map(Tensor.pin_memory) for batch in batches]

@@ -6,7 +6,7 @@ Axes: c copies, b rows, m modalities.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import torch
@@ -26,11 +26,11 @@ class StackedBatch:
 
     Args:
         batches: of the copies, one after another; a single one that all copies share.
-        copies: how many copies there are.
+        lacking: the modalities that some row of the data lacks.
     """
 
     batches: tuple[Batch, ...]
-    copies: int
+    lacking: frozenset[str]
 
     @property
     def shared(self) -> bool:
@@ -41,11 +41,6 @@ class StackedBatch:
     def rows(self) -> int:
         """Rows of a batch of one copy."""
         return len(self.batches[0])
-
-    @property
-    def complete(self) -> bool:
-        """Whether every row of every copy observes every modality."""
-        return all(batch.complete for batch in self.batches)
 
     def of(self, copy: int) -> Batch:
         """The batch of a copy."""
@@ -61,13 +56,16 @@ class StackedBatch:
 
     def mask(self) -> tuple[Tensor, int | None]:
         """The masks (c, b, m) and the axis of the copies; (b, m) and None where they agree."""
-        if self.shared or self.complete:
+        if self.shared or not self.lacking:
             return self.batches[0].observed, None
         return torch.stack([batch.observed for batch in self.batches]), 0
 
     def rebuilt(self, fields: Fields, mask: Tensor) -> Batch:
-        """The batch of one copy, of what `torch.vmap` shows of all."""
-        return attrs.evolve(self.batches[0], **fields, mask=mask)
+        """The batch of one copy, of what `torch.vmap` shows of all: dense where rows have gaps."""
+        first = self.batches[0]
+        if self.lacking:
+            first = first.dense(self.lacking)
+        return attrs.evolve(first, **fields, mask=mask)
 
 
 def _together(batches: Sequence[Batch], name: str) -> Any:
@@ -96,15 +94,17 @@ def stacked_batches(
         loaders: of the copies, over rows in memory.
         epoch: counted over all stages.
     """
-    same = _same_rows(loaders)
-    chosen = loaders[:1] if same and not loaders[0].shuffle else loaders
+    rows = {id(loader.rows): cast(Batch, loader.rows) for loader in loaders}
+    chosen = loaders[:1] if len(rows) == 1 and not loaders[0].shuffle else loaders
+    lacking = frozenset().union(*map(_lacking, rows.values()))
     passes = [run.batches(loader, epoch, 0) for run, loader in zip(runs, chosen, strict=False)]
     for batches in zip(*passes, strict=True):
-        yield StackedBatch(batches, len(runs))
+        yield StackedBatch(batches, lacking)
 
 
-def _same_rows(loaders: Sequence[Pipeline]) -> bool:
-    return all(loader.rows is loaders[0].rows for loader in loaders)
+def _lacking(rows: Batch) -> frozenset[str]:
+    """The modalities that some of the rows lack."""
+    return frozenset(name for name in rows.data if not rows.seen_by_all(name))
 
 
 def bytes_of(batch: Batch) -> int:

@@ -67,6 +67,8 @@ def check_runs(runs: Sequence[Run]) -> None:
     first = runs[0]
     if first.model.like.dtype not in TOLERANCES:
         raise NotStackable(f"the model is in {first.model.like.dtype}")
+    if first.model.missingness is not None:
+        raise NotStackable("the model draws what rows lack, more in batches with gaps")
     for part in ("loader", "valid"):
         loaders = [getattr(run, part) for run in runs]
         if loaders[0] is not None:
@@ -123,16 +125,10 @@ def check_first_step(stage: StackedStage) -> None:
         noise.begin(0, 0)
     buffers = [*stage.model.buffers(), *stage.others.values()]
     versions = [buffer._version for buffer in buffers]
-    try:
-        with warnings.catch_warnings():
-            # said once by torch of tensors of several copies, which it copies
-            warnings.filterwarnings("ignore", "torch.searchsorted", UserWarning)
-            losses = stage.gradients(batch, objective).loss.detach()
-    except NotStackable:
-        raise
-    except Exception as error:  # whatever parts do that cannot be done to all copies at once
-        lines = str(error).strip().splitlines() or [""]
-        raise NotStackable(f"{type(error).__name__}: {lines[0]}") from error
+    with warnings.catch_warnings():
+        # said once by torch of tensors of several copies, which it copies
+        warnings.filterwarnings("ignore", "torch.searchsorted", UserWarning)
+        losses = stage.gradients(batch, objective).loss.detach()
     if versions != [buffer._version for buffer in buffers]:
         raise NotStackable("modules of the model keep statistics of batches")
     gradients = {name: p.grad for name, p in stage.parameters.items()}

@@ -111,7 +111,11 @@ class StackedStage:
         of_rows = None if batch.shared else 0
         of_all = torch.vmap(of_copy, in_dims=(0, of_rows, masks, 0))
         weights = {**self.others, **values}
-        loss, metrics, counts = of_all(weights, batch.fields(), mask, self.numbers)
+        try:
+            loss, metrics, counts = of_all(weights, batch.fields(), mask, self.numbers)
+        except Exception as error:  # whatever cannot be done to all copies at once
+            lines = str(error).strip().splitlines() or [""]
+            raise NotStackable(f"{type(error).__name__}: {lines[0]}") from error
         return Loss(loss, loss.detach(), metrics, counts, trains=all(trains))
 
     def gradients(self, batch: StackedBatch, objective: ObjectiveLike) -> Loss:
