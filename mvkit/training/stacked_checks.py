@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import attrs
 import torch
@@ -115,7 +116,8 @@ def _stage_obstacle(stage: Stage) -> str:
 def check_first_step(stage: StackedStage) -> None:
     """Raises NotStackable unless losses and gradients of a first step are those of each copy.
 
-    Of any part it shows whether what it computes for one copy is computed for all at once.
+    Of any part it shows whether what it computes for one copy is computed for all at once. Nothing
+    is moved.
     """
     runs = stage.runs
     objective = stage.objective(1)
@@ -123,22 +125,38 @@ def check_first_step(stage: StackedStage) -> None:
     batch = next(stacked_batches(runs, loaders, len(runs[0].history)))
     for noise in stage.noises:
         noise.begin(0, 0)
-    buffers = [*stage.model.buffers(), *stage.others.values()]
-    versions = [buffer._version for buffer in buffers]
+    common = [b for name, b in stage.model.named_buffers() if name not in stage.buffers]
+    versions = [buffer._version for buffer in common]
+    before = {name: buffer.clone() for name, buffer in stage.buffers.items()}
     with warnings.catch_warnings():
         # said once by torch of tensors of several copies, which it copies
         warnings.filterwarnings("ignore", "torch.searchsorted", UserWarning)
         losses = stage.gradients(batch, objective).loss.detach()
-    if versions != [buffer._version for buffer in buffers]:
-        raise NotStackable("modules of the model keep statistics of batches")
-    gradients = {name: p.grad for name, p in stage.parameters.items()}
-    stage.optimizer.zero_grad()
+    if versions != [buffer._version for buffer in common]:
+        raise NotStackable("modules of the model change what no file keeps of them")
     for copy, run in enumerate(runs):
         own = _own_loss(stage, copy, batch)
-        _compare(
-            run, own, losses[copy], {n: g if g is None else g[copy] for n, g in gradients.items()}
-        )
-        run.model.zero_grad()
+        _compare_loss(run, losses[copy], own)
+        _compare_gradients(run, _at(stage.gradients_by_name(), copy))
+        _compare_buffers(run, _at(stage.buffers, copy))
+        _put_back(run, _at(before, copy))
+    for name, buffer in stage.buffers.items():
+        buffer.copy_(before[name])
+    stage.optimizer.zero_grad()
+
+
+def _at(values: Mapping[str, Tensor | None], copy: int) -> dict[str, Tensor | None]:
+    """What a copy has of stacked values."""
+    return {name: None if value is None else value[copy] for name, value in values.items()}
+
+
+def _put_back(run: Run, buffers: Mapping[str, Tensor | None]) -> None:
+    """Leaves a model without gradients, with the buffers that it had."""
+    run.model.zero_grad()
+    for name, buffer in run.model.named_buffers():
+        value = buffers.get(name)
+        if value is not None:
+            buffer.copy_(value)
 
 
 def _own_loss(stage: StackedStage, copy: int, batch: StackedBatch) -> Tensor:
@@ -151,29 +169,46 @@ def _own_loss(stage: StackedStage, copy: int, batch: StackedBatch) -> Tensor:
     return loss.loss.detach()
 
 
-def _compare(
-    run: Run, own: Tensor, stacked: Tensor, gradients: Mapping[str, Tensor | None]
-) -> None:
-    """Raises NotStackable unless the step of a copy is its own to rounding."""
-    tolerance = TOLERANCES[own.dtype]
-    seed = run.options.seed
-    if not bool((stacked - own).abs() <= tolerance.loss * (1 + own.abs())):
+def _compare_loss(run: Run, stacked: Tensor, own: Tensor) -> None:
+    """Raises NotStackable unless the loss of a copy is its own to rounding."""
+    allowed = TOLERANCES[own.dtype].loss * (1 + own.abs())
+    if not bool((stacked - own).abs() <= allowed):
         raise NotStackable(
-            f"the first loss of seed {seed} is {float(stacked):.9g} beside others, and "
-            f"{float(own):.9g} alone"
+            f"the first loss of seed {run.options.seed} is {float(stacked):.9g} beside others, "
+            f"and {float(own):.9g} alone"
         )
-    expected = {name: p.grad for name, p in run.model.named_parameters() if name in gradients}
+
+
+def _compare_gradients(run: Run, stacked: Mapping[str, Tensor | None]) -> None:
+    """Raises NotStackable unless the gradients of a copy are its own to rounding."""
+    expected = {name: p.grad for name, p in run.model.named_parameters() if name in stacked}
     sizes = [gradient.norm() for gradient in expected.values() if gradient is not None]
     whole = torch.stack(sizes).norm() if sizes else torch.zeros(())
-    for name, gradient in gradients.items():
+    for name, gradient in stacked.items():
         alone = expected[name]
-        if (alone is None) != (gradient is None):
-            raise NotStackable(f"{name} has a gradient in one of two ways of training")
-        if alone is None or gradient is None:
+        if alone is None and gradient is None:
             continue
-        allowed = tolerance.gradient * (alone.norm() + 0.01 * whole)
-        if not bool((gradient - alone).norm() <= allowed):
+        alike = alone is not None and gradient is not None
+        if alone is not None and gradient is not None:
+            allowed = TOLERANCES[alone.dtype].gradient * (alone.norm() + 0.01 * whole)
+            alike = bool((gradient - alone).norm() <= allowed)
+        if not alike:
             raise NotStackable(
-                f"the first gradient of {name} of seed {seed} is another beside other copies "
-                "than alone"
+                f"the first gradient of {name} of seed {run.options.seed} is another beside other "
+                "copies than alone"
+            )
+
+
+def _compare_buffers(run: Run, stacked: Mapping[str, Tensor | None]) -> None:
+    """Raises NotStackable unless the buffers of a copy are its own to rounding."""
+    own = dict(run.model.named_buffers())
+    for name, value in stacked.items():
+        buffer = own[name]
+        exact = value is None or not buffer.is_floating_point()
+        rtol = 0.0 if exact else TOLERANCES[run.model.like.dtype].loss
+        close = torch.isclose(cast(Tensor, value), buffer, rtol=rtol, atol=rtol, equal_nan=True)
+        if not bool(close.all()):
+            raise NotStackable(
+                f"{name} of seed {run.options.seed} changes otherwise beside other copies than "
+                "alone"
             )

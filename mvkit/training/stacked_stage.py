@@ -43,10 +43,11 @@ class StackedStage:
 
     Attributes:
         parameters: trained parameters by name, (c, ...).
-        others: what the copies have of their own and do not train, by name, (c, ...).
+        frozen: parameters that are not trained, in which the copies differ, by name, (c, ...).
+        buffers: buffers that may change, or in which the copies differ, by name, (c, ...).
         average: averages of the trained parameters, with `ema`.
         best: the lowest validation loss of each copy.
-        weights: the parameters at which it was reached, (c, ...).
+        weights: parameters and buffers at which it was reached, (c, ...).
         bad: a flag (): whether some loss or gradient was not finite.
     """
 
@@ -68,7 +69,8 @@ class StackedStage:
         models = [run.model for run in runs]
         trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
         self.parameters = stacked_parameters(models, trained)
-        self.others = own_values(models, trained)
+        self.frozen = frozen_parameters(models, trained)
+        self.buffers = stacked_buffers(models)
         spec = cast(OptimizerSpec, self.stage.optimizer)
         self.optimizer = optimizer_of(spec, self.parameters, runs[0].options.lr)
         self.scheduler = self.stage.scheduler(self.optimizer)
@@ -110,7 +112,7 @@ class StackedStage:
 
         of_rows = None if batch.shared else 0
         of_all = torch.vmap(of_copy, in_dims=(0, of_rows, masks, 0))
-        weights = {**self.others, **values}
+        weights = {**self.frozen, **self.buffers, **values}
         try:
             loss, metrics, counts = of_all(weights, batch.fields(), mask, self.numbers)
         except Exception as error:  # whatever cannot be done to all copies at once
@@ -125,6 +127,10 @@ class StackedStage:
             raise NotStackable(f"{self.where}: the loss has no gradient")
         loss.loss.sum().backward()  # of copies that have nothing to do with one another
         return loss
+
+    def gradients_by_name(self) -> dict[str, Tensor | None]:
+        """The gradients of all copies by parameter, (c, ...) each; None where there is none."""
+        return {name: parameter.grad for name, parameter in self.parameters.items()}
 
     def train_epoch(self) -> None:
         """Trains one epoch of all copies, and adds its row to the history of each."""
@@ -198,7 +204,7 @@ class StackedStage:
         better = [mean["loss"] < best for mean, best in zip(means, self.best, strict=True)]
         for copy, mean in enumerate(means):
             self.best[copy] = min(self.best[copy], mean["loss"])
-        self._keep(current, torch.tensor(better, device=self.numbers.device))
+        self._keep({**current, **self.buffers}, torch.tensor(better, device=self.numbers.device))
         return [{f"valid/{key}": value for key, value in mean.items()} for mean in means]
 
     def _keep(self, current: Mapping[str, Tensor], better: Tensor) -> None:
@@ -225,16 +231,14 @@ class StackedStage:
 
     def take_over(self) -> None:
         """Gives each model what its stage came to: its best, averaged or last weights."""
-        values: Mapping[str, Tensor] = self.parameters
+        values = {**self.parameters, **self.buffers, **self.average}
         if self.weights and self.stage.start_from == "best":
-            values = self.weights
-        elif self.average:
-            values = self.average
+            values |= self.weights
         with torch.no_grad():
             for copy, run in enumerate(self.runs):
-                parameters = dict(run.model.named_parameters())
+                own = tensors_of(run.model)
                 for name, value in values.items():
-                    parameters[name].copy_(value[copy])
+                    own[name].copy_(value[copy])
 
 
 def stacked_parameters(
@@ -249,17 +253,37 @@ def stacked_parameters(
     return stacked
 
 
-def own_values(models: Sequence[MultimodalModel], trained: Sequence[str]) -> Values:
-    """Parameters that are not trained, and buffers, in which the models differ, (c, ...) each."""
-    each = [dict([*model.named_parameters(), *model.named_buffers()]) for model in models]
+def frozen_parameters(models: Sequence[MultimodalModel], trained: Sequence[str]) -> Values:
+    """Parameters that are not trained, in which the models differ, (c, ...) each."""
+    each = [dict(model.named_parameters()) for model in models]
     values = {}
-    for name, first in each[0].items():
-        if name in trained:
-            continue
-        tensors = [tensors[name].detach() for tensors in each]
-        if not all(torch.equal(first, tensor) for tensor in tensors):
+    for name in each[0]:
+        tensors = [parameters[name].detach() for parameters in each]
+        if name not in trained and not _alike(tensors):
             values[name] = torch.stack(tensors)
     return values
+
+
+def stacked_buffers(models: Sequence[MultimodalModel]) -> Values:
+    """Buffers that files keep, since these may change, and others that differ, (c, ...) each."""
+    kept = models[0].state_dict(keep_vars=True)
+    each = [dict(model.named_buffers()) for model in models]
+    values = {}
+    for name, first in each[0].items():
+        tensors = [buffers[name] for buffers in each]
+        changes = name in kept and first.dtype != torch.bool  # a flag is asked for its value
+        if changes or not _alike(tensors):
+            values[name] = torch.stack(tensors)
+    return values
+
+
+def tensors_of(model: MultimodalModel) -> Values:
+    """The parameters and buffers of a model by name."""
+    return dict([*model.named_parameters(), *model.named_buffers()])
+
+
+def _alike(tensors: Sequence[Tensor]) -> bool:
+    return all(torch.equal(tensors[0], tensor) for tensor in tensors[1:])
 
 
 def _detached(values: Mapping[str, Tensor]) -> Values:
