@@ -47,6 +47,7 @@ class StackedStage:
         buffers: buffers that may change, or in which the copies differ, by name, (c, ...).
         average: averages of the trained parameters, with `ema`.
         best: the lowest validation loss of each copy.
+        tied: names of parameters, and others of the same one in another module.
         weights: parameters and buffers at which it was reached, (c, ...).
         bad: a flag (): whether some loss or gradient was not finite.
     """
@@ -71,6 +72,7 @@ class StackedStage:
         self.parameters = stacked_parameters(models, trained)
         self.frozen = frozen_parameters(models, trained)
         self.buffers = stacked_buffers(models)
+        self.tied = tied_names(self.model)
         spec = cast(OptimizerSpec, self.stage.optimizer)
         self.optimizer = optimizer_of(spec, self.parameters, runs[0].options.lr)
         self.scheduler = self.stage.scheduler(self.optimizer)
@@ -106,13 +108,16 @@ class StackedStage:
             rows = batch.rebuilt(fields, observed)
             options = {"objective": objective, "generator": self.asked}
             with copies_draw(source, number):
-                loss: Loss = functional_call(self.model, own, (rows,), options)
+                loss: Loss = functional_call(self.model, own, (rows,), options, tie_weights=False)
             trains.append(loss.trains)
             return loss.loss, loss.metrics, loss.counts
 
         of_rows = None if batch.shared else 0
         of_all = torch.vmap(of_copy, in_dims=(0, of_rows, masks, 0))
         weights = {**self.frozen, **self.buffers, **values}
+        for name, other in self.tied:
+            if name in weights:
+                weights[other] = weights[name]
         try:
             loss, metrics, counts = of_all(weights, batch.fields(), mask, self.numbers)
         except Exception as error:  # whatever cannot be done to all copies at once
@@ -280,6 +285,22 @@ def stacked_buffers(models: Sequence[MultimodalModel]) -> Values:
 def tensors_of(model: MultimodalModel) -> Values:
     """The parameters and buffers of a model by name."""
     return dict([*model.named_parameters(), *model.named_buffers()])
+
+
+def tied_names(model: nn.Module) -> list[tuple[str, str]]:
+    """Names of parameters that several modules share: as `named_parameters` has them, and others.
+
+    A module with several names has its parameters once.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    pairs = []
+    for other, parameter in model.named_parameters(remove_duplicate=False):
+        owners = [modules[name.rpartition(".")[0]] for name in (names[parameter], other)]
+        leaves = [name.rpartition(".")[2] for name in (names[parameter], other)]
+        if owners[0] is not owners[1] or leaves[0] != leaves[1]:
+            pairs.append((names[parameter], other))
+    return pairs
 
 
 def _alike(tensors: Sequence[Tensor]) -> bool:
