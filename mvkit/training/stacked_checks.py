@@ -171,6 +171,8 @@ def _own_loss(stage: StackedStage, copy: int, batch: StackedBatch) -> Tensor:
 
 def _compare_loss(run: Run, stacked: Tensor, own: Tensor) -> None:
     """Raises NotStackable unless the loss of a copy is its own to rounding."""
+    if not bool(torch.isfinite(own)):
+        raise NotStackable(f"the first loss of seed {run.options.seed} is not finite")
     allowed = TOLERANCES[own.dtype].loss * (1 + own.abs())
     if not bool((stacked - own).abs() <= allowed):
         raise NotStackable(

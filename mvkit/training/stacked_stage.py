@@ -121,8 +121,7 @@ class StackedStage:
         try:
             loss, metrics, counts = of_all(weights, batch.fields(), mask, self.numbers)
         except Exception as error:  # whatever cannot be done to all copies at once
-            lines = str(error).strip().splitlines() or [""]
-            raise NotStackable(f"{type(error).__name__}: {lines[0]}") from error
+            raise NotStackable(_reason(error)) from error
         return Loss(loss, loss.detach(), metrics, counts, trains=all(trains))
 
     def gradients(self, batch: StackedBatch, objective: ObjectiveLike) -> Loss:
@@ -244,6 +243,14 @@ class StackedStage:
                 own = tensors_of(run.model)
                 for name, value in values.items():
                     own[name].copy_(value[copy])
+
+
+def _reason(error: Exception) -> str:
+    """What an error in the loss of all copies says, in a line."""
+    if "random operation" in str(error):  # of torch.vmap
+        return "modules such as Dropout draw from torch's own generators"
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def stacked_parameters(
