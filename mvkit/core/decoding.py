@@ -27,6 +27,7 @@ from mvkit.core.noise import Generator
 from mvkit.core.posterior import Draws, Posterior
 from mvkit.core.row_context import NOTHING_GIVEN, RowContext
 from mvkit.core.scored_rows import ScoredRows, counted_draws
+from mvkit.core.stacked_copies import scale_gradient, stacked_noise
 from mvkit.errors import ShapeError
 
 
@@ -79,9 +80,9 @@ class PrivateLatents:
     def scale_gradients(self, z: Tensor, factor: Callable[[str | None], Tensor]) -> None:
         """Multiplies gradients of z by factor(None), and of w by factor(name), (s, j, b) each."""
         for site, latent in ((None, z), *self.drawn.items()):
-            if latent.requires_grad:
+            if latent.requires_grad or stacked_noise.get() is not None:
                 multiplier = rearrange(factor(site), "s j b -> s j b 1")
-                latent.register_hook(lambda gradient, by=multiplier: gradient * by)
+                scale_gradient(latent, multiplier)
 
 
 @attrs.frozen(eq=False)

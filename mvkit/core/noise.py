@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mvkit.core.stacked_copies import stacked_noise
 from mvkit.errors import RequestError
 
 Generator = torch.Generator | None  # None: torch's global generator
@@ -65,6 +66,9 @@ def draw(
     source = injected.get()
     if source is not None:
         return source(site, shape, like.dtype, like.device)
+    copies = stacked_noise.get()
+    if copies is not None:
+        return copies.draw(shape, like, generator, sampler)
     return sampler(shape, dtype=like.dtype, device=like.device, generator=generator)
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from mvkit.core.family import Family
 from mvkit.core.modality import Sizes
 from mvkit.core.noise import Generator
-from mvkit.core.product_of_experts import Saved
+from mvkit.core.product_of_experts import Saved, Stacked
 from mvkit.errors import SpecError
 from mvkit.registry import plugins
 from mvkit.registry.spec import spec
@@ -29,13 +29,32 @@ class _NormalKL(torch.autograd.Function):
     """KL of normals, summed over the last axis, with an analytic gradient."""
 
     @staticmethod
-    def forward(ctx: Saved, loc: Tensor, scale: Tensor, loc0: Tensor, scale0: Tensor) -> Tensor:
-        ctx.save_for_backward(loc, scale, loc0, scale0)
+    def forward(loc: Tensor, scale: Tensor, loc0: Tensor, scale0: Tensor) -> Tensor:
         inverse = scale0.reciprocal()
         ratio = scale * inverse
         shift = (loc - loc0).mul_(inverse)
         kl = torch.addcmul(shift.square_(), ratio, ratio).sub_(1.0).mul_(0.5)
         return kl.sub_(ratio.log_()).sum(-1)
+
+    @staticmethod
+    def setup_context(ctx: Saved, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def vmap(
+        info: Stacked, in_dims: tuple[int | None, ...], *tensors: Tensor
+    ) -> tuple[Tensor, int]:
+        pairs = list(zip(in_dims, tensors, strict=True))
+        most = max(tensor.ndim - (dim is not None) for dim, tensor in pairs)
+        stacked = []
+        for dim, tensor in pairs:
+            if dim is not None:
+                copies = tensor.movedim(dim, 0)
+                lacking = (1,) * (most + 1 - tensor.ndim)  # axes that broadcasting adds in front
+                tensor = copies.reshape(len(copies), *lacking, *copies.shape[1:])
+            stacked.append(tensor)
+        kl: Tensor = _NormalKL.apply(*stacked)  # type: ignore[no-untyped-call]
+        return kl, 0
 
     @staticmethod
     @once_differentiable
