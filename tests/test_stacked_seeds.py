@@ -169,7 +169,7 @@ class Draws(Objective):
 
 REFUSED = [
     ({"listeners": [print]}, "listeners are told of one run after another"),
-    ({"compile": True}, r"compiled networks are those of one copy \(compile=True\)"),
+    ({"compile": True}, r"what is compiled is that of one copy \(compile=\)"),
     ({"precision": "bf16"}, r"networks compute in low precision \(precision='bf16'\)"),
     ({"patience": 2, "validation": 0.25}, "each copy ends by itself"),
     ({"stages": Stage(accumulate=2)}, "stage 0: its steps are made of several batches"),
