@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, Literal, cast
 
-import attrs
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -24,29 +23,23 @@ from mvkit.core.batch import Batch, check_not_empty, conform
 from mvkit.core.validation import Schema
 from mvkit.data.align import library
 from mvkit.data.batch_order import balanced, by_pattern, order
-from mvkit.data.dataset import MultimodalDataset, as_batch
+from mvkit.data.dataset import as_batch
 from mvkit.data.lengths import check_length, check_lengths, known_length
+from mvkit.data.pipeline_rows import as_rows, pinned
 from mvkit.data.sources import (
+    Conforming,
     Described,
-    Items,
     Loaded,
     Ordered,
+    ReadsAhead,
     Source,
     Stream,
     collate,
     gather,
-    kind_of_items,
     observed,
     split,
 )
-from mvkit.errors import (
-    DataError,
-    RequestError,
-    ShapeError,
-    check_option,
-    check_whole_number,
-    suggest,
-)
+from mvkit.errors import RequestError, check_option, check_whole_number, suggest
 
 # batches in memory whose masks are looked at together, which is cheaper than one by one
 BLOCK = 64
@@ -128,7 +121,7 @@ class Pipeline:
 
     def _use(self, rows: object) -> None:
         """Takes rows; those in memory are conformed now, and gathered in blocks of batches."""
-        self.rows = _as_rows(rows, self.schema)
+        self.rows = as_rows(rows, self.schema)
         self._in_blocks = isinstance(self.rows, Batch) and self.transform is None
         if isinstance(self.rows, Batch) and (self.transform is not None or self.schema is None):
             check_lengths(self.rows, self.schema)
@@ -139,7 +132,10 @@ class Pipeline:
         if any(value.requires_grad for value in batch.data.values()):
             batch = batch.map(Tensor.detach)  # they are data, whatever network computed them
         if self.schema is not None:
-            batch = conform(batch, self.schema, compact=True)
+            if isinstance(self.rows, Conforming) and self.transform is None:
+                batch = self.rows.conform(batch, self.schema)
+            else:
+                batch = conform(batch, self.schema, compact=True)
             check_not_empty(batch)
         return batch
 
@@ -252,17 +248,28 @@ class Pipeline:
         return self._hand_out(start)
 
     def _hand_out(self, start: int) -> Iterator[Batch]:
+        """Batches from `start` on, of rows that are read ahead where they can be."""
+        if self._in_blocks or not isinstance(self.rows, ReadsAhead):
+            yield from self._graph(self._jobs(start), self._attempt)
+            return
+        batches = self.indices()[start:]
+        with self.rows.read_ahead([self._share_or_row(index) for index in batches]) as rows:
+            reader = copy.copy(self)
+            reader.rows = rows
+            yield from self._graph(iter(batches), reader._attempt)
+
+    def _graph(self, jobs: Iterator[object], attempt: Callable[[Any], object]) -> Iterator[Batch]:
         """Batches of a fresh graph: its state is (epoch, number of batches), nothing else."""
         from torchdata import nodes
 
-        node = nodes.IterableWrapper(self._jobs(start))
+        node = nodes.IterableWrapper(jobs)
         if self.workers and not self._in_blocks:
-            node = nodes.ParallelMapper(node, self._attempt, num_workers=self.workers)
+            node = nodes.ParallelMapper(node, attempt, num_workers=self.workers)
         else:
-            node = nodes.Mapper(node, self._attempt)
+            node = nodes.Mapper(node, attempt)
         on_cpu = self.device.type == "cpu"
         if not on_cpu:
-            node = nodes.Prefetcher(nodes.Mapper(node, _pinned), prefetch_factor=2)
+            node = nodes.Prefetcher(nodes.Mapper(node, pinned), prefetch_factor=2)
         node.reset()
         for batches in node:
             if isinstance(batches, Exception):
@@ -306,6 +313,11 @@ class Pipeline:
         """What this rank takes of the rows of a batch."""
         return index if self.ranks == 1 else index.tensor_split(self.ranks)[self.rank]
 
+    def _share_or_row(self, index: Tensor) -> Tensor:
+        """The same; of an empty share, one row to conform, which is dropped in the end."""
+        share = self._share(index)
+        return share if len(share) else index[:1]
+
     def _batch(self, job: Any) -> Batch:
         """This rank's share of a batch."""
         if isinstance(self.rows, Loaded):
@@ -313,8 +325,7 @@ class Pipeline:
             check_lengths(job, self.schema)
         every = job if isinstance(job, Tensor) else torch.arange(len(job))
         share = self._share(every)
-        # there must be something to conform: one row, dropped in the end
-        index = share if len(share) else every[:1]
+        index = self._share_or_row(every)
         try:
             batch = self._prepared(job, index)
         except Exception as error:
@@ -368,33 +379,3 @@ def as_pipeline(
     if isinstance(data, Iterable) and not rows and not table:
         data = Loaded(data)
     return Pipeline(data, schema=schema, device=device, rank=rank, ranks=ranks, **options)
-
-
-def _as_rows(rows: object, schema: Schema | None) -> Batch | Source | Stream | Loaded:
-    """Rows in memory, by index, in a stream, or batches."""
-    if isinstance(rows, Items | Stream) and schema is not None:
-        for name in rows.names:
-            if name not in schema.names:
-                raise ShapeError(
-                    f"Pipeline: unknown modality {name!r}; {suggest(name, schema.names)}"
-                )
-        return attrs.evolve(rows, names=schema.names)
-    if isinstance(rows, Batch | MultimodalDataset | Mapping):
-        return as_batch(rows).to("cpu")
-    if isinstance(rows, Source | Stream | Loaded):
-        return rows
-    kind = kind_of_items(rows)
-    if kind is None:
-        return as_batch(rows)  # type: ignore[arg-type]  # refuses it
-    if schema is None:
-        raise DataError(
-            f"Pipeline: a {type(rows).__name__} holds items, but which keys are modalities? Give "
-            f"schema=model.schema, or {kind.__name__}(rows, names) of mvkit.data.sources"
-        )
-    return kind(rows, schema.names)
-
-
-def _pinned(batches: Iterable[Batch] | Exception) -> list[Batch] | Exception:
-    if isinstance(batches, Exception):
-        return batches
-    return [batch.map(Tensor.pin_memory) for batch in batches]
