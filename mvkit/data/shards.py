@@ -12,6 +12,7 @@ times slower in the same memory.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import math
 import mmap
@@ -21,7 +22,7 @@ import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import attrs
 import numpy as np
@@ -37,12 +38,14 @@ from mvkit.data.align import alignment
 from mvkit.data.batch_order import order, windowed
 from mvkit.data.checked_rows import CheckedRows
 from mvkit.data.mapped_shard import MappedShard
+from mvkit.data.one_pass import fit_in_passes
 from mvkit.data.read_ahead import Plan
 from mvkit.data.row_columns import Levels, declared
 from mvkit.data.shard_files import INDEX, parts_of, write_folder
 from mvkit.data.shard_index import inside, read_index
 from mvkit.data.shard_pass import ShardPass, room_for
 from mvkit.data.sources import Source
+from mvkit.data.transforms import Steps
 from mvkit.errors import DataError
 
 MAPS = 512  # shards mapped at a time: each keeps a file open
@@ -269,6 +272,21 @@ class Shards:
         conformed = conform(batch, schema, compact=True)  # the first rows tell what is odd
         self._known = schema
         return conformed
+
+    def fit_transforms(self, transforms: Mapping[str, Steps]) -> Self:
+        """These rows with transforms fitted to all of them, a block at a time, in `modalities`.
+
+        They are those of `MultimodalDataset.fit_transforms`, but for rounding; see
+        `mvkit.data.one_pass.fit_in_passes`.
+        """
+        shards = copy.copy(self)
+        shards.modalities = fit_in_passes(self, self.modalities, transforms)
+        shards._maps = {}
+        shards._buffers = None
+        shards._lock = threading.Lock()
+        if self.checked is not None:  # what transforms cannot take was refused
+            shards.checked = attrs.evolve(self.checked, modalities=shards.modalities)
+        return shards
 
     def _file(self, i: int) -> Path:
         """The file of shard i, which may have changed since the folder was opened."""

@@ -20,7 +20,7 @@ from mvkit.core.noise import Generator
 from mvkit.core.raw_values import Columns, Source, full_precision, widened
 from mvkit.data import write_tables
 from mvkit.data.dataset import MultimodalDataset, Rows
-from mvkit.data.transforms import keep_units
+from mvkit.data.fitted_transforms import keep_units
 from mvkit.data.user_rows import is_framed, is_of_arrays, rows_of
 from mvkit.data.write_tables import Frame, words_of
 from mvkit.errors import RequestError, check_option, check_whole_number, suggest
