@@ -66,7 +66,8 @@ def _schema_of(name: str, modality: Modality, x: Tensor) -> Schema:
 
 
 def _live(modality: Modality) -> Likelihood:
-    return modality.likelihood.build(Sizes.alone(modality))
+    live: Likelihood = modality.likelihood.build(Sizes.alone(modality))
+    return live
 
 
 @attrs.frozen(eq=False)

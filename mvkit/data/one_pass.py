@@ -86,7 +86,7 @@ def _passes(rows: Source | Iterable[Batch], block: int) -> Blocks:
     if isinstance(rows, Source):
         source = rows
         return lambda: _blocks(source, block)
-    begun = []
+    begun: list[bool] = []
 
     def again() -> Iterable[Batch]:
         if begun and iter(rows) is rows:
@@ -190,8 +190,7 @@ class _ModalityFit:
         self.rest.pop(0)
         self.learner = None
         self.looked = not self.rest and self._takes_anything()
-        if self.looked and self.fitted[-1].classes:
-            self.shape = (*self.shape, len(self.fitted[-1].categories))
+        self.shape = tuple(self.fitted[-1].forward(torch.zeros(1, *self.shape)).shape[1:])
 
     def _takes_anything(self) -> bool:
         """Whether nothing is to be learnt of values after the last transform."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvkit.data.read_ahead import Plan, ReadAhead
+from mvkit.data.read_ahead import Ints, Plan, ReadAhead
 from mvkit.data.shard_index import Json, Kind, tensors_at
 from mvkit.errors import DataError
 
@@ -64,9 +64,8 @@ class ShardPass:
         self.buffers = spare
         self.ahead = ReadAhead(plan, slots, self._load)
 
-    def gather(self, indices: Sequence[int]) -> Rows:
+    def gather(self, index: Ints) -> Rows:
         """The tensors of some rows of all shards, (b, …) each."""
-        index = np.asarray(indices, dtype=np.int64)
         shard = np.searchsorted(self.ends, index, side="right")
         needed, place = np.unique(shard, return_inverse=True)
         slots = self.ahead.slots_of(needed)
@@ -137,7 +136,8 @@ def _read_into(file: int, path: Path, part: Tensor, start: int) -> None:
     """Fills a contiguous tensor with the bytes of a file from `start` on."""
     if not part.numel():
         return
-    raw: Any = memoryview(part.reshape(-1).view(torch.uint8).numpy())
+    values: Any = part.reshape(-1).view(torch.uint8).numpy()
+    raw = memoryview(values)
     done = 0
     while done < len(raw):
         count = os.preadv(file, [raw[done : done + MOST]], start + done)
