@@ -29,9 +29,11 @@ from mvkit.data.device_batches import StoredRows, pinned
 from mvkit.data.lengths import check_length, check_lengths, known_length
 from mvkit.data.row_sources import as_rows
 from mvkit.data.sources import (
+    Conforming,
     Described,
     Loaded,
     Ordered,
+    ReadsAhead,
     Source,
     Stream,
     collate,
@@ -133,7 +135,10 @@ class Pipeline:
         if any(value.requires_grad for value in batch.data.values()):
             batch = batch.map(Tensor.detach)  # they are data, whatever network computed them
         if self.schema is not None:
-            batch = conform(batch, self.schema, compact=True)
+            if isinstance(self.rows, Conforming) and self.transform is None:
+                batch = self.rows.conform(batch, self.schema)
+            else:
+                batch = conform(batch, self.schema, compact=True)
             check_not_empty(batch)
         return batch
 
@@ -257,19 +262,30 @@ class Pipeline:
         return self._hand_out(start)
 
     def _hand_out(self, start: int) -> Iterator[Batch]:
-        """Batches of a fresh graph: its state is (epoch, number of batches), nothing else."""
+        """Batches from `start` on, of rows that are read ahead where they can be."""
         if self._stored is not None:
             for batch in self._stored.batches([self._share(i) for i in self.indices()[start:]]):
                 self._handed += 1
                 yield batch
             return
+        if self._in_blocks or not isinstance(self.rows, ReadsAhead):
+            yield from self._graph(self._jobs(start), self._attempt)
+            return
+        batches = self.indices()[start:]
+        with self.rows.read_ahead([self._share_or_row(index) for index in batches]) as rows:
+            reader = copy.copy(self)
+            reader.rows = rows
+            yield from self._graph(iter(batches), reader._attempt)
+
+    def _graph(self, jobs: Iterator[object], attempt: Callable[[Any], object]) -> Iterator[Batch]:
+        """Batches of a fresh graph: its state is (epoch, number of batches), nothing else."""
         from torchdata import nodes
 
-        node = nodes.IterableWrapper(self._jobs(start))
+        node = nodes.IterableWrapper(jobs)
         if self.workers and not self._in_blocks:
-            node = nodes.ParallelMapper(node, self._attempt, num_workers=self.workers)
+            node = nodes.ParallelMapper(node, attempt, num_workers=self.workers)
         else:
-            node = nodes.Mapper(node, self._attempt)
+            node = nodes.Mapper(node, attempt)
         on_cpu = self.device.type == "cpu"
         if not on_cpu:
             node = nodes.Prefetcher(nodes.Mapper(node, pinned), prefetch_factor=2)
@@ -316,6 +332,11 @@ class Pipeline:
         """What this rank takes of the rows of a batch."""
         return index if self.ranks == 1 else index.tensor_split(self.ranks)[self.rank]
 
+    def _share_or_row(self, index: Tensor) -> Tensor:
+        """The same; of an empty share, one row to conform, which is dropped in the end."""
+        share = self._share(index)
+        return share if len(share) else index[:1]
+
     def _batch(self, job: Any) -> Batch:
         """This rank's share of a batch."""
         if isinstance(self.rows, Loaded):
@@ -323,8 +344,7 @@ class Pipeline:
             check_lengths(job, self.schema)
         every = job if isinstance(job, Tensor) else torch.arange(len(job))
         share = self._share(every)
-        # there must be something to conform: one row, dropped in the end
-        index = share if len(share) else every[:1]
+        index = self._share_or_row(every)
         try:
             batch = self._prepared(job, index)
         except Exception as error:
