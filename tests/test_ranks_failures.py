@@ -44,7 +44,9 @@ def start():
         process.communicate()
 
 
-@pytest.mark.parametrize("how", ["dies", "raises", "stops answering", "never comes", "is not there"])
+@pytest.mark.parametrize(
+    "how", ["dies", "raises", "stops answering", "never comes", "is not there"]
+)
 def test_the_others_end_with_an_error_in_time(how, start):
     first = start(0, how)
     second = None if how == "is not there" else start(1, how)
@@ -71,5 +73,7 @@ def test_processes_wait_for_a_minute_unless_told(monkeypatch):
 @pytest.mark.parametrize("wanted", ["soon", "0", "-1", "nan", "inf", ""])
 def test_a_limit_that_is_none_is_refused(wanted, monkeypatch):
     monkeypatch.setenv("MVKIT_RANKS_TIMEOUT", wanted)
-    with pytest.raises(RequestError, match=r"MVKIT_RANKS_TIMEOUT='.*'; expected a number of seconds above 0"):
+    with pytest.raises(
+        RequestError, match=r"MVKIT_RANKS_TIMEOUT='.*'; expected a number of seconds above 0"
+    ):
         patience()

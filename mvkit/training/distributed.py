@@ -27,6 +27,7 @@ from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.objective_modules import every_objective
 from mvkit.parts.objectives.objective import Objective, ObjectiveLike
 from mvkit.training.gathered import GatheredRows
+from mvkit.training.meeting import outlives_workers, store_of_attempt
 
 T = TypeVar("T")
 Sums = dict[str, tuple[float, float]]  # by metric: its sum over rows, and the number of rows
@@ -65,9 +66,7 @@ class ProcessGroup:
         if not distributed.is_initialized():
             if int(os.environ.get("WORLD_SIZE", "1")) < 2:
                 return cls()
-            backend = "nccl" if torch.cuda.is_available() else "gloo"
-            distributed.init_process_group(backend, timeout=patience())
-            atexit.register(_leave)
+            _join()
         group = distributed.group.WORLD
         if distributed.get_backend() != "gloo":
             group = _of_gloo()
@@ -196,6 +195,20 @@ class LossModule(nn.Module):
                 loss = loss + (parameter * 0.0).sum()
         trains = loss.requires_grad and (result.trains or self.connected)
         return loss, result.metrics, result.counts, trains
+
+
+def _join() -> None:
+    """Joins the group of all processes, by what torchrun says in the environment."""
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    limit = patience()
+    if outlives_workers():
+        store, rank, count = store_of_attempt(limit)
+        distributed.init_process_group(
+            backend, timeout=limit, store=store, rank=rank, world_size=count
+        )
+    else:
+        distributed.init_process_group(backend, timeout=limit)
+    atexit.register(_leave)
 
 
 def patience() -> timedelta:
