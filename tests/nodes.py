@@ -16,8 +16,10 @@ def free_port(address="127.0.0.1"):
         return free.getsockname()[1]
 
 
-def start_nodes(script, *arguments, restarts=0, log=None, environment=()):
-    """An agent for each address, with one worker each; what they say goes to a file each."""
+def start_nodes(script, *arguments, log, restarts=0):
+    """An agent for each address, with one worker each; what they say is appended to `log`-0.txt
+    and `log`-1.txt.
+    """
     port = free_port()
     agents = []
     for number, address in enumerate(ADDRESSES):
@@ -26,17 +28,15 @@ def start_nodes(script, *arguments, restarts=0, log=None, environment=()):
             "--rdzv-backend=c10d",
             f"--rdzv-endpoint={ADDRESSES[0]}:{port}",
             "--rdzv-id=digits",
-            f"--local-addr={address}",
             f"--rdzv-conf=is_host={number == 0}",
+            f"--local-addr={address}",
             f"--max-restarts={restarts}",
             "--monitor-interval=0.1",
         ]
         command = [sys.executable, *torchrun, *meeting, str(script), *map(str, arguments)]
-        out = subprocess.DEVNULL if log is None else open(f"{log}-{number}.txt", "ab")
-        settings = {**os.environ, "OMP_NUM_THREADS": "1", **dict(environment)}
-        agents.append(subprocess.Popen(command, stdout=out, stderr=out, env=settings))
-        if log is not None:
-            out.close()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with open(f"{log}-{number}.txt", "ab") as said:
+            agents.append(subprocess.Popen(command, stdout=said, stderr=said, env=environment))
     return agents
 
 
