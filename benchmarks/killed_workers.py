@@ -4,7 +4,7 @@ python benchmarks/killed_workers.py --kills 100 > benchmarks/killed_workers.json
 
 Two agents of torchrun, at two addresses of this machine, train docs/scale/train.py. Every few
 seconds a worker of one of them gets SIGKILL, whatever it is doing: importing, meeting the others,
-training, saving. The agents start it again. A run is lost if an agent gives up, if it stands still
+training, saving. The agents start it again. A run is lost if an agent gives up, if no epoch ends
 for five minutes, or if its history or any bit of its weights differs from an unbroken run's.
 """
 
@@ -29,7 +29,7 @@ import mvkit
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from nodes import TRAIN, start_nodes, workers_of
 
-RUN = ("--rows=300", "--epochs=60")
+RUN = ("--rows=300", "--epochs=300")
 STANDS_STILL = 300.0  # seconds
 
 
@@ -44,26 +44,41 @@ def epochs_in(folder):
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
+class Due:
+    """When the next kill is due: a random while after the last one, which hits the start of the
+    workers; or, three times in four, a random while after the first epoch that follows it.
+    """
+
+    def __init__(self, epochs, pause, chance):
+        self.epochs = epochs
+        self.delay = chance.uniform(0, pause)
+        self.training = chance.random() < 0.75
+        self.start = None if self.training else time.monotonic()
+
+    def now(self, epochs):
+        if self.start is None and epochs > self.epochs:
+            self.start = time.monotonic()
+        return self.start is not None and time.monotonic() - self.start >= self.delay
+
+
 def broken(folder, kills, pause, chance):
     """Trains with so many kills, unless the run ends before; returns a record of it."""
     agents = start_nodes(TRAIN, f"--folder={folder}", *RUN, restarts=10**6, log=folder)
     killed_at = []
-    next_kill = time.monotonic() + chance.uniform(0, pause)
     moved = time.monotonic(), 0
+    due = Due(0, pause, chance)
     while any(agent.poll() is None for agent in agents):
         now, epochs = time.monotonic(), epochs_in(folder)
         if epochs != moved[1]:
             moved = now, epochs
-        if now - moved[0] > STANDS_STILL + pause * kills:
+        if now - moved[0] > STANDS_STILL:
             break
-        if now >= next_kill and len(killed_at) < kills:
-            workers = workers_of(chance.choice(agents))
-            for worker in workers:
+        if due.now(epochs) and len(killed_at) < kills:
+            for worker in workers_of(chance.choice(agents)):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker, signal.SIGKILL)
                     killed_at.append(epochs)
-            if workers:
-                next_kill = now + chance.uniform(0, pause)
+                    due = Due(epochs, pause, chance)
         time.sleep(0.05)
     codes = [agent.poll() for agent in agents]
     for agent in agents:
@@ -86,7 +101,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--kills-a-run", type=int, default=10)
-    parser.add_argument("--pause", type=float, default=12.0, help="longest, between two kills")
+    parser.add_argument("--pause", type=float, default=5.0, help="longest, before a kill")
     parser.add_argument("--minutes", type=float, default=60.0, help="after which no run begins")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
