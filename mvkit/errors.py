@@ -172,6 +172,16 @@ class CheckpointError(MvkitError, ValueError):
     """
 
 
+class RankError(MvkitError, RuntimeError):
+    """A process of a run that failed, or did not answer in time, as the others are told.
+
+    Example:
+        >>> from mvkit.errors import MvkitError, RankError
+        >>> issubclass(RankError, MvkitError)
+        True
+    """
+
+
 class PluginError(MvkitError, RuntimeError):
     """Problems of installed packages, raised where `MVKIT_PLUGINS_STRICT=1` asks for it."""
 

@@ -28,6 +28,7 @@ PAGES = (
     "gaps",
     "tables",
     "runs",
+    "scale",
     "plugins",
     "models",
     "benchmarks",

@@ -16,7 +16,7 @@ from mvkit.models.checkpoint import save
 from mvkit.models.copies import fresh_copy, take_over
 from mvkit.models.ensemble import Ensemble
 from mvkit.models.multimodal import MultimodalModel, check_model
-from mvkit.training.distributed import ProcessGroup
+from mvkit.training.distributed import ProcessGroup, lost_processes_named
 from mvkit.training.events import Listener
 from mvkit.training.history import History
 from mvkit.training.stacked import fit_stacked
@@ -28,15 +28,17 @@ Arguments = ParamSpec("Arguments")
 def takes_seeds(fit: Callable[Arguments, History]) -> Callable[Arguments, History]:
     """Gives `fit`, which trains one model, its option `seeds`: a copy of the model from each.
 
-    Without `seeds` the function is called as it is.
+    Without `seeds` the function is called as it is. Either way the processes of a run say so where
+    they lose one another.
     """
     fit_copies: Callable[..., History] = functools.partial(_fit_copies, fit)
 
     @functools.wraps(fit)
     def fit_all(*arguments: Arguments.args, **options: Arguments.kwargs) -> History:
-        if options.get("seeds") is None:
-            return fit(*arguments, **options)
-        return fit_copies(*arguments, **options)
+        with lost_processes_named():
+            if options.get("seeds") is None:
+                return fit(*arguments, **options)
+            return fit_copies(*arguments, **options)
 
     return fit_all
 

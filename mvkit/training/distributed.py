@@ -7,8 +7,11 @@ its share of every batch, and DistributedDataParallel averages the gradients.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import attrs
@@ -19,13 +22,22 @@ from mvkit.core.all_rows import connected
 from mvkit.core.batch import Batch
 from mvkit.core.devices import device_of
 from mvkit.core.loss import Loss
+from mvkit.errors import RankError, RequestError
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.objective_modules import every_objective
 from mvkit.parts.objectives.objective import Objective, ObjectiveLike
 from mvkit.training.gathered import GatheredRows
+from mvkit.training.meeting import outlives_workers, store_of_attempt
 
 T = TypeVar("T")
 Sums = dict[str, tuple[float, float]]  # by metric: its sum over rows, and the number of rows
+TIMEOUT = "MVKIT_RANKS_TIMEOUT"  # seconds that a process waits for the others
+SECONDS = 60.0
+# how gloo and nccl say that another process is gone or silent, beside torch's own DistError
+LOST = re.compile(
+    r"gloo|pair closure|timed out|connection (closed|reset|refused)|broken pipe|nccl",
+    re.IGNORECASE,
+)
 
 
 @attrs.frozen(eq=False)
@@ -44,17 +56,20 @@ class ProcessGroup:
 
     @classmethod
     def current(cls) -> ProcessGroup:
-        """The processes that torchrun or the user started; this one alone if nobody did."""
+        """The processes that torchrun or the user started; this one alone if nobody did.
+
+        They wait for each other for `patience()`, unless the user began the group, with a limit
+        of their own.
+        """
         if not distributed.is_available():
             return cls()
         if not distributed.is_initialized():
             if int(os.environ.get("WORLD_SIZE", "1")) < 2:
                 return cls()
-            distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-            atexit.register(_leave)
+            _join()
         group = distributed.group.WORLD
         if distributed.get_backend() != "gloo":
-            group = distributed.new_group(backend="gloo")
+            group = _of_gloo()
         return cls(distributed.get_rank(), distributed.get_world_size(), group)
 
     @property
@@ -140,7 +155,7 @@ class ProcessGroup:
         parts = every_objective(model.build_objective(objective))
         if not any(part.couples_rows for part in parts):
             return None
-        return GatheredRows(self.rank, distributed.new_group(backend="gloo"), model)
+        return GatheredRows(self.rank, _of_gloo(), model)
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """A module whose loss has the gradients of all processes, averaged."""
@@ -180,6 +195,74 @@ class LossModule(nn.Module):
                 loss = loss + (parameter * 0.0).sum()
         trains = loss.requires_grad and (result.trains or self.connected)
         return loss, result.metrics, result.counts, trains
+
+
+def _join() -> None:
+    """Joins the group of all processes, by what torchrun says in the environment."""
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    limit = patience()
+    if outlives_workers():
+        store, rank, count = store_of_attempt(limit)
+        distributed.init_process_group(
+            backend, timeout=limit, store=store, rank=rank, world_size=count
+        )
+    else:
+        distributed.init_process_group(backend, timeout=limit)
+    atexit.register(_leave)
+
+
+def patience() -> timedelta:
+    """How long a process waits for the others: a minute, or MVKIT_RANKS_TIMEOUT in seconds.
+
+    Raises:
+        RequestError: the variable holds no number above 0.
+    """
+    wanted = os.environ.get(TIMEOUT, str(SECONDS))
+    try:
+        limit = timedelta(seconds=float(wanted))
+    except (ValueError, OverflowError):
+        limit = timedelta()
+    if limit <= timedelta():
+        raise RequestError(
+            f"fit: {TIMEOUT}={wanted!r}; expected a number of seconds above 0, for which a "
+            f"process waits for the others; leave it out for {SECONDS:.0f}"
+        )
+    return limit
+
+
+@contextlib.contextmanager
+def lost_processes_named() -> Iterator[None]:
+    """Inside, what gloo or nccl say of a process that failed or did not answer is explained.
+
+    Raises:
+        RankError: in place of their error, which stays its cause.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _lost(error):
+            raise
+        rank = os.environ.get("RANK", "?")
+        raise RankError(
+            f"fit: process {rank} lost the others: {str(error).splitlines()[0]}; expected an "
+            "answer of each of them in time; the process that failed first says why, in its "
+            f"own log; if all were merely slow, set {TIMEOUT} to more seconds than "
+            f"{patience().total_seconds():g}; what was saved is resumed by the same call"
+        ) from error
+
+
+def _lost(error: RuntimeError) -> bool:
+    """Whether an error says that another process is gone or silent."""
+    if isinstance(error, distributed.DistError):
+        return True
+    known = type(error) is RuntimeError and distributed.is_initialized()
+    return known and LOST.search(str(error)) is not None
+
+
+def _of_gloo() -> distributed.ProcessGroup:
+    """A group of all processes for numbers on the CPU."""
+    group: distributed.ProcessGroup = distributed.new_group(backend="gloo", timeout=patience())
+    return group
 
 
 def _leave() -> None:

@@ -120,6 +120,8 @@ def fit(
 
     Raises:
         DataError: no rows, a row with nothing observed, values that a likelihood cannot take.
+        RankError: another process of the run failed, or did not answer within a minute
+            (MVKIT_RANKS_TIMEOUT, in seconds).
         NonFiniteError: a non-finite loss or gradient: stage, epoch, batch, terms and rows.
         SpecError: a stage that names no parameters.
         RequestError: invalid options, or others than those that the run in the folder was begun
