@@ -73,6 +73,12 @@ class Factors:
         guard = rearrange(~usable, "k b -> k b 1").to(precision.dtype) + prior
         return cls(precision, precision * experts.loc, members.to(precision.dtype), guard)
 
+    def detach(self) -> Factors:
+        """The same, stopped."""
+        return attrs.evolve(
+            self, precision=self.precision.detach(), weighted=self.weighted.detach()
+        )
+
     @cached_property
     def located(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of every product, (k, b, d) each."""
@@ -101,7 +107,7 @@ def product(
     return Factors.of(experts, mask, members, usable, prior).located
 
 
-def _over_members(members: Tensor, values: Tensor) -> Tensor:
+def over_members(members: Tensor, values: Tensor) -> Tensor:
     """Sums over the members of subsets, (k, m) or (k, b, m), and (m, b, d) -> (k, b, d)."""
     if members.ndim == 3:
         return einsum(members, values, "k b m, m b d -> k b d")
@@ -118,7 +124,7 @@ def _over_subsets(members: Tensor, values: Tensor) -> Tensor:
     return torch.unflatten(sums, 1, values.shape[1:])
 
 
-def _blocks(members: Tensor, precision: Tensor) -> list[slice]:
+def subset_blocks(members: Tensor, precision: Tensor) -> list[slice]:
     """Slices of the subset axis; mostly one."""
     if torch.compiler.is_exporting():  # a choice would bound the number of rows
         return [slice(0, len(members))]
@@ -146,10 +152,10 @@ class _Located(torch.autograd.Function):
         shape = (len(members), *precision.shape[1:])
         loc = precision.new_empty(shape)
         scale = precision.new_empty(shape)
-        for block in _blocks(members, precision):
-            total = _over_members(members[block], precision).add_(guard[block])
+        for block in subset_blocks(members, precision):
+            total = over_members(members[block], precision).add_(guard[block])
             scale[block] = torch.rsqrt(total)
-            loc[block] = _over_members(members[block], weighted).div_(total)
+            loc[block] = over_members(members[block], weighted).div_(total)
         ctx.save_for_backward(loc, scale, members)
         return loc, scale
 
@@ -158,7 +164,7 @@ class _Located(torch.autograd.Function):
     def backward(ctx: Saved, to_loc: Tensor, to_scale: Tensor) -> tuple[Tensor | None, ...]:
         loc, scale, members = ctx.saved_tensors
         to_precision = to_weighted = loc.new_zeros(())
-        for block in _blocks(members, loc):
+        for block in subset_blocks(members, loc):
             sd = scale[block]
             variance = sd * sd
             to_means = to_loc[block] * variance
@@ -178,9 +184,9 @@ class _KL(torch.autograd.Function):
         precision, weighted, members, guard, loc0, scale0 = tensors
         precision0 = scale0.square().reciprocal()
         divergences = []
-        for block in _blocks(members, precision):
-            variance = _over_members(members[block], precision).add_(guard[block]).reciprocal_()
-            shift = _over_members(members[block], weighted).mul_(variance).sub_(loc0)
+        for block in subset_blocks(members, precision):
+            variance = over_members(members[block], precision).add_(guard[block]).reciprocal_()
+            shift = over_members(members[block], weighted).mul_(variance).sub_(loc0)
             ratio = variance.mul_(precision0)
             squares = shift.square_().mul_(precision0).add_(ratio)
             divergences.append(squares.sub_(ratio.log_()).sub_(1.0).sum(-1).mul_(0.5))
@@ -193,10 +199,10 @@ class _KL(torch.autograd.Function):
         precision0 = scale0.square().reciprocal()
         gradient = rearrange(gradient, "k b -> k b 1")
         to_precision = to_weighted = to_loc0 = to_scale0 = precision.new_zeros(())
-        for block in _blocks(members, precision):
-            total = _over_members(members[block], precision).add_(guard[block])
+        for block in subset_blocks(members, precision):
+            total = over_members(members[block], precision).add_(guard[block])
             variance = total.reciprocal()
-            loc = _over_members(members[block], weighted).mul_(variance)
+            loc = over_members(members[block], weighted).mul_(variance)
             shift = loc - loc0
             to_loc = (shift * precision0).mul_(gradient[block])
             if ctx.needs_input_grad[4]:
