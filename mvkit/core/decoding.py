@@ -21,13 +21,12 @@ from mvkit.core.covariates import Conditions
 from mvkit.core.decoder import Decoder
 from mvkit.core.experts import Experts, check_rows_apart, on_rows
 from mvkit.core.family import Family
-from mvkit.core.likelihood import Context, mean_of, sample_of
+from mvkit.core.likelihood import Context, log_prob_sum_of, mean_of, sample_of
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Draws, Posterior
 from mvkit.core.row_context import NOTHING_GIVEN, RowContext
 from mvkit.core.scored_rows import ScoredRows, counted_draws
-from mvkit.errors import ShapeError
 
 
 class Decodes(Protocol):
@@ -149,7 +148,7 @@ class Decoding:
                 columns.append(z.new_zeros(z.shape[:-1]))
                 continue
             rows = computed[name]
-            log_px = rearrange(densities[name].sum(-1), "(s j) n -> s j n", s=len(z))
+            log_px = rearrange(densities[name], "(s j) n -> s j n", s=len(z))
             if rows is not None:
                 log_px = z.new_zeros(z.shape[:-1]).index_copy(2, rows, log_px)
             if used.ndim == 4:
@@ -222,7 +221,7 @@ class Decoding:
         outputs: Mapping[str, Tensor],
         counted: Mapping[str, Tensor | None],
     ) -> dict[str, Tensor]:
-        """Log-probabilities of observed elements, else zeros, {name: ((s j), n, elements)}."""
+        """Log-probabilities of what rows observe, {name: ((s j), n)}."""
         densities = {}
         covariates = self.standardised(batch.covariates)
         for name, rows in computed.items():
@@ -233,20 +232,11 @@ class Decoding:
             context = Context(scored.elements, scored.weight, covariates=scored.covariates)
             if decoder.has_exposure:
                 context = decoder.likelihood_context(scored.exposure, scored.elements, context)
-            x = scored.x
-            log_px = likelihood.log_prob(output, x, context)
-            shape = x.shape[:-1] if likelihood.class_axis else x.shape
-            if tuple(log_px.shape) != (len(output), *shape):
-                raise ShapeError(
-                    f"likelihood of {name!r}: log_prob returned {tuple(log_px.shape)}; expected "
-                    f"{(len(output), *shape)}, elementwise"
-                )
-            present = scored.present(shape)
-            if present is not None:
-                log_px = torch.where(present, log_px, 0.0)
-            if log_px.ndim == 2:
-                log_px = rearrange(log_px, "r n -> r n 1")
-            densities[name] = log_px.flatten(2)
+            where = f"likelihood of {name!r}"
+            log_px = log_prob_sum_of(likelihood, output, scored.x, context, where)
+            if scored.rows is not None:
+                log_px = torch.where(scored.rows, log_px, 0.0)
+            densities[name] = log_px
         return densities
 
     def decode(

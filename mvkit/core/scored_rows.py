@@ -29,7 +29,6 @@ class ScoredRows:
         covariates: of each row, {name: (n,)}.
         rows: which of the rows are there, (n,) bool; the others look like one that is, and count
             for nothing; None: all.
-        observed: which elements of the rows that are there are observed; None: all.
     """
 
     x: Tensor
@@ -38,7 +37,6 @@ class ScoredRows:
     exposure: Tensor | None
     covariates: Mapping[str, Tensor]
     rows: Tensor | None = None
-    observed: Tensor | None = None
 
     @classmethod
     def of(
@@ -63,7 +61,7 @@ class ScoredRows:
         x = batch.data[name]
         elements = None if batch.elements is None else batch.elements.get(name)
         exposure = batch.exposure.get(name)
-        scored = cls(x, elements, weight, exposure, covariates, observed=elements)
+        scored = cls(x, elements, weight, exposure, covariates)
         if index is not None:
             return scored._at(index)
         if batch.seen_by_all(name):
@@ -77,17 +75,15 @@ class ScoredRows:
         def at(values: Tensor | None, axis: int = 0) -> Tensor | None:
             return None if values is None else values.index_select(axis, index)
 
-        elements = at(self.elements)
         covariates = {}
         for key, values in self.covariates.items():
             covariates[key] = values.index_select(0, index)
         return ScoredRows(
             self.x.index_select(0, index),
-            elements,
+            at(self.elements),
             at(self.weight, 1),
             at(self.exposure),
             covariates,
-            observed=elements,
         )
 
     def _under(self, rows: Tensor, repeats: int) -> ScoredRows:
@@ -117,13 +113,6 @@ class ScoredRows:
         return attrs.evolve(
             self, x=x, elements=elements, exposure=exposure, weight=weight, rows=rows
         )
-
-    def present(self, shape: torch.Size) -> Tensor | None:
-        """What counts, of log-probabilities of a shape (n, *shape), bool; None: all."""
-        if self.rows is None:
-            return self.observed
-        rows = widened(self.rows, shape)
-        return rows if self.observed is None else rows & self.observed
 
 
 def counted_draws(
