@@ -163,8 +163,7 @@ WRONG = {
         "likelihood",
         "sums",
         broken(
-            Bernoulli,
-            log_prob_sum=lambda self, out, x, context: self.log_prob(out, x, context),
+            Bernoulli, log_prob_sum=lambda self, out, x, context: self.log_prob(out, x, context)
         ),
         "has log_prob_sum of shape",
     ),
