@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mvkit.core import blocks
+from mvkit.core import blocks, noise
 from mvkit.core.asked_by import asked_by
 from mvkit.core.batch import Batch, conform
 from mvkit.core.noise import Generator
@@ -91,7 +91,7 @@ def impute(
         sampler: where z comes from instead of the posterior; see `Model.translate`.
         refine: modalities whose draws are those of their refiners, from which means, deviations
             and quantiles follow; see `Model.translate`.
-        generator: source of randomness.
+        generator: gives the seed; one of the CPU gives the same draws on every device.
 
     Raises:
         RequestError: options that cannot be; gaps among values that a transform changed for good,
@@ -115,11 +115,13 @@ def impute(
     n = _check_draws(n, uncertain)
     original = _Original(model, data, rows_of(data, id, covariates), id, all, rows == "all")
     names = original.names_of(to)
-    options: dict[str, Any] = {"empty": empty, "sampler": sampler, "generator": generator}
+    by_row = noise.by_row(generator, model.like.device)
+    options: dict[str, Any] = {"empty": empty, "sampler": sampler, "generator": by_row}
     options |= {"n": draws_of_each(model, n), "refine": refine}
     latent: Any = "draw" if model.missingness is None else "mean"
 
     def statistics(block: Batch) -> Tensors:
+        noise.next_rows(by_row, len(block))
         values = {}
         means = model.translate(block, names, units="model", latent=latent, **options)
         for name, x in means.items():
