@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.core.decoding import Decoding
 from mvkit.core.likelihood import Context, sample_of
@@ -137,4 +138,6 @@ def _completed(
     if decoder.has_exposure:
         context = decoder.likelihood_context(batch.exposure.get(name), elements, context)
     output = rearrange(output, "(s j) ... -> s j ...", s=len(z))
-    return torch.where(batch.present(name), x, sample_of(decoder.likelihood, output, context))
+    with noise.labelled(generator, name):  # other blocks may lack other modalities
+        drawn = sample_of(decoder.likelihood, output, context)
+    return torch.where(batch.present(name), x, drawn)

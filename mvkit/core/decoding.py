@@ -259,7 +259,8 @@ class Decoding:
             context = decoder.likelihood_context(exposure, rows.elements.get(name), context)
         likelihood = decoder.likelihood
         if sample:
-            return sample_of(likelihood, output, context)
+            with noise.labelled(generator, name):
+                return sample_of(likelihood, output, context)
         return mean_of(likelihood, output, context, background=rows.background)
 
     def latents(self, name: str, z: Tensor, w: Tensor | None) -> Tensor:

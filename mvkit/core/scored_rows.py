@@ -75,13 +75,12 @@ class ScoredRows:
         def at(values: Tensor | None, axis: int = 0) -> Tensor | None:
             return None if values is None else values.index_select(axis, index)
 
-        elements = at(self.elements)
         covariates = {}
         for key, values in self.covariates.items():
             covariates[key] = values.index_select(0, index)
         return ScoredRows(
             self.x.index_select(0, index),
-            elements,
+            at(self.elements),
             at(self.weight, 1),
             at(self.exposure),
             covariates,

@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mvkit.core import blocks
+from mvkit.core import blocks, noise
 from mvkit.core.asked_by import asked_by
 from mvkit.core.batch import Batch, conform
 from mvkit.core.noise import Generator
@@ -33,7 +33,7 @@ from mvkit.models.conformal import bounds_of, intervals_of
 from mvkit.models.ensemble import Ensemble, check_models, draws_of_each
 from mvkit.models.far_covariates import warn_if_far
 from mvkit.models.imputed import Filled, Imputation
-from mvkit.models.imputed_blocks import filled_in_blocks
+from mvkit.models.imputed_blocks import check_blocks, filled_in_blocks
 from mvkit.models.imputed_sets import sets_of, table_of_sets
 from mvkit.models.imputed_spread import restored, spread_of
 from mvkit.models.inference import Empty, Names
@@ -98,7 +98,7 @@ def impute(
         sampler: where z comes from instead of the posterior; see `Model.translate`.
         refine: modalities whose draws are those of their refiners, from which means, deviations
             and quantiles follow; see `Model.translate`.
-        generator: source of randomness.
+        generator: gives the seed; one of the CPU gives the same draws on every device.
         into: where filled rows are written a block at a time: a file that ends in .parquet or
             .csv, or else a folder of shards; it appears under its name when all is written. None:
             return them.
@@ -127,10 +127,11 @@ def impute(
         raise RequestError(f"impute: quantiles {shares}; expected shares in [0, 1]")
     check_option("impute: rows", rows, "own", "all")
     n = _check_draws(n, uncertain)
+    by_row = _noise_of(generator, model.like.device)
     if into is not None or is_source(data):
-        _check_blocks(uncertain, id, covariates, data)
+        check_blocks(uncertain, id, covariates, data)
         options = {"n": n, "all": all, "to": to, "empty": empty, "sampler": sampler}
-        options |= {"refine": refine, "generator": generator}
+        options |= {"refine": refine, "generator": by_row}
         fill: Any = functools.partial(impute, model, **options)
         source: Any = data if is_source(data) else rows_of(data, id, covariates)
         first = gather(source, [0], None) if is_source(source) else source
@@ -138,11 +139,12 @@ def impute(
         return cast(Filled, filled_in_blocks(fill, cast(Any, model), source, size, into))
     original = _Original(model, data, rows_of(data, id, covariates), id, all, rows == "all")
     names = _names_in(model, original.raw, to)
-    options = {"empty": empty, "sampler": sampler, "generator": generator}
+    options = {"empty": empty, "sampler": sampler, "generator": by_row}
     options |= {"n": draws_of_each(model, n), "refine": refine}
     latent: Any = "draw" if model.missingness is None else "mean"
 
     def statistics(block: Batch) -> Tensors:
+        noise.next_rows(by_row, len(block))
         values = {}
         means = model.translate(block, names, units="model", latent=latent, **options)
         for name, x in means.items():
@@ -176,18 +178,9 @@ def _check_draws(n: int, uncertain: bool) -> int:
     return n
 
 
-def _check_blocks(uncertain: bool, id: str | None, covariates: object, data: Rows) -> None:
-    """Raises RequestError for what is not answered a block of rows at a time."""
-    if uncertain:
-        raise RequestError(
-            "impute: quantiles, draws or intervals of rows that are filled a block at a time; "
-            "expected filled values alone; give rows in memory, and no into="
-        )
-    if is_source(data) and (id is not None or covariates is not None):
-        raise RequestError(
-            f"impute: id= or covariates= of a {type(data).__name__}, which has its own; expected "
-            "them for tables and arrays only; leave them out"
-        )
+def _noise_of(generator: Generator, device: torch.device) -> noise.ByRow:
+    """Noise by row; blocks that are given one go on where others ended."""
+    return generator if isinstance(generator, noise.ByRow) else noise.by_row(generator, device)
 
 
 def _names_in(model: MultimodalModel | Ensemble, raw: Batch, to: Names) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from mvkit.core import noise
 from mvkit.core.family import Family
 from mvkit.core.modality import Sizes
 from mvkit.core.noise import Generator
@@ -162,7 +163,8 @@ class LaplaceSoftmax(Family):
         device: torch.device,
         generator: Generator,
     ) -> Tensor:
-        centred = torch.rand(size, dtype=dtype, device=device, generator=generator) - 0.5
+        uniforms = noise.uniforms(size, dtype=dtype, device=device, generator=generator)
+        centred = uniforms - 0.5
         # a uniform of exactly 0 would give log 0
         tail = (1 - 2 * centred.abs()).clamp(min=torch.finfo(dtype).tiny)
         return -torch.sign(centred) * torch.log(tail)
