@@ -28,6 +28,7 @@ PAGES = (
     "gaps",
     "tables",
     "runs",
+    "larger_than_memory",
     "plugins",
     "models",
     "benchmarks",
