@@ -373,5 +373,7 @@ def test_transforms_are_fitted_to_all_rows_on_request():
         warnings.simplefilter("ignore")  # of constant features
         some, every = rows.fit_transforms(steps), rows.fit_transforms(steps, rows=None)
     for field in ("mean", "scale"):
-        one, other = (getattr(fitted.modalities["rna"].transform[1], field) for fitted in (some, every))
+        one, other = (
+            getattr(fitted.modalities["rna"].transform[1], field) for fitted in (some, every)
+        )
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
