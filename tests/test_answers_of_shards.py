@@ -154,9 +154,9 @@ def test_pictures_go_into_shards_and_no_table(tmp_path):
 
 def test_words_come_back_as_words(tmp_path):
     table = pandas.DataFrame({"x": ["u", "v", None, "u"]}, index=list("abcd"))
-    data = MultimodalDataset.from_tables(
-        {"w": table, "n": pandas.DataFrame({"y": [1.0, 2, 3, 4.5]}, index=list("abcd"))}
-    )
+    numbers = pandas.DataFrame({"y": [1.0, 2, 3, 4.5]}, index=list("abcd"))
+    frames = {"w": table, "n": numbers}
+    data = MultimodalDataset.from_tables(frames, modalities={"w": "categorical"})
     model = mvkit.Model(data.modalities, latent_dim=1, seed=0)
     filled = pandas.read_csv(mvkit.impute(model, data, into=tmp_path / "filled.csv"))
     assert filled["id"].tolist() == list("abcd")

@@ -5,6 +5,7 @@ Axes: b rows, m modalities.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,12 @@ from mvkit.core.raw_values import full_precision
 from mvkit.evaluation.metric import ROW
 
 BLOCK = 512  # rows; noise is drawn block by block, so this is part of what a number means
+
+
+def blocks_of(rows: Batch) -> Iterator[Batch]:
+    """Rows on the CPU, a block at a time, as they are scored."""
+    for part in block_slices(len(rows), BLOCK):
+        yield rows.take(part).to("cpu")
 
 
 def joined(batches: list[Batch]) -> Batch:

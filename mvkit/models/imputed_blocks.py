@@ -6,20 +6,19 @@ Axes: b rows.
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mvkit.core.batch import Batch
 from mvkit.core.blocks import block_slices
 from mvkit.core.modality import Modality
 from mvkit.core.raw_values import full_precision
-from mvkit.data.align import as_list, objects
+from mvkit.data.align import as_list
+from mvkit.data.joined_batches import joined_batches
 from mvkit.data.shards import save_shards
 from mvkit.data.sources import Source
 from mvkit.data.table_files import Columns, FilePath, TableFile, table_file
@@ -49,7 +48,7 @@ def filled_in_blocks(
     with _blocks(rows, size) as blocks:
         filled = _filled(fill, blocks, size)
         if into is None:
-            return _joined(list(filled))
+            return joined_batches(list(filled))
         if not Path(into).suffix:
             save_shards(filled, into, _kinds(model, rows), levels=getattr(rows, "levels", None))
             return Path(into)
@@ -134,31 +133,3 @@ def _columns(name: str, x: Tensor, modality: Modality, *, alone: bool) -> Column
         called = str(feature) if alone else f"{name}.{feature}"
         columns[called] = np.array(words, dtype=object)[column.astype(int)] if words else column
     return columns
-
-
-def _joined(batches: list[Batch]) -> Batch:
-    """Filled blocks as one batch."""
-    first = batches[0]
-    data = {name: torch.cat([batch.data[name] for batch in batches]) for name in first.data}
-    mask = torch.cat([batch.observed for batch in batches])
-    elements = {}
-    gaps: dict[str, Tensor] = {}
-    for batch in batches:
-        gaps |= batch.elements or {}
-    for name, like in gaps.items():
-        flags = []
-        for batch in batches:
-            every = like.new_ones(len(batch), *like.shape[1:])
-            flags.append((batch.elements or {}).get(name, every))
-        elements[name] = torch.cat(flags)
-    extra: dict[str, Any] = {}
-    for name, value in first.extra.items():
-        parts = [batch.extra[name] for batch in batches]
-        if isinstance(value, Tensor):
-            extra[name] = torch.cat(parts)
-        elif isinstance(value, np.ndarray) and value.dtype != object:
-            extra[name] = np.concatenate(parts)
-        else:
-            values = list(itertools.chain.from_iterable(map(as_list, parts)))
-            extra[name] = objects(values) if isinstance(value, np.ndarray) else values
-    return Batch(data, mask, elements or None, extra, order=first.order, columns=first.columns)
