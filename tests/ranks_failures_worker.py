@@ -1,4 +1,4 @@
-"""What test_ranks_failures.py runs as process 0 or 1 of two: the second one fails in some way."""
+"""What test_ranks_failures.py runs as process 0 or 1 of two: one of them fails in some way."""
 
 import os
 import signal
@@ -13,11 +13,11 @@ from helpers import model, rows
 
 import mvkit
 
-RANK = int(os.environ["RANK"])
+FAILS = os.environ["RANK"] == os.environ["FAILING"]
 
 
 class Failing(torch.utils.data.Dataset):
-    """Rows, of which process 1 reads some and then fails."""
+    """Rows, of which the process that fails reads some before."""
 
     def __init__(self, how):
         self.how = how
@@ -29,7 +29,7 @@ class Failing(torch.utils.data.Dataset):
 
     def __getitem__(self, i):
         self.reads += 1
-        if RANK == 1 and self.reads > 200:  # fingerprints read 128 first
+        if FAILS and self.reads > 200:  # fingerprints read 128 first
             if self.how == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.how == "raises":
@@ -40,7 +40,7 @@ class Failing(torch.utils.data.Dataset):
 
 def main(how):
     torch.set_num_threads(1)
-    if how == "never comes" and RANK == 1:
+    if how == "never comes" and FAILS:
         time.sleep(1000)
     tiny = model()
     print("begins", flush=True)
