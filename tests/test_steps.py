@@ -9,15 +9,18 @@ import pytest
 import torch
 from dense_recipes import RECIPES, gaps, model_of, objectives_of
 from helpers import rows
+from torch import nn
 from waiting import counted_waits
 
 import mvkit
-from mvkit import Modality, RequestError, Stage
+from mvkit import Modality, RequestError, Stage, parts
 from mvkit.core import batch_fields
+from mvkit.core.experts import low_precision
 from mvkit.data import device_batches
 from mvkit.data.pipeline import Pipeline
-from mvkit.testing import noise, tiny_models
+from mvkit.testing import bound_noise, noise, tiny_models
 from mvkit.training import nonfinite, step
+from mvkit.training.optimizers import can_fuse, optimizer_of
 from mvkit.training.stages import as_stages
 
 HERE = [name for name in RECIPES if name != "jnf"]  # of a package
@@ -292,3 +295,65 @@ def test_a_missing_compiler_is_said_in_words(tmp_path):
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "compile='step': torch.compile failed" in run.stdout, run.stderr
     assert "expected a working C++ compiler" in run.stdout
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("groups", [{}, {"encoders.*": 0.01}])
+def test_fused_optimizers_take_the_steps_of_the_formula(name, groups):
+    """Also where a step is skipped on the device, as after a non-finite loss."""
+    kinds = {"adam": parts.Adam, "adamw": parts.AdamW}
+    plain = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    models = [tiny_models.model() for _ in range(2)]
+    fused = optimizer_of(kinds[name](groups=groups), dict(models[0].named_parameters()), 0.02)
+    assert all(group["fused"] for group in fused.param_groups)
+    each = [{"params": [p]} for p in models[1].parameters()]
+    for (path, _), group in zip(models[1].named_parameters(), each, strict=True):
+        group["lr"] = 0.01 if groups and path.startswith("encoders.") else 0.02
+    slow = plain[name](each, 0.02, foreach=False, fused=False)
+    for i in range(6):
+        for model in models:
+            model.zero_grad()
+            with noise(bound_noise(range(8), model.names)):
+                model.train().loss(rows()).loss.backward()
+        skipped = i == 3
+        fused.found_inf = torch.tensor(float(skipped))
+        fused.grad_scale = None
+        fused.step()
+        if not skipped:
+            slow.step()
+    for first, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(first, other, rtol=1e-9, atol=1e-12)
+
+
+def test_a_device_without_fused_kernels_gets_others():
+    here, elsewhere = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, device="meta"))
+    assert can_fuse([here])
+    assert not can_fuse([elsewhere])
+    assert not can_fuse([{"params": [here]}, {"params": [elsewhere], "lr": 0.1}])
+    assert not parts.AdamW().optimizer([elsewhere], 0.1).param_groups[0]["fused"]
+
+
+def test_densities_keep_float32_beside_networks_in_bf16():
+    model = tiny_models.model(private=2).float()
+    seen = []
+    first = model.encoders["a"].register_forward_hook(lambda m, i, out: seen.append(out.dtype))
+    batch = model.conform(rows()).dense()
+    with low_precision(torch.bfloat16):
+        terms = model.terms(batch, want="mixture")
+        loss = model.loss(batch)
+    first.remove()
+    assert set(seen) == {torch.bfloat16}
+    values = [terms.log_px, terms.log_pz, terms.log_qz, terms.private_log_ratio, loss.bound]
+    assert {value.dtype for value in values} == {torch.float32}
+    loss.loss.backward()
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+
+
+def test_programs_compute_networks_in_bf16(traced):
+    ways = ({"data_on": "device"}, {"data_on": "device", "compile": "step"})
+    options = {"epochs": 2, "batch_size": 8, "precision": "bf16"}
+    results = histories(rows(16), lambda: tiny_models.model().float(), *ways, **options)
+    check_close(results, rtol=1e-4, atol=1e-5)
+    exact = histories(rows(16), lambda: tiny_models.model().float(), {}, epochs=2, batch_size=8)
+    losses = [row["loss"] for row in exact[0][0]]
+    assert [row["loss"] for row in results[1][0]] != losses  # which is another precision
