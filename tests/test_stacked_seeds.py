@@ -214,8 +214,8 @@ def test_models_of_what_is_missing_are_trained_one_after_another():
 
 
 def test_other_generators_are_refused():
-    stages = Stage(Draws(), epochs=1)
     declare("draws", Draws)
+    stages = Stage(Draws(), epochs=1)
     with pytest.raises(RequestError, match=r"draws from another generator than that of its step"):
         fitted(tiny(), data(), stacked=True, stages=stages)
 
