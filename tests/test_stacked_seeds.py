@@ -11,9 +11,11 @@ import mvkit
 from mvkit import RequestError, Stage
 from mvkit.core import noise
 from mvkit.core.stacked_copies import CopiesNoise, copies_draw
+from mvkit.data.pipeline import Pipeline
 from mvkit.parts import Objective
 from mvkit.registry import plugins
 from mvkit.registry.component import Component
+from mvkit.training.preparing import prepared
 from mvkit.training.stacked_stage import tied_names
 
 SEEDS = [0, 3, 4]
@@ -193,7 +195,7 @@ def test_streams_are_trained_one_after_another_which_the_notes_say():
     rows = mvkit.Batch(data())
     batches = [rows.take(slice(i, i + 8)) for i in range(0, 24, 8)]
     history = fitted(tiny(), batches, epochs=1)
-    assert history.notes[0] == f"{AFTER}the data are read batch by batch, not held in memory"
+    assert history.notes[0] == f"{AFTER}data are read batch by batch, not held in memory"
     again = fitted(tiny(), batches, epochs=1, stacked=False)
     assert history.rows == again.rows
     assert not again.notes
@@ -214,8 +216,8 @@ def test_models_of_what_is_missing_are_trained_one_after_another():
 
 
 def test_other_generators_are_refused():
-    stages = Stage(Draws(), epochs=1)
     declare("draws", Draws)
+    stages = Stage(Draws(), epochs=1)
     with pytest.raises(RequestError, match=r"draws from another generator than that of its step"):
         fitted(tiny(), data(), stacked=True, stages=stages)
 
@@ -275,6 +277,38 @@ def test_losses_that_are_not_finite_end_as_one_after_another():
 def test_other_words_for_stacked_are_refused(stacked):
     with pytest.raises(RequestError, match=r"fit: stacked=.*; expected 'auto' or True or False"):
         fitted(tiny(), data(), stacked=stacked)
+
+
+def test_one_run_is_no_stack():
+    with pytest.raises(RequestError, match="stacked=True, and nothing to stack; expected several"):
+        mvkit.fit(tiny(), data(), epochs=1, stacked=True)
+    with pytest.raises(RequestError, match="fit: resume='no'"):
+        fitted(tiny(), data(), epochs=1, resume="no")
+
+
+def test_copies_share_rows_in_memory(monkeypatch):
+    seen = []
+
+    def note(*arguments, **options):
+        seen.append(prepared(*arguments, **options))
+        return seen[-1]
+
+    monkeypatch.setattr("mvkit.training.stacked.prepared", note)
+    fitted(tiny(), data(), stacked=True, epochs=1, validation=data(9, 1))
+    assert len({id(run.loader.rows) for run in seen}) == 1
+    assert len({id(run.valid.rows) for run in seen}) == 1
+
+
+def test_pipelines_keep_their_order_and_share_their_rows():
+    pipeline = Pipeline(data(), batch_size=6, shuffle=False)
+    stacked, alone = both(lambda: tiny().double(), pipeline, epochs=2)
+    assert stacked["step"] == alone["step"] == [4, 8] * len(SEEDS)
+
+
+def test_weights_beyond_memory_are_trained_one_after_another(monkeypatch):
+    monkeypatch.setattr("mvkit.training.stacked_checks.MOST_BYTES", 1000)
+    history = fitted(tiny(), data(), epochs=1)
+    assert history.notes[0] == f"{AFTER}the weights of all copies together take too much memory"
 
 
 def test_a_single_seed_is_no_stack():

@@ -17,6 +17,7 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from mvkit.core.blocks import FLOAT32, PRODUCTS, block_size, block_slices
+from mvkit.core.stacked_copies import Stacked, of_all_copies, stacked_noise
 
 
 class Located(Protocol):
@@ -142,44 +143,12 @@ class Saved(Protocol):
     def save_for_backward(self, *tensors: Tensor) -> None: ...
 
 
-class Stacked(Protocol):
-    """What a function is told whose arguments hold several copies, by `torch.vmap`."""
-
-    batch_size: int
-
-
-def _side_by_side(
-    info: Stacked, in_dims: tuple[int | None, ...], tensors: tuple[Tensor, ...]
-) -> list[Tensor]:
-    """Arguments of several copies of a function as those of one, whose rows are those of all.
-
-    Args:
-        info: the number of copies.
-        in_dims: the axis of the copies in each argument; None: it is the same for all.
-        tensors: precision, weighted, members and guard, and what is beside them.
-    """
-    copies = info.batch_size
-    precision, members = tensors[0], tensors[2]
-    b = precision.shape[-2]
-    arguments = []
-    for dim, tensor in zip(in_dims, tensors, strict=True):
-        if tensor is members and dim is None and tensor.ndim == 2:
-            arguments.append(tensor)  # (k, m), the same for all rows
-            continue
-        stacked = tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
-        if stacked.ndim == 3:  # members (k, m) of each copy
-            stacked = rearrange(stacked, "c k m -> c k 1 m")
-        of_rows = stacked.expand(copies, -1, b, -1)
-        arguments.append(rearrange(of_rows, "c k b x -> k (c b) x"))
-    return arguments
-
-
 class _Located(torch.autograd.Function):
     """Mean and standard deviation of products."""
 
     @staticmethod
     def forward(
-        precision: Tensor, weighted: Tensor, members: Tensor, guard: Tensor
+        ctx: Saved, precision: Tensor, weighted: Tensor, members: Tensor, guard: Tensor
     ) -> tuple[Tensor, Tensor]:
         shape = (len(members), *precision.shape[1:])
         loc = precision.new_empty(shape)
@@ -188,21 +157,8 @@ class _Located(torch.autograd.Function):
             total = over_members(members[block], precision).add_(guard[block])
             scale[block] = torch.rsqrt(total)
             loc[block] = over_members(members[block], weighted).div_(total)
+        ctx.save_for_backward(loc, scale, members)
         return loc, scale
-
-    @staticmethod
-    def setup_context(
-        ctx: Saved, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]
-    ) -> None:
-        ctx.save_for_backward(*output, inputs[2])
-
-    @staticmethod
-    def vmap(
-        info: Stacked, in_dims: tuple[int | None, ...], *tensors: Tensor
-    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        loc, scale = _located(*_side_by_side(info, in_dims, tensors))
-        apart = (info.batch_size, -1)
-        return (loc.unflatten(1, apart), scale.unflatten(1, apart)), (1, 1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -224,7 +180,8 @@ class _KL(torch.autograd.Function):
     """KL of products from one normal, without holding the products."""
 
     @staticmethod
-    def forward(*tensors: Tensor) -> Tensor:
+    def forward(ctx: Saved, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
         precision, weighted, members, guard, loc0, scale0 = tensors
         precision0 = scale0.square().reciprocal()
         divergences = []
@@ -235,17 +192,6 @@ class _KL(torch.autograd.Function):
             squares = shift.square_().mul_(precision0).add_(ratio)
             divergences.append(squares.sub_(ratio.log_()).sub_(1.0).sum(-1).mul_(0.5))
         return torch.cat(divergences)
-
-    @staticmethod
-    def setup_context(ctx: Saved, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def vmap(
-        info: Stacked, in_dims: tuple[int | None, ...], *tensors: Tensor
-    ) -> tuple[Tensor, int]:
-        divergences = _kl(*_side_by_side(info, in_dims, tensors))
-        return divergences.unflatten(1, (info.batch_size, -1)), 1
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -274,5 +220,50 @@ class _KL(torch.autograd.Function):
         return to_precision, to_weighted, None, None, to_loc0, to_scale0
 
 
-_located: Callable[..., tuple[Tensor, Tensor]] = _Located.apply
-_kl: Callable[..., Tensor] = _KL.apply
+_located_of_one: Callable[..., tuple[Tensor, Tensor]] = _Located.apply
+_kl_of_one: Callable[..., Tensor] = _KL.apply
+
+
+def _located(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of products; see `Factors`."""
+    if stacked_noise.get() is None:
+        return _located_of_one(*tensors)
+
+    def rule(stacked: Stacked) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        loc, scale = _located_of_one(*_side_by_side(stacked))
+        apart = (stacked.copies, -1)
+        return (loc.unflatten(1, apart), scale.unflatten(1, apart)), (1, 1)
+
+    located: tuple[Tensor, Tensor] = of_all_copies(rule, *tensors)
+    return located
+
+
+def _kl(*tensors: Tensor) -> Tensor:
+    """KL of products from one normal; see `Factors`."""
+    if stacked_noise.get() is None:
+        return _kl_of_one(*tensors)
+
+    def rule(stacked: Stacked) -> tuple[Tensor, int]:
+        divergences = _kl_of_one(*_side_by_side(stacked))
+        return divergences.unflatten(1, (stacked.copies, -1)), 1
+
+    kl: Tensor = of_all_copies(rule, *tensors)
+    return kl
+
+
+def _side_by_side(stacked: Stacked) -> list[Tensor]:
+    """Precision, weighted, members, guard and so on of all copies as those of one, whose rows are
+    the rows of all.
+    """
+    b = stacked.tensors[0].shape[-2]
+    arguments = []
+    for position, (tensor, axis) in enumerate(zip(stacked.tensors, stacked.axes, strict=True)):
+        if position == 2 and axis is None and tensor.ndim == 2:
+            arguments.append(tensor)  # members (k, m) of all rows alike
+            continue
+        each = tensor.unsqueeze(0) if axis is None else tensor.movedim(axis, 0)
+        if each.ndim == 3:  # members (k, m) of each copy
+            each = rearrange(each, "c k m -> c k 1 m")
+        of_rows = each.expand(stacked.copies, -1, b, -1)
+        arguments.append(rearrange(of_rows, "c k b x -> k (c b) x"))
+    return arguments

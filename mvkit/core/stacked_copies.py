@@ -47,16 +47,15 @@ class CopiesNoise:
                 "a part draws from another generator than that of its step; expected "
                 "`experts.generator`; hand it to mvkit.core.noise.draw"
             )
-        number = _numbers.get()
         dtype, device = like.dtype, like.device
 
-        def draws() -> Tensor:
+        def rule(stacked: Stacked) -> tuple[Tensor, int]:
             each = []
             for own in self.generators:
                 each.append(sampler(shape, dtype=dtype, device=device, generator=own))
-            return torch.stack(each)
+            return torch.stack(each), 0
 
-        noise: Tensor = _Outside.apply(number, draws)  # type: ignore[no-untyped-call]
+        noise: Tensor = of_all_copies(rule, _numbers.get())
         return noise
 
 
@@ -80,22 +79,61 @@ def copies_draw(source: CopiesNoise, number: Tensor) -> Iterator[None]:
         _numbers.reset(tokens[1])
 
 
-class _Outside(torch.autograd.Function):
-    """A tensor of all copies, (c, ...), for functions that see one copy."""
+@attrs.frozen(eq=False)
+class Stacked:
+    """Tensors of several copies, as `torch.vmap` holds them.
+
+    Args:
+        copies: how many copies there are.
+        tensors: the tensors.
+        axes: the axis of the copies in each; None: the same for all.
+    """
+
+    copies: int
+    tensors: tuple[Tensor, ...]
+    axes: tuple[int | None, ...]
+
+    def broadcastable(self) -> list[Tensor]:
+        """The tensors with the copies in front, for functions that broadcast, (c, ...) each."""
+        pairs = list(zip(self.tensors, self.axes, strict=True))
+        most = max(tensor.ndim - (axis is not None) for tensor, axis in pairs)
+        tensors = []
+        for tensor, axis in pairs:
+            if axis is not None:
+                each = tensor.movedim(axis, 0)
+                lacking = (1,) * (most + 1 - tensor.ndim)  # axes that broadcasting adds in front
+                tensor = each.reshape(len(each), *lacking, *each.shape[1:])
+            tensors.append(tensor)
+        return tensors
+
+
+Rule = Callable[[Stacked], tuple[Any, Any]]
+
+
+def of_all_copies(rule: Rule, *tensors: Tensor) -> Any:
+    """What a rule makes of tensors of all copies at once, inside `torch.vmap`, which sees one.
+
+    Args:
+        rule: from the tensors of all copies to results, and the axis of the copies in each.
+        tensors: of one copy; one at least differs between the copies.
+    """
+    return _OfAll.apply(rule, *tensors)  # type: ignore[no-untyped-call]
+
+
+class _OfAll(torch.autograd.Function):
+    """A rule for all copies, which autograd sees as what it is made of."""
 
     @staticmethod
-    def forward(number: Tensor, draws: Callable[[], Tensor]) -> Tensor:
-        raise RuntimeError("the copies are seen by torch.vmap alone")
+    def forward(rule: Rule, *tensors: Tensor) -> Any:
+        raise RuntimeError("what all copies have in common is computed for each; expected tensors")
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        ctx.mark_non_differentiable(output)
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is kept: the rule is made of functions that have gradients."""
 
     @staticmethod
-    def vmap(
-        info: object, in_dims: object, number: Tensor, draws: Callable[[], Tensor]
-    ) -> tuple[Tensor, int]:
-        return draws(), 0
+    def vmap(info: Any, in_dims: tuple[Any, ...], rule: Rule, *tensors: Tensor) -> tuple[Any, Any]:
+        return rule(Stacked(info.batch_size, tensors, in_dims[1:]))
 
 
 def scale_gradient(latent: Tensor, factor: Tensor) -> None:
@@ -103,32 +141,21 @@ def scale_gradient(latent: Tensor, factor: Tensor) -> None:
 
     Inside `torch.vmap` too, where tensors do not know what flows back into them.
     """
-    if stacked_noise.get() is None:
-        if latent.requires_grad:
-            latent.register_hook(lambda gradient: gradient * factor)
-        return
-    _Scaled.apply(latent, factor.detach())  # type: ignore[no-untyped-call]
+    if stacked_noise.get() is not None:
+        of_all_copies(_scale_gradient, latent, factor.detach())
+    elif latent.requires_grad:
+        latent.register_hook(lambda gradient: gradient * factor)
 
 
-class _Scaled(torch.autograd.Function):
-    """Lets a tensor of all copies scale its gradient."""
-
-    @staticmethod
-    def forward(latent: Tensor, factor: Tensor) -> Tensor:
-        raise RuntimeError("the copies are seen by torch.vmap alone")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def vmap(
-        info: object, in_dims: tuple[int | None, int | None], latent: Tensor, factor: Tensor
-    ) -> tuple[Tensor, int | None]:
-        at, of = in_dims
-        if at is None:
-            raise RequestError("latents that are the same for all copies have no gradients")
-        if latent.requires_grad:
-            by = factor if of is None else factor.movedim(of, at)
-            latent.register_hook(lambda gradient: gradient * by)
-        return factor, of
+def _scale_gradient(stacked: Stacked) -> tuple[Tensor, int]:
+    """Scales the gradient of a latent of all copies; returns the factor, since it must return."""
+    latent = stacked.tensors[0]
+    axis, axis_of_factor = stacked.axes
+    if axis is None or axis_of_factor is None:
+        raise RequestError(
+            "latents or their weights are the same for all copies; expected those of each"
+        )
+    factor = stacked.tensors[1].movedim(axis_of_factor, axis)
+    if latent.requires_grad:
+        latent.register_hook(lambda gradient: gradient * factor)
+    return factor, axis

@@ -6,6 +6,7 @@ Axes: d latent, the last.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
@@ -17,7 +18,8 @@ from mvkit.core import noise
 from mvkit.core.family import Family
 from mvkit.core.modality import Sizes
 from mvkit.core.noise import Generator
-from mvkit.core.product_of_experts import Saved, Stacked
+from mvkit.core.product_of_experts import Saved
+from mvkit.core.stacked_copies import Stacked, of_all_copies, stacked_noise
 from mvkit.errors import SpecError
 from mvkit.registry import plugins
 from mvkit.registry.spec import spec
@@ -30,32 +32,13 @@ class _NormalKL(torch.autograd.Function):
     """KL of normals, summed over the last axis, with an analytic gradient."""
 
     @staticmethod
-    def forward(loc: Tensor, scale: Tensor, loc0: Tensor, scale0: Tensor) -> Tensor:
+    def forward(ctx: Saved, loc: Tensor, scale: Tensor, loc0: Tensor, scale0: Tensor) -> Tensor:
+        ctx.save_for_backward(loc, scale, loc0, scale0)
         inverse = scale0.reciprocal()
         ratio = scale * inverse
         shift = (loc - loc0).mul_(inverse)
         kl = torch.addcmul(shift.square_(), ratio, ratio).sub_(1.0).mul_(0.5)
         return kl.sub_(ratio.log_()).sum(-1)
-
-    @staticmethod
-    def setup_context(ctx: Saved, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def vmap(
-        info: Stacked, in_dims: tuple[int | None, ...], *tensors: Tensor
-    ) -> tuple[Tensor, int]:
-        pairs = list(zip(in_dims, tensors, strict=True))
-        most = max(tensor.ndim - (dim is not None) for dim, tensor in pairs)
-        stacked = []
-        for dim, tensor in pairs:
-            if dim is not None:
-                copies = tensor.movedim(dim, 0)
-                lacking = (1,) * (most + 1 - tensor.ndim)  # axes that broadcasting adds in front
-                tensor = copies.reshape(len(copies), *lacking, *copies.shape[1:])
-            stacked.append(tensor)
-        kl: Tensor = _NormalKL.apply(*stacked)  # type: ignore[no-untyped-call]
-        return kl, 0
 
     @staticmethod
     @once_differentiable
@@ -74,6 +57,14 @@ class _NormalKL(torch.autograd.Function):
         return to_loc.sum_to_size(loc.shape), to_scale.sum_to_size(scale.shape), to_loc0, to_scale0
 
 
+_normal_kl: Callable[..., Tensor] = _NormalKL.apply
+
+
+def _stacked_kl(stacked: Stacked) -> tuple[Tensor, int]:
+    """KL of normals of several copies, (c, ...)."""
+    return _normal_kl(*stacked.broadcastable()), 0
+
+
 class NormalDensity(Family):
     """Normal experts. To implement one, decorate a subclass with `@spec` and write `scale`."""
 
@@ -85,8 +76,10 @@ class NormalDensity(Family):
         return eps * eps * -0.5 - 0.5 * math.log(2 * math.pi)
 
     def kl(self, loc: Tensor, scale: Tensor, loc0: Tensor, scale0: Tensor) -> Tensor:
-        kl: Tensor = _NormalKL.apply(loc, scale, loc0, scale0)  # type: ignore[no-untyped-call]
-        return kl
+        if stacked_noise.get() is None:
+            return _normal_kl(loc, scale, loc0, scale0)
+        divergence: Tensor = of_all_copies(_stacked_kl, loc, scale, loc0, scale0)
+        return divergence
 
     def entropy(self, scale: Tensor) -> Tensor:
         return (scale.log() + 0.5 * math.log(2 * math.pi) + 0.5).sum(-1)

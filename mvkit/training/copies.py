@@ -37,10 +37,21 @@ def takes_seeds(fit: Callable[Arguments, History]) -> Callable[Arguments, Histor
     def fit_all(*arguments: Arguments.args, **options: Arguments.kwargs) -> History:
         with lost_processes_named():
             if options.get("seeds") is None:
+                _check_alone(options.get("stacked", "auto"))
                 return fit(*arguments, **options)
             return fit_copies(*arguments, **options)
 
     return fit_all
+
+
+def _check_alone(stacked: object) -> None:
+    """Raises RequestError for a run from one seed that is to be trained beside others."""
+    check_option("fit: stacked", stacked, "auto", True, False)
+    if stacked is True:
+        raise RequestError(
+            "fit: stacked=True, and nothing to stack; expected several seeds; give seeds=, or "
+            "leave stacked out"
+        )
 
 
 def _fit_copies(
@@ -87,7 +98,8 @@ def _fit_copies(
     folder = None if checkpoint is None else _folder(Path(checkpoint))
     options["listeners"] = tuple(listeners)
     notes: list[str] = []
-    copies, histories = _in_one_step(model, data, numbers, stacked, notes, checkpoint, options)
+    every = {**options, "checkpoint": checkpoint, "resume": resume}
+    copies, histories = _in_one_step(model, data, numbers, stacked, notes, every)
     for number in numbers[len(copies) :]:
         copy = fresh_copy(model, number)
         place = None if folder is None else folder / f"seed-{number}"
@@ -112,7 +124,6 @@ def _in_one_step(
     seeds: Sequence[int],
     stacked: bool | Literal["auto"],
     notes: list[str],
-    checkpoint: object,
     options: Mapping[str, Any],
 ) -> tuple[list[MultimodalModel], list[History]]:
     """The copies and their histories if they can be trained in one step, else none and a note.
@@ -124,7 +135,7 @@ def _in_one_step(
     if stacked is False or len(seeds) < 2:
         return [], []
     try:
-        runs = fit_stacked(model, data, seeds, {**options, "checkpoint": checkpoint})
+        runs = fit_stacked(model, data, seeds, options)
     except NotStackable as reason:
         if stacked is True:
             raise RequestError(

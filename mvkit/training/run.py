@@ -233,7 +233,7 @@ class Run:
         for sentence in sentences:
             self.history.notes.append(sentence)
             if self.group.first:
-                warnings.warn(f"fit: {sentence}", stacklevel=6)
+                warnings.warn(f"fit: {sentence}", stacklevel=7)
 
     def look_at_weights(self) -> None:
         """Takes a digest of the initial weights, before data place some of them."""

@@ -26,7 +26,7 @@ from mvkit.training.preparing import finish, prepared
 from mvkit.training.refining import note_refined
 from mvkit.training.run import Run
 from mvkit.training.stacked_checks import check_first_step, check_options, check_runs
-from mvkit.training.stacked_stage import StackedStage
+from mvkit.training.stacked_stage import NotStackable, StackedStage
 
 
 @torch.inference_mode(False)
@@ -50,27 +50,29 @@ def fit_stacked(
     """
     check_options(options)
     known = {key: value for key, value in options.items() if key not in ("compile", "checkpoint")}
-    runs: list[Run] = []
-    for seed in seeds:
-        copy = fresh_copy(model, seed)
-        if runs:
-            known["progress"] = False  # one bar for all
-        else:
-            data = _checked_once(copy, data)
+    copies = [fresh_copy(model, seed) for seed in seeds]
+    data = _checked_once(copies[0], data)
+    validation = known.get("validation")
+    if validation is not None and not isinstance(validation, float):
+        known["validation"] = _checked_once(copies[0], validation)
+    runs = [prepared(copies[0], data, seed=seeds[0], **known)]
+    check_runs(runs, len(seeds))
+    known["progress"] = False  # one bar for all
+    for copy, seed in zip(copies[1:], seeds[1:], strict=True):
         runs.append(prepared(copy, data, seed=seed, **known))
-    check_runs(runs)
+    check_runs(runs, len(seeds))
     _train(runs)
     for run in runs:
         finish(run)
     return runs
 
 
-def _checked_once(model: MultimodalModel, data: object) -> object:
-    """Data in memory as the rows that all copies share, checked; others as they are."""
-    if isinstance(data, Pipeline):
-        return data.placed(model.schema, "cpu")
-    rows = as_pipeline(data, model.schema).rows
-    return rows if isinstance(rows, Batch) else data
+def _checked_once(model: MultimodalModel, data: object) -> Pipeline | Batch:
+    """Data as the rows that all copies share, checked; raises NotStackable unless in memory."""
+    pipeline = as_pipeline(data, model.schema)
+    if not isinstance(pipeline.rows, Batch):
+        raise NotStackable("data are read batch by batch, not held in memory")
+    return pipeline if isinstance(data, Pipeline) else pipeline.rows
 
 
 def _train(runs: Sequence[Run]) -> None:

@@ -23,7 +23,7 @@ from mvkit.training.stacked_batches import StackedBatch, bytes_of, stacked_batch
 from mvkit.training.stacked_stage import NotStackable, StackedStage
 from mvkit.training.stages import Stage
 
-MOST_BYTES = 2**31  # of training rows that copies hold out by themselves
+MOST_BYTES = 2**31  # of rows that each copy has its own, or of the weights of all copies
 
 
 @attrs.frozen
@@ -63,9 +63,17 @@ def check_options(options: Mapping[str, object]) -> None:
         raise NotStackable(f"packages listen to the events of each run ({', '.join(hooks)})")
 
 
-def check_runs(runs: Sequence[Run]) -> None:
-    """Raises NotStackable for runs whose data or stages cannot be stepped through together."""
+def check_runs(runs: Sequence[Run], copies: int) -> None:
+    """Raises NotStackable for runs whose data or stages cannot be stepped through together.
+
+    Args:
+        runs: of the copies, or the first of them.
+        copies: how many there will be.
+    """
     first = runs[0]
+    weights = sum(p.numel() * p.element_size() for p in first.model.parameters())
+    if copies * weights > MOST_BYTES:
+        raise NotStackable("the weights of all copies together take too much memory")
     if first.model.like.dtype not in TOLERANCES:
         raise NotStackable(f"the model is in {first.model.like.dtype}")
     if first.model.missingness is not None:

@@ -129,7 +129,10 @@ class StackedStage:
         loss = self.losses(batch, self.parameters, objective)
         if not (loss.trains and loss.loss.requires_grad):
             raise NotStackable(f"{self.where}: the loss has no gradient")
-        loss.loss.sum().backward()  # of copies that have nothing to do with one another
+        try:
+            loss.loss.sum().backward()  # of copies that have nothing to do with one another
+        except Exception as error:  # such as too little memory for all
+            raise NotStackable(_reason(error)) from error
         return loss
 
     def gradients_by_name(self) -> dict[str, Tensor | None]:
