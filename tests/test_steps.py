@@ -357,3 +357,36 @@ def test_programs_compute_networks_in_bf16(traced):
     exact = histories(rows(16), lambda: tiny_models.model().float(), {}, epochs=2, batch_size=8)
     losses = [row["loss"] for row in exact[0][0]]
     assert [row["loss"] for row in results[1][0]] != losses  # which is another precision
+
+
+def test_tracing_leaves_the_model_as_it_is():
+    """Nexus has a module in two places; here two modules share a parameter too."""
+    model = model_of("nexus").train()
+    first, second = (model.levels[0].encoders[name] for name in ("a", "b"))
+    linear = [
+        next(m for m in net.modules() if isinstance(m, nn.Linear)) for net in (first, second)
+    ]
+    linear[1].bias = linear[0].bias
+    parameters = dict(model.named_parameters())
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    batch = model.conform(gaps(model.names)).dense()
+    generator = torch.Generator().manual_seed(3)
+    program = step.ProgramSteps(model, "traced")
+    before = generator.get_state()
+    (traced, _) = program._program(batch, None, generator)
+    assert torch.equal(generator.get_state(), before)
+    assert all(parameters[name] is value for name, value in model.named_parameters())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    generator.manual_seed(3)
+    computed = program(batch, None, generator)
+    computed.add_gradient(1.0)
+    gradients = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+    model.zero_grad()
+    model.load_state_dict(state)
+    generator.manual_seed(3)
+    model.loss(batch, generator=generator).loss.backward()
+    expected = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    assert set(gradients) == set(expected)
+    torch.testing.assert_close(gradients, expected, rtol=1e-9, atol=1e-10)
+    assert traced.names

@@ -16,7 +16,6 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -147,10 +146,8 @@ class StepProgram:
             for name, value in values.items():
                 leaves[name] = value.detach().requires_grad_(name in trained)
             rows = with_tensors(template, tensors)
-            wrapped = _Called(model, loss_of)
-            state = {f"model.{name}": value for name, value in (leaves | buffers).items()}
-            with _Draws(draws):
-                loss = functional_call(wrapped, state, (rows, generator))
+            with _swapped(model, leaves | buffers), _Draws(draws):
+                loss = loss_of(rows, generator)
             return _outputs(loss, leaves, trained, facts)
 
         tensors = tensors_of(batch)
@@ -166,16 +163,25 @@ class StepProgram:
         return [func(*args, **kwargs) for func, args, kwargs in self.calls]
 
 
-class _Called(nn.Module):
-    """A module whose call is the loss of a model, for `functional_call`."""
+@contextlib.contextmanager
+def _swapped(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, a model has other parameters and buffers, by name, wherever it holds them.
 
-    def __init__(self, model: nn.Module, loss_of: LossOf) -> None:
-        super().__init__()
-        self.model = model
-        self.loss_of = loss_of
-
-    def forward(self, batch: Batch, generator: torch.Generator) -> Loss:
-        return self.loss_of(batch, generator)
+    `torch.func.functional_call` does not put back those of a module that stands in two places.
+    """
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    other = {id(value): values[name] for name, value in own.items()}
+    places = []
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            places += [(held, key, value) for key, value in held.items() if value is not None]
+    for held, key, value in places:
+        held[key] = other[id(value)]  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for held, key, value in places:
+            held[key] = value  # type: ignore[assignment]
 
 
 def _outputs(
