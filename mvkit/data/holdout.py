@@ -171,5 +171,5 @@ def _warn_of_transforms(schema: Schema, where: str) -> None:
             f"{where}: the transforms of {', '.join(fitted)} were fitted before, and so may have "
             "seen the rows that are held out; to keep these unseen, split the dataset first, fit "
             "its transforms to the training part, and give the other part as validation",
-            stacklevel=5,
+            stacklevel=6,
         )
