@@ -44,11 +44,19 @@ class Moments:
     @classmethod
     def of(cls, x: Tensor) -> Self:
         """The moments of rows x (b, f), NaN where missing."""
+        missing = torch.isnan(x)
+        bare = missing.all(1)
+        if bare.any() and not bare.all():  # of rows that lack all, nothing is to be known
+            x = x[~bare]
+            missing = missing[~bare]
         flat = x.double()
-        missing = torch.isnan(flat)
+        if not missing.any() and len(flat):
+            count = torch.full((x.shape[1],), len(flat))
+            mean = flat.mean(0)
+            squares = (flat - mean).square().sum(0)
+            return cls(count, mean, squares, *map(Tensor.double, torch.aminmax(x, dim=0)))
         count = len(flat) - missing.sum(0)
-        some = count.clamp(min=1)
-        mean = flat.nansum(0) / some
+        mean = flat.nansum(0) / count.clamp(min=1)
         squares = (flat - mean).square().nansum(0)
         low = flat.masked_fill(missing, math.inf).amin(0)
         high = flat.masked_fill(missing, -math.inf).amax(0)
