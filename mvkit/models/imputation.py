@@ -109,15 +109,14 @@ def impute(
     shares = tuple(quantiles or ())
     bounds = intervals_of(model, intervals)
     uncertain = quantiles is not None or draws or bounds is not None
-    if any(not 0 <= share <= 1 for share in shares):
-        raise RequestError(f"impute: quantiles {shares}; expected shares in [0, 1]")
+    _check_shares(shares)
     check_option("impute: rows", rows, "own", "all")
     n = _check_draws(n, uncertain)
     original = _Original(model, data, rows_of(data, id, covariates), id, all, rows == "all")
     names = original.names_of(to)
     by_row = noise.by_row(generator, model.like.device)
     options: dict[str, Any] = {"empty": empty, "sampler": sampler, "generator": by_row}
-    options |= {"n": draws_of_each(model, n), "refine": refine}
+    options.update(n=draws_of_each(model, n), refine=refine)
     latent: Any = "draw" if model.missingness is None else "mean"
 
     def statistics(block: Batch) -> Tensors:
@@ -147,6 +146,12 @@ def impute(
     drawn = [filled("draw", i) for i in range(n if draws else 0)]
     imputation = Imputation(filled("mean"), filled("sd"), quantile, drawn)
     return imputation if bounds is None else original.with_intervals(imputation, values, filled)
+
+
+def _check_shares(shares: tuple[float, ...]) -> None:
+    """Raises RequestError if quantiles are asked for that cannot be."""
+    if any(not 0 <= share <= 1 for share in shares):
+        raise RequestError(f"impute: quantiles {shares}; expected shares in [0, 1]")
 
 
 def _check_draws(n: int, uncertain: bool) -> int:
