@@ -115,8 +115,8 @@ def impute(
     original = _Original(model, data, rows_of(data, id, covariates), id, all, rows == "all")
     names = original.names_of(to)
     by_row = noise.by_row(generator, model.like.device)
-    options: dict[str, Any] = {"empty": empty, "sampler": sampler, "generator": by_row}
-    options.update(n=draws_of_each(model, n), refine=refine)
+    options: dict[str, Any] = {"empty": empty, "sampler": sampler, "refine": refine}
+    options |= {"n": draws_of_each(model, n), "generator": by_row}
     latent: Any = "draw" if model.missingness is None else "mean"
 
     def statistics(block: Batch) -> Tensors:
@@ -132,8 +132,7 @@ def impute(
         return {key: value.cpu() for key, value in values.items()}
 
     widest = max([model.modalities[name].numbers for name in names], default=1)
-    numbers = n * (2 * widest + HIDDEN)
-    size = blocks.block_size(numbers, blocks.IMPUTED, model.like.element_size())
+    size = blocks.block_size(n * (2 * widest + HIDDEN), blocks.IMPUTED, model.like.element_size())
     with asked_by("impute"):
         values = model.in_blocks(statistics, original.seen, dim=1, rows=min(inference.ROWS, size))
 
