@@ -123,8 +123,7 @@ def impute(
     options: dict[str, Any]
     bounds = intervals_of(model, intervals)
     uncertain = quantiles is not None or draws or bounds is not None
-    if any(not 0 <= share <= 1 for share in shares):
-        raise RequestError(f"impute: quantiles {shares}; expected shares in [0, 1]")
+    _check_shares(shares)
     check_option("impute: rows", rows, "own", "all")
     n = _check_draws(n, uncertain)
     by_row = _noise_of(generator, model.like.device)
@@ -168,6 +167,12 @@ def impute(
     drawn = [filled("draw", i) for i in range(n if draws else 0)]
     imputation = Imputation(filled("mean"), filled("sd"), quantile, drawn)
     return imputation if bounds is None else original.with_intervals(imputation, values, filled)
+
+
+def _check_shares(shares: tuple[float, ...]) -> None:
+    """Raises RequestError if quantiles are asked for that cannot be."""
+    if any(not 0 <= share <= 1 for share in shares):
+        raise RequestError(f"impute: quantiles {shares}; expected shares in [0, 1]")
 
 
 def _check_draws(n: int, uncertain: bool) -> int:
