@@ -245,9 +245,9 @@ def measured(gigabytes: float, place: Path | None) -> dict[str, object]:
     report |= in_memory() | {"GB": size / 1e9, "GB / s, cat, cold": disk}
     shares = {}
     for unit in ("GB / s", "GB / CPU s"):
-        for kind in ("", ", conformed"):
-            share = report[f"{unit}, warm{kind}"] / report[f"{unit}, in memory{kind}"]
-            shares[f"warm{kind} / in memory, {unit}"] = share
+        for rows in ("", ", conformed"):
+            share = report[f"{unit}, warm{rows}"] / report[f"{unit}, in memory{rows}"]
+            shares[f"warm{rows} / in memory, {unit}"] = share
     return {
         **report,
         **shares,

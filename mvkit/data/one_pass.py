@@ -20,7 +20,7 @@ from mvkit.data.sources import Source, gather, reading_ahead
 from mvkit.data.transforms import Learner, Steps, Transform
 from mvkit.errors import DataError
 
-BLOCK = 1024  # rows that are looked at together
+BLOCK = 512  # rows that are looked at together
 Blocks = Callable[[], Iterable[Batch]]  # begins another pass
 Transforms = Mapping[str, Steps]
 

@@ -156,7 +156,7 @@ class Shards:
         self.checked: CheckedRows | None = None
         if index.plain is not None:
             self.checked = CheckedRows(index.modalities, index.plain, index.kinds)
-        self._known: Schema | None = None  # to which rows were conformed
+        self._known: Schema | None = None  # a model's whose rows need no further look
         self.counts = [shard["rows"] for shard in self.shards]
         self._ends = np.cumsum(self.counts)
         self._buffers: dict[str, Tensor] | None = None  # of a pass that is over
@@ -266,11 +266,12 @@ class Shards:
 
         What was seen of their values when they were saved is not looked for again.
         """
-        known = batch.schema is None and self._known is schema
-        if known and self.checked is not None and self.checked.covers(schema):
-            return self.checked.conform(batch, schema)
+        checked = self.checked
+        if checked is not None and batch.schema is None and self._known is schema:
+            return checked.conform(batch, schema)
         conformed = conform(batch, schema, compact=True)  # the first rows tell what is odd
-        self._known = schema
+        if checked is not None and checked.covers(schema):
+            self._known = schema
         return conformed
 
     def fit_transforms(self, transforms: Mapping[str, Steps]) -> Self:
@@ -283,6 +284,7 @@ class Shards:
         shards.modalities = fit_in_passes(self, self.modalities, transforms)
         shards._maps = {}
         shards._buffers = None
+        shards._known = None
         shards._lock = threading.Lock()
         if self.checked is not None:  # what transforms cannot take was refused
             shards.checked = attrs.evolve(self.checked, modalities=shards.modalities)
