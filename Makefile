@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo docs test test-plugins test-oldest chaos fuzz lint format benchmark mutants clean
+.PHONY: demo device-check docs test test-plugins test-oldest chaos fuzz lint format benchmark mutants clean
 
 .venv/ready: pyproject.toml constraints.txt plugins/mvkit-datasets/pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "mvkit needs Python 3.11 or newer; set PYTHON="'
@@ -57,6 +57,10 @@ format: .venv/ready
 mutants: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt cosmic-ray
 	$(BIN)/python benchmarks/mutants.py
+
+# on a machine with CUDA, at most eight minutes: tests, and a table in docs/benchmarks.md
+device-check: .venv/ready
+	$(BIN)/python benchmarks/device_check.py
 
 benchmark: .venv/ready
 	$(BIN)/python benchmarks/run.py

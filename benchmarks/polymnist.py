@@ -166,6 +166,7 @@ def run(
     line["seconds"] = round(time.perf_counter() - start)
     line["CPU seconds"] = round(time.process_time() - cpu)
     lines = []
+    fitted = []
     for sampler in options.samplers:
         if sampler != "none":
             try:
@@ -173,12 +174,35 @@ def run(
             except mvkit.UnknownComponent:
                 print(f"skipped: sampler {sampler!r} is not installed")
                 continue
+        fitted.append(sampler)
         own = line | {"sampler": sampler} | measured(model, sampler, data, judges, options)
         write(options.out, own)
         lines.append(own)
+    if options.refiner != "none":
+        line |= refined(model, data, options)
+        for sampler in fitted:
+            own = line | {"sampler": sampler}
+            own |= measured(model, sampler, data, judges, options, refine=True)
+            write(options.out, own)
+            lines.append(own)
     if options.runs:
         mvkit.save(model, options.runs / f"{recipe}.safetensors")
     return lines
+
+
+def refined(model: mvkit.Model, data: Splits, options: argparse.Namespace) -> Line:
+    """Fits the refiner of every modality; what it took."""
+    cpu = time.process_time()
+    settings = {"epochs": options.refiner_epochs, "batch_size": options.batch, "progress": False}
+    refiner = {"name": options.refiner, "channels": list(options.refiner_channels)}
+    mvkit.fit_refiner(model, data.train, refiner=refiner, seed=options.seed, **settings)
+    seconds = round(time.process_time() - cpu)
+    return {
+        "refiner": options.refiner,
+        "refiner epochs": options.refiner_epochs,
+        "refiner channels": options.refiner_channels,
+        "CPU seconds of refiners": seconds,
+    }
 
 
 def measured(
@@ -187,6 +211,7 @@ def measured(
     data: Splits,
     judges: dict[str, Judge],
     options: argparse.Namespace,
+    refine: bool = False,
 ) -> Line:
     """The measures of a model on test rows that depend on the sampler, or without one, all."""
     device = options.device
@@ -194,12 +219,13 @@ def measured(
         "classifiers": {name: on(device, judge) for name, judge in judges.items()},
         "features": {name: on(device, judge.features) for name, judge in judges.items()},
         "sampler": sampler if sampler == FLOW else None,  # the other one knows no condition
+        "refine": refine,
         "progress": False,
     }
     drawn = "prior" if sampler == "none" else sampler
     coherence = {"name": "coherence", "sets": "cyclic", "sampler": drawn}
     metrics = [coherence, {"name": "frechet", "sampler": None if sampler == "none" else sampler}]
-    if sampler == "none":
+    if sampler == "none" and not refine:
         queries = [[list(data.modalities), []]]
         metrics += [{"name": "likelihood", "queries": queries, "limit": 500, "n": options.draws}]
     report = mvkit.evaluate(model, data.test, metrics, **settings)
@@ -211,7 +237,7 @@ def measured(
         for n in range(1, len(judges)):
             line[f"given {n}"] = report[f"coherence/given {n}"]
         line["Fréchet given 4"] = _mean(report, "given all others", judges)
-    if sampler == "none":
+    if sampler == "none" and not refine:
         line["log p(all)"] = report["likelihood/log p(all)"]
         means = mvkit.evaluate(model, data.test, [coherence | {"latent": "mean"}], **settings)
         for n in (1, 4):
@@ -263,6 +289,9 @@ def parser() -> argparse.ArgumentParser:
         "--draws", type=int, default=100, help="importance samples of a likelihood"
     )
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--refiner", default="none", help="of all modalities; see mvkit list")
+    parser.add_argument("--refiner-epochs", type=int, default=12)
+    parser.add_argument("--refiner-channels", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--passes", type=int, default=5, help="of judges over the rows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=LINES)

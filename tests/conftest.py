@@ -16,6 +16,11 @@ def pytest_configure():
 
 
 def pytest_collection_modifyitems(config, items):
+    if not torch.cuda.is_available() and "MVKIT_TEST_DEVICE" not in os.environ:
+        no_device = pytest.mark.skip(reason="no CUDA device here; run on one by make device-check")
+        for item in items:
+            if "device" in item.keywords:
+                item.add_marker(no_device)
     if not config.getoption("--slow"):
         skip = pytest.mark.skip(reason="takes minutes; run with --slow")
         for item in items:

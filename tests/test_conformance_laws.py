@@ -10,7 +10,7 @@ from test_conformance import Density, broken, likelihood, objective
 from torch import nn
 
 import mvkit
-from mvkit.parts import ELBO, Categorical, Hazard, NormalFamily, Poisson
+from mvkit.parts import ELBO, Bernoulli, Categorical, Hazard, NormalFamily, Poisson
 from mvkit.parts.likelihoods.hazard import HazardLikelihood
 from mvkit.parts.likelihoods.ordinal import OrdinalLikelihood
 from mvkit.parts.priors import DiagonalPrior
@@ -138,6 +138,34 @@ WRONG = {
         "normalised",
         broken(Hazard, build=improper_hazards, __doc__="Reference: none; option: bins."),
         "probabilities of its outcomes",
+    ),
+    "likelihood, sums over gaps": (
+        "likelihood",
+        "sums",
+        broken(
+            Bernoulli,
+            log_prob_sum=lambda self, out, x, context: self.log_prob(out, x, context).sum(-1),
+        ),
+        "has -.* as log_prob_sum; expected -.*, that of the sum of log_prob",
+    ),
+    "likelihood, slope of sums": (
+        "likelihood",
+        "sums",
+        broken(
+            Bernoulli,
+            log_prob_sum=lambda self, out, x, context: Bernoulli.log_prob_sum(
+                self, out.detach() + 0 * out, x, context
+            ),
+        ),
+        "has 0 as the slope of log_prob_sum",
+    ),
+    "likelihood, shape of sums": (
+        "likelihood",
+        "sums",
+        broken(
+            Bernoulli, log_prob_sum=lambda self, out, x, context: self.log_prob(out, x, context)
+        ),
+        "has log_prob_sum of shape",
     ),
     "likelihood, mean": (
         "likelihood",

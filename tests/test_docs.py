@@ -23,7 +23,9 @@ def snippets(path):
     return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/gaps.md", "docs/runs.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/gaps.md", "docs/runs.md", "docs/larger_than_memory.md"]
+)
 def test_snippets_of_pages_run(page, tmp_path, monkeypatch):
     """Those of cells are run by the tests of mvkit-omics."""
     monkeypatch.chdir(tmp_path)

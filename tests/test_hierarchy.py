@@ -185,9 +185,18 @@ def test_bounds_stay_below_the_likelihood_and_the_estimate_reaches_it():
         assert (off.abs() < 3).double().mean() >= 0.9
         torch.testing.assert_close(model.log_likelihood(batch, n=10_000), exact, rtol=0, atol=0.1)
     conditional = truth(x, ("a", "b")) - truth(x, ("b",))
-    torch.testing.assert_close(
-        model.log_likelihood(x, "a", "b", n=10_000), conditional, rtol=0, atol=0.15
-    )
+    estimates = []
+    for seed in range(
+        5
+    ):  # of heavy tails: one estimate of all rows is off by 0.15 in three of ten
+        generator = torch.Generator().manual_seed(seed)
+        estimates.append(model.log_likelihood(x, "a", "b", n=10_000, generator=generator))
+    estimates = torch.stack(estimates)
+    off = estimates.mean(0) - conditional
+    error = estimates.std(0) / len(estimates) ** 0.5
+    assert off.abs().max() < 0.15
+    assert (off.abs() < 3 * error).double().mean() >= 0.9
+    assert off.mean().abs() < 0.02
 
 
 def test_the_prior_is_its_density_its_draws_and_the_posterior_given_nothing():

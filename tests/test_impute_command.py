@@ -1,6 +1,7 @@
 """`mvkit impute`: from files to files."""
 
 import json
+import pathlib
 
 import pandas
 import pytest
@@ -8,6 +9,10 @@ from test_impute_tables import patients
 
 import mvkit
 from mvkit.apps import cli
+from mvkit.apps.embed_files import layouts_of
+from mvkit.apps.explorer_answers import Explorer
+from mvkit.apps.imputed_folder import rows_of_files
+from mvkit.tables.recovery import Recovered, RecoveryReport
 
 QUICK = ["--set", "epochs=2", "--set", "width=16", "--set", "blocks=1", "--set", "latent_dim=4"]
 
@@ -91,3 +96,36 @@ def test_errors_say_what_to_do(files, arguments, message, capsys, monkeypatch):
     monkeypatch.chdir(files[0])
     assert cli.main(["impute", *arguments, "--id", "patient"]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_the_explorer_shows_the_rows_that_were_imputed(files, capsys):
+    folder, clinic, _ = files
+    paths = [str(folder / "clinic.csv"), str(folder / "labs.parquet")]
+    out = folder / "out"
+    assert cli.main(["impute", *paths, "--id", "patient", "-o", str(out), *QUICK]) == 0
+    (folder / "moved").mkdir()
+    moved = out.rename(folder / "moved" / "out")
+    for path in paths:  # paths are noted from the folder on, so that all can be moved together
+        pathlib.Path(path).rename(folder / "moved" / pathlib.Path(path).name)
+    explorer = Explorer(
+        mvkit.load(moved / "model.safetensors"), rows_of_files(moved), layouts=layouts_of(moved)
+    )
+    patient = clinic[clinic["age"].isna()].iloc[0]["patient"]
+    shown = explorer.answer({"row": patient, "seed": 0})["modalities"]["clinic_numbers"]
+    age = explorer.views["clinic_numbers"].features.index("age")
+    assert shown["real"][age] is None
+    assert 0 < shown["mean"][age] < 120
+    capsys.readouterr()
+    assert cli.main(["report", str(moved)]) != 0
+    assert "mvkit explore" in capsys.readouterr().err
+    (folder / "moved" / "clinic.csv").unlink()
+    assert cli.main(["explore", str(moved), "--no-browser"]) != 0
+    assert "put them back" in capsys.readouterr().err
+    (moved / "files.json").write_text('{"files": 3}')
+    with pytest.raises(mvkit.DataError, match=r"files\.json: .*impute again"):
+        rows_of_files(moved)
+
+
+def test_a_guess_without_errors_has_no_share_to_take_away():
+    row = Recovered("", "smokes", "bits", 1, "share wrong", 1.0, 0.0)
+    assert str(RecoveryReport((row,))).splitlines()[1].split()[-2:] == ["0", "–"]

@@ -214,7 +214,7 @@ def test_a_late_look_stops_everything_after_a_bad_step():
 
 def test_bf16_keeps_densities_in_the_models_type(monkeypatch):
     # what is said of a run at its end is computed in the model's own type
-    monkeypatch.setattr("mvkit.training.fit.judge", lambda *_: None)
+    monkeypatch.setattr("mvkit.training.preparing.judge", lambda *_: None)
     seen = []
 
     class Network(nn.Module):

@@ -87,6 +87,7 @@ PUBLIC = {
     "mvkit.core": "Batch Context Decoding Draws Experts Family Likelihood Loss Metrics Mixture "
     "Modality Posterior RowContext Sizes Terms bounds equal_weights finish noise row_metrics",
     "mvkit.apps.cli": "main",
+    "mvkit.data.chunked_rows": "ChunkedRows Chunks",
     "mvkit.parts": "ConditionalSampler Defaults LatentModel Splits check_product product_of_observed raw_experts",
 }
 

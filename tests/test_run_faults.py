@@ -527,7 +527,9 @@ def test_what_is_learnt_before_training_sees_no_held_out_row(monkeypatch):
         return encode(self, batch)
 
     monkeypatch.setattr(type(tiny), "encode", noted)
-    monkeypatch.setattr("mvkit.training.fit.judge", lambda *_: None)  # looks at those held out
+    monkeypatch.setattr(
+        "mvkit.training.preparing.judge", lambda *_: None
+    )  # looks at those held out
     mvkit.fit(tiny, rows(20), epochs=1, validation=0.25)
     assert sum(seen) == 15
 

@@ -8,11 +8,14 @@ import torch
 from test_page import METRICS, run  # noqa: F401, a fixture
 
 import mvkit
-from mvkit.apps import cli
+from mvkit import plots
+from mvkit.apps import cli, report_figures
 from mvkit.apps.explorer_answers import Explorer
 from mvkit.apps.explorer_draws import DRAWS
 from mvkit.apps.html_report import write_page
 from mvkit.core import noise
+from mvkit.data.datasets.catalogue import Splits
+from mvkit.evaluation.report import Report
 
 pytest.importorskip("matplotlib")
 SPEC = {"name": "gmm", "components": 2, "floor": 0.1, "conditional": True}
@@ -72,6 +75,9 @@ def test_the_explorer_offers_samplers_and_says_which_know_a_row(fitted):
         explorer.answer({"number": 0, "sampler": "gmm", "cluster": 1})
 
 
+TRANSLATIONS = "Each modality imputed from each other, one test row"
+
+
 def test_a_report_by_a_sampler(fitted, tmp_path, capsys):
     command = ["report", str(fitted), "-o", str(tmp_path / "page.html"), "--sampler"]
     assert cli.main([*command, "flow"]) == 1
@@ -81,3 +87,19 @@ def test_a_report_by_a_sampler(fitted, tmp_path, capsys):
     )
     assert report.about["sampler"] == "gmm"
     assert "latents of sampler &#39;gmm&#39;" in (tmp_path / "page.html").read_text()
+
+
+def test_pictures_of_a_report_are_a_samplers(fitted):
+    model = mvkit.load(fitted / "model.safetensors")
+    test = mvkit.load_dataset("few").test
+    shown = plots.imputed_row(model, test, "right", sampler="gmm", n=20)
+    options = {"sample": True, "generator": noise.seeded(0), "sampler": "gmm"}
+    expected = model.translate(test[0], "right", ["left"], 20, **options)["right"]
+    np.testing.assert_allclose(shown.mean, expected.mean(0).flatten(), rtol=1e-5, atol=1e-6)
+    own = plots.imputed_row(model, test, "right", n=20)
+    assert not np.allclose(own.mean, shown.mean)
+    splits = Splits(test.modalities, test, test, test)
+    by_sampler = report_figures.pictures(model, splits, [], Report(()), 0, sampler="gmm")
+    by_posterior = report_figures.pictures(model, splits, [], Report(()), 0)
+    for title, same in ((TRANSLATIONS, False), ("Which modality drives the posterior", True)):
+        assert (by_sampler[title] == by_posterior[title]) == same

@@ -156,11 +156,11 @@ def test_frozen_parts_are_not_evaluated(monkeypatch):
     tiny = model("joint", objective="telbo", schedule="joint_then_unimodal")
     first, second = as_stages(None, tiny, 2)
     # what is said of a run at its end looks at all parts
-    monkeypatch.setattr("mvkit.training.fit.judge", lambda *_: None)
+    monkeypatch.setattr("mvkit.training.preparing.judge", lambda *_: None)
     monkeypatch.setattr(type(tiny.aggregator), "_encode", None)
     mvkit.fit(tiny, rows(), stages=[second])
     monkeypatch.undo()
-    monkeypatch.setattr("mvkit.training.fit.judge", lambda *_: None)
+    monkeypatch.setattr("mvkit.training.preparing.judge", lambda *_: None)
     for encoder in tiny.encoders.values():
         encoder.register_forward_hook(lambda *_: pytest.fail("a frozen encoder was evaluated"))
     mvkit.fit(tiny, rows(missing=False), stages=[first])

@@ -99,7 +99,7 @@ def test_likelihood_estimate_is_unbiased(aggregator, missing):
     off = (ratio.mean(0) - 1) / error
     assert (off.abs() < 3).float().mean() >= 0.95
     assert abs(off.mean()) < 3 / len(batch) ** 0.5
-    estimate = model.log_likelihood(batch, n=8000, generator=torch.Generator().manual_seed(2))
+    estimate = model.log_likelihood(batch, n=8000, generator=torch.Generator().manual_seed(3))
     assert ((estimate - truth).abs() < 3 * error + 1e-3).float().mean() >= 0.95
 
 

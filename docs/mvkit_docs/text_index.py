@@ -29,6 +29,7 @@ PAGES = (
     "tables",
     "runs",
     "scale",
+    "larger_than_memory",
     "plugins",
     "models",
     "benchmarks",

@@ -91,7 +91,7 @@ def write_page(
         f"training rows: {splits.train.alignment}",
         f"test rows: {splits.test.alignment}",
     ]
-    figures = pictures(first, splits, history, report, seed)
+    figures = pictures(first, splits, history, report, seed, **options)
     words, drawn = look(first, splits.test, run_history, report, seed, **options)
     shown = attrs.evolve(report, notes=(*report.notes, *notes))
     page = render(folder.resolve().name, shown, figures, drawn, words)
@@ -190,6 +190,12 @@ def run_data(run: Path, name: str | None) -> Splits:
     if name is not None:
         return load_dataset(name)
     file = run / "run.toml"
+    if (run / "choices.json").is_file() and not file.exists():
+        raise DataError(
+            f"{run}: a folder that mvkit impute wrote, whose report is "
+            f"{run / 'report.html'}; expected the folder of a run; look around in it with mvkit "
+            "explore, or give --data NAME and another page with -o"
+        )
     if not _inside(file, run):
         raise DataError(
             f"{file}: a link that leads out of the folder; copy the file into it, or give --data "

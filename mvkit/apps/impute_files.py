@@ -9,6 +9,7 @@ out/coverage.csv          how intervals and sets did on cells hidden from traini
 out/embedding.csv         what each row became
 out/model.safetensors     for `mvkit.load`, and `mvkit show`
 out/choices.json          what was chosen; each can be given with --set and --kind
+out/files.json            where the tables came from, for `mvkit explore`
 out/report.html           how well hidden cells were recovered
 """
 
@@ -25,6 +26,7 @@ import attrs
 import mvkit
 from mvkit.apps.embed_files import LAYOUTS, embed_files, write_layouts
 from mvkit.apps.impute_options import choices_of, kinds_of, uncertainty_of
+from mvkit.apps.imputed_folder import write_files
 from mvkit.apps.init_file import common_ids, named_files
 from mvkit.apps.pages import page_template
 from mvkit.core.safe_file import write_whole
@@ -93,6 +95,7 @@ def impute_files(
     choices = json.dumps(dict(imputation.choices), indent=2)
     write_whole(output / "choices.json", f"{choices}\n".encode())
     write_layouts(imputation.layouts, output / LAYOUTS)
+    write_files(named, id, output)
     embed_files(output, paths, output / "embedding.csv", id=id)
     write_whole(output / "report.html", page(imputation, named).encode())
     return imputation

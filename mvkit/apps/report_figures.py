@@ -5,7 +5,7 @@ Axes: b rows, m modalities.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import torch
 
 from mvkit import plots
 from mvkit.apps.pages import Picture, picture_of
+from mvkit.apps.report_tables import refine_of
 from mvkit.core.batch import Batch
 from mvkit.data.dataset import as_batch
 from mvkit.data.datasets.catalogue import Splits
@@ -68,16 +69,34 @@ class Drawing:
 
 
 def pictures(
-    model: MultimodalModel, splits: Splits, history: History, report: Report, seed: int
+    model: MultimodalModel,
+    splits: Splits,
+    history: History,
+    report: Report,
+    seed: int,
+    *,
+    sampler: str | None = None,
+    refine: bool | Sequence[str] = False,
 ) -> Figures:
-    """Pictures by title; where one cannot be drawn, why."""
+    """Pictures by title; where one cannot be drawn, why.
+
+    Args:
+        model: a model.
+        splits: its data.
+        history: rows of its training.
+        report: what was measured.
+        seed: of draws.
+        sampler: what draws the latents of generated pictures; see `mvkit.evaluate`.
+        refine: modalities that are drawn by their refiners; likewise.
+    """
     test = splits.test
     rows = model.conform(test)
     row = fullest_row(rows)
     drawing = Drawing()
     visual = [name for name in model.names if not is_flat(model, name)]
     if visual:
-        _generated(drawing, model, test, visual, row, seed)
+        options = {"row": row, "seed": seed, "sampler": sampler}
+        _generated(drawing, model, test, visual, refine, **options)
     drawing.add("Which modality drives the posterior", partial(plots.drivers, model, test))
     if any(score.metric == "calibration" for score in report.scores):
         drawing.add("What intervals hold", partial(plots.coverage, report))
@@ -89,7 +108,8 @@ def pictures(
         drawing.add("Latents by cluster", by_cluster)
         drawing.add("Rows by cluster", partial(plots.cluster_sizes, model, test))
     if visual:
-        _moved(drawing, model, rows, visual, seed)
+        _moved(drawing, model, rows, visual)
+        _clustered(drawing, model, rows, visual, seed, refine)
     drawing.add("Loss and bound by epoch", partial(plots.losses, history))
     drawing.add("Terms of the bound by epoch", partial(_terms, history), 3.6)
     return drawing.figures
@@ -118,27 +138,48 @@ def observing(rows: Batch) -> Batch:
 
 
 def _generated(
-    drawing: Drawing, model: MultimodalModel, test: Any, visual: Sequence[str], row: int, seed: int
+    drawing: Drawing,
+    model: MultimodalModel,
+    test: Any,
+    visual: Sequence[str],
+    refine: bool | Sequence[str],
+    **options: Any,
 ) -> None:
-    """Pictures that are imputed, of the row that observes most."""
+    """Pictures that are imputed, of the row that observes most.
+
+    Args:
+        drawing: what draws them.
+        model: a model.
+        test: rows.
+        visual: modalities that are pictures.
+        refine: those of them that are drawn by their refiners.
+        options: of `plots.translations` and `plots.imputed_row`: row, seed and sampler.
+    """
     cell = min(1.0, (WIDTH - LABELS) / len(visual))
-    draw = partial(plots.translations, model, test, row=row, seed=seed, to=visual)
+    refined = refine if isinstance(refine, bool) else [n for n in visual if n in refine] or False
+    draw = partial(plots.translations, model, test, to=visual, refine=refined, **options)
     title = "Each modality imputed from each other, one test row"
     drawing.add_grid(title, draw, len(model.names) + 1, cell)
     if len(model.names) > 1:
-        draw = partial(_intervals, model, test, visual, row, seed)
+        draw = partial(_intervals, model, test, visual, refine, options)
         title = "Pictures imputed from all others, with 80% intervals"
         drawing.add_grid(title, draw, 4, cell)
 
 
 def _intervals(
-    model: MultimodalModel, test: Any, visual: Sequence[str], row: int, seed: int, figure: Figure
+    model: MultimodalModel,
+    test: Any,
+    visual: Sequence[str],
+    refine: bool | Sequence[str],
+    options: Mapping[str, Any],
+    figure: Figure,
 ) -> plots.Grid:
     """Real pictures, imputed ones, and both ends of their intervals."""
     columns = []
     shown = [name for name in visual if not model.schema.likelihoods[name].class_axis]
     for name in shown:
-        imputed = plots.imputed_row(model, test, name, row=row, seed=seed)
+        own = refine_of(name, refine)
+        imputed = plots.imputed_row(model, test, name, refine=own, **options)
         pictures: list[object] = []
         for values in (imputed.real, imputed.mean, imputed.low, imputed.high):
             shape = model.modalities[name].raw_shape
@@ -150,10 +191,8 @@ def _intervals(
     return plots.gallery(figure, list(zip(labels, zip(*columns, strict=True), strict=True)), shown)
 
 
-def _moved(
-    drawing: Drawing, model: MultimodalModel, rows: Batch, visual: Sequence[str], seed: int
-) -> None:
-    """Pictures at moved latents, and of each cluster; with the covariates of the first row."""
+def _moved(drawing: Drawing, model: MultimodalModel, rows: Batch, visual: Sequence[str]) -> None:
+    """Pictures at moved latents, with the covariates of the first row."""
     options: dict[str, Any] = {"covariates": stated_covariates(rows.take([0]))}
     deviations = deviations_of(latents_of(model, observing(rows)))
     order = deviations.argsort(descending=True).tolist()
@@ -162,10 +201,23 @@ def _moved(
     for name in visual[:PICTURED]:
         draw = partial(plots.traversal, model, name, dims=dims, **options)
         drawing.add_grid(f"Latent dimensions moved, {name}", draw, len(dims), 0.6)
+
+
+def _clustered(
+    drawing: Drawing,
+    model: MultimodalModel,
+    rows: Batch,
+    visual: Sequence[str],
+    seed: int,
+    refine: bool | Sequence[str],
+) -> None:
+    """A sample of each cluster, with the covariates of the first row."""
     if not model.n_clusters:
         return
     clusters = range(min(CLUSTERS, model.n_clusters))
+    options: dict[str, Any] = {"covariates": stated_covariates(rows.take([0]))}
     options |= {"clusters": clusters, "seed": seed, "to": visual}
+    options["refine"] = refine if isinstance(refine, bool) else list(refine)
     cell = min(0.7, (WIDTH - 0.4) / len(visual))
     draw = partial(plots.cluster_samples, model, **options)
     drawing.add_grid("A sample of each cluster", draw, len(clusters), cell)

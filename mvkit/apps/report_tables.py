@@ -131,7 +131,7 @@ def tables(
         makers["What each modality tells of the others"] = lambda: exchange(explained)
     if flat:
         makers["Errors by feature"] = lambda: errors(model, rows, flat, **options)
-        makers["One test row, imputed"] = lambda: example(model, rows, flat, row, seed)
+        makers["One test row, imputed"] = lambda: example(model, rows, flat, row, seed, **options)
         if model.latent_dim:
             makers["What latents move"] = lambda: effects(model, rows)
         if model.n_clusters > 1:
@@ -167,7 +167,7 @@ def errors(model: MultimodalModel, rows: Batch, flat: Sequence[str], **options: 
     """Errors of features that are imputed from the other modalities, the largest first."""
     every = []
     for name in flat:
-        own = {**options, "refine": _refine_of(name, options.get("refine", False))}
+        own = {**options, "refine": refine_of(name, options.get("refine", False))}
         for error in feature_errors(model, rows, name, **own):
             every.append((name, error))
     if not every:
@@ -189,7 +189,7 @@ def errors(model: MultimodalModel, rows: Batch, flat: Sequence[str], **options: 
     return PageTable(titles, tuple(lines), about)
 
 
-def _refine_of(name: str, refine: bool | Sequence[str]) -> bool | list[str]:
+def refine_of(name: str, refine: bool | Sequence[str]) -> bool | list[str]:
     """Whether a modality is drawn by its refiner, as `translate` takes it."""
     if isinstance(refine, bool):
         return refine
@@ -197,12 +197,20 @@ def _refine_of(name: str, refine: bool | Sequence[str]) -> bool | list[str]:
 
 
 def example(
-    model: MultimodalModel, rows: Batch, flat: Sequence[str], row: int, seed: int
+    model: MultimodalModel,
+    rows: Batch,
+    flat: Sequence[str],
+    row: int,
+    seed: int,
+    *,
+    sampler: str | None = None,
+    refine: bool | Sequence[str] = False,
 ) -> PageTable:
     """A row: real values, imputed ones and intervals, the largest errors first."""
     every: list[tuple[float, tuple[Cell, ...]]] = []
     for name in flat:
-        imputed = plots.imputed_row(model, rows, name, row=row, seed=seed)
+        by: dict[str, Any] = {"sampler": sampler, "refine": refine_of(name, refine)}
+        imputed = plots.imputed_row(model, rows, name, row=row, seed=seed, **by)
         if imputed.real is None or not sources_seen(model, rows, name, row):
             continue
         if model.schema.likelihoods[name].class_axis:

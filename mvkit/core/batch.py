@@ -16,13 +16,20 @@ import torch
 from attrs.converters import optional
 from torch import Tensor
 
-from mvkit.core.batch_fields import as_data, as_elements, as_mask
-from mvkit.core.given import ROW_WEIGHT, conform_given
+from mvkit.core.batch_fields import (
+    as_data,
+    as_elements,
+    as_mask,
+    check_names,
+    length_of,
+    mask_columns,
+)
+from mvkit.core.given import conform_given, with_given
 from mvkit.core.likelihood import TOTAL
-from mvkit.core.raw_values import Columns, Source, nothing_observed, values_in, widened
+from mvkit.core.raw_values import Columns, Source, widened
 from mvkit.core.row_picks import RowIndices, RowPick, indices_of, pick, row_index
 from mvkit.core.validation import Schema, conform_indices, conform_values, one_hot
-from mvkit.errors import DataError, ShapeError, suggest
+from mvkit.errors import DataError
 
 
 @attrs.frozen(eq=False)
@@ -49,6 +56,7 @@ class Batch:
         observed_rows: set by `conform`: for each modality, indices of the rows that observe it;
             None: every row.
         complete_rows: set by `conform`: indices of the rows that observe every modality; likewise.
+        may_lack: set by `dense`: modalities that some of its rows may lack; None: it is not dense.
         first_empty_row: set by `conform`: the first row that observes nothing, if there is one.
         exposure: set by `conform`: of the modalities that have one, {name: (b,)}, NaN where
             unknown.
@@ -74,7 +82,8 @@ class Batch:
     columns: dict[str, Columns] = attrs.field(factory=dict, kw_only=True, repr=False)
     schema: Schema | None = attrs.field(default=None, kw_only=True, repr=False)
     observed_rows: tuple[Tensor | None, ...] = attrs.field(default=(), kw_only=True, repr=False)
-    complete_rows: Tensor | None = attrs.field(default=None, kw_only=True, repr=False)
+    _complete_rows: Tensor | None = attrs.field(default=None, kw_only=True, repr=False)
+    may_lack: frozenset[str] | None = attrs.field(default=None, kw_only=True, repr=False)
     first_empty_row: int | None = attrs.field(default=None, kw_only=True, repr=False)
     exposure: dict[str, Tensor] = attrs.field(factory=dict, kw_only=True, repr=False)
     hidden: frozenset[str] = attrs.field(default=frozenset(), kw_only=True, repr=False)
@@ -83,16 +92,8 @@ class Batch:
     def __attrs_post_init__(self) -> None:
         if self.schema is not None or (not self.covariates and self.row_weight is None):
             return
-        weight = {} if self.row_weight is None else {ROW_WEIGHT: self.row_weight}
-        given = self.covariates | weight
-        for name in given:
-            if name in self.extra:
-                raise DataError(
-                    f"batch.covariates[{name!r}]: extra has {name!r} too; expected one of them; "
-                    "rename one"
-                )
-        fields = {"extra": self.extra | given, "covariates": {}, "row_weight": None}
-        for field, value in fields.items():
+        extra = with_given(self.extra, self.covariates, self.row_weight)
+        for field, value in {"extra": extra, "covariates": {}, "row_weight": None}.items():
             object.__setattr__(self, field, value)
 
     def __len__(self) -> int:
@@ -110,7 +111,69 @@ class Batch:
     @property
     def complete(self) -> bool:
         """Whether every row observes every modality, known without looking at the device."""
-        return all(index is None for index in self.observed_rows)
+        return self._complete_rows is None if self.may_lack is None else not self.may_lack
+
+    def seen_by_all(self, name: str) -> bool:
+        """Whether every row observes a modality, known without looking at the device; of a
+        `narrowed` batch, whether every row did.
+        """
+        if self.may_lack is not None:
+            return name not in self.may_lack
+        return self.observed_rows[list(self.data).index(name)] is None
+
+    @property
+    def complete_rows(self) -> Tensor | None:
+        """Indices of the rows that observe every modality, (n,); None: all.
+
+        Raises:
+            DataError: the batch is dense, so that only its mask tells.
+        """
+        if self.may_lack:
+            raise DataError(
+                "batch: it is dense, and which of its rows are complete is known to the device "
+                "alone; expected a batch with indices of rows; use batch.observed.all(1)"
+            )
+        return self._complete_rows
+
+    def dense(self, may_lack: Iterable[str] = ()) -> Batch:
+        """This conformed batch, computed in all rows, of which the mask says what counts.
+
+        Elsewhere the rows that observe a modality are gathered, and their number differs between
+        batches. Dense ones have the shapes of the batch alone, so that no step waits for a device,
+        and one graph serves all. Losses and gradients are the same to rounding. Batch norm is
+        refused for a modality that rows may lack, since it would see rows that are not there;
+        Dropout draws for more rows, and so draws something else.
+
+        Args:
+            may_lack: modalities to be taken for ones that some row may lack, beside those that
+                rows of this batch do lack: with those of a whole dataset, all its batches take the
+                same steps.
+
+        Example:
+            >>> import mvkit, torch
+            >>> model = mvkit.Model({"a": (3,), "b": (2,)}, latent_dim=2, seed=0)
+            >>> mask = torch.tensor([[True, True], [True, False]])
+            >>> rows = mvkit.Batch({"a": torch.zeros(2, 3), "b": torch.zeros(2, 2)}, mask)
+            >>> batch = model.conform(rows).dense()
+            >>> batch.may_lack, batch.observed_rows, batch.complete
+            (frozenset({'b'}), (None, None), False)
+        """
+        if self.schema is None:
+            raise DataError("batch: not conformed to a model yet; use model.conform(batch)")
+        lacking = {name for name in self.data if not self.seen_by_all(name)}
+        rows = (None,) * len(self.data)
+        may_lack = frozenset(lacking.union(may_lack))
+        return attrs.evolve(self, observed_rows=rows, complete_rows=None, may_lack=may_lack)
+
+    def narrowed(self, mask: Tensor, **changes: Any) -> Batch:
+        """A conformed batch of whose modalities a mask (b, m) leaves fewer to each row.
+
+        Nothing waits for the device: no row counts as complete, and rows that observed a modality
+        before are computed still.
+        """
+        changes |= {"complete_rows": self.no_rows, "first_empty_row": None}
+        may_lack = None if self.may_lack is None else frozenset(self.data)
+        return attrs.evolve(self, mask=mask, may_lack=may_lack, **changes)
 
     def computed(self) -> dict[str, Tensor | None]:
         """Modalities that are computed, with indices of the rows that observe them (None: all).
@@ -177,12 +240,14 @@ class Batch:
         try:  # positions from within the package are right
             return self._rows(index)
         except (IndexError, RuntimeError):
-            return self._rows(row_index(index, _length(self)))
+            return self._rows(row_index(index, length_of(self.data, self.extra)))
 
     def _rows(self, index: Tensor | slice) -> Batch:
         mask = None if self.mask is None else pick(self.mask, index)
         indices: RowIndices = {}
-        if self.schema is not None and mask is not None:
+        if self.may_lack is not None:
+            indices = {"first_empty_row": None}
+        elif self.schema is not None and mask is not None:
             indices = indices_of(mask)
         data = {name: pick(value, index) for name, value in self.data.items()}
         extra = {name: pick(value, index) for name, value in self.extra.items()}
@@ -208,11 +273,11 @@ class Batch:
             return self
         mask = self.observed.clone()
         rows = list(self.observed_rows)
-        nothing = self.no_rows
+        dense = self.may_lack is not None
         for i, name in enumerate(names):
             if name in hidden:
                 mask[:, i] = False
-                rows[i] = nothing
+                rows[i] = None if dense else self.no_rows
         totals = [name for name in hidden if self.schema.exposures.get(name) == TOTAL]
         exposure = {name: x for name, x in self.exposure.items() if name not in totals}
         return attrs.evolve(
@@ -220,10 +285,19 @@ class Batch:
             mask=mask,
             exposure=exposure,
             observed_rows=tuple(rows),
-            complete_rows=nothing,
+            complete_rows=self.no_rows,
+            may_lack=self.may_lack | hidden if self.may_lack is not None else None,
             first_empty_row=None,
             hidden=hidden,
         )
+
+    def keeping(self, mask: Tensor) -> Batch:
+        """A conformed batch with only what a mask (b, m) keeps of each row; waits for the device,
+        which tells the indices of rows, unless the batch is dense.
+        """
+        if self.may_lack is not None:
+            return self.narrowed(mask)
+        return attrs.evolve(self, mask=mask, **indices_of(mask))
 
     def expanded(self) -> Batch:
         """The batch with its class indices one-hot, as models take it."""
@@ -250,9 +324,10 @@ class Batch:
                 return tuple(apply(item) for item in value)
             return function(value) if isinstance(value, Tensor) else value
 
-        changed = ["data", "mask", "elements", "extra", "observed_rows", "complete_rows"]
-        changed += ["covariates", "exposure", "row_weight"]
-        return attrs.evolve(self, **{name: apply(getattr(self, name)) for name in changed})
+        fields = ["data", "mask", "elements", "extra", "observed_rows"]
+        fields += ["covariates", "exposure", "row_weight"]
+        changed = {name: apply(getattr(self, name)) for name in fields}
+        return attrs.evolve(self, complete_rows=apply(self._complete_rows), **changed)
 
 
 def conform(batch: Batch, schema: Schema, *, compact: bool = False) -> Batch:
@@ -277,9 +352,12 @@ def conform(batch: Batch, schema: Schema, *, compact: bool = False) -> Batch:
     if batch.schema is schema or batch.schema == schema:
         return batch if compact else batch.expanded()
     batch = batch.expanded()
-    _check_names(batch, schema)
-    b = _length(batch)
-    columns = _mask_columns(batch, schema, b)
+    check_names(batch.data, batch.elements or {}, schema.names)
+    b = length_of(batch.data, batch.extra)
+    columns = {}
+    if batch.mask is not None:
+        order = batch.order if batch.schema is None else batch.schema.names
+        columns = mask_columns(batch.mask, order or schema.names, schema.names, b)
     device = next(iter(batch.data.values())).device
     data = {}
     elements = {}
@@ -320,78 +398,3 @@ def _source(batch: Batch, name: str, observed: Tensor | None) -> Source:
     columns = Columns(features) if features else None
     done = batch.schema.transforms.get(name, ())
     return Source(name, x, observed, elements, columns, ids, done)
-
-
-def _check_names(batch: Batch, schema: Schema) -> None:
-    for name in batch.data:
-        if name not in schema.shapes:
-            raise ShapeError(
-                f"batch.data: unknown modality {name!r}; {suggest(str(name), schema.names)}"
-            )
-    for name in batch.elements or {}:
-        if name not in batch.data:
-            raise ShapeError(
-                f"batch.elements: no data for {name!r}; {suggest(str(name), batch.data)}"
-            )
-
-
-def _length(batch: Batch) -> int:
-    """The number of rows, which must be the same everywhere."""
-    lengths = {name: len(value) if value.ndim else 0 for name, value in batch.data.items()}
-    if not any(lengths.values()):
-        raise DataError("batch: it is empty; expected one row of one modality at least")
-    first, b = next(iter(lengths.items()))
-    for name, length in lengths.items():
-        if length != b:
-            raise ShapeError(
-                f"batch.data[{name!r}]: {length} rows, but {first!r} has {b}; expected as many in "
-                "every modality; give NaN rows or a mask for rows that a modality lacks"
-            )
-    for name, value in batch.extra.items():
-        length = values_in(value, f"batch.extra[{name!r}]")
-        if length != b:
-            raise ShapeError(
-                f"batch.extra[{name!r}]: {length} values for {b} rows; expected one for each"
-            )
-    return b
-
-
-def _mask_columns(batch: Batch, schema: Schema, b: int) -> dict[str, Tensor]:
-    """Which rows the mask says observe each modality, (b,) bool; nothing without a mask."""
-    mask = batch.mask
-    if mask is None:
-        return {}
-    names = schema.names
-    if batch.schema is not None:
-        names = batch.schema.names
-    elif batch.order is not None:
-        names = batch.order
-    if mask.dtype != torch.bool:
-        raise ShapeError(
-            f"batch.mask: dtype {mask.dtype}; expected torch.bool, True where observed; use "
-            "mask.bool()"
-        )
-    if mask.shape != (b, len(names)):
-        raise ShapeError(
-            f"batch.mask: shape {tuple(mask.shape)}; expected {(b, len(names))}, columns "
-            f"{', '.join(names)}"
-        )
-    unlisted = dict.fromkeys(schema.names, mask.new_zeros(b))
-    return unlisted | dict(zip(names, mask.unbind(1), strict=True))
-
-
-def check_conformed(batch: object, where: str) -> None:
-    """Raises DataError, beginning with `where`, unless it is a batch that `conform` returned."""
-    if isinstance(batch, Batch) and batch.schema is not None:
-        return
-    kind = "a Batch that was not conformed" if isinstance(batch, Batch) else type(batch).__name__
-    raise DataError(f"{where}: got {kind}; expected a conformed batch; give model.conform(rows)")
-
-
-def check_not_empty(batch: Batch) -> None:
-    """Raises DataError if a row of a conformed batch observes nothing."""
-    if batch.first_empty_row is None and not batch.hidden:
-        return
-    empty = ~batch.observed.any(1)
-    if empty.any():
-        raise nothing_observed(empty, batch.extra.get("id"))

@@ -12,6 +12,7 @@ PRODUCTS = 2**18  # products of experts: stays in a core's cache while several p
 DENSITIES = 2**24  # densities of mixtures: stays near the cache
 DECODED = 2**23  # what decoders emit for importance samples: stays near the cache
 DECODED_ACCELERATOR = 2**28  # the same: enough to keep an accelerator busy
+HASHED = 2**18  # hashes of which noise is made: stay in the cache for several passes
 IMPUTED = 2**27  # draws of imputed rows, with what networks hold beside their output
 RECONSTRUCTED = 2**26  # draws of the observed rows that a metric looks at
 

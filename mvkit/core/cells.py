@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import attrs
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -62,11 +61,5 @@ def only_cells(batch: Batch, cells: Mapping[str, Tensor]) -> Batch:
     for name, x in batch.data.items():
         data[name] = torch.where(widened(cells[name], x.shape), x, 0.0)
         observed.append(flat_cells(cells[name]).any(1))
-    return attrs.evolve(
-        batch,
-        data=data,
-        elements=dict(cells),
-        mask=rearrange(observed, "m b -> b m"),
-        complete_rows=batch.no_rows,
-        first_empty_row=None,
-    )
+    mask = rearrange(observed, "m b -> b m")
+    return batch.narrowed(mask, data=data, elements=dict(cells))

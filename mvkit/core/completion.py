@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.core.decoding import Decoding
 from mvkit.core.likelihood import Context, sample_of
@@ -117,7 +118,7 @@ def _private(
     decoding: Decoding, batch: Batch, name: str, w: Tensor, generator: Generator
 ) -> Tensor:
     """Private latents (s, j, b, p), of rows that lack the modality from their prior."""
-    if batch.observed_rows[decoding.names.index(name)] is None:
+    if batch.seen_by_all(name):
         return w
     observed = rearrange(batch.observed[:, decoding.names.index(name)], "b -> b 1")
     return torch.where(observed, w, decoding.private_noise(name, tuple(w.shape), w, generator))
@@ -129,7 +130,7 @@ def _completed(
     """Observed values, and draws with gradients in place of missing ones, (s, j, b, *shape)."""
     x = batch.data[name]
     elements = (batch.elements or {}).get(name)
-    if elements is None and batch.observed_rows[decoding.names.index(name)] is None:
+    if elements is None and batch.seen_by_all(name):
         return x.expand(*z.shape[:2], *x.shape)
     decoder = decoding.decoders[name]
     covariates = decoding.standardised(batch.covariates)
@@ -137,4 +138,6 @@ def _completed(
     if decoder.has_exposure:
         context = decoder.likelihood_context(batch.exposure.get(name), elements, context)
     output = rearrange(output, "(s j) ... -> s j ...", s=len(z))
-    return torch.where(batch.present(name), x, sample_of(decoder.likelihood, output, context))
+    with noise.labelled(generator, name):  # other blocks may lack other modalities
+        drawn = sample_of(decoder.likelihood, output, context)
+    return torch.where(batch.present(name), x, drawn)

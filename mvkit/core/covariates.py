@@ -206,9 +206,10 @@ class Conditions(nn.Module):
         """What networks see of one covariate, (b, its width)."""
         average = self.average[place]
         if covariate.levels:
-            missing = value < 0
-            ones = functional.one_hot(value.clamp(min=0), covariate.width).to(average)
-            return torch.where(missing.unsqueeze(-1), average, ones)
+            index = value.unsqueeze(-1)
+            # torch's one_hot looks at values
+            ones = index == torch.arange(covariate.width, device=value.device)
+            return torch.where(index < 0, average, ones.to(average))
         distance = value.double().unsqueeze(-1) - self.centre[place]
         number = (distance / self.spread[place]).to(average)
         return torch.where(number.isnan(), average, number)

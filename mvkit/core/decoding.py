@@ -19,14 +19,15 @@ from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.core.covariates import Conditions
 from mvkit.core.decoder import Decoder
-from mvkit.core.experts import Experts, on_rows
+from mvkit.core.experts import Experts, check_rows_apart, on_rows
 from mvkit.core.family import Family
-from mvkit.core.likelihood import Context, mean_of, sample_of
+from mvkit.core.likelihood import Context, log_prob_sum_of, mean_of, sample_of
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Draws, Posterior
 from mvkit.core.row_context import NOTHING_GIVEN, RowContext
-from mvkit.errors import ShapeError
+from mvkit.core.scored_rows import ScoredRows, counted_draws
+from mvkit.core.stacked_copies import scale_gradient, stacked_noise
 
 
 class Decodes(Protocol):
@@ -78,9 +79,9 @@ class PrivateLatents:
     def scale_gradients(self, z: Tensor, factor: Callable[[str | None], Tensor]) -> None:
         """Multiplies gradients of z by factor(None), and of w by factor(name), (s, j, b) each."""
         for site, latent in ((None, z), *self.drawn.items()):
-            if latent.requires_grad:
+            if latent.requires_grad or stacked_noise.get() is not None:
                 multiplier = rearrange(factor(site), "s j b -> s j b 1")
-                latent.register_hook(lambda gradient, by=multiplier: gradient * by)
+                scale_gradient(latent, multiplier)
 
 
 @attrs.frozen(eq=False)
@@ -123,8 +124,8 @@ class Decoding:
     ) -> Tensor:
         """Log p(x_m|z, w_m) over observed elements, (s, j, b, m), in nats; zeros unless `used`.
 
-        Only rows that observe a modality are decoded; one that no row observes keeps its decoder
-        in the graph.
+        Only rows that observe a modality are decoded, or all of a dense batch; one that no row
+        observes keeps its decoder in the graph.
 
         Args:
             batch: a conformed batch.
@@ -136,15 +137,11 @@ class Decoding:
             decoded: what decoders emitted for all rows already, {name: ((s j), b, *shape)}.
         """
         computed = batch.computed()
-        rest = {name: rows for name, rows in computed.items() if name not in decoded}
-        outputs = self.outputs(rest, z, w, self.context(batch.covariates))
-        for name, output in decoded.items():
-            rows = computed.get(name)
-            outputs[name] = output if rows is None else output.index_select(1, rows)
+        outputs = self._decoded(batch, computed, z, w, decoded)
         counted = {}
         for i, name in enumerate(self.modalities):
             if name in computed:
-                counted[name] = _counted(weight, used[..., i], z, batch.row_weight)
+                counted[name] = counted_draws(weight, used[..., i], z, batch.row_weight)
         densities = self._densities(batch, computed, outputs, counted)
         columns = []
         for i, name in enumerate(self.modalities):
@@ -152,13 +149,34 @@ class Decoding:
                 columns.append(z.new_zeros(z.shape[:-1]))
                 continue
             rows = computed[name]
-            log_px = rearrange(densities[name].sum(-1), "(s j) n -> s j n", s=len(z))
+            log_px = rearrange(densities[name], "(s j) n -> s j n", s=len(z))
             if rows is not None:
                 log_px = z.new_zeros(z.shape[:-1]).index_copy(2, rows, log_px)
             if used.ndim == 4:
                 log_px = torch.where(used[..., i], log_px, 0.0)
             columns.append(log_px)
         return torch.stack(columns, dim=-1)
+
+    def _decoded(
+        self,
+        batch: Batch,
+        computed: Mapping[str, Tensor | None],
+        z: Tensor,
+        w: Mapping[str, Tensor],
+        decoded: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """What decoders emit for the rows of a batch that are computed, but `decoded` already."""
+        rest = {}
+        for name, rows in computed.items():
+            if name not in decoded:
+                rest[name] = rows
+                if batch.may_lack and name in batch.may_lack:
+                    check_rows_apart(self.decoders[name].network, f"decoders.{name}")
+        outputs = self.outputs(rest, z, w, self.context(batch.covariates))
+        for name, output in decoded.items():
+            index = computed.get(name)
+            outputs[name] = output if index is None else output.index_select(1, index)
+        return outputs
 
     def context(self, covariates: Mapping[str, Tensor]) -> Tensor | None:
         """What decoders see of rows with these covariates, (b, c); None: nothing."""
@@ -204,39 +222,22 @@ class Decoding:
         outputs: Mapping[str, Tensor],
         counted: Mapping[str, Tensor | None],
     ) -> dict[str, Tensor]:
-        """Log-probabilities of observed elements, else zeros, {name: ((s j), n, elements)}."""
+        """Log-probabilities of what rows observe, {name: ((s j), n)}."""
         densities = {}
         covariates = self.standardised(batch.covariates)
         for name, rows in computed.items():
             output = outputs[name]
             decoder = self.decoders[name]
             likelihood = decoder.likelihood
-            exposure = batch.exposure.get(name)
-            values = covariates
-            x = batch.data[name]
-            elements = None if batch.elements is None else batch.elements.get(name)
-            weight = counted[name]
-            if rows is not None:
-                x = x.index_select(0, rows)
-                elements = None if elements is None else elements.index_select(0, rows)
-                weight = None if weight is None else weight.index_select(1, rows)
-                exposure = None if exposure is None else exposure.index_select(0, rows)
-                values = {key: value.index_select(0, rows) for key, value in covariates.items()}
-            context = Context(elements, weight, covariates=values)
+            scored = ScoredRows.of(batch, name, rows, counted[name], covariates, len(output))
+            context = Context(scored.elements, scored.weight, covariates=scored.covariates)
             if decoder.has_exposure:
-                context = decoder.likelihood_context(exposure, elements, context)
-            log_px = likelihood.log_prob(output, x, context)
-            shape = x.shape[:-1] if likelihood.class_axis else x.shape
-            if tuple(log_px.shape) != (len(output), *shape):
-                raise ShapeError(
-                    f"likelihood of {name!r}: log_prob returned {tuple(log_px.shape)}; expected "
-                    f"{(len(output), *shape)}, elementwise"
-                )
-            if elements is not None:
-                log_px = torch.where(elements, log_px, 0.0)
-            if log_px.ndim == 2:
-                log_px = rearrange(log_px, "r n -> r n 1")
-            densities[name] = log_px.flatten(2)
+                context = decoder.likelihood_context(scored.exposure, scored.elements, context)
+            where = f"likelihood of {name!r}"
+            sums = log_prob_sum_of(likelihood, output, scored.x, context, where)
+            if scored.rows is not None:
+                sums = torch.where(scored.rows, sums, 0.0)
+            densities[name] = sums
         return densities
 
     def decode(
@@ -258,7 +259,8 @@ class Decoding:
             context = decoder.likelihood_context(exposure, rows.elements.get(name), context)
         likelihood = decoder.likelihood
         if sample:
-            return sample_of(likelihood, output, context)
+            with noise.labelled(generator, name):
+                return sample_of(likelihood, output, context)
         return mean_of(likelihood, output, context, background=rows.background)
 
     def latents(self, name: str, z: Tensor, w: Tensor | None) -> Tensor:
@@ -375,24 +377,3 @@ def _share(posterior: Posterior, experts: Experts, *, by_component: bool) -> Ten
         raise ValueError("this posterior has no evidence")
     counted = (posterior.evidence & observed).to(log_weight.dtype)
     return einsum(log_weight.exp(), counted, "k b, k b m -> b m")
-
-
-def _counted(
-    weight: Tensor | None, used: Tensor, z: Tensor, row_weight: Tensor | None
-) -> Tensor | None:
-    """How much each draw of each row counts for a modality, ((s j), b); None: all alike.
-
-    Args:
-        weight: of the drawn components, (j, b); None: all alike.
-        used: whether it is reconstructed, (b,), or (s or 1, j, b) where that depends on the draw.
-        z: the draws, (s, j, b, d).
-        row_weight: of each row, (b,); None: all alike.
-    """
-    if row_weight is not None:
-        weight = row_weight.expand(z.shape[1:3]) if weight is None else weight * row_weight
-    if used.ndim == 1:
-        return None if weight is None else repeat(weight, "j b -> (s j) b", s=len(z))
-    counts = used.expand(z.shape[:-1]).to(z.dtype)
-    if weight is not None:
-        counts = counts * weight
-    return rearrange(counts, "s j b -> (s j) b")

@@ -10,20 +10,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cached_property
 
-import attrs
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mvkit.core.batch import Batch, check_conformed
+from mvkit.core.batch import Batch
+from mvkit.core.batch_checks import check_conformed
 from mvkit.core.family import Family
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
 from mvkit.core.product_of_experts import SomeExperts
-from mvkit.core.row_picks import indices_of
-from mvkit.errors import ShapeError
+from mvkit.errors import RequestError, ShapeError
 
 
 class Experts:
@@ -83,7 +82,7 @@ class Experts:
 
     def part(self, kept: Tensor) -> Experts:
         """The experts of a part of what rows have, (b, m) bool; no modality is encoded twice."""
-        experts = self._of(attrs.evolve(self.batch, mask=kept, **indices_of(kept)), self.context)
+        experts = self._of(self.batch.keeping(kept), self.context)
         for m, (name, output) in enumerate(self.outputs.items()):
             experts._encoded[name] = torch.where(kept[:, m : m + 1], output, 0.0)
         return experts
@@ -150,6 +149,9 @@ class Experts:
             inputs = self.batch.inputs(name, rows, indicator=modality.indicator, log1p=log1p)
         else:
             inputs = x if rows is None else x.index_select(0, rows)
+        lacking = not self.batch.seen_by_all(name)
+        if rows is None and lacking:
+            check_rows_apart(self.encoders[name], f"encoders.{name}")
         output = on_rows(self.encoders[name], inputs, self.context_of(rows))
         n = inputs.shape[0]  # len() would fix the number of rows of an export
         if output.ndim != 2 or output.shape[0] != n or output.shape[1] != total:
@@ -158,9 +160,12 @@ class Experts:
                 f"expected {(len(inputs), total)}: {self.width} numbers for the aggregator and "
                 f"{total - self.width} for the private latent"
             )
-        if rows is None:
-            return output
-        return output.new_zeros(len(x), total).index_copy(0, rows, output)
+        if rows is not None:
+            return output.new_zeros(len(x), total).index_copy(0, rows, output)
+        if lacking:
+            i = list(self.batch.data).index(name)
+            return torch.where(self.batch.observed[:, i : i + 1], output, 0.0)
+        return output
 
     @cached_property
     def stats(self) -> Tensor:
@@ -264,6 +269,23 @@ def _output(module: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
     with torch.autocast(rows.device.type, dtype):
         output = module(*inputs)
     return output.to(rows.dtype)
+
+
+def check_rows_apart(module: nn.Module, where: str) -> None:
+    """Raises RequestError if a module takes statistics over rows, of which some are not there.
+
+    Args:
+        module: what computes all rows of a dense batch.
+        where: its name, which begins the message.
+    """
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm) and layer.training:
+            raise RequestError(
+                f"{where}: {type(layer).__name__} takes statistics over all rows of a batch, and "
+                "rows of a dense batch may lack this modality; expected layers that see rows one "
+                "by one; take another normalisation, such as LayerNorm, or a batch that is not "
+                "dense"
+            )
 
 
 @contextlib.contextmanager

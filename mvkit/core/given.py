@@ -76,6 +76,24 @@ def _exposure(schema: Schema, name: str, x: Tensor, observed: Tensor, extra: Ext
     return exposure
 
 
+def with_given(extra: Extra, covariates: Extra, row_weight: object) -> dict[str, Any]:
+    """What else is known of rows, with their covariates and weights, (b,); None: no weights.
+
+    Raises:
+        DataError: a name that both have.
+    """
+    given = dict(covariates)
+    if row_weight is not None:
+        given[ROW_WEIGHT] = row_weight
+    for name in given:
+        if name in extra:
+            raise DataError(
+                f"batch.covariates[{name!r}]: extra has {name!r} too; expected one of them; "
+                "rename one"
+            )
+    return {**extra, **given}
+
+
 def check_exposed(where: str, exposure: Tensor, x: Tensor, ids: Ids) -> None:
     """Raises DataError for rows of exposure 0 (b,) in which something was counted, (b, *shape)."""
     counted = (x > 0).flatten(1).any(1).cpu()

@@ -6,7 +6,8 @@ Axes: s samples, j drawn components, k components, b rows, m modalities, d laten
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import cached_property, partial
+from typing import cast
 
 import attrs
 import torch
@@ -20,6 +21,7 @@ from mvkit.core.blocks import DENSITIES, block_size
 from mvkit.core.experts import Experts
 from mvkit.core.family import Family
 from mvkit.core.noise import Generator
+from mvkit.core.normal_components import MANY, NormalComponents
 from mvkit.core.posterior import Draws, Posterior, check_latents
 from mvkit.core.product_of_experts import Factors, Located, product
 
@@ -162,18 +164,38 @@ class Mixture(Posterior):
             return self.family.log_prob(z, self.loc[0], self.scale[0])
         b, d = z.shape[-2:]
         flat = z.reshape(math.prod(z.shape[:-2]), b, d)
-        pieces = torch.split(flat, block_size(self.components * b * d, DENSITIES))
-        parameters = (self.loc, self.scale, self.log_weight)
-        mixed = self._mixed
+        forms = self._forms(len(flat) * b // max(1, self._row_shape[0]))
+        mixed = self._mixed if forms is None else forms.log_prob
+        numbers = self.components * (d if forms is None else 2)
+        pieces = torch.split(flat, block_size(b * numbers, DENSITIES))
         if len(pieces) > 1 and torch.is_grad_enabled():
-            mixed = partial(checkpoint, self._mixed, use_reentrant=False)
-        densities = torch.cat([mixed(piece, *parameters) for piece in pieces])
+            mixed = partial(checkpoint, mixed, use_reentrant=False)
+        densities = torch.cat([mixed(piece, self.log_weight) for piece in pieces])
         return densities.reshape(*z.shape[:-2], densities.shape[-1])
 
-    def _mixed(self, z: Tensor, loc: Tensor, scale: Tensor, log_weight: Tensor) -> Tensor:
-        """Log-density of the mixture with these parameters, (n, b, d) -> (n, b)."""
-        densities = self.family.log_prob(rearrange(z, "n b d -> n 1 b d"), loc, scale)
+    def _mixed(self, z: Tensor, log_weight: Tensor) -> Tensor:
+        """Log-density of the mixture, (n, b, d) -> (n, b), of components of any family."""
+        z = rearrange(z, "n b d -> n 1 b d")
+        densities = self.family.log_prob(z, self.loc, self.scale)
         return torch.logsumexp(densities + log_weight, dim=-2)
+
+    def _forms(self, draws: int) -> NormalComponents | None:
+        """Normal components as quadratic forms, if that pays for so many draws of each row."""
+        if self.family.density != "normal" or self.components < MANY:
+            return None
+        if self.factors is not None and not torch.is_grad_enabled():
+            return self._stopped_products
+        if draws < MANY:
+            return None
+        if self.factors is not None:
+            return NormalComponents.of_products(self.factors)
+        return NormalComponents.of(self.loc, self.scale)
+
+    @cached_property
+    def _stopped_products(self) -> NormalComponents:
+        factors = cast(Factors, self.factors)
+        with torch.inference_mode(False), torch.no_grad():  # what is kept may be asked anywhere
+            return NormalComponents.of_products(factors)
 
     def joint(self, z: Tensor) -> Tensor:
         """Log w_k + log q_k(z), (..., b, d) -> (..., b, k)."""
@@ -197,9 +219,9 @@ class Mixture(Posterior):
         return attrs.evolve(self.stop_density(), log_weight=self.log_weight.detach())
 
     def stop_density(self) -> Mixture:
-        loc = self.loc.detach()
-        scale = self.scale.detach()
-        return attrs.evolve(self, loc=loc, scale=scale, factors=None)
+        if self.factors is not None:
+            return attrs.evolve(self, factors=self.factors.detach())
+        return attrs.evolve(self, loc=self.loc.detach(), scale=self.scale.detach())
 
     def expand(self, b: int, m: int) -> Mixture:
         loc = self.loc.expand(-1, b, -1)

@@ -21,15 +21,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mvkit.core import noise_by_row
+from mvkit.core.noise_by_row import FIRST_FACTOR, GOLDEN, SECOND_FACTOR
+from mvkit.core.stacked_copies import stacked_noise
 from mvkit.errors import RequestError
 
 Generator = torch.Generator | None  # None: torch's global generator
 Source = Callable[[str, tuple[int, ...], torch.dtype, torch.device], Tensor]
+ByRow = noise_by_row.ByRow
+seed_of = noise_by_row.seed_of
 injected: ContextVar[Source | None] = ContextVar("mvkit_noise", default=None)
-
-GOLDEN = 0x9E3779B97F4A7C15  # constants of the splitmix64 generator
-FIRST_FACTOR = 0xBF58476D1CE4E5B9
-SECOND_FACTOR = 0x94D049BB133111EB
 
 
 class NoiseSampler(Protocol):
@@ -65,7 +66,87 @@ def draw(
     source = injected.get()
     if source is not None:
         return source(site, shape, like.dtype, like.device)
+    copies = stacked_noise.get()
+    if copies is not None:
+        return copies.draw(shape, like, generator, sampler)
+    if isinstance(generator, ByRow):
+        with generator.at(site, shape):
+            return _of_rows(generator, shape, like, sampler)
     return sampler(shape, dtype=like.dtype, device=like.device, generator=generator)
+
+
+def _of_rows(
+    generator: ByRow, shape: tuple[int, ...], like: Tensor, sampler: NoiseSampler
+) -> Tensor:
+    """Noise by row; other samplers than these two ask for `uniforms`, or draw as from torch's."""
+    place = generator.place
+    if place is not None and sampler is torch.randn:
+        return noise_by_row.normals_of(generator, place, shape, like)
+    if sampler is torch.rand:
+        sampler = uniforms
+    return sampler(shape, dtype=like.dtype, device=like.device, generator=generator)
+
+
+def uniforms(
+    size: tuple[int, ...], *, dtype: torch.dtype, device: torch.device, generator: Generator
+) -> Tensor:
+    """Uniforms in [0, 1): what `torch.rand` draws, and noise by row inside `draw`.
+
+    For samplers that are functions of uniforms.
+    """
+    if isinstance(generator, ByRow) and generator.place is not None:
+        like = torch.empty(0, dtype=dtype, device=device)
+        return noise_by_row.uniforms_of(generator, generator.place, size, like)
+    return torch.rand(size, dtype=dtype, device=device, generator=generator)
+
+
+def by_row(generator: Generator, device: torch.device) -> ByRow:
+    """A generator of noise by row and draw, of which another makes the seed.
+
+    Args:
+        generator: gives one number of 62 bits; one of the CPU gives the same noise on every
+            device. Of one by row it is a child.
+        device: where torch's own samplers draw.
+    """
+    if isinstance(generator, ByRow):
+        return generator.child()
+    if injected.get() is not None:
+        return ByRow(0, device)
+    where = "cpu" if generator is None else generator.device
+    return ByRow(int(torch.randint(2**62, (), generator=generator, device=where)), device)
+
+
+def child(generator: Generator) -> Generator:
+    """Other noise for the same rows, of a generator by row; another one as it is."""
+    return generator.child() if isinstance(generator, ByRow) else generator
+
+
+def next_rows(generator: Generator, rows: int, draws: int = 0) -> None:
+    """Says that the next rows of a request follow, and how many draws of each; see `ByRow`."""
+    if isinstance(generator, ByRow):
+        generator.rows(rows)
+        if draws:
+            generator.draws(draws)
+
+
+def next_draws(generator: Generator, draws: int) -> None:
+    """Says that the next draws of the same rows follow."""
+    if isinstance(generator, ByRow):
+        generator.draws(draws)
+
+
+@contextlib.contextmanager
+def labelled(generator: Generator, label: str) -> Iterator[None]:
+    """Inside, sites of noise by row are those of a modality, whatever others draw before it."""
+    if not isinstance(generator, ByRow):
+        yield
+        return
+    before = generator.label
+    generator.label = f"{before}/{label}"
+    try:
+        yield
+    finally:
+        generator.label = before
 
 
 def initial_uniforms(shape: tuple[int, ...]) -> Tensor:
@@ -211,17 +292,6 @@ def sampled(distribution: Sampled, n: int, generator: Generator) -> Tensor:
         seed = torch.randint(2**62, (), generator=generator, device=generator.device)
         torch.manual_seed(int(seed))
         return distribution.sample((n,))
-
-
-def seed_of(*keys: int) -> int:
-    """The splitmix64 hash of whole numbers, such as (seed, stage, epoch, step), as a seed."""
-    state = 0
-    for key in keys:
-        state = (state ^ key % 2**64) + GOLDEN
-        state = (state ^ (state % 2**64) >> 30) * FIRST_FACTOR % 2**64
-        state = (state ^ state >> 27) * SECOND_FACTOR % 2**64
-        state ^= state >> 31
-    return state % 2**63
 
 
 def seed_of_epoch(seed: int, epoch: int) -> int:

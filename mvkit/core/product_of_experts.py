@@ -17,6 +17,7 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from mvkit.core.blocks import FLOAT32, PRODUCTS, block_size, block_slices
+from mvkit.core.stacked_copies import Stacked, of_all_copies, stacked_noise
 
 
 class Located(Protocol):
@@ -73,6 +74,12 @@ class Factors:
         guard = rearrange(~usable, "k b -> k b 1").to(precision.dtype) + prior
         return cls(precision, precision * experts.loc, members.to(precision.dtype), guard)
 
+    def detach(self) -> Factors:
+        """The same, stopped."""
+        return attrs.evolve(
+            self, precision=self.precision.detach(), weighted=self.weighted.detach()
+        )
+
     @cached_property
     def located(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of every product, (k, b, d) each."""
@@ -101,7 +108,7 @@ def product(
     return Factors.of(experts, mask, members, usable, prior).located
 
 
-def _over_members(members: Tensor, values: Tensor) -> Tensor:
+def over_members(members: Tensor, values: Tensor) -> Tensor:
     """Sums over the members of subsets, (k, m) or (k, b, m), and (m, b, d) -> (k, b, d)."""
     if members.ndim == 3:
         return einsum(members, values, "k b m, m b d -> k b d")
@@ -118,7 +125,7 @@ def _over_subsets(members: Tensor, values: Tensor) -> Tensor:
     return torch.unflatten(sums, 1, values.shape[1:])
 
 
-def _blocks(members: Tensor, precision: Tensor) -> list[slice]:
+def subset_blocks(members: Tensor, precision: Tensor) -> list[slice]:
     """Slices of the subset axis; mostly one."""
     if torch.compiler.is_exporting():  # a choice would bound the number of rows
         return [slice(0, len(members))]
@@ -146,10 +153,10 @@ class _Located(torch.autograd.Function):
         shape = (len(members), *precision.shape[1:])
         loc = precision.new_empty(shape)
         scale = precision.new_empty(shape)
-        for block in _blocks(members, precision):
-            total = _over_members(members[block], precision).add_(guard[block])
+        for block in subset_blocks(members, precision):
+            total = over_members(members[block], precision).add_(guard[block])
             scale[block] = torch.rsqrt(total)
-            loc[block] = _over_members(members[block], weighted).div_(total)
+            loc[block] = over_members(members[block], weighted).div_(total)
         ctx.save_for_backward(loc, scale, members)
         return loc, scale
 
@@ -158,7 +165,7 @@ class _Located(torch.autograd.Function):
     def backward(ctx: Saved, to_loc: Tensor, to_scale: Tensor) -> tuple[Tensor | None, ...]:
         loc, scale, members = ctx.saved_tensors
         to_precision = to_weighted = loc.new_zeros(())
-        for block in _blocks(members, loc):
+        for block in subset_blocks(members, loc):
             sd = scale[block]
             variance = sd * sd
             to_means = to_loc[block] * variance
@@ -178,9 +185,9 @@ class _KL(torch.autograd.Function):
         precision, weighted, members, guard, loc0, scale0 = tensors
         precision0 = scale0.square().reciprocal()
         divergences = []
-        for block in _blocks(members, precision):
-            variance = _over_members(members[block], precision).add_(guard[block]).reciprocal_()
-            shift = _over_members(members[block], weighted).mul_(variance).sub_(loc0)
+        for block in subset_blocks(members, precision):
+            variance = over_members(members[block], precision).add_(guard[block]).reciprocal_()
+            shift = over_members(members[block], weighted).mul_(variance).sub_(loc0)
             ratio = variance.mul_(precision0)
             squares = shift.square_().mul_(precision0).add_(ratio)
             divergences.append(squares.sub_(ratio.log_()).sub_(1.0).sum(-1).mul_(0.5))
@@ -193,10 +200,10 @@ class _KL(torch.autograd.Function):
         precision0 = scale0.square().reciprocal()
         gradient = rearrange(gradient, "k b -> k b 1")
         to_precision = to_weighted = to_loc0 = to_scale0 = precision.new_zeros(())
-        for block in _blocks(members, precision):
-            total = _over_members(members[block], precision).add_(guard[block])
+        for block in subset_blocks(members, precision):
+            total = over_members(members[block], precision).add_(guard[block])
             variance = total.reciprocal()
-            loc = _over_members(members[block], weighted).mul_(variance)
+            loc = over_members(members[block], weighted).mul_(variance)
             shift = loc - loc0
             to_loc = (shift * precision0).mul_(gradient[block])
             if ctx.needs_input_grad[4]:
@@ -213,5 +220,50 @@ class _KL(torch.autograd.Function):
         return to_precision, to_weighted, None, None, to_loc0, to_scale0
 
 
-_located: Callable[..., tuple[Tensor, Tensor]] = _Located.apply
-_kl: Callable[..., Tensor] = _KL.apply
+_located_of_one: Callable[..., tuple[Tensor, Tensor]] = _Located.apply
+_kl_of_one: Callable[..., Tensor] = _KL.apply
+
+
+def _located(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of products; see `Factors`."""
+    if stacked_noise.get() is None:
+        return _located_of_one(*tensors)
+
+    def rule(stacked: Stacked) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        loc, scale = _located_of_one(*_side_by_side(stacked))
+        apart = (stacked.copies, -1)
+        return (loc.unflatten(1, apart), scale.unflatten(1, apart)), (1, 1)
+
+    located: tuple[Tensor, Tensor] = of_all_copies(rule, *tensors)
+    return located
+
+
+def _kl(*tensors: Tensor) -> Tensor:
+    """KL of products from one normal; see `Factors`."""
+    if stacked_noise.get() is None:
+        return _kl_of_one(*tensors)
+
+    def rule(stacked: Stacked) -> tuple[Tensor, int]:
+        divergences = _kl_of_one(*_side_by_side(stacked))
+        return divergences.unflatten(1, (stacked.copies, -1)), 1
+
+    kl: Tensor = of_all_copies(rule, *tensors)
+    return kl
+
+
+def _side_by_side(stacked: Stacked) -> list[Tensor]:
+    """Precision, weighted, members, guard and so on of all copies as those of one, whose rows are
+    the rows of all.
+    """
+    b = stacked.tensors[0].shape[-2]
+    arguments = []
+    for position, (tensor, axis) in enumerate(zip(stacked.tensors, stacked.axes, strict=True)):
+        if position == 2 and axis is None and tensor.ndim == 2:
+            arguments.append(tensor)  # members (k, m) of all rows alike
+            continue
+        each = tensor.unsqueeze(0) if axis is None else tensor.movedim(axis, 0)
+        if each.ndim == 3:  # members (k, m) of each copy
+            each = rearrange(each, "c k m -> c k 1 m")
+        of_rows = each.expand(stacked.copies, -1, b, -1)
+        arguments.append(rearrange(of_rows, "c k b x -> k (c b) x"))
+    return arguments

@@ -16,7 +16,7 @@ import re
 import secrets
 import stat
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -114,8 +114,20 @@ def _write_into(file: Writable, parts: Sequence[Part]) -> None:
 def write_whole(path: Path, blob: bytes | bytearray, more: Sequence[memoryview] = ()) -> None:
     """Writes a file, `blob` and then `more`, that appears complete or not at all.
 
-    A temporary file beside it is written, synced and renamed. A file that is there already keeps
-    its permissions; a symbolic link stays, and the file that it leads to is written.
+    Raises:
+        OSError: as of `replacing`.
+    """
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        for part in (blob, *more):
+            file.write(part)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside a path, which is synced and takes its place at the end.
+
+    Where something is raised inside, nothing of it is left. A file that is there already keeps its
+    permissions; a symbolic link stays, and the file that it leads to is replaced.
 
     Raises:
         OSError: when the folder cannot be written, or the path is a pipe or a device; nothing is
@@ -130,13 +142,11 @@ def write_whole(path: Path, blob: bytes | bytearray, more: Sequence[memoryview] 
     try:
         # an ordinary new file: what the umask leaves of 0666
         mode = 0o666 if permissions is None else 0o600
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            if permissions is not None:
-                os.chmod(temporary, permissions)
-            for part in (blob, *more):
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+        yield temporary
+        _sync(temporary)
+        if permissions is not None:
+            os.chmod(temporary, permissions)
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -144,11 +154,16 @@ def write_whole(path: Path, blob: bytes | bytearray, more: Sequence[memoryview] 
         if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = str(path)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file or a folder is on the disk."""
+    opened = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
 
 
 def append(path: Path, blob: bytes) -> None:

@@ -25,12 +25,13 @@ from mvkit.data import row_columns, table_columns, tables
 from mvkit.data.align import SHOWN, Table, align, alignment, in_order, labels_of, library
 from mvkit.data.door_checks import check_mapping, check_names, no_rows_in_memory
 from mvkit.data.files import Files, read_files, read_npz, with_file_of_covariates
+from mvkit.data.fitted_transforms import fitted
 from mvkit.data.infer_modality import Given, inferred, is_categorical, masks_of, with_gaps
 from mvkit.data.missing import Rate, Simulation, raw_values
 from mvkit.data.row_columns import COVARIATES, RowColumn
 from mvkit.data.shards import Shards, save_shards
 from mvkit.data.sources import Source, observed
-from mvkit.data.transforms import Steps, fitted
+from mvkit.data.transforms import Steps
 from mvkit.errors import DataError, ShapeError
 
 Path = str | os.PathLike[str]

@@ -5,19 +5,29 @@ Axes: b rows, m modalities.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 import attrs
 import torch
 from torch import Tensor
 
-from mvkit.core.batch import Batch
+from mvkit.core.batch import Batch, conform
 from mvkit.core.validation import Schema
 from mvkit.data.pipeline import Pipeline
-from mvkit.data.sources import Described, Item, Loaded, Ordered, Source, Stream
+from mvkit.data.sources import (
+    Conforming,
+    Described,
+    Item,
+    Loaded,
+    Ordered,
+    Source,
+    Stream,
+    reading_ahead,
+)
 from mvkit.data.transforms import Transform
 from mvkit.errors import DataError, RequestError
 
@@ -39,6 +49,18 @@ class Picked:
 
     def __getitems__(self, indices: list[int]) -> Batch | Sequence[Item]:
         return self.source.__getitems__(self.index[indices].tolist())
+
+    @contextlib.contextmanager
+    def read_ahead(self, batches: Sequence[Tensor]) -> Iterator[Picked]:
+        """See `mvkit.data.sources.ReadsAhead`."""
+        with reading_ahead(self.source, [self.index[batch] for batch in batches]) as source:
+            yield attrs.evolve(self, source=source)
+
+    def conform(self, batch: Batch, schema: Schema) -> Batch:
+        """See `mvkit.data.sources.Conforming`."""
+        if isinstance(self.source, Conforming):
+            return self.source.conform(batch, schema)
+        return conform(batch, schema, compact=True)
 
 
 @attrs.frozen(eq=False)
@@ -149,5 +171,5 @@ def _warn_of_transforms(schema: Schema, where: str) -> None:
             f"{where}: the transforms of {', '.join(fitted)} were fitted before, and so may have "
             "seen the rows that are held out; to keep these unseen, split the dataset first, fit "
             "its transforms to the training part, and give the other part as validation",
-            stacklevel=5,
+            stacklevel=6,
         )

@@ -185,12 +185,20 @@ def raw_values(batch: Batch, name: str, modalities: Modalities) -> Tensor:
     Raises:
         DataError: there are none.
     """
-    seen = _seen(batch, modalities, name)
-    if not seen.any():
+    values = seen_values(batch, name, modalities)
+    if values is None:
         raise DataError(
             f"data[{name!r}]: nothing is observed; expected one row at least; leave the modality "
             "out"
         )
+    return values
+
+
+def seen_values(batch: Batch, name: str, modalities: Modalities) -> Tensor | None:
+    """A modality's values (b, *shape) as floats, NaN where missing; None: nothing is observed."""
+    seen = _seen(batch, modalities, name)
+    if not seen.any():
+        return None
     x = batch.data[name]
     places = torch.from_numpy(seen).reshape(len(x), *element_shape(modalities[name]))
     x = x.reshape(-1, 1) if x.ndim < places.ndim else x

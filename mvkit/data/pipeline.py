@@ -14,39 +14,34 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, Literal, cast
 
-import attrs
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mvkit.core import noise
-from mvkit.core.batch import Batch, check_not_empty, conform
+from mvkit.core.batch import Batch, conform
+from mvkit.core.batch_checks import check_not_empty
 from mvkit.core.validation import Schema
 from mvkit.data.align import library
 from mvkit.data.batch_order import balanced, by_pattern, order
-from mvkit.data.dataset import MultimodalDataset, as_batch
+from mvkit.data.dataset import as_batch
+from mvkit.data.device_batches import StoredRows, pinned
 from mvkit.data.lengths import check_length, check_lengths, known_length
+from mvkit.data.row_sources import as_rows
 from mvkit.data.sources import (
+    Conforming,
     Described,
-    Items,
     Loaded,
     Ordered,
+    ReadsAhead,
     Source,
     Stream,
     collate,
     gather,
-    kind_of_items,
     observed,
     split,
 )
-from mvkit.errors import (
-    DataError,
-    RequestError,
-    ShapeError,
-    check_option,
-    check_whole_number,
-    suggest,
-)
+from mvkit.errors import RequestError, check_option, check_whole_number, suggest
 
 # batches in memory whose masks are looked at together, which is cheaper than one by one
 BLOCK = 64
@@ -122,13 +117,14 @@ class Pipeline:
         self.epoch = 0
         self._start = 0  # first batch of the next pass
         self._handed = 0  # batches of this epoch that were handed out
+        self._stored: StoredRows | None = None
         self._use(rows)
         if isinstance(self.rows, Sized):
             check_length(self.rows, "Pipeline")
 
     def _use(self, rows: object) -> None:
         """Takes rows; those in memory are conformed now, and gathered in blocks of batches."""
-        self.rows = _as_rows(rows, self.schema)
+        self.rows = as_rows(rows, self.schema)
         self._in_blocks = isinstance(self.rows, Batch) and self.transform is None
         if isinstance(self.rows, Batch) and (self.transform is not None or self.schema is None):
             check_lengths(self.rows, self.schema)
@@ -139,7 +135,10 @@ class Pipeline:
         if any(value.requires_grad for value in batch.data.values()):
             batch = batch.map(Tensor.detach)  # they are data, whatever network computed them
         if self.schema is not None:
-            batch = conform(batch, self.schema, compact=True)
+            if isinstance(self.rows, Conforming) and self.transform is None:
+                batch = self.rows.conform(batch, self.schema)
+            else:
+                batch = conform(batch, self.schema, compact=True)
             check_not_empty(batch)
         return batch
 
@@ -171,6 +170,17 @@ class Pipeline:
         """A copy over other rows."""
         pipeline = copy.copy(self)
         pipeline._use(rows)
+        return pipeline
+
+    def stored_on_device(self) -> Pipeline:
+        """A copy whose rows are on the device and picked there; its batches are dense if rows lack
+        modalities.
+
+        Raises:
+            RequestError: rows that are not in memory.
+        """
+        pipeline = copy.copy(self)
+        pipeline._stored = StoredRows.of(self.rows, self.device)
         return pipeline
 
     def first_rows(self, n: int) -> Batch | None:
@@ -252,17 +262,33 @@ class Pipeline:
         return self._hand_out(start)
 
     def _hand_out(self, start: int) -> Iterator[Batch]:
+        """Batches from `start` on, of rows that are read ahead where they can be."""
+        if self._stored is not None:
+            for batch in self._stored.batches([self._share(i) for i in self.indices()[start:]]):
+                self._handed += 1
+                yield batch
+            return
+        if self._in_blocks or not isinstance(self.rows, ReadsAhead):
+            yield from self._graph(self._jobs(start), self._attempt)
+            return
+        batches = self.indices()[start:]
+        with self.rows.read_ahead([self._share_or_row(index) for index in batches]) as rows:
+            reader = copy.copy(self)
+            reader.rows = rows
+            yield from self._graph(iter(batches), reader._attempt)
+
+    def _graph(self, jobs: Iterator[object], attempt: Callable[[Any], object]) -> Iterator[Batch]:
         """Batches of a fresh graph: its state is (epoch, number of batches), nothing else."""
         from torchdata import nodes
 
-        node = nodes.IterableWrapper(self._jobs(start))
+        node = nodes.IterableWrapper(jobs)
         if self.workers and not self._in_blocks:
-            node = nodes.ParallelMapper(node, self._attempt, num_workers=self.workers)
+            node = nodes.ParallelMapper(node, attempt, num_workers=self.workers)
         else:
-            node = nodes.Mapper(node, self._attempt)
+            node = nodes.Mapper(node, attempt)
         on_cpu = self.device.type == "cpu"
         if not on_cpu:
-            node = nodes.Prefetcher(nodes.Mapper(node, _pinned), prefetch_factor=2)
+            node = nodes.Prefetcher(nodes.Mapper(node, pinned), prefetch_factor=2)
         node.reset()
         for batches in node:
             if isinstance(batches, Exception):
@@ -306,6 +332,11 @@ class Pipeline:
         """What this rank takes of the rows of a batch."""
         return index if self.ranks == 1 else index.tensor_split(self.ranks)[self.rank]
 
+    def _share_or_row(self, index: Tensor) -> Tensor:
+        """The same; of an empty share, one row to conform, which is dropped in the end."""
+        share = self._share(index)
+        return share if len(share) else index[:1]
+
     def _batch(self, job: Any) -> Batch:
         """This rank's share of a batch."""
         if isinstance(self.rows, Loaded):
@@ -313,8 +344,7 @@ class Pipeline:
             check_lengths(job, self.schema)
         every = job if isinstance(job, Tensor) else torch.arange(len(job))
         share = self._share(every)
-        # there must be something to conform: one row, dropped in the end
-        index = share if len(share) else every[:1]
+        index = self._share_or_row(every)
         try:
             batch = self._prepared(job, index)
         except Exception as error:
@@ -368,33 +398,3 @@ def as_pipeline(
     if isinstance(data, Iterable) and not rows and not table:
         data = Loaded(data)
     return Pipeline(data, schema=schema, device=device, rank=rank, ranks=ranks, **options)
-
-
-def _as_rows(rows: object, schema: Schema | None) -> Batch | Source | Stream | Loaded:
-    """Rows in memory, by index, in a stream, or batches."""
-    if isinstance(rows, Items | Stream) and schema is not None:
-        for name in rows.names:
-            if name not in schema.names:
-                raise ShapeError(
-                    f"Pipeline: unknown modality {name!r}; {suggest(name, schema.names)}"
-                )
-        return attrs.evolve(rows, names=schema.names)
-    if isinstance(rows, Batch | MultimodalDataset | Mapping):
-        return as_batch(rows).to("cpu")
-    if isinstance(rows, Source | Stream | Loaded):
-        return rows
-    kind = kind_of_items(rows)
-    if kind is None:
-        return as_batch(rows)  # type: ignore[arg-type]  # refuses it
-    if schema is None:
-        raise DataError(
-            f"Pipeline: a {type(rows).__name__} holds items, but which keys are modalities? Give "
-            f"schema=model.schema, or {kind.__name__}(rows, names) of mvkit.data.sources"
-        )
-    return kind(rows, schema.names)
-
-
-def _pinned(batches: Iterable[Batch] | Exception) -> list[Batch] | Exception:
-    if isinstance(batches, Exception):
-        return batches
-    return [batch.map(Tensor.pin_memory) for batch in batches]

@@ -39,6 +39,8 @@ class ShardIndex:
         mask: what each row observes, (b, m) bool.
         extra: what else is known of each row, (b, ...).
         levels: what the covariates among them can be; of numbers, none.
+        plain: of modalities whose values were looked at when they were saved, whether no single
+            value of an observed row is missing; None: nobody looked, or something is wrong.
     """
 
     modalities: dict[str, Modality]
@@ -47,6 +49,7 @@ class ShardIndex:
     mask: Tensor
     extra: Json
     levels: dict[str, tuple[Level, ...]]
+    plain: dict[str, bool] | None = None
 
 
 def read_index(path: Path) -> ShardIndex:
@@ -67,6 +70,7 @@ def read_index(path: Path) -> ShardIndex:
         _need(mask.dtype == torch.bool and mask.shape == expected, f"a mask of shape {expected}")
         extra = _extra(tensors, rows)
         levels = _levels(header.get("levels", {}), extra)
+        plain = _plain(header.get("plain"), modalities)
     except MvkitError:
         raise
     except FAULTS as error:
@@ -74,7 +78,7 @@ def read_index(path: Path) -> ShardIndex:
             f"{path}: it is no index of shards: {_reason(error)}; take another copy, or save the "
             "rows again"
         ) from None
-    return ShardIndex(modalities, kinds, shards, mask, extra, levels)
+    return ShardIndex(modalities, kinds, shards, mask, extra, levels, plain)
 
 
 def _need(condition: bool, expected: str) -> None:
@@ -126,6 +130,14 @@ def _extra(tensors: Mapping[str, Tensor], rows: int) -> Json:
     return extra
 
 
+def _plain(given: Json | None, modalities: Mapping[str, Modality]) -> dict[str, bool] | None:
+    if given is None:
+        return None
+    flags = all(type(flag) is bool for flag in given.values())
+    _need(set(given) == set(modalities) and flags, "a flag for each modality")
+    return given
+
+
 def _levels(given: Json, extra: Json) -> dict[str, tuple[Level, ...]]:
     levels = {}
     for name, known in given.items():
@@ -153,14 +165,22 @@ def inside(folder: Path, file: str) -> Path:
 
 
 def tensors_at(
-    blob: Any, path: Path, rows: int, kinds: Mapping[str, Kind]
+    blob: Any, path: Path, rows: int, kinds: Mapping[str, Kind], length: int | None = None
 ) -> dict[str, tuple[int, int]]:
-    """Where the tensors of a mapped shard are: their first byte, and how many a row has.
+    """Where the tensors of a shard are: their first byte, and how many a row has.
+
+    Args:
+        blob: its bytes, or those of its header alone.
+        path: its file.
+        rows: number of its rows.
+        kinds: the tensors that it may have.
+        length: how many bytes it has; None: those of `blob`.
 
     Raises:
         DataError: a file that is no shard, or not the one of the index.
     """
     places = {}
+    whole = len(blob) if length is None else length
     try:
         size = 8 + struct.unpack("<Q", blob[:8])[0]
         header = json.loads(blob[8:size])
@@ -169,7 +189,7 @@ def tensors_at(
             dtype, shape = kinds[key]
             start, stop = stored["data_offsets"]
             row = dtype.itemsize * math.prod(shape)
-            fits = stop - start == rows * row and 0 <= start <= stop <= len(blob) - size
+            fits = stop - start == rows * row and 0 <= start <= stop <= whole - size
             _need(fits and stored["shape"] == [rows, *shape], f"{key!r} as the index has it")
             places[key] = (size + start, row)
     except (*FAULTS, struct.error) as error:

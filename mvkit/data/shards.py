@@ -11,9 +11,9 @@ times slower in the same memory.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
-import itertools
-import json
 import math
 import mmap
 import os
@@ -22,34 +22,34 @@ import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import attrs
 import numpy as np
-import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mvkit._version import __version__
-from mvkit.core import safe_file
-from mvkit.core.batch import Batch
-from mvkit.core.blocks import block_size, block_slices
+from mvkit.core.batch import Batch, conform
 from mvkit.core.covariates import Covariate
-from mvkit.core.modality import Modality, ModalityLike, as_modalities
-from mvkit.core.raw_values import values_in
-from mvkit.data.align import alignment, as_list
+from mvkit.core.modality import ModalityLike, as_modalities
+from mvkit.core.validation import Schema
+from mvkit.data.align import alignment
 from mvkit.data.batch_order import order, windowed
+from mvkit.data.checked_rows import CheckedRows
 from mvkit.data.mapped_shard import MappedShard
+from mvkit.data.one_pass import fit_in_passes
+from mvkit.data.read_ahead import Plan
 from mvkit.data.row_columns import Levels, declared
-from mvkit.data.row_values import to_json
+from mvkit.data.shard_files import INDEX, parts_of, write_folder
 from mvkit.data.shard_index import inside, read_index
-from mvkit.data.sources import observed
-from mvkit.errors import DataError, ShapeError, check_whole_number, suggest
-from mvkit.registry.spec import to_dict
+from mvkit.data.shard_pass import ShardPass, room_for
+from mvkit.data.sources import Source
+from mvkit.data.transforms import Steps
+from mvkit.errors import DataError
 
-INDEX = "index.safetensors"
-SHARD = 2**24  # bytes of a shard, if no number of rows is asked for
 MAPS = 512  # shards mapped at a time: each keeps a file open
+Indices = NDArray[np.int64]
 Folder = str | os.PathLike[str]
 
 
@@ -92,116 +92,11 @@ def save_shards(
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
     try:
-        _write(_parts(batches, rows_per_shard), temporary, checked, levels or {})
+        write_folder(parts_of(batches, rows_per_shard), temporary, checked, levels or {})
         os.replace(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def _parts(batches: Batch | Iterable[Batch], rows_per_shard: int | None) -> Iterator[Batch]:
-    """The rows of each shard."""
-    if rows_per_shard is not None:
-        check_whole_number("save: rows_per_shard", rows_per_shard, 1)
-    for batch in [batches] if isinstance(batches, Batch) else batches:
-        _check_lengths(batch)
-        row = sum(value[:1].nbytes for value in batch.data.values())
-        size = rows_per_shard or block_size(row, SHARD, item_size=1)
-        yield from map(batch.take, block_slices(len(batch), size))
-
-
-def _check_lengths(batch: object) -> None:
-    """Raises for anything but a batch, and for one whose modalities differ in length."""
-    if not isinstance(batch, Batch):
-        raise DataError(
-            f"save: got a {type(batch).__name__}; expected a Batch, or an iterable of them; wrap "
-            "values in mvkit.Batch"
-        )
-    known = {f"extra {name!r}": value for name, value in batch.extra.items()}
-    if batch.mask is not None:
-        known["mask"] = batch.mask
-    for name, value in {**batch.data, **known}.items():
-        length = values_in(value, f"save: {name}")
-        if length != len(batch):
-            raise ShapeError(
-                f"save: {name}: {length} values for {len(batch)} rows; expected one for each; "
-                "give NaN rows or a mask for rows that it lacks"
-            )
-
-
-def _write(
-    parts: Iterable[Batch], folder: Path, modalities: dict[str, Modality], levels: Levels
-) -> None:
-    """Writes a shard for each part, and the index."""
-    shards: list[dict[str, object]] = []
-    masks = []
-    extra = []
-    kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for number, batch in enumerate(parts):
-        tensors = _tensors(batch)
-        for key, value in tensors.items():
-            kind = (str(value.dtype).removeprefix("torch."), tuple(value.shape[1:]))
-            dtype, shape = kinds.setdefault(key, kind)
-            if (dtype, shape) != kind:
-                raise ShapeError(
-                    f"save: {key} is {kind[0]} {kind[1]} in shard {number}, after {dtype} "
-                    f"{shape}; expected one dtype and shape in all batches"
-                )
-        masks.append(observed(batch, tuple(modalities)))
-        _check_modalities(batch, modalities)
-        extra.append(batch.extra)
-        if set(batch.extra) != set(extra[0]):
-            raise ShapeError(
-                f"save: extra has {sorted(batch.extra)} in shard {number}, after "
-                f"{sorted(extra[0])}; expected the same keys in all batches"
-            )
-        blob = safetensors.torch.save(tensors)
-        file = f"shard-{number:05d}.safetensors"
-        safe_file.write_whole(folder / file, blob)
-        digest = hashlib.sha256(blob).hexdigest()
-        shards.append({"file": file, "rows": len(batch), "bytes": len(blob), "digest": digest})
-    if not shards:
-        raise DataError("save: the data have no rows; expected one at least")
-    header = {
-        "mvkit": __version__,
-        "order": list(modalities),
-        "modalities": {name: to_dict(modality) for name, modality in modalities.items()},
-        "kinds": kinds,
-        "shards": shards,
-    }
-    if levels:
-        header["levels"] = dict(levels)
-    safe_file.write(folder / INDEX, header, {"mask": torch.cat(masks), **_joined(extra)})
-
-
-def _check_modalities(batch: Batch, modalities: Mapping[str, Modality]) -> None:
-    """Raises ShapeError for values that are none of the modalities, which no mask tells of."""
-    for name in batch.data:
-        if name not in modalities:
-            remedy = suggest(name, modalities)
-            raise ShapeError(f"save: data[{name!r}] is none of the modalities; {remedy}")
-
-
-def _tensors(batch: Batch) -> dict[str, Tensor]:
-    """The tensors of a shard."""
-    tensors = {f"data/{name}": value for name, value in batch.data.items()}
-    for name, value in (batch.elements or {}).items():
-        tensors[f"elements/{name}"] = value
-    return {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-
-
-def _joined(extra: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """What else is known of the rows of all shards: tensors, or JSON in bytes."""
-    tensors = {}
-    for key in extra[0]:
-        parts = [values[key] for values in extra]
-        if all(isinstance(part, Tensor) for part in parts):
-            tensors[f"extra/{key}"] = torch.cat(parts)
-        else:
-            values = list(itertools.chain.from_iterable(map(as_list, parts)))
-            text = bytearray(json.dumps(to_json(values, key)).encode())
-            tensors[f"json/{key}"] = torch.frombuffer(text, dtype=torch.uint8)
-    return tensors
 
 
 class Shards:
@@ -214,8 +109,8 @@ class Shards:
         folder: written by `save_shards` or `MultimodalDataset.save`.
         window: how `shuffle` works: shards in random order, rows shuffled within each window of so
             many shards, a few files at a time; None: rows in fully random order, for fast disks.
-        memory: bytes of mapped pages to hold; two windows should fit, since a batch may lie across
-            them.
+        memory: bytes of shards to hold; two windows and a shard should fit, since a batch may lie
+            across them, and the next shards are read meanwhile.
         verify: read all shards now and compare their SHA-256.
 
     Its `mask` is what each row observes, (b, m), and `extra` what else is known of each row.
@@ -240,7 +135,7 @@ class Shards:
         folder: Folder,
         *,
         window: int | None = 4,
-        memory: int = 132_000_000,
+        memory: int = 200_000_000,
         verify: bool = False,
     ) -> None:
         self.folder = Path(folder)
@@ -258,8 +153,13 @@ class Shards:
         self.extra = index.extra
         self.levels = index.levels
         self.shards = index.shards
+        self.checked: CheckedRows | None = None
+        if index.plain is not None:
+            self.checked = CheckedRows(index.modalities, index.plain, index.kinds)
+        self._known: Schema | None = None  # to which rows were conformed
         self.counts = [shard["rows"] for shard in self.shards]
         self._ends = np.cumsum(self.counts)
+        self._buffers: dict[str, Tensor] | None = None  # of a pass that is over
         self._maps: dict[int, MappedShard] = {}
         self._lock = threading.Lock()
         for shard in self.shards:
@@ -326,6 +226,10 @@ class Shards:
                 self._map(int(shard[places[0]])).copy(local[places], raw, places)
         with self._lock:
             self._give_back(0)
+        return self._batch(index, tensors)
+
+    def _batch(self, index: Indices, tensors: Mapping[str, Tensor]) -> Batch:
+        """The rows at `index`, (b,), with the tensors of their shards."""
         data: dict[str, Tensor] = {}
         elements: dict[str, Tensor] = {}
         for key, value in tensors.items():
@@ -333,6 +237,61 @@ class Shards:
             (data if kind == "data" else elements)[name] = value
         rows = Batch({}, self.mask, extra=self.extra).take(torch.from_numpy(index))
         return attrs.evolve(rows, data=data, elements=elements or None)
+
+    @contextlib.contextmanager
+    def read_ahead(self, batches: Sequence[Tensor]) -> Iterator[Source]:
+        """These rows for one pass over known batches, the shards of which are read beforehand.
+
+        Where `memory` cannot hold the shards that are needed at a time, as in fully random order,
+        they are mapped as ever.
+
+        Args:
+            batches: the rows of each batch, (b,) each; every one is asked for once.
+        """
+        plan = Plan.of(self.counts, batches)
+        slots = room_for(plan, self.shards, self.kinds, self.memory)
+        if slots is None:
+            yield self
+            return
+        spare = self._buffers
+        self._buffers = None  # another pass at the same time has its own
+        reader = ShardPass(plan, self.shards, self.kinds, self._file, slots, spare)
+        try:
+            yield _RowsOfPass(self, reader)
+        finally:
+            self._buffers = reader.close()
+
+    def conform(self, batch: Batch, schema: Schema) -> Batch:
+        """Rows of these shards as a model takes them.
+
+        What was seen of their values when they were saved is not looked for again.
+        """
+        known = batch.schema is None and self._known is schema
+        if known and self.checked is not None and self.checked.covers(schema):
+            return self.checked.conform(batch, schema)
+        conformed = conform(batch, schema, compact=True)  # the first rows tell what is odd
+        self._known = schema
+        return conformed
+
+    def fit_transforms(self, transforms: Mapping[str, Steps]) -> Self:
+        """These rows with transforms fitted to all of them, a block at a time, in `modalities`.
+
+        They are those of `MultimodalDataset.fit_transforms`, but for rounding; see
+        `mvkit.data.one_pass.fit_in_passes`.
+        """
+        shards = copy.copy(self)
+        shards.modalities = fit_in_passes(self, self.modalities, transforms)
+        shards._maps = {}
+        shards._buffers = None
+        shards._lock = threading.Lock()
+        if self.checked is not None:  # what transforms cannot take was refused
+            shards.checked = attrs.evolve(self.checked, modalities=shards.modalities)
+        return shards
+
+    def _file(self, i: int) -> Path:
+        """The file of shard i, which may have changed since the folder was opened."""
+        self._check(self.shards[i], verify=False)
+        return inside(self.folder, self.shards[i]["file"])
 
     def _map(self, i: int) -> MappedShard:
         """The mapped shard i, which becomes the one used last."""
@@ -362,3 +321,22 @@ class Shards:
             elif held > self.memory:
                 held -= len(mapped.memory)
                 del self._maps[i]  # unmapped with its last array
+
+
+@attrs.frozen(eq=False)
+class _RowsOfPass:
+    """The rows of shards during a pass that reads them ahead."""
+
+    shards: Shards
+    reader: ShardPass
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitems__(self, indices: Sequence[int], /) -> Batch:
+        index = np.asarray(indices, dtype=np.int64)
+        return self.shards._batch(index, self.reader.gather(index))
+
+    def conform(self, batch: Batch, schema: Schema) -> Batch:
+        """See `Shards.conform`."""
+        return self.shards.conform(batch, schema)

@@ -8,6 +8,7 @@ read, so that a dataset may use its buffers again.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import numbers
@@ -22,6 +23,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from mvkit.core.batch import Batch
 from mvkit.core.raw_values import as_tensor
+from mvkit.core.validation import Schema
 from mvkit.errors import NothingObserved, ShapeError
 
 Item = Mapping[str, Any]
@@ -71,6 +73,35 @@ class Described(Protocol):
 
     @property
     def extra(self) -> Mapping[str, object]: ...
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A source that can read what a pass will ask for before it does."""
+
+    def read_ahead(
+        self, batches: Sequence[Tensor], /
+    ) -> contextlib.AbstractContextManager[Source]:
+        """The source for one pass over the rows of known batches, (b,) each, in this order."""
+        ...
+
+
+@runtime_checkable
+class Conforming(Protocol):
+    """A source that knows what its rows are like, and conforms them to a schema by itself."""
+
+    def conform(self, batch: Batch, schema: Schema, /) -> Batch:
+        """What `mvkit.core.batch.conform` with `compact=True` returns."""
+        ...
+
+
+def reading_ahead(
+    source: Source, batches: Sequence[Tensor]
+) -> contextlib.AbstractContextManager[Source]:
+    """The source for one pass over known batches, read ahead if it can."""
+    if isinstance(source, ReadsAhead):
+        return source.read_ahead(batches)
+    return contextlib.nullcontext(source)
 
 
 @attrs.frozen(eq=False)

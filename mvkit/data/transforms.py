@@ -11,19 +11,19 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import ClassVar, Protocol, Self
 
 import attrs
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from mvkit.core.modality import Modality, PartLike, Sizes
-from mvkit.data.align import check_values
-from mvkit.errors import DataError, SpecError, within
+from mvkit.core.modality import PartLike
+from mvkit.data.moments import Moments
+from mvkit.errors import DataError
 from mvkit.registry.fields import choice, switch
 from mvkit.registry.renamed import RenamedMethods
-from mvkit.registry.spec import as_part, field, number, numbers, spec
+from mvkit.registry.spec import field, number, numbers, spec
 
 MOST = 200_000  # numbers that a JSON header can well hold
 Names = tuple[str, ...]
@@ -32,11 +32,24 @@ Shape = tuple[int, ...]
 Steps = PartLike | Sequence[PartLike]  # a transform, or several, first to last
 
 
+class Learner(Protocol):
+    """What a transform learns from, block by block."""
+
+    def add(self, x: Tensor) -> None:
+        """Looks at rows x (b, *shape), NaN where missing."""
+        ...
+
+    def fitted(self) -> Transform:
+        """The transform, fitted to all rows that were added."""
+        ...
+
+
 class Transform(RenamedMethods, ABC):
     """An elementwise step from the user's units to the model's.
 
     To implement one, decorate a subclass with `@spec` and write `forward` and `inverse`; if it
-    learns numbers, `fit` too, which returns a spec that holds them, and `ready`. Set `likelihood`
+    learns numbers, `fit` too, which returns a spec that holds them, and `ready`; and `learner`, if
+    it can learn them from rows that are not in memory together. Set `likelihood`
     if its values need one; `classes` if it adds a class axis at the end; `drawn` if values are
     probabilities of bits to draw in training; `invertible = False` if nothing brings its values
     back, so that nobody mixes them with the user's; `support` and `out_of_support` to refuse
@@ -80,6 +93,10 @@ class Transform(RenamedMethods, ABC):
             where: how messages call the data.
         """
         return self
+
+    def learner(self, names: Names, where: str) -> Learner | None:
+        """What learns the same as `fit` from one block of rows after another; None: cannot."""
+        return None
 
     def out_of_support(self, x: Tensor) -> Tensor:
         """Elements that it cannot take, bool, shaped like x."""
@@ -141,14 +158,7 @@ class Standardise(Transform):
     shape: Shape | None = field(default=None, check=_shape)
 
     def fit(self, x: Tensor, names: Names, where: str) -> Self:
-        shape = tuple(x.shape[1:]) if self.over == "feature" else ()
-        columns = math.prod(shape)
-        if columns > MOST:
-            raise DataError(
-                f"{where}: standardise would hold {columns} means; expected {MOST} at most; take "
-                "{'name': 'standardise', 'over': 'all'}"
-            )
-        flat = x.reshape(-1, columns).double()
+        flat = x.reshape(-1, self._columns(tuple(x.shape[1:]), where)).double()
         seen = ~torch.isnan(flat)
         count = seen.sum(0).clamp(min=1)
         mean = torch.where(seen, flat, 0.0).sum(0) / count
@@ -156,18 +166,40 @@ class Standardise(Transform):
         # equal values may differ from their rounded mean
         low = torch.where(seen, flat, math.inf).amin(0)
         high = torch.where(seen, flat, -math.inf).amax(0)
-        constant = (low >= high) | (variance <= _rounding(variance, mean, count))
+        moments = Moments(count, mean, variance * count, low, high)
+        return self._fitted(moments, tuple(x.shape[1:]), names, where)
+
+    def learner(self, names: Names, where: str) -> Learner:
+        return _Standardising(self, names, where)
+
+    def _columns(self, shape: Shape, where: str) -> int:
+        """How many means it holds of rows of a shape; raises DataError for too many."""
+        columns = math.prod(shape) if self.over == "feature" else 1
+        if columns > MOST:
+            raise DataError(
+                f"{where}: standardise would hold {columns} means; expected {MOST} at most; take "
+                "{'name': 'standardise', 'over': 'all'}"
+            )
+        return columns
+
+    def _fitted(self, moments: Moments, shape: Shape, names: Names, where: str) -> Self:
+        """Itself with means and deviations of rows of a shape."""
+        count = moments.count.clamp(min=1)
+        variance = moments.squares / count
+        mean = moments.mean
+        constant = (moments.low >= moments.high) | (variance <= _rounding(variance, mean, count))
         if constant.any():
             first = int(constant.nonzero()[0])
             called = repr(names[first]) if names else f"number {first}"
             warnings.warn(
                 f"{where}: {int(constant.sum())} features are constant or never observed, such as "
                 f"{called}; they keep scale 1; drop them if they should not count",
-                stacklevel=4,
+                stacklevel=5,
             )
         scale = torch.where(constant, 1.0, variance.sqrt())
         numbers = {"mean": tuple(mean.tolist()), "scale": tuple(scale.tolist())}
-        return attrs.evolve(self, shape=shape, **numbers)  # type: ignore[misc]
+        own = shape if self.over == "feature" else ()
+        return attrs.evolve(self, shape=own, **numbers)  # type: ignore[misc]
 
     def _like(self, values: Numbers, x: Tensor) -> Tensor:
         return torch.tensor(values, dtype=x.dtype, device=x.device).reshape(self.shape or ())
@@ -184,6 +216,27 @@ class Standardise(Transform):
 
     def __repr__(self) -> str:
         return f"Standardise(over={self.over!r}{', fitted' if self.ready else ''})"
+
+
+class _Standardising:
+    """Means and deviations of all rows, block by block."""
+
+    def __init__(self, step: Standardise, names: Names, where: str) -> None:
+        self.step = step
+        self.names = names
+        self.where = where
+        self.shape: Shape | None = None
+        self.moments: Moments | None = None
+
+    def add(self, x: Tensor) -> None:
+        self.shape = tuple(x.shape[1:])
+        moments = Moments.of(x.reshape(-1, self.step._columns(self.shape, self.where)))
+        self.moments = moments if self.moments is None else self.moments.merged(moments)
+
+    def fitted(self) -> Transform:
+        if self.moments is None or self.shape is None:
+            raise DataError(f"{self.where}: no row was added; expected one at least; add some")
+        return self.step._fitted(self.moments, self.shape, self.names, self.where)
 
 
 @spec
@@ -240,14 +293,12 @@ class OneHot(Transform):
     categories: tuple[float | str, ...] = field(default=(), check=_categories)
 
     def fit(self, x: Tensor, names: Names, where: str) -> Self:
-        categories = x[~torch.isnan(x)].unique().tolist()
-        if not 0 < len(categories) <= MOST:
-            raise DataError(
-                f"{where}: {len(categories)} categories; expected 1 to {MOST}; leave one_hot out"
-            )
-        if self.categories:
-            return self
-        return attrs.evolve(self, categories=tuple(categories))  # type: ignore[misc]
+        learner = _Categories(self, where)
+        learner.add(x)
+        return learner.fitted()  # type: ignore[return-value]
+
+    def learner(self, names: Names, where: str) -> Learner:
+        return _Categories(self, where)
 
     def _values(self, x: Tensor) -> Tensor:
         values = range(len(self.categories)) if self.words else self.categories
@@ -283,6 +334,30 @@ class OneHot(Transform):
 
     def __repr__(self) -> str:
         return f"OneHot({len(self.categories)} categories)"
+
+
+class _Categories:
+    """The categories of all rows, block by block."""
+
+    def __init__(self, step: OneHot, where: str) -> None:
+        self.step = step
+        self.where = where
+        self.known = torch.empty(0, dtype=torch.float64)
+
+    def add(self, x: Tensor) -> None:
+        new = x[~torch.isnan(x)].unique().double()
+        self.known = torch.cat([self.known, new]).unique()
+
+    def fitted(self) -> Transform:
+        categories = self.known.tolist()
+        if not 0 < len(categories) <= MOST:
+            raise DataError(
+                f"{self.where}: {len(categories)} categories; expected 1 to {MOST}; leave one_hot "
+                "out"
+            )
+        if self.step.categories:
+            return self.step
+        return attrs.evolve(self.step, categories=tuple(categories))  # type: ignore[misc]
 
 
 @spec
@@ -323,58 +398,3 @@ class Binarise(Transform):
 
     def out_of_support(self, x: Tensor) -> Tensor:
         return ~((x >= 0) & (x <= 1)) if self.drawn else ~torch.isfinite(x)
-
-
-def keep_units(steps: Sequence[Transform], x: Tensor) -> bool:
-    """Whether values that went through transforms can stand beside the raw ones x (b, *shape).
-
-    They can where each is undone, or leaves values as they are. NaN where missing.
-    """
-    if all(step.invertible for step in steps):
-        return True
-    missing = torch.isnan(x)
-    changed = torch.where(missing, 0.0, x)
-    for step in steps:
-        changed = step.forward(changed)
-    return bool((missing | (changed == x)).all())
-
-
-def fitted(name: str, modality: Modality, x: Tensor, wanted: Steps) -> Modality:
-    """A modality that sees its raw values x (b, *shape) through transforms fitted to them.
-
-    Its likelihood becomes that of the transforms where they need one, and normal where it cannot
-    take their values. NaN where missing.
-
-    Raises:
-        DataError: a value that a transform cannot take, with row and column.
-    """
-    where = f"data[{name!r}]"
-    path = f"fit_transforms.{name}"
-    names = modality.features
-    if any(step.words for step in modality.transform):
-        raise SpecError("its values number words, which one_hot takes already; leave it out", path)
-    fault = "is not finite; expected finite numbers; correct it, or make it NaN"
-    check_values(torch.isinf(x), where, fault, names, x=x)
-    seen = ~torch.isnan(x)
-    steps: list[Transform] = []
-    for part in wanted if isinstance(wanted, list | tuple) else [wanted]:
-        with within(path):
-            step: Transform = as_part("transform", part)
-        if steps and steps[-1].classes:
-            raise SpecError("one_hot comes last; put the others before it", path)
-        step = step.fit(x, names, where)
-        fault = f"cannot be taken by {step!r}; expected {step.support}"
-        check_values(step.out_of_support(x) & seen, where, fault, names, x=x)
-        x = step.forward(torch.where(seen, x, 0.0))
-        if not step.classes:
-            x = torch.where(seen, x, torch.nan)
-        steps.append(step)
-    needed = [step.likelihood for step in steps if step.likelihood]
-    if needed:
-        likelihood = needed[-1]
-    else:
-        live = modality.likelihood.build(Sizes.alone(modality))
-        taken = not live.class_axis and not (live.out_of_support(x) & seen).any()
-        likelihood = modality.likelihood if taken else "normal"
-    changes = {"shape": tuple(x.shape[1:]), "likelihood": likelihood, "transform": tuple(steps)}
-    return attrs.evolve(modality, **changes)  # type: ignore[misc]

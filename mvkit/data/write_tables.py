@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ Kind = Any  # a dtype of pandas or numpy
 Frame = Any  # a DataFrame or a Series of pandas or polars
 
 
+@runtime_checkable
 class HasModalities(Protocol):
     """What has modalities: a model or a dataset."""
 

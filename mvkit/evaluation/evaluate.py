@@ -12,12 +12,11 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mvkit._version import __version__
@@ -25,17 +24,19 @@ from mvkit.core import noise
 from mvkit.core.asked_by import asked_by
 from mvkit.core.batch import Batch, conform
 from mvkit.core.blocks import block_slices
-from mvkit.core.raw_values import full_precision
 from mvkit.data.dataset import Rows, as_batch
 from mvkit.data.pipeline import Pipeline
 from mvkit.errors import DataError, RequestError, suggest
+from mvkit.evaluation.joined_rows import BLOCK, fingerprint, joined
 from mvkit.evaluation.labels import Words, as_numbers, words_of
 from mvkit.evaluation.metric import ROW, EvaluationContext, Function, Metric, Score
 from mvkit.evaluation.report import Report
+from mvkit.evaluation.source_rows import SourceRows
 from mvkit.models.ensemble import Ensemble, check_models, members_of
 from mvkit.models.far_covariates import warn_if_far
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.refiners import Wanted, asked_refiners
+from mvkit.models.source_blocks import is_source
 from mvkit.registry import plugins
 from mvkit.registry.spec import as_part
 
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 LABEL = "label"
 CLASSIFIER = "classifier"  # whose hidden layer has features
-BLOCK = 512  # rows; noise is drawn block by block, so this is part of what a number means
 MetricLike = str | Mapping[str, object] | Metric
 Data = Rows | Pipeline | Iterable[Rows]
 Functions = Mapping[str, Function]
@@ -77,7 +77,8 @@ def evaluate(
         model: a `Model` or `Stack`; or an `Ensemble`, measured as the mixture of its models, whose
             latents have no scores.
         data: what `fit` takes: a batch, a mapping of arrays, a dataset, a `Pipeline`, or an
-            iterable of batches.
+            iterable of batches; or a `Source` such as shards, of which a block of rows is in
+            memory at a time, but for those that a metric fits something to.
         metrics: names, dicts or specs of metrics (`mvkit.available("metric")`); None: all.
         train: rows to fit classifiers and probes on; None: one half of the rows, the other half is
             then scored.
@@ -228,11 +229,14 @@ def _measure(metric: Metric, context: EvaluationContext, bar: tqdm) -> list[Scor
 
 
 def _rows(model: AnyModel, data: Data, what: str) -> Batch:
-    """Conformed rows in one batch."""
+    """Conformed rows in one batch; those of a source stay where they are."""
+    source = data.rows if isinstance(data, Pipeline) else data
+    if is_source(source):
+        return cast(Batch, SourceRows.of(model, source))
     batches = _batches(model, data)
     if not batches:
         raise DataError(f"evaluate: {what} has no rows; expected one at least; check the split")
-    return _joined(batches)
+    return joined(batches)
 
 
 def _check_label(label: str, rows: Batch) -> None:
@@ -243,7 +247,7 @@ def _check_label(label: str, rows: Batch) -> None:
 
 
 def _ordered(
-    rows: Batch, seed: int, what: str, label: str, words: Words | None
+    rows: Batch | SourceRows, seed: int, what: str, label: str, words: Words | None
 ) -> tuple[Batch, int]:
     """Rows that observe something, ordered by contents, and how many do not."""
     extra = {}
@@ -254,15 +258,21 @@ def _ordered(
         elif array.dtype.kind in "biuf":
             extra[name] = torch.as_tensor(array)
     extra[ROW] = torch.arange(len(rows))
-    rows = attrs.evolve(rows, extra=extra)
+    if isinstance(rows, SourceRows):
+        rows = rows.with_extra(extra)
+        hashes = rows.fingerprint(seed)
+    else:
+        rows = attrs.evolve(rows, extra=extra)
+        hashes = fingerprint(rows, seed)
     kept = rows.observed.any(1)
-    order = np.argsort(fingerprint(rows, seed), kind="stable")
+    order = np.argsort(hashes, kind="stable")
     order = order[kept.numpy()[order]]
     if not len(order):
         raise DataError(
             f"evaluate: {what} observes nothing in any row; expected one modality at least per row"
         )
-    return rows.take(torch.from_numpy(order)), int((~kept).sum())
+    taken = rows.take(torch.from_numpy(order))
+    return cast(Batch, taken), int((~kept).sum())  # metrics see no difference
 
 
 def _batches(model: AnyModel, data: Data) -> list[Batch]:
@@ -283,72 +293,6 @@ def _batches(model: AnyModel, data: Data) -> list[Batch]:
 def _detached(x: Tensor) -> Tensor:
     """Values as numpy takes them, whatever computed them."""
     return x.detach().resolve_neg()
-
-
-def _joined(batches: list[Batch]) -> Batch:
-    """Batches as one, its rows in their order."""
-    first = batches[0]
-    if len(batches) == 1:
-        return first
-    data = {name: torch.cat([batch.data[name] for batch in batches]) for name in first.data}
-    likes: dict[str, Tensor] = {}
-    for batch in batches:
-        likes |= batch.elements or {}
-    elements = {}
-    for name in first.data:
-        if name in likes:
-            flags = [_elements(batch, name, likes[name]) for batch in batches]
-            elements[name] = torch.cat(flags)
-    extra = {}
-    for name in first.extra:
-        if all(name in batch.extra for batch in batches):
-            values = [np.asarray(batch.extra[name]) for batch in batches]
-            extra[name] = np.concatenate(values)
-    mask = torch.cat([batch.observed for batch in batches])
-    joined = Batch(data, mask, elements or None, extra, schema=first.schema, **_given(batches))
-    return joined.take(slice(None))  # notes which rows observe what
-
-
-def _given(batches: list[Batch]) -> dict[str, Any]:
-    """Covariates, exposures and weights of batches, one after another."""
-    first = batches[0]
-    given: dict[str, Any] = {"covariates": {}, "exposure": {}}
-    for field, values in given.items():
-        for name in getattr(first, field):
-            values[name] = torch.cat([getattr(batch, field)[name] for batch in batches])
-    if first.row_weight is not None:
-        given["row_weight"] = torch.cat([batch.row_weight for batch in batches])
-    return given
-
-
-def _elements(batch: Batch, name: str, like: Tensor) -> Tensor:
-    """Which elements of a modality a batch observes; all of them where it does not say.
-
-    `like` (b', *shape) tells their shape and device.
-    """
-    whole = like.new_ones(len(batch), *like.shape[1:])
-    return (batch.elements or {}).get(name, whole)
-
-
-def fingerprint(rows: Batch, seed: int) -> NDArray[np.uint64]:
-    """A number for each row that its contents and the seed decide, (b,).
-
-    It is a random hash, linear modulo 2^64.
-    """
-    generator = noise.seeded(seed)
-    total = np.zeros(len(rows), dtype=np.uint64)
-    extra = [value for name, value in sorted(rows.extra.items()) if name != ROW]
-    elements = (rows.elements or {}).values()
-    known = (*elements, *extra, *rows.covariates.values())
-    for value in (rows.observed, *rows.data.values(), *known):
-        flat = np.ascontiguousarray(full_precision(value).reshape(len(rows), -1).numpy())
-        words = flat.view(f"u{flat.dtype.itemsize}")
-        factors = torch.randint(-(2**63), 2**63 - 1, words.shape[1:], generator=generator)
-        odd = factors.numpy().view(np.uint64) | np.uint64(1)
-        # as 64 bits, all rows at once would be several times the data
-        for part in block_slices(len(rows), BLOCK):
-            total[part] += words[part].astype(np.uint64) @ odd
-    return total
 
 
 def _bar(progress: bool | None) -> tqdm:

@@ -171,6 +171,7 @@ class EvaluationContext:
     sampler: str | None = None
     refined: tuple[str, ...] = ()
     fits_features: bool = False
+    spans: dict[str, float] = attrs.field(factory=dict, init=False)  # of modalities' values
     _fitted: dict[str, Perceptron] = attrs.field(factory=dict, init=False)
 
     @property

@@ -16,6 +16,8 @@ from torch import Generator, Tensor
 from mvkit.core import blocks
 from mvkit.core.batch import Batch
 from mvkit.core.raw_values import full_precision
+from mvkit.data.moments import Moments
+from mvkit.evaluation.joined_rows import blocks_of
 from mvkit.evaluation.metric import (
     EvaluationContext,
     Metric,
@@ -115,12 +117,15 @@ class Accuracy(Metric):
 
     def _spread(self, context: EvaluationContext, name: str, known: Tensor) -> float:
         """Mean squared deviation of the scored elements from the elements' means."""
-        rows = self.rows(context).take(known.cpu())
-        counted = present(rows, name)
-        x = rows.data[name].double()
-        centre = x.sum(0) / counted.sum(0).clamp(min=1)  # absent elements hold zeros
-        squares = torch.where(counted, (x - centre).square(), 0.0)
-        return float(squares.sum() / counted.sum())
+        total: Moments | None = None
+        for block in blocks_of(self.rows(context).take(known.cpu())):
+            x = block.data[name].double()
+            seen = torch.where(present(block, name), x, torch.nan)
+            moments = Moments.of(seen.reshape(len(x), -1))
+            total = moments if total is None else total.merged(moments)
+        if total is None:
+            return 0.0
+        return float(total.squares.sum() / total.count.sum())
 
 
 def _measures(context: EvaluationContext, name: str) -> list[str]:
@@ -158,9 +163,14 @@ def _compare(
 
 def _span(context: EvaluationContext, name: str) -> float:
     """The largest real value of a modality less the smallest."""
-    rows = context.rows.take(observes_all(context.rows, [name]))
-    x = rows.data[name][present(rows, name)]
-    return max(float(x.max() - x.min()), 1e-12)
+    if name not in context.spans:
+        low, high = math.inf, -math.inf
+        for block in blocks_of(context.rows.take(observes_all(context.rows, [name]))):
+            x = block.data[name][present(block, name)]
+            low = min(low, float(x.min()))
+            high = max(high, float(x.max()))
+        context.spans[name] = max(high - low, 1e-12)
+    return context.spans[name]
 
 
 @spec

@@ -12,7 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mvkit.core.batch import Batch, check_not_empty
+from mvkit.core.batch import Batch
+from mvkit.core.batch_checks import check_not_empty
 from mvkit.core.posterior import Posterior
 from mvkit.data.dataset import Rows
 from mvkit.errors import RequestError, check_option

@@ -70,4 +70,5 @@ def _conformed(batch: Batch, schema: Schema) -> Batch:
         x = x.to(schema.dtype)
         values[name] = torch.where(widened(mask[:, column], x.shape), x, 0)
     every = (None,) * len(schema.names)
-    return Batch(values, mask[:, columns], schema=schema, observed_rows=every)
+    rows = Batch(values, mask[:, columns], schema=schema, observed_rows=every)
+    return rows.dense(schema.names)

@@ -14,9 +14,11 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from mvkit.core import noise
 from mvkit.core.asked_by import asker
 from mvkit.core.batch import Batch
 from mvkit.core.decoding import Decodes
+from mvkit.core.missingness import Missingness
 from mvkit.core.modality import Modality
 from mvkit.core.noise import Generator
 from mvkit.core.raw_values import as_tensor
@@ -49,6 +51,7 @@ class GeneratingModel(nn.Module, ABC):
     modalities: dict[str, Modality]
     latent_dim: int
     decoding: Decodes
+    missingness: Missingness | None
 
     @property
     @abstractmethod
@@ -230,10 +233,12 @@ class GeneratingModel(nn.Module, ABC):
                 rows have; rows with nothing are then drawn as `sample` does it. None: from the
                 posterior.
             units: see `decode`.
-            generator: source of randomness.
+            generator: gives the seed; one of the CPU gives the same draws on every device.
         """
         names = names_of(to, self.names)
         known = names_of(given, self.names)
+        if latent == "draw" or sample or refine or sampler or self.missingness is not None:
+            generator = noise.by_row(generator, self.like.device)
         for name in names:
             self.modality(name)
         where = asker("translate")
@@ -255,6 +260,7 @@ class GeneratingModel(nn.Module, ABC):
         fitted = None if sampler is None else self.conditional_sampler(sampler, where)
 
         def generate(rows: Batch) -> dict[str, Tensor]:
+            noise.next_rows(generator, len(rows), options.n)
             condition: ConditionalLatents
             if fitted is None:
                 condition = next(self.conditional_posteriors(rows, asked))

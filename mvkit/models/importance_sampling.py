@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mvkit.core import blocks, bounds
+from mvkit.core import blocks, bounds, noise
 from mvkit.core.batch import Batch
 from mvkit.core.completion import completion, explained
 from mvkit.core.given import check_exposed
@@ -121,6 +121,7 @@ def weight_blocks(model: LatentModel, batch: Batch, sampling: Sampling) -> Itera
     if explained(model.missingness, batch):  # that nothing is observed has a probability too
         known = torch.ones_like(known)
     for size in block_sizes(model, sampling.n, len(batch), sampling.memory):
+        noise.next_draws(sampling.generator, size)
         terms = model.terms(
             batch,
             size,
@@ -141,6 +142,7 @@ def predictive_blocks(
     """
     decoding = model.decoding
     for size in block_sizes(model, sampling.n, len(batch), sampling.memory):
+        noise.next_draws(sampling.generator, size)
         z = rearrange(posterior.rsample(size, sampling.generator), "n b d -> n 1 b d")
         w = decoding.private_prior(z, sampling.generator)
         complete = completion(model, batch, z, w, sampling.generator)
@@ -163,6 +165,11 @@ class Samples(Evaluable, StatesRows, Protocol):
     """A model whose importance weights can be drawn in blocks: `Model` or `Stack`."""
 
     names: tuple[str, ...]
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the model's dtype and device."""
+        ...
 
     @property
     def schema(self) -> Schema:
@@ -215,6 +222,7 @@ class LikelihoodEstimator:
 
     def __call__(self, rows: Batch) -> Tensor:
         rows = self._without_totals(rows)
+        noise.next_rows(self.sampling.generator, len(rows))
         scored = rows.hide(self.of).observed.any(1)
         if self.given and self.empty != "prior":
             lost = scored & ~rows.hide(self.given).observed.any(1)
@@ -239,7 +247,10 @@ class LikelihoodEstimator:
         return joint - self._joint(rows, self.given) if self.given else joint
 
     def _joint(self, rows: Batch, names: tuple[str, ...]) -> Tensor:
-        return log_mean_exp(self.model.weight_blocks(rows.hide(names), self.sampling))
+        generator = noise.child(self.sampling.generator)  # joint and given: other draws
+        noise.next_rows(generator, len(rows))
+        sampling = attrs.evolve(self.sampling, generator=generator)
+        return log_mean_exp(self.model.weight_blocks(rows.hide(names), sampling))
 
     def _predictive(self, rows: Batch) -> Tensor:
         """Log mean of p(x_of|z, w) at z ~ q(z|x_given), w ~ p(w), (b,)."""
@@ -269,9 +280,11 @@ def log_weights(
         missing: rows that lack a covariate: an `error`, or their weights at the `average`.
         generator: source of randomness.
     """
-    sampling = Sampling(n, proposal, generator)
     rows = self.conform(batch)
     check_covariates(rows, missing, "log_weights")
+    by_row = noise.by_row(generator, self.like.device)
+    noise.next_rows(by_row, len(rows))
+    sampling = Sampling(n, proposal, by_row)
     with evaluation(self), torch.no_grad():
         return torch.cat(list(self.weight_blocks(rows, sampling)))
 
@@ -315,7 +328,7 @@ def log_likelihood(
             shares and means of training, an approximation that a covariate must allow, too.
         memory: bytes that a block of decoded draws may take; n draws go block by block. None: 8 MB
             on the CPU, whose cache then holds them, 256 MB on accelerators.
-        generator: source of randomness.
+        generator: gives the seed; one of the CPU gives the same draws on every device.
 
     Reference: Burda, Grosse and Salakhutdinov, 2016, https://arxiv.org/abs/1509.00519; Wu and
     Goodman, 2018, https://arxiv.org/abs/1802.05335 (conditionals).
@@ -339,7 +352,8 @@ def log_likelihood(
             raise RequestError(
                 f"log_likelihood: {name!r} is both in `of` and in `given`; take it out of one"
             )
-    sampling = Sampling(n, proposal, generator, memory)
+    by_row = noise.by_row(generator, self.like.device)
+    sampling = Sampling(n, proposal, by_row, memory)
     exposed = frozenset(exposure or {})
     estimate = LikelihoodEstimator(self, scored, conditions, sampling, estimator, empty, exposed)
     if self.schema.covariates:

@@ -5,22 +5,25 @@ Axes: n draws, b rows, c classes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import attrs
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from mvkit.core import blocks
+from mvkit.core import blocks, noise
 from mvkit.core.asked_by import asked_by
 from mvkit.core.batch import Batch, conform
 from mvkit.core.noise import Generator
 from mvkit.core.raw_values import Columns, Source, full_precision, widened
 from mvkit.data import write_tables
 from mvkit.data.dataset import MultimodalDataset, Rows
-from mvkit.data.transforms import keep_units
+from mvkit.data.fitted_transforms import keep_units
+from mvkit.data.sources import gather
+from mvkit.data.table_files import FilePath
 from mvkit.data.user_rows import is_framed, is_of_arrays, rows_of
 from mvkit.data.write_tables import Frame, words_of
 from mvkit.errors import RequestError, check_option, check_whole_number, suggest
@@ -30,11 +33,13 @@ from mvkit.models.conformal import bounds_of, intervals_of
 from mvkit.models.ensemble import Ensemble, check_models, draws_of_each
 from mvkit.models.far_covariates import warn_if_far
 from mvkit.models.imputed import Filled, Imputation
+from mvkit.models.imputed_blocks import check_blocks, filled_in_blocks
 from mvkit.models.imputed_sets import sets_of, table_of_sets
 from mvkit.models.imputed_spread import restored, spread_of
 from mvkit.models.inference import Empty, Names
 from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.refiners import Wanted
+from mvkit.models.source_blocks import is_source
 
 HIDDEN = 1024  # numbers per row that networks are taken to hold beside their output
 Kind = Literal["mean", "sd", "quantile", "draw", "low", "high"]
@@ -59,6 +64,7 @@ def impute(
     sampler: str | None = None,
     refine: Wanted = False,
     generator: Generator = None,
+    into: FilePath | None = None,
 ) -> Filled:
     """The data with gaps filled from what each row has.
 
@@ -73,7 +79,8 @@ def impute(
     Args:
         model: trained; or an `Ensemble`, whose models share out the draws.
         data: a mapping of tables or arrays, a dataset or a batch; the same comes back, tables with
-            the same index and columns.
+            the same index and columns. Or a `Source`, such as rows on disk, which is filled a
+            block at a time; a batch of all comes back.
         n: draws of z.
         quantiles: shares such as (0.05, 0.95), or (): return an `Imputation` with standard
             deviations and quantiles.
@@ -91,7 +98,13 @@ def impute(
         sampler: where z comes from instead of the posterior; see `Model.translate`.
         refine: modalities whose draws are those of their refiners, from which means, deviations
             and quantiles follow; see `Model.translate`.
-        generator: source of randomness.
+        generator: gives the seed; one of the CPU gives the same draws on every device.
+        into: where filled rows are written a block at a time: a file that ends in .parquet or
+            .csv, or else a folder of shards; it appears under its name when all is written. None:
+            return them.
+
+    Returns:
+        The filled data, an `Imputation` of them, or the path of what was written.
 
     Raises:
         RequestError: options that cannot be; gaps among values that a transform changed for good,
@@ -107,19 +120,31 @@ def impute(
     """
     check_models(model, "impute")
     shares = tuple(quantiles or ())
+    options: dict[str, Any]
     bounds = intervals_of(model, intervals)
     uncertain = quantiles is not None or draws or bounds is not None
     if any(not 0 <= share <= 1 for share in shares):
         raise RequestError(f"impute: quantiles {shares}; expected shares in [0, 1]")
     check_option("impute: rows", rows, "own", "all")
     n = _check_draws(n, uncertain)
+    by_row = _noise_of(generator, model.like.device)
+    if into is not None or is_source(data):
+        check_blocks(uncertain, id, covariates, data)
+        options = {"n": n, "all": all, "to": to, "empty": empty, "sampler": sampler}
+        options |= {"refine": refine, "generator": by_row}
+        fill: Any = functools.partial(impute, model, **options)
+        source: Any = data if is_source(data) else rows_of(data, id, covariates)
+        first = gather(source, [0], None) if is_source(source) else source
+        size = _rows_of_block(model, _names_in(model, first, to), n)
+        return cast(Filled, filled_in_blocks(fill, cast(Any, model), source, size, into))
     original = _Original(model, data, rows_of(data, id, covariates), id, all, rows == "all")
-    names = original.names_of(to)
-    options: dict[str, Any] = {"empty": empty, "sampler": sampler, "generator": generator}
+    names = _names_in(model, original.raw, to)
+    options = {"empty": empty, "sampler": sampler, "generator": by_row}
     options |= {"n": draws_of_each(model, n), "refine": refine}
     latent: Any = "draw" if model.missingness is None else "mean"
 
     def statistics(block: Batch) -> Tensors:
+        noise.next_rows(by_row, len(block))
         values = {}
         means = model.translate(block, names, units="model", latent=latent, **options)
         for name, x in means.items():
@@ -130,11 +155,9 @@ def impute(
             values |= bounds_of(bounds, model, block, samples, means)
         return {key: value.cpu() for key, value in values.items()}
 
-    widest = max([model.modalities[name].numbers for name in names], default=1)
-    numbers = n * (2 * widest + HIDDEN)
-    size = blocks.block_size(numbers, blocks.IMPUTED, model.like.element_size())
+    size = _rows_of_block(model, names, n)
     with asked_by("impute"):
-        values = model.in_blocks(statistics, original.seen, dim=1, rows=min(inference.ROWS, size))
+        values = model.in_blocks(statistics, original.seen, dim=1, rows=size)
 
     def filled(kind: Kind, i: int = 0) -> Filled:
         return original.with_values({name: values[f"{kind}/{name}"][i] for name in names}, kind)
@@ -153,6 +176,29 @@ def _check_draws(n: int, uncertain: bool) -> int:
     if uncertain and n < 2:
         raise RequestError("impute: n=1; expected 2 draws at least to tell uncertainty")
     return n
+
+
+def _noise_of(generator: Generator, device: torch.device) -> noise.ByRow:
+    """Noise by row; blocks that are given one go on where others ended."""
+    return generator if isinstance(generator, noise.ByRow) else noise.by_row(generator, device)
+
+
+def _names_in(model: MultimodalModel | Ensemble, raw: Batch, to: Names) -> tuple[str, ...]:
+    """The modalities to fill."""
+    every = model.names
+    names = inference.names_of(to, tuple(name for name in every if name in raw.data))
+    for name in names:
+        if name not in every:
+            raise RequestError(f"impute: unknown modality {name!r}; {suggest(str(name), every)}")
+    return names
+
+
+def _rows_of_block(model: MultimodalModel | Ensemble, names: tuple[str, ...], n: int) -> int:
+    """How many rows are filled at a time."""
+    widest = max([model.modalities[name].numbers for name in names], default=1)
+    numbers = n * (2 * widest + HIDDEN)
+    size = blocks.block_size(numbers, blocks.IMPUTED, model.like.element_size())
+    return min(inference.ROWS, size)
 
 
 def _whole(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -194,17 +240,6 @@ class _Original:
         warn_if_far(model.decoding.conditions, self.seen, conformed=raw.schema is not None)
         self.gaps = {name: self._gap(name) for name in self.raw.data}
         self.raw = self._renumbered()
-
-    def names_of(self, to: Names) -> tuple[str, ...]:
-        """The modalities to fill."""
-        every = self.model.names
-        names = inference.names_of(to, tuple(name for name in every if name in self.raw.data))
-        for name in names:
-            if name not in every:
-                raise RequestError(
-                    f"impute: unknown modality {name!r}; {suggest(str(name), every)}"
-                )
-        return names
 
     def _gap(self, name: str) -> Tensor:
         """Where values are missing, (b, *raw_shape) or without the axis of classes."""

@@ -26,7 +26,6 @@ from mvkit.core.mixture import Mixture
 from mvkit.core.noise import Generator
 from mvkit.core.posterior import Posterior
 from mvkit.core.raw_values import nothing_observed
-from mvkit.core.row_picks import indices_of
 from mvkit.core.validation import Schema
 from mvkit.errors import NothingObserved, RequestError, bad_option, suggest
 from mvkit.parts.conditional_samplers import LatentDraws
@@ -279,7 +278,7 @@ def aggregated_posterior(model: LatentModel, prior: Prior, schema: Schema) -> Mi
     inputs = prior.pseudo_inputs or {}
     c = len(next(iter(inputs.values())))
     mask = torch.ones(c, len(model.names), dtype=torch.bool, device=model.like.device)
-    rows = Batch(inputs, mask, schema=schema, **indices_of(mask))
+    rows = Batch(inputs, mask, schema=schema, observed_rows=(None,) * len(inputs))
     experts = model.experts(rows, context=prior.pseudo_context)
     each = cast(Mixture, model.aggregator.forward(experts, rows))
     loc = rearrange(each.loc, "k c d -> (k c) 1 d")

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mvkit.core.batch import Batch, check_not_empty, conform
+from mvkit.core.batch import Batch, conform
+from mvkit.core.batch_checks import check_not_empty
 from mvkit.core.decoding import Decodes
 from mvkit.core.experts import Experts
 from mvkit.core.loss import Loss

@@ -5,14 +5,15 @@ Axes: b rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Protocol, TypeGuard
 
 import torch
 
 from mvkit.core.batch import Batch
 from mvkit.data.dataset import MultimodalDataset
-from mvkit.data.sources import Source, gather
+from mvkit.data.sources import Source, gather, reading_ahead
 from mvkit.errors import DataError, MvkitError, NothingObserved
 from mvkit.models.inference import ROWS, Answer, by_rows, joined
 
@@ -49,19 +50,33 @@ def by_rows_of_source(
     Raises:
         DataError: no rows; what is wrong with rows, with a note that says where they are.
     """
-    b = len(source)
-    if not b:
-        raise DataError(f"{type(source).__name__}: it has no rows; expected one at least")
     size = ROWS if rows is None else rows
     pieces = []
-    for start in range(0, b, size):
-        index = list(range(start, min(start + size, b)))
-        try:
-            block = conformed(gather(source, index, None), looked_at=start > 0)
-            pieces.append(by_rows(function, block, device, dim, size))
-        except NothingObserved as error:
-            raise NothingObserved(error.row + start, error.given, error.called) from None
-        except MvkitError as error:
-            error.add_note(f"in rows {start} to {index[-1]} of the data")
-            raise
+    with raw_blocks(source, size) as blocks:
+        for start, raw in blocks:
+            try:
+                block = conformed(raw, looked_at=start > 0)
+                pieces.append(by_rows(function, block, device, dim, size))
+            except NothingObserved as error:
+                raise NothingObserved(error.row + start, error.given, error.called) from None
+            except MvkitError as error:
+                last = min(start + size, len(source)) - 1
+                error.add_note(f"in rows {start} to {last} of the data")
+                raise
     return joined(pieces, dim)
+
+
+@contextlib.contextmanager
+def raw_blocks(source: Source, size: int) -> Iterator[Iterator[tuple[int, Batch]]]:
+    """The rows of a source in order, `size` at a time, with the number of the first of them.
+
+    They are read ahead where they can be.
+
+    Raises:
+        DataError: no rows.
+    """
+    if not len(source):
+        raise DataError(f"{type(source).__name__}: it has no rows; expected one at least")
+    parts = list(torch.arange(len(source)).split(size))
+    with reading_ahead(source, parts) as rows:
+        yield ((int(index[0]), gather(rows, index.tolist(), None)) for index in parts)

@@ -13,7 +13,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from mvkit.core import bounds
+from mvkit.core import bounds, noise
 from mvkit.core.batch import Batch
 from mvkit.core.covariates import Conditions, Level
 from mvkit.core.decoding import Decoding
@@ -264,6 +264,7 @@ class Stack(MultimodalModel):
         experts = bottom.experts(batch, generator=generator)
         known = batch.observed.any(1)
         for size in block_sizes(bottom, sampling.n, len(batch), sampling.memory):
+            noise.next_draws(generator, size)
             w, log_q = self._draws(experts, size, batch.observed)
             nothing = log_q.new_zeros(*log_q.shape, 0)
             log_px = bottom.decoding.log_px(batch, nothing, w, batch.observed).sum(-1)
@@ -284,6 +285,7 @@ class Stack(MultimodalModel):
         """
         generator = sampling.generator
         for size in block_sizes(self.bottom, sampling.n, len(batch), sampling.memory):
+            noise.next_draws(generator, size)
             z = posterior.rsample(size, generator)
             w = {}
             for name in self.names:

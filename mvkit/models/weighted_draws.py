@@ -119,6 +119,7 @@ def weighted_blocks(
     decoding = model.decoding
     prior = model.prior_at(experts, posterior)
     for size in block_sizes(model, n, len(batch), None):
+        noise.next_draws(generator, size)
         draws = posterior.draw(size, "iid", generator)
         private = decoding.draw_private(
             experts, draws, batch.observed, "observed", stop_density=False

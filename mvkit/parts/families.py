@@ -6,6 +6,7 @@ Axes: d latent, the last.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
@@ -13,10 +14,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from mvkit.core import noise
 from mvkit.core.family import Family
 from mvkit.core.modality import Sizes
 from mvkit.core.noise import Generator
 from mvkit.core.product_of_experts import Saved
+from mvkit.core.stacked_copies import Stacked, of_all_copies, stacked_noise
 from mvkit.errors import SpecError
 from mvkit.registry import plugins
 from mvkit.registry.spec import spec
@@ -54,6 +57,14 @@ class _NormalKL(torch.autograd.Function):
         return to_loc.sum_to_size(loc.shape), to_scale.sum_to_size(scale.shape), to_loc0, to_scale0
 
 
+_normal_kl: Callable[..., Tensor] = _NormalKL.apply
+
+
+def _stacked_kl(stacked: Stacked) -> tuple[Tensor, int]:
+    """KL of normals of several copies, (c, ...)."""
+    return _normal_kl(*stacked.broadcastable()), 0
+
+
 class NormalDensity(Family):
     """Normal experts. To implement one, decorate a subclass with `@spec` and write `scale`."""
 
@@ -65,8 +76,10 @@ class NormalDensity(Family):
         return eps * eps * -0.5 - 0.5 * math.log(2 * math.pi)
 
     def kl(self, loc: Tensor, scale: Tensor, loc0: Tensor, scale0: Tensor) -> Tensor:
-        kl: Tensor = _NormalKL.apply(loc, scale, loc0, scale0)  # type: ignore[no-untyped-call]
-        return kl
+        if stacked_noise.get() is None:
+            return _normal_kl(loc, scale, loc0, scale0)
+        divergence: Tensor = of_all_copies(_stacked_kl, loc, scale, loc0, scale0)
+        return divergence
 
     def entropy(self, scale: Tensor) -> Tensor:
         return (scale.log() + 0.5 * math.log(2 * math.pi) + 0.5).sum(-1)
@@ -143,7 +156,8 @@ class LaplaceSoftmax(Family):
         device: torch.device,
         generator: Generator,
     ) -> Tensor:
-        centred = torch.rand(size, dtype=dtype, device=device, generator=generator) - 0.5
+        uniforms = noise.uniforms(size, dtype=dtype, device=device, generator=generator)
+        centred = uniforms - 0.5
         # a uniform of exactly 0 would give log 0
         tail = (1 - 2 * centred.abs()).clamp(min=torch.finfo(dtype).tiny)
         return -torch.sign(centred) * torch.log(tail)

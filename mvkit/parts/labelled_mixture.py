@@ -20,6 +20,7 @@ from mvkit.core.mixture import Mixture
 from mvkit.core.modality import Sizes
 from mvkit.core.noise import Generator, initial_uniforms
 from mvkit.core.posterior import Draws, Posterior, check_latents
+from mvkit.core.validation import one_hot
 from mvkit.errors import SpecError
 from mvkit.parts.aggregators.aggregator import Aggregator, Defaults
 from mvkit.parts.objectives.objective import Objective
@@ -131,7 +132,7 @@ class LabelledMixture(Posterior):
 
 def _labelled(label: Tensor, z: Tensor, k: int) -> Tensor:
     """Labels (...) as one-hot vectors, and z (..., d) after them, (..., l)."""
-    return torch.cat([nn.functional.one_hot(label, k).to(z.dtype), z], -1)
+    return torch.cat([one_hot(label, k, z.dtype), z], -1)
 
 
 @spec

@@ -74,10 +74,13 @@ def imputed_row(
     level: float = 0.8,
     n: int = 199,
     seed: int = 0,
+    sampler: str | None = None,
+    refine: bool | list[str] = False,
 ) -> ImputedRow:
     """A modality of a row, imputed from its others, of classes their probabilities.
 
-    The interval is the central one that holds a share `level` of n draws.
+    The interval is the central one that holds a share `level` of n draws; `sampler` and `refine`
+    say where these come from, see `Model.translate`.
 
     Raises:
         RequestError: a modality or a row that there is not, or a level that is no share.
@@ -88,6 +91,7 @@ def imputed_row(
     rows = row_of(model, data, row)
     classes = model.schema.likelihoods[name].class_axis
     options: dict[str, Any] = {"sample": not classes, "units": "model" if classes else "data"}
+    options |= {"sampler": sampler, "refine": refine}
     options["generator"] = noise.seeded(seed, model.like.device)
     samples = model.translate(rows, name, sources_of(model, name), n, **options)
     draws = rearrange(samples[name], "n 1 ... -> n (...)").cpu().double()

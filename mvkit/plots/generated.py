@@ -34,6 +34,8 @@ def translations(
     latent: Literal["draw", "mean"] = "mean",
     seed: int = 0,
     to: Iterable[str] | None = None,
+    sampler: str | None = None,
+    refine: bool | list[str] = False,
     figure: FigureLike = None,
 ) -> Grid:
     """Each modality of a row, generated from each of its modalities alone; axes (m + 1, m).
@@ -48,17 +50,20 @@ def translations(
         latent: whether latents are drawn, or are their means.
         seed: of draws.
         to: modalities that are shown; None: all.
+        sampler: latents from a fitted conditional sampler; see `Model.translate`.
+        refine: modalities that are drawn by their refiners; likewise.
         figure: where to draw.
     """
     rows = row_of(model, data, row)
     shown = _shown(model, to, "translations")
-    generator = noise.seeded(seed, model.like.device)
+    options: dict[str, Any] = {"latent": latent, "sampler": sampler, "refine": refine}
+    options["generator"] = noise.seeded(seed, model.like.device)
     real = dict(zip(model.names, real_values(model, rows), strict=True))
     lines: list[Line] = [("real", [real[name] for name in shown])]
     for given, value in real.items():
         generated: list[Tensor | None] = [None for _ in shown]
         if value is not None:
-            samples = model.translate(rows, given=given, latent=latent, generator=generator)
+            samples = model.translate(rows, given=given, **options)
             generated = [samples[name][0, 0] for name in shown]
         lines.append((f"from {given}", generated))
     return gallery(figure, lines, shown)
@@ -156,12 +161,13 @@ def cluster_samples(
     covariates: Mapping[str, object] | None = None,
     seed: int = 0,
     to: Iterable[str] | None = None,
+    refine: bool | list[str] = False,
     figure: FigureLike = None,
 ) -> Grid:
     """A sample of each cluster of the prior; axes (c, m).
 
-    Covariates that are not stated are those of random training rows; see `Model.sample`. `to` are
-    the modalities that are shown; None: all.
+    Covariates that are not stated are those of random training rows; see `Model.sample`, of
+    `refine` too. `to` are the modalities that are shown; None: all.
     """
     chosen = range(model.n_clusters) if clusters is None else clusters
     if not len(chosen):
@@ -170,10 +176,10 @@ def cluster_samples(
             "prior='mog'"
         )
     shown = _shown(model, to, "cluster_samples")
-    generator = noise.seeded(seed, model.like.device)
+    options: dict[str, Any] = {"covariates": covariates, "refine": refine}
+    options["generator"] = noise.seeded(seed, model.like.device)
     lines = []
     for cluster in chosen:
-        options: dict[str, Any] = {"covariates": covariates, "generator": generator}
         samples = model.sample(1, cluster=cluster, **options)
         values = [samples[name][0] for name in shown]
         lines.append((str(cluster), values))

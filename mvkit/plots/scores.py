@@ -105,5 +105,19 @@ def coverage(report: Report, *, ax: AxesLike = None) -> Axes:
 def sensitivity(
     table: pandas.DataFrame, *, coefficients: Iterable[object] | None = None, ax: AxesLike = None
 ) -> Axes:
-    """Estimates and intervals as imputed values move by δ, of `evaluation.sensitivity`."""
+    """Estimates and intervals as imputed values move by δ, of `mvkit.sensitivity`.
+
+    Args:
+        table: what `mvkit.sensitivity` returned.
+        coefficients: those that are drawn; None: all.
+        ax: where to draw.
+
+    Example:
+        >>> import pandas, mvkit
+        >>> data = pandas.DataFrame({"x": [1.0, 3.0, None]})
+        >>> completed = [data.fillna(1.5), data.fillna(2.5)]
+        >>> table = mvkit.sensitivity(data, completed, lambda t: (t["x"].mean(), 0.1))
+        >>> mvkit.plots.sensitivity(table).get_xlabel()
+        'δ: imputed values moved, in standard deviations'
+    """
     return draw_sensitivity(axes_of(ax), table, coefficients)

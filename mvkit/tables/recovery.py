@@ -45,6 +45,11 @@ class Recovered:
     guess: float
 
     @property
+    def less(self) -> str:
+        """The share in words of a table: a dash where a guess had no error."""
+        return f"{self.gain:.0%}" if self.guess else "–"
+
+    @property
     def gain(self) -> float:
         """Share of the error of a guess that the model takes away; NaN where that is 0."""
         return 1.0 - self.error / self.guess if self.guess else float("nan")
@@ -77,7 +82,7 @@ class RecoveryReport:
         lines = [titles]
         for row in self.columns:
             where = f"{row.table}.{row.column}" if row.table else row.column
-            numbers = (f"{row.error:.4g}", f"{row.guess:.4g}", f"{row.gain:.0%}")
+            numbers = (f"{row.error:.4g}", f"{row.guess:.4g}", row.less)
             lines.append((where, row.kind, str(row.cells), row.measure, *numbers))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = []

@@ -175,6 +175,42 @@ def _check_total(total: Tensor, what: str) -> None:
     )
 
 
+def sums_of_rows(kind: str, part: Any) -> None:
+    """`log_prob_sum` is the sum of `log_prob` over the elements observed, with its gradient."""
+    for law in _laws(part):
+        x = law.draws(SETTINGS)[0]
+        out = law.outs(len(x)).detach().clone().requires_grad_()
+        known = law.context(len(x))
+        axes = x.ndim - law.live.class_axis
+        elements = torch.ones(x.shape[:axes], dtype=torch.bool)
+        elements.flatten()[::3] = False
+        for observed in (None, elements):
+            context = attrs.evolve(known, elements=observed)
+            terms = law.live.log_prob(out, x, context)
+            if observed is not None:
+                terms = torch.where(observed, terms, 0.0)
+            expected = terms.reshape(len(out), len(x), -1).sum(-1)
+            sums = law.live.log_prob_sum(out, x, context)
+            _check_equal(sums, expected, "log_prob_sum")
+            slopes = torch.autograd.grad(sums.sum(), out, retain_graph=True)[0]
+            (wanted,) = torch.autograd.grad(expected.sum(), out)
+            _check_equal(slopes, wanted, "the slope of log_prob_sum")
+
+
+def _check_equal(values: Tensor, expected: Tensor, what: str) -> None:
+    expect(
+        values.shape == expected.shape,
+        f"has {what} of shape {tuple(values.shape)}; expected {tuple(expected.shape)}",
+    )
+    values, expected = values.detach(), expected.detach()
+    off = ~torch.isclose(values, expected, 1e-9, 1e-9)
+    expect(
+        not bool(off.any()),
+        f"has {_first(values, off)} as {what}; expected {_first(expected, off)}, that of the sum "
+        "of log_prob over the observed elements",
+    )
+
+
 @torch.no_grad()
 def mean_of_draws(kind: str, part: Any) -> None:
     """The mean is that of the draws."""
@@ -294,7 +330,11 @@ def draws_of_prior(kind: str, part: Any) -> None:
 
 
 CHECKS: dict[str, Checks] = {
-    "likelihood": {"normalised": normalised_likelihood, "mean": mean_of_draws},
+    "likelihood": {
+        "normalised": normalised_likelihood,
+        "sums": sums_of_rows,
+        "mean": mean_of_draws,
+    },
     "family": {"normalised": normalised_family, "draws": draws_of_family},
     "prior": {"normalised": normalised_prior, "draws": draws_of_prior},
 }

@@ -89,7 +89,7 @@ def _warn_of_milestones(stage: Stage, index: int, batches: int | None) -> None:
         warnings.warn(
             f"fit: stage {index}: lr_schedule: milestone {milestone} is not reached in {steps} "
             f"{unit}; the schedules after it never begin; take a smaller one, or more {unit}",
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 from mvkit.core.noise import whole_seed
 from mvkit.core.safe_file import write_whole
-from mvkit.errors import RequestError, check_whole_number
+from mvkit.errors import RequestError, check_option, check_whole_number
 from mvkit.models.checkpoint import save
 from mvkit.models.copies import fresh_copy, take_over
 from mvkit.models.ensemble import Ensemble
@@ -19,6 +19,8 @@ from mvkit.models.multimodal import MultimodalModel, check_model
 from mvkit.training.distributed import ProcessGroup, lost_processes_named
 from mvkit.training.events import Listener
 from mvkit.training.history import History
+from mvkit.training.stacked import fit_stacked
+from mvkit.training.stacked_stage import NotStackable
 
 Arguments = ParamSpec("Arguments")
 
@@ -35,10 +37,21 @@ def takes_seeds(fit: Callable[Arguments, History]) -> Callable[Arguments, Histor
     def fit_all(*arguments: Arguments.args, **options: Arguments.kwargs) -> History:
         with lost_processes_named():
             if options.get("seeds") is None:
+                _check_alone(options.get("stacked", "auto"))
                 return fit(*arguments, **options)
             return fit_copies(*arguments, **options)
 
     return fit_all
+
+
+def _check_alone(stacked: object) -> None:
+    """Raises RequestError for a run from one seed that is to be trained beside others."""
+    check_option("fit: stacked", stacked, "auto", True, False)
+    if stacked is True:
+        raise RequestError(
+            "fit: stacked=True, and nothing to stack; expected several seeds; give seeds=, or "
+            "leave stacked out"
+        )
 
 
 def _fit_copies(
@@ -51,6 +64,7 @@ def _fit_copies(
     checkpoint: str | os.PathLike[str] | None = None,
     resume: str = "auto",
     listeners: Iterable[Listener] = (),
+    stacked: bool | Literal["auto"] = "auto",
     **options: Any,
 ) -> History:
     """Trains a copy of a model from each of several seeds; the model gets the best weights.
@@ -64,13 +78,15 @@ def _fit_copies(
         checkpoint: the folder of all copies' runs.
         resume: how each copy's run is resumed; of those that were not begun `must` asks nothing.
         listeners: told of the events of all runs.
+        stacked: whether all copies are trained in one step.
         options: other options of `fit`.
 
     Returns:
         The rows of all copies, with a column `seed`, their notes and verdicts, and the copies.
 
     Raises:
-        RequestError: seeds that cannot be, `seed` beside them, or a model that has no fresh copy.
+        RequestError: seeds that cannot be, `seed` beside them, a model that has no fresh copy, or
+            `stacked` copies that cannot be trained in one step.
     """
     check_model(model, "fit")
     numbers = seeds_of(seeds)
@@ -81,8 +97,10 @@ def _fit_copies(
         )
     folder = None if checkpoint is None else _folder(Path(checkpoint))
     options["listeners"] = tuple(listeners)
-    copies, histories = [], []
-    for number in numbers:
+    notes: list[str] = []
+    every = {**options, "checkpoint": checkpoint, "resume": resume}
+    copies, histories = _in_one_step(model, data, numbers, stacked, notes, every)
+    for number in numbers[len(copies) :]:
         copy = fresh_copy(model, number)
         place = None if folder is None else folder / f"seed-{number}"
         run = fit(copy, data, seed=number, checkpoint=place, resume=resume, **options)
@@ -94,9 +112,39 @@ def _fit_copies(
     take_over(model, copies[losses.index(min(losses))])
     model.eval()
     history = _together(numbers, histories, Ensemble(copies, numbers))
+    history.notes[:0] = notes
     if folder is not None and ProcessGroup.current().first:
         _write(folder, model, history)
     return history
+
+
+def _in_one_step(
+    model: MultimodalModel,
+    data: object,
+    seeds: Sequence[int],
+    stacked: bool | Literal["auto"],
+    notes: list[str],
+    options: Mapping[str, Any],
+) -> tuple[list[MultimodalModel], list[History]]:
+    """The copies and their histories if they can be trained in one step, else none and a note.
+
+    Raises:
+        RequestError: they cannot, and `stacked=True` asks for it.
+    """
+    check_option("fit: stacked", stacked, "auto", True, False)
+    if stacked is False or len(seeds) < 2:
+        return [], []
+    try:
+        runs = fit_stacked(model, data, seeds, options)
+    except NotStackable as reason:
+        if stacked is True:
+            raise RequestError(
+                f"fit: stacked=True: the copies cannot be trained in one step: {reason}; expected "
+                "runs of the same steps; take stacked='auto', which then trains one after another"
+            ) from reason
+        notes.append(f"the copies were trained one after another: {reason}")
+        return [], []
+    return [run.model for run in runs], [run.history for run in runs]
 
 
 def _folder(path: Path) -> Path:

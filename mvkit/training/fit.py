@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
 
 from mvkit.core.experts import low_precision
 from mvkit.core.noise import put_back_at_end
-from mvkit.data.holdout import hold_out
-from mvkit.data.pipeline import Pipeline, as_pipeline
-from mvkit.errors import RequestError, check_number, check_option, check_whole_number
-from mvkit.models.multimodal import MultimodalModel, check_model
+from mvkit.models.multimodal import MultimodalModel
 from mvkit.models.penalties import penalties_found_once
 from mvkit.models.sampler_requests import look_again
-from mvkit.parts.priors import as_prior
-from mvkit.training.checks import adopt_objectives, check_plan
 from mvkit.training.copies import takes_seeds
-from mvkit.training.distributed import ProcessGroup
-from mvkit.training.events import Listener, Listeners, RunFinished
+from mvkit.training.events import Listener, RunFinished
 from mvkit.training.history import History
 from mvkit.training.loop import train_stage
 from mvkit.training.nonfinite import OnNonFinite
-from mvkit.training.placing import note_placed, stages_of_run
+from mvkit.training.options import Compile, DataOn, Precision, Resume
+from mvkit.training.placing import note_placed
+from mvkit.training.preparing import finish, prepared
 from mvkit.training.refining import note_refined
-from mvkit.training.run import Options, Precision, Resume, Run
-from mvkit.training.run_folder import Folder
-from mvkit.training.stages import Stage, StagesLike, with_patience
-from mvkit.training.starts import far_from_training, look_at_first_rows, weighed_rows
-from mvkit.training.verdict import judge
+from mvkit.training.run import Run
+from mvkit.training.stages import StagesLike
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
+    pass
 
 
 @takes_seeds
@@ -55,6 +45,7 @@ def fit(
     stages: StagesLike = None,
     seed: int | None = None,
     seeds: int | Iterable[int] | None = None,
+    stacked: bool | Literal["auto"] = "auto",
     device: str | torch.device = "auto",
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -63,7 +54,8 @@ def fit(
     save_every: float = 300.0,
     on_nonfinite: OnNonFinite = "stop",
     precision: Precision = "float32",
-    compile: bool = False,
+    compile: Compile = False,
+    data_on: DataOn = "host",
     workers: int = 0,
     listeners: Iterable[Listener] = (),
 ) -> History:
@@ -92,14 +84,18 @@ def fit(
             `fit(seed=s)`. The history has a column `seed` and all copies in `.ensemble`; the model
             gets the weights of the copy with the best validation loss (without validation, the
             lowest loss at its end). A run's folder has one for each copy.
+        stacked: with `seeds`, train all copies in one step, where matrix products of the copies
+            become one batch of products: the same numbers to rounding. `auto`: where that is
+            possible, else one after another, which `History.notes` says; True: refuse what cannot
+            be; False: one after another.
         device: `auto` (an accelerator if there is one) or a torch device.
         progress: show a bar; None: on a terminal only.
         checkpoint: folder of the run (see `mvkit.training.run_folder`); None: nothing is written.
             A run resumes with the same model, stages, batch size, learning rate, seed, precision
             and data only; `mvkit.training.fingerprint` says what it sees of data, and what not.
-            Its last stage may have more epochs; device, workers, processes, listeners and
-            `save_every` may differ, which `History.notes` says. Weights come from the folder;
-            those that a model was given after its seed had drawn some are compared.
+            Its last stage may have more epochs; device, workers, processes, listeners, `compile`,
+            `data_on` and `save_every` may differ, which `History.notes` says. Weights come from
+            the folder; those that a model was given after its seed had drawn some are compared.
         resume: `auto`: resume from the newest good checkpoint in the folder, if there is one;
             `must`: refuse to begin anew; `never`: refuse a folder that has one.
         keep: newest checkpoints kept.
@@ -109,7 +105,12 @@ def fit(
             run with a report, `skip` counts them.
         precision: `bf16`: networks compute in bfloat16 where autocast does; log-densities stay as
             they are.
-        compile: compile encoders and decoders by `torch.compile`.
+        compile: compile encoders and decoders by `torch.compile`; or `"step"`: the whole step,
+            forward and backward, as one compiled region, on CUDA as one CUDA graph. Batches are
+            then dense (see `Batch.dense`): losses are the same to rounding. While a ramp moves an
+            objective, its steps are run as they are.
+        data_on: where rows are stored: on the `host`, or, if they are in memory, on the `device`
+            too, where batches are picked without waiting; batches of rows with gaps are dense.
         workers: threads that fetch rows of data that are not in memory.
         listeners: callables that are called with each `mvkit.training.events.Event`; they may
             raise `mvkit.training.events.StopTraining` to end the run in good order.
@@ -138,108 +139,41 @@ def fit(
         >>> history["epoch"]
         [1, 2]
     """
-    check_model(model, "fit")
-    first = 0 if seed is None else seed
-    options = _checked(Options(batch_size, lr, first, on_nonfinite, precision, save_every))
-    batch_size, seed = options.batch_size, options.seed
-    epochs = check_whole_number("fit: epochs", epochs, 1)
-    keep = check_whole_number("fit: keep", keep, 1)
-    _check_precision(model, precision)
-    check_option("fit: resume", resume, "auto", "must", "never")
-    group = ProcessGroup.current()
-    model.to(group.device(device))
-    plan = _plan(model, stages, epochs, patience, checkpoint)
-    if isinstance(validation, float):
-        whole = as_pipeline(data, model.schema, batch_size=batch_size, seed=seed, workers=workers)
-        data, validation = hold_out(whole, validation, seed)
-    batches = functools.partial(_batches, model, options, group, workers)
-    loader = batches(data)
-    valid = None if validation is None else batches(validation, shuffle=False)
-    adopt_objectives(plan, model, options.seed)
-    check_plan(plan, model, loader, lr, validated=valid is not None)
-    folder = None if checkpoint is None else Folder(checkpoint, keep)
-    events = Listeners(listeners) if group.first else Listeners((), {})
-    bar = _bar(plan, progress if group.first else False)
-    run = Run(model, plan, loader, valid, options, group, folder, events, bar)
-    run.look_at_data()
-    run.weigh_rows()
-    run.compare_processes()
-    group.synchronise(model)
-    run.look_at_weights()
-    as_prior(model.prior).initialise(lambda: _codes(model, data), seed)
-    run.warn(look_at_first_rows(model, loader, run.history.notes))
-    run.warn(far_from_training(model, valid))
+    run = prepared(
+        model,
+        data,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        validation=validation,
+        patience=patience,
+        stages=stages,
+        seed=seed,
+        device=device,
+        progress=progress,
+        checkpoint=checkpoint,
+        resume=resume,
+        keep=keep,
+        save_every=save_every,
+        on_nonfinite=on_nonfinite,
+        precision=precision,
+        compile=compile,
+        data_on=data_on,
+        workers=workers,
+        listeners=listeners,
+    )
     with run.interruption.fatal_in_the_end():
-        _train(run, resume, compile)
-    model.eval()
-    judge(model, loader if valid is None else valid, run.history)
+        _train(run, resume)
+    finish(run)
     return run.history
 
 
-def _plan(
-    model: MultimodalModel,
-    stages: StagesLike,
-    epochs: int,
-    patience: int | None,
-    checkpoint: str | os.PathLike[str] | None,
-) -> list[Stage]:
-    """The stages of a run, which end early by `patience` where they say nothing themselves."""
-    if patience is not None:
-        check_whole_number("fit: patience", patience, 1)
-    return with_patience(stages_of_run(stages, model, epochs, checkpoint), patience)
-
-
-def _checked(options: Options) -> Options:
-    """The options of a run with numbers of Python, if they can be."""
-    check_option("fit: on_nonfinite", options.on_nonfinite, "stop", "skip")
-    return Options(
-        check_whole_number("fit: batch_size", options.batch_size, 1),
-        check_number("fit: lr", options.lr),
-        check_whole_number("fit: seed", options.seed),
-        options.on_nonfinite,
-        options.precision,
-        check_number("fit: save_every", options.save_every),
-    )
-
-
-def _batches(
-    model: MultimodalModel,
-    options: Options,
-    group: ProcessGroup,
-    workers: int,
-    data: object,
-    *,
-    shuffle: bool = True,
-) -> Pipeline:
-    """Batches of whatever `fit` takes, as this process sees them."""
-    return as_pipeline(
-        data,
-        model.schema,
-        device=model.like.device,
-        rank=group.rank,
-        ranks=group.count,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        workers=workers,
-        shuffle=shuffle,
-    )
-
-
-def _check_precision(model: MultimodalModel, precision: str) -> None:
-    check_option("fit: precision", precision, "float32", "bf16")
-    if precision == "bf16" and model.like.dtype == torch.float64:
-        raise RequestError(
-            "fit: precision='bf16' and a model in float64, whose networks stay so; convert it by "
-            "model.float(), or leave precision out"
-        )
-
-
-def _train(run: Run, resume: Resume, compile: bool) -> None:
+def _train(run: Run, resume: Resume) -> None:
     """Trains all stages that are left."""
     device = run.model.like.device
     dtype = torch.bfloat16 if run.options.precision == "bf16" else None
     lock = contextlib.nullcontext() if run.writable is None else run.writable.alone()
-    compiled = _compiled(run.model, compile)
+    compiled = _compiled(run.model, run.compile is True)
     penalties = penalties_found_once(run.model)
     with lock, run.bar, put_back_at_end(device), low_precision(dtype), compiled, penalties:
         state = run.resume(resume)
@@ -283,19 +217,3 @@ def _compiled(model: MultimodalModel, wanted: bool) -> Iterator[None]:
     finally:
         for network in networks:
             network._compiled_call_impl = None
-
-
-def _codes(model: MultimodalModel, data: object) -> Tensor:
-    """Encoded rows (b, d) of whatever `fit` takes."""
-    batches = as_pipeline(data, model.schema, shuffle=False)
-    return torch.cat([model.encode(weighed_rows(batch)) for batch in batches])
-
-
-def _bar(plan: list[Stage], progress: bool | None) -> tqdm[None]:
-    """A progress bar over all epochs; `progress` None: shown on a terminal only."""
-    from tqdm.auto import tqdm
-
-    if progress is None:
-        progress = sys.stderr.isatty()
-    epochs = sum(stage.epochs for stage in plan)
-    return tqdm(total=epochs, unit="epoch", disable=not progress)

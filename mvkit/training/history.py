@@ -106,7 +106,8 @@ class Totals:
     """Sums of metrics over the rows of an epoch; the device is waited for only at the end."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}  # each (2,): sum over rows, number of rows
+        self.keys: list[str] = []
+        self.sums = torch.zeros(0, 2)  # of each metric: sum over rows, number of rows
 
     def add(
         self,
@@ -123,30 +124,44 @@ class Totals:
             rows: the number of rows of the batch.
             skip: a flag () that leaves the batch out; None: it counts.
         """
-        for key, mean in metrics.items():
-            count = counts[key] if key in counts else torch.full_like(mean, rows)
-            count = count.to(torch.float64)
-            if skip is not None:
-                count = torch.where(skip, 0.0, count)
-            total = torch.where(count > 0, mean.to(torch.float64) * count, 0.0)
-            sums = torch.stack([total, count])
-            self.sums[key] = self.sums[key] + sums if key in self.sums else sums
+        if not metrics:
+            return
+        means = torch.stack([mean.to(torch.float64) for mean in metrics.values()])
+        every = means.new_full((), rows)
+        numbers = [counts[key].to(torch.float64) if key in counts else every for key in metrics]
+        number = torch.stack(numbers)
+        if skip is not None:
+            number = torch.where(skip, 0.0, number)
+        total = torch.where(number > 0, means * number, 0.0)
+        self._add(list(metrics), torch.stack([total, number], 1))
+
+    def _add(self, keys: list[str], sums: Tensor) -> None:
+        """Adds sums and numbers of rows, (n, 2), of metrics that may be new."""
+        if keys == self.keys:
+            self.sums = self.sums + sums
+            return
+        new = [key for key in keys if key not in self.keys]
+        places = {key: place for place, key in enumerate([*self.keys, *new])}
+        whole = sums.new_zeros(len(places), 2)
+        whole[: len(self.keys)] = self.sums
+        for key, pair in zip(keys, sums, strict=True):
+            whole[places[key]] += pair
+        self.keys = list(places)
+        self.sums = whole
 
     def pairs(self) -> Sums:
         """Sum and number of rows of each metric; waits for the device."""
-        if not self.sums:
-            return {}
-        table = torch.stack([*self.sums.values()]).tolist()
-        return dict(zip(self.sums, map(tuple, table), strict=True))
+        return dict(zip(self.keys, map(tuple, self.sums.tolist()), strict=True))
 
     def restore(self, pairs: Mapping[str, Iterable[float]], like: Tensor) -> None:
         """Puts back what `pairs` returned, on the device of `like`."""
-        for key, pair in pairs.items():
-            self.sums[key] = torch.tensor(pair, dtype=torch.float64, device=like.device)
+        self.keys = list(pairs)
+        table = [tuple(pair) for pair in pairs.values()]
+        self.sums = torch.tensor(table, dtype=torch.float64, device=like.device).reshape(-1, 2)
 
     def means(self, group: ProcessGroup) -> Row:
         """Mean of each metric over the rows of all processes."""
-        if not self.sums:
+        if not self.keys:
             raise DataError(
                 "fit: the loader returned no batch; expected at least one per epoch; "
                 "check that it is not used up"

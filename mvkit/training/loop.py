@@ -28,12 +28,13 @@ from mvkit.training.events import CheckpointSaved, EpochFinished, NonFinite, Sta
 from mvkit.training.history import Row, Totals
 from mvkit.training.lr_schedules import step_schedule
 from mvkit.training.micro_batch import MicroBatch
-from mvkit.training.nonfinite import Guard, locate, nonfinite_gradients
+from mvkit.training.nonfinite import Guard, locate, nonfinite_gradients, remedy_of
 from mvkit.training.opponent_run import OpponentRun
 from mvkit.training.optimizers import OptimizerSpec, learning_rates, optimizer_of
 from mvkit.training.placing import place_prior
 from mvkit.training.run import Run
 from mvkit.training.run_folder import Json, State
+from mvkit.training.step import EagerSteps, Steps
 from mvkit.training.step_noise import StepNoise
 
 # the numbers that say where a stage stands
@@ -104,7 +105,9 @@ class StageRun:
         spec = cast(OptimizerSpec, self.stage.optimizer)
         self.optimizer = optimizer_of(spec, self.parameters, run.options.lr)
         self.scheduler = self.stage.scheduler(self.optimizer)
-        self.module = run.group.parallel(run.model)
+        self.eager = EagerSteps(run.group.parallel(run.model))
+        self.stepping: Steps = self.eager
+        self.programs = run.programs(accumulates=self.stage.accumulate > 1)
         self.gathered = run.group.gathered_rows(run.model, self._objective(None))
         mode = run.options.on_nonfinite
         alone = opponent is None
@@ -137,6 +140,8 @@ class StageRun:
         """Trains one epoch, or what is left of it."""
         run = self.run
         objective = self._objective(self.epoch + 1)
+        settled = self._objective(self.epoch + 2) == objective  # no ramp moves it on
+        self.stepping = self.programs if self.programs and settled else self.eager
         first = self.batch
         start = time.perf_counter()
         for batch in self._batches(first):
@@ -221,16 +226,15 @@ class StageRun:
         if not self.accumulated:  # a bad step is undone with all of its batches
             self.guard.snapshot()
         with self.noise.at(self.epoch, self.batch) as generator, self._all_rows():
-            loss, metrics, counts, trains = self.module(batch, objective, generator)
+            step = self.stepping(batch, objective, generator)
         rows, due = self.run.pooled(len(batch))
-        self.gradients.note(trains, counts)
-        if loss.requires_grad:
-            total = rows if self.stage.accumulate == 1 else 1.0
-            weight: Tensor | float = len(batch) * group.count / total
-            if group.count > 1:  # a non-finite loss reaches every process with the gradients
-                weight = torch.where(torch.isfinite(loss.detach()), weight, torch.nan)
-            (loss * weight).backward()
-        micro = MicroBatch(batch, self.batch, loss.detach(), metrics, counts, rows)
+        self.gradients.note(step.trains, step.counts)
+        total = rows if self.stage.accumulate == 1 else 1.0
+        weight: Tensor | float = len(batch) * group.count / total
+        if group.count > 1:  # a non-finite loss reaches every process with the gradients
+            weight = torch.where(torch.isfinite(step.loss), weight, torch.nan)
+        step.add_gradient(weight)
+        micro = MicroBatch(batch, self.batch, step.loss, step.metrics, step.counts, rows)
         self.accumulated.append(micro)
         return due
 
@@ -279,12 +283,7 @@ class StageRun:
         path = self._write("nonfinite.safetensors")
         if path is not None:
             text += f"; the state before it is in {path}"
-        remedy = "scale the data, lower the learning rate, or clip gradients"
-        if self.run.model.like.dtype == torch.float16:  # it ends at 65504, and at 6e-8
-            remedy = (
-                "a model in float16 has too small a range to train in; train it in float32 "
-                "(model.float()), with precision='bf16' for speed"
-            )
+        remedy = remedy_of(self.run.model.like.dtype)
         raise NonFiniteError(f"{text}; expected finite numbers; {remedy}")
 
     def _located(self, micro: MicroBatch) -> str:

@@ -121,6 +121,16 @@ def locate(batch: Batch, rows_of_data: Tensor | None, evaluate: Callable[[Batch]
     return f"{', '.join(terms)} ({source})"
 
 
+def remedy_of(dtype: torch.dtype) -> str:
+    """What to do about non-finite losses of a model in a dtype."""
+    if dtype == torch.float16:  # it ends at 65504, and at 6e-8
+        return (
+            "a model in float16 has too small a range to train in; train it in float32 "
+            "(model.float()), with precision='bf16' for speed"
+        )
+    return "scale the data, lower the learning rate, or clip gradients"
+
+
 def nonfinite_gradients(parameters: Mapping[str, Tensor]) -> str:
     """Names of the parameters with a non-finite gradient; empty if there are none."""
     names = []

@@ -19,6 +19,7 @@ none_or_rate = one_of(None, other=number(0.0))
 Group = dict[str, Any]  # parameters, and options of their own, as torch takes them
 Parameters = list[nn.Parameter] | list[Group]
 
+FUSED = ("cpu", "cuda", "mps", "xpu")  # devices with fused kernels
 GLOB = "glob"  # in a group: which one it is
 
 
@@ -58,7 +59,7 @@ def rates() -> Any:
 
 @spec
 class Adam(Grouped):
-    """Adam, fused.
+    """Adam, fused where the device has such a kernel.
 
     Args:
         lr: learning rate; None: `fit`'s.
@@ -82,12 +83,12 @@ class Adam(Grouped):
     def optimizer(self, parameters: Parameters, lr: float) -> Optimizer:
         """A fresh optimizer; its own `lr`, if any, takes precedence over `fit`'s."""
         rate = lr if self.lr is None else self.lr
-        return torch.optim.Adam(parameters, rate, betas=self.betas, fused=True)
+        return torch.optim.Adam(parameters, rate, betas=self.betas, fused=can_fuse(parameters))
 
 
 @spec
 class AdamW(Grouped):
-    """AdamW, fused.
+    """AdamW, fused where the device has such a kernel.
 
     Args:
         lr: learning rate; None: `fit`'s.
@@ -112,8 +113,9 @@ class AdamW(Grouped):
     def optimizer(self, parameters: Parameters, lr: float) -> Optimizer:
         """A fresh optimizer; its own `lr`, if any, takes precedence over `fit`'s."""
         rate = lr if self.lr is None else self.lr
+        fused = can_fuse(parameters)
         return torch.optim.AdamW(
-            parameters, rate, betas=self.betas, weight_decay=self.weight_decay, fused=True
+            parameters, rate, betas=self.betas, weight_decay=self.weight_decay, fused=fused
         )
 
 
@@ -161,6 +163,14 @@ class SGD(Grouped):
             nesterov=self.nesterov,
             weight_decay=self.weight_decay,
         )
+
+
+def can_fuse(parameters: Parameters) -> bool:
+    """Whether torch has fused kernels for the device of these parameters, or of their groups."""
+    every: list[nn.Parameter] = []
+    for item in parameters:
+        every += item["params"] if isinstance(item, dict) else [item]
+    return all(parameter.device.type in FUSED for parameter in every)
 
 
 def optimizer_of(

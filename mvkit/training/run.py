@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from torch import Tensor
@@ -23,31 +23,17 @@ from mvkit.training.events import Listeners, RunStarted
 from mvkit.training.fingerprint import difference, fingerprint
 from mvkit.training.history import History
 from mvkit.training.interruption import Interruption, resumed_by
-from mvkit.training.nonfinite import OnNonFinite
+from mvkit.training.options import Compile, DataOn, Options, Resume
 from mvkit.training.run_folder import Folder, Json, State, encoded
 from mvkit.training.stages import Stage
 from mvkit.training.starts import known_weights
+from mvkit.training.step import Backend, ProgramSteps
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-Precision = Literal["float32", "bf16"]
-Resume = Literal["auto", "must", "never"]
-
 # what differs, in messages
 OTHER = {"data": "other data", "validation": "other validation data"}
-
-
-@attrs.frozen
-class Options:
-    """Options of a run, beside its stages; `fit` documents each."""
-
-    batch_size: int
-    lr: float
-    seed: int
-    on_nonfinite: OnNonFinite
-    precision: Precision
-    save_every: float
 
 
 @attrs.define(eq=False)
@@ -76,6 +62,9 @@ class Run:
         encoded_rows: the rows of the history as checkpoints hold them, each encoded once.
         saved: when the last checkpoint was written, in seconds of the monotonic clock.
         mean_weight: of the rows to train on, by which their weights are divided.
+        data_on: where rows are stored, `host` or `device`.
+        compile: what is compiled; with `step`, batches are dense.
+        may_lack: modalities that rows to train on may lack, if their batches are to be dense.
     """
 
     model: MultimodalModel
@@ -100,6 +89,9 @@ class Run:
     encoded_rows: list[list[tuple[str, Any]]] = attrs.field(factory=list)
     saved: float = attrs.field(factory=time.monotonic)
     mean_weight: float = 1.0
+    data_on: DataOn = "host"
+    compile: Compile = False
+    may_lack: frozenset[str] | None = None
 
     def _weighed(self, batch: Batch) -> Batch:
         """A batch whose weights, if it has any, are 1 in the mean over the rows to train on."""
@@ -241,7 +233,7 @@ class Run:
         for sentence in sentences:
             self.history.notes.append(sentence)
             if self.group.first:
-                warnings.warn(f"fit: {sentence}", stacklevel=6)
+                warnings.warn(f"fit: {sentence}", stacklevel=7)
 
     def look_at_weights(self) -> None:
         """Takes a digest of the initial weights, before data place some of them."""
@@ -300,6 +292,8 @@ class Run:
             "device": str(self.model.like.device),
             "processes": self.group.count,
             "workers": self.loader.workers,
+            "data_on": self.data_on,
+            "compile": self.compile,
             "save_every": self.options.save_every,
             "keep": None if self.folder is None else self.folder.keep,
             "listeners": self.listeners.classes,
@@ -322,7 +316,17 @@ class Run:
         batches = iter(loader)
         if self.group.count > 1 and known_length(loader) is None:
             batches = self._in_step(batches)
+        if self.may_lack is not None and loader is self.loader:
+            return (self._weighed(batch).dense(self.may_lack) for batch in batches)
         return map(self._weighed, batches)
+
+    def programs(self, *, accumulates: bool) -> ProgramSteps | None:
+        """What computes whole steps by programs, if that is wanted."""
+        if self.compile != "step":
+            return None
+        cuda = self.model.like.device.type == "cuda"
+        backend: Backend = "graph" if cuda else "inductor"
+        return ProgramSteps(self.model, backend, accumulates=accumulates)
 
     def _in_step(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Batches of a stream; raises DataError where it ends earlier in some processes."""

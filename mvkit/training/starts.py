@@ -179,7 +179,7 @@ def _warn_of_unknown(names: Sequence[str]) -> None:
             f"fit: covariate {name!r} is the same in the first rows of this stream, or all of "
             "them lack it, so that it is not standardised; shuffle the stream, or give fit data "
             "in memory, or shards",
-            stacklevel=6,
+            stacklevel=7,
         )
 
 

@@ -35,7 +35,12 @@ class StepNoise:
         """Inside, all noise is a function of seed, stage, process and keys, such as epoch and
         batch.
         """
-        seed = noise.seed_of(self.seed, self.stage, *keys, self.rank)
-        self.generator.manual_seed(seed)
+        seed = self.begin(*keys)
         with self.turns.step(seed):
             yield self.generator
+
+    def begin(self, *keys: int) -> int:
+        """Seeds the generator of a step, and no other; returns the seed."""
+        seed = noise.seed_of(self.seed, self.stage, *keys, self.rank)
+        self.generator.manual_seed(seed)
+        return seed

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import copy
 
-import attrs
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from mvkit.core.batch import Batch
-from mvkit.core.experts import Experts, on_rows
+from mvkit.core.experts import Experts, check_rows_apart, on_rows
 from mvkit.core.mixture import Mixture, one_component, product_of_observed
 from mvkit.core.modality import Modality, Sizes
 from mvkit.errors import SpecError
@@ -113,35 +112,48 @@ class JointAggregator(nn.Module, Aggregator):
 
     def _joined(self, experts: Experts, batch: Batch, *, skip: bool) -> Mixture:
         """The joint encoder's in complete rows; in others surrogates, or with `skip` N(0, I)."""
-        complete = batch.complete_rows
-        if torch.compiler.is_exporting():
-            loc, scale = self._traced(experts, batch)
-        elif complete is None:
-            loc, scale = self._encode(experts, batch)
+        if batch.may_lack:
+            loc, scale = self._dense(experts, batch, skip=skip)
+        elif batch.complete_rows is None:
+            loc, scale = self._encode(experts, batch, None)
         else:
-            loc, scale = self._incomplete(experts, batch, complete, skip=skip)
-            # in training the trunks stay in the graph
-            if len(complete) or torch.is_grad_enabled():
-                joint_loc, joint_scale = self._encode(experts, batch)
-                loc = loc.index_copy(1, complete, joint_loc)
-                scale = scale.index_copy(1, complete, joint_scale)
+            loc, scale = self._gathered(experts, batch, batch.complete_rows, skip=skip)
         active = batch.observed.all(1) if skip else None
         return one_component(experts, loc, scale, batch.observed, active)
 
-    def _traced(self, experts: Experts, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _gathered(
+        self, experts: Experts, batch: Batch, complete: Tensor, *, skip: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Each row by what it takes, (1, b, d) each; `complete` (n,) are the complete ones."""
+        loc, scale = self._incomplete(experts, batch, complete, skip=skip)
+        # in training the trunks stay in the graph
+        if len(complete) or torch.is_grad_enabled():
+            joint_loc, joint_scale = self._encode(experts, batch, complete)
+            loc = loc.index_copy(1, complete, joint_loc)
+            scale = scale.index_copy(1, complete, joint_scale)
+        return loc, scale
+
+    def _dense(self, experts: Experts, batch: Batch, *, skip: bool) -> tuple[Tensor, Tensor]:
         """Both in all rows, of which the mask picks one, (1, b, d) each."""
-        joint = self._encode(experts, attrs.evolve(batch, complete_rows=None))
-        surrogate = self._surrogate(experts, batch.observed)
+        for name, trunk in self.trunks.items():
+            check_rows_apart(trunk, f"aggregator.trunks.{name}")
+        joint = self._encode(experts, batch, None)
+        if skip:
+            surrogate = (torch.zeros_like(joint[0]), torch.ones_like(joint[1]))
+        else:
+            surrogate = self._surrogate(experts, batch.observed)
         complete = rearrange(batch.observed.all(1), "b -> 1 b 1")
         loc, scale = (torch.where(complete, *both) for both in zip(joint, surrogate, strict=True))
         return loc, scale
 
-    def _encode(self, experts: Experts, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Parameters of the complete rows, (1, n, d) each."""
+    def _encode(
+        self, experts: Experts, batch: Batch, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Parameters of the rows at indices (n,), (1, n, d) each; None: of all."""
         features = []
         for name, trunk in self.trunks.items():
-            x = batch.inputs(name, batch.complete_rows, indicator=self.indicator[name])
-            features.append(on_rows(trunk, x, experts.context_of(batch.complete_rows)))
+            x = batch.inputs(name, rows, indicator=self.indicator[name])
+            features.append(on_rows(trunk, x, experts.context_of(rows)))
         loc, raw = self.head(torch.cat(features, dim=-1)).chunk(2, dim=-1)
         scale = experts.family.scale(raw)
         return rearrange(loc, "n d -> 1 n d"), rearrange(scale, "n d -> 1 n d")

@@ -172,6 +172,29 @@ class LocationScale(AroundCentre):
             residual, scale = residual / scale, 1.0
         return torch.addcmul(constant, residual, residual, value=-0.5 / scale**2)
 
+    def log_prob_sum(self, out: Tensor, x: Tensor, context: Context) -> Tensor:
+        law_of_x = type(self).log_prob is LocationScale.log_prob
+        if isinstance(self.scale, DecodedScale) or not law_of_x:
+            return super().log_prob_sum(out, x, context)
+        residual = x - self.centre(out)
+        scale, log_scale = self.scale.fitted(residual, context)
+        normal = self.density == "normal"
+        normaliser = log_scale + out.new_full((), 0.5 * math.log(2 * math.pi) if normal else LOG_2)
+        normaliser = normaliser.expand(x.shape[1:])
+        if context.elements is not None:
+            residual = torch.where(context.elements, residual, 0.0)
+            normaliser = torch.where(context.elements, normaliser, 0.0)
+        if isinstance(scale, Tensor):
+            residual, scale = residual / scale, 1.0
+        # few passes: n draws of all rows come through here
+        if normal:
+            terms = residual * residual if residual.requires_grad else residual.square_()
+            factor = -0.5 / scale**2
+        else:
+            terms, factor = residual.abs(), -1.0 / scale
+        axes = tuple(range(1 - x.ndim, 0))
+        return terms.sum(axes) * factor - normaliser.sum(axes)
+
     def scaled_noise(self, like: Tensor, scale: Tensor | float, generator: Generator) -> Tensor:
         family = families.LaplaceSoftmax() if self.density == "laplace" else families.Normal()
         eps = noise.draw("x", like.shape, like, generator=generator, sampler=family.noise)

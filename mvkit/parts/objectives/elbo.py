@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-import attrs
 import torch
 from torch import Tensor
 
@@ -136,7 +135,7 @@ class ELBO(Objective):
             return raw_experts(experts, batch)
         if self.condition == "subset":
             members, _ = random_subsets(experts, batch.observed, model.order, 1)
-            batch = attrs.evolve(batch, mask=members[0], complete_rows=batch.no_rows)
+            batch = batch.narrowed(members[0])
         return {"": model.joint_posterior(batch, experts)}
 
     def _bound(

@@ -185,7 +185,10 @@ def _reported(
     """The ELBO of the mixture under the prior, (b,), and metrics."""
     kl = bounds.kl(terms)
     metrics = row_metrics(model.names, terms, kl, batch.observed, None, batch.row_weight)
-    mean, rows = divergence.sum() / max(len(divergence), 1), torch.tensor(len(divergence))
+    mean, rows = (
+        divergence.sum() / max(len(divergence), 1),
+        torch.full((), len(divergence), device=divergence.device),
+    )
     if batch.row_weight is not None:
         mean, rows = weighted_mean(divergence, batch.row_weight)
     metrics.means["jsd"], metrics.counts["jsd"] = mean, rows

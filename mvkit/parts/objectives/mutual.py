@@ -20,7 +20,6 @@ from mvkit.core.loss import Loss, Metrics, finish, row_metrics, sum_of, weighted
 from mvkit.core.mixture import Mixture
 from mvkit.core.modality import Sizes
 from mvkit.core.posterior import Posterior
-from mvkit.core.row_picks import indices_of
 from mvkit.core.terms import Terms
 from mvkit.errors import SpecError
 from mvkit.parts.latent_model import LatentModel
@@ -158,7 +157,7 @@ class MEME(Objective):
         log_own = own.log_prob(z)
         both = batch.observed.all(1)
         log_prior = other.log_prob(z)
-        if batch.complete_rows is not None:
+        if not batch.complete:
             log_prior = torch.where(both, log_prior, instead.log_prob(z))
         log_ps, log_pt = _weighted(model, log_px, i), _weighted(model, log_px, 1 - i)
         log_pt = torch.where(both, log_pt, 0.0)  # rows without t weigh all draws alike
@@ -184,11 +183,11 @@ def _of_pseudo_samples(model: LatentModel, batch: Batch) -> list[Mixture] | None
     None where nobody asks, and where the prior has none.
     """
     inputs = getattr(model.prior, "pseudo_inputs", None)  # a user's bare module has none
-    if batch.complete_rows is None or inputs is None:
+    if batch.complete or inputs is None:
         return None
     c = len(next(iter(inputs.values())))
     mask = torch.ones(c, len(inputs), dtype=torch.bool, device=model.like.device)
-    rows = Batch(inputs, mask, schema=batch.schema, **indices_of(mask))
+    rows = Batch(inputs, mask, schema=batch.schema, observed_rows=(None,) * len(inputs))
     context = cast(Tensor | None, getattr(model.prior, "pseudo_context", None))
     experts = model.experts(rows, context=context)
     mixtures = []

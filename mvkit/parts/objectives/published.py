@@ -221,7 +221,7 @@ def _loss(
         metrics = row_metrics(
             model.names, terms, kl, batch.observed, posterior.active, batch.row_weight
         )
-        count = torch.tensor(len(align))
+        count = torch.full((), len(align), device=align.device)
         mean = align.mean()
         if batch.row_weight is not None:
             mean, count = weighted_mean(align, batch.row_weight)

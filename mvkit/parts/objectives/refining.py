@@ -19,7 +19,6 @@ from mvkit.core.experts import Experts
 from mvkit.core.loss import Loss, over_rows, weighted_mean
 from mvkit.core.modality import Sizes
 from mvkit.core.row_context import RowContext
-from mvkit.core.row_picks import indices_of
 from mvkit.errors import RequestError, ShapeError
 from mvkit.parts.latent_model import LatentModel
 from mvkit.parts.objectives.objective import Objective, check_names
@@ -118,7 +117,7 @@ def _values(
         draw_part = random_part_or_none
     with torch.no_grad():
         kept = draw_part(batch.observed, model.like, generator)
-        part = attrs.evolve(batch, mask=kept, **indices_of(kept))
+        part = batch.keeping(kept)
         known = model.experts(part, generator=generator)
         r = max(refiner.latent_draws for refiner in refiners.values())
         latents = _latents(model, known, r, list(known.private))

@@ -349,3 +349,31 @@ def test_pages_and_blocks_beyond_the_limit_are_given_back(tmp_path):
         for _ in range(3):
             batch = rows.__getitems__(index)
             np.testing.assert_array_equal(batch.data["rna"].numpy(), matrix.toarray()[index])
+
+
+def test_answers_are_those_of_dense_rows_and_are_written_as_they_come(tmp_path):
+    rows = SparseRows({"rna": counts()}, {"rna": "poisson"}, ids=[f"c{i}" for i in range(ROWS)])
+    model = Model(rows.modalities, latent_dim=2, seed=0).eval()
+    dense = rows.dense()
+    assert torch.equal(mvkit.embed(model, rows), mvkit.embed(model, dense))
+    path = mvkit.embed(model, rows, into=tmp_path / "z.csv")
+    assert len(path.read_text().splitlines()) == ROWS + 1
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    filled = mvkit.impute(model, rows, n=2, generator=generators[0])
+    expected = mvkit.impute(model, dense, n=2, generator=generators[1])
+    assert torch.equal(filled.data["rna"], expected.batch.data["rna"])
+    reports = [mvkit.evaluate(model, data, ["reconstruction"]) for data in (rows, dense)]
+    assert repr(reports[0].scores) == repr(reports[1].scores)
+
+
+def test_transforms_are_fitted_to_all_rows_on_request():
+    rows = SparseRows({"rna": counts()}, {"rna": "poisson"})
+    steps = {"rna": ["log1p", "standardise"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of constant features
+        some, every = rows.fit_transforms(steps), rows.fit_transforms(steps, rows=None)
+    for field in ("mean", "scale"):
+        one, other = (
+            getattr(fitted.modalities["rna"].transform[1], field) for fitted in (some, every)
+        )
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)

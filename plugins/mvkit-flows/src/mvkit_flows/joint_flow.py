@@ -102,14 +102,14 @@ class JointFlowAggregator(nn.Module, Aggregator):
     def posterior(self, experts: Experts, batch: Batch) -> Posterior:
         """The joint encoder's where complete, elsewhere the mixture of the flows."""
         joint = self.forward(experts, batch)
-        if batch.complete_rows is None:
+        if batch.complete:
             return joint
         return joint.where(batch.observed.all(1), self._flows(experts, batch))
 
     def inference(self, experts: Experts, batch: Batch) -> Posterior:
         """The joint encoder's where complete, elsewhere a flow, or the product of several."""
         joint = self.forward(experts, batch)
-        if batch.complete_rows is None:
+        if batch.complete:
             return joint
         complete = batch.observed.all(1)
         several = batch.observed.sum(1) > 1

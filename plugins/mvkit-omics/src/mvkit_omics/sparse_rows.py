@@ -23,6 +23,7 @@ from mvkit.data.align import Table, alignment, in_order, labels_of, objects
 from mvkit.data.batch_order import order, windowed
 from mvkit.data.door_checks import check_mapping, check_names
 from mvkit.data.infer_modality import Given, inferred
+from mvkit.data.one_pass import fit_in_passes
 from mvkit.data.row_columns import declared, with_columns
 from mvkit.data.table_columns import given_columns, given_weights
 from mvkit.data.transforms import Steps
@@ -221,17 +222,23 @@ class SparseRows:
         batch = rows.__getitems__(range(len(rows)))
         return MultimodalDataset(batch, dict(self.modalities), levels=dict(self.levels))
 
-    def fit_transforms(self, transforms: Mapping[str, Steps], *, rows: int = FITTED) -> SparseRows:
+    def fit_transforms(
+        self, transforms: Mapping[str, Steps], *, rows: int | None = FITTED
+    ) -> SparseRows:
         """These rows with transforms fitted to some of them, spread evenly, in `modalities`.
 
         Args:
             transforms: see `MultimodalDataset.fit_transforms`.
-            rows: how many are looked at.
+            rows: how many are looked at; None: all, a block at a time (see
+                `mvkit.data.one_pass.fit_in_passes`).
         """
+        fitted = copy.copy(self)
+        if rows is None:
+            fitted.modalities = fit_in_passes(self, self.modalities, transforms)
+            return fitted
         check_whole_number("SparseRows.fit_transforms: rows", rows, 1)
         count = min(rows, len(self))
         index = np.arange(count) * len(self) // count
-        fitted = copy.copy(self)
         fitted.modalities = self.dense(index).fit_transforms(transforms).modalities
         return fitted
 
