@@ -325,7 +325,7 @@ def test_a_report_of_the_ensemble_of_a_run_from_several_seeds(tmp_path, capsys, 
         "available",
         lambda kind, pattern="*": ["reconstruction"] if kind == "metric" else [],
     )
-    monkeypatch.setattr("mvkit.apps.html_report.pictures", lambda *arguments: {})
+    monkeypatch.setattr("mvkit.apps.html_report.pictures", lambda *arguments, **options: {})
     assert main(["report", str(tmp_path / "ensemble.safetensors")]) == 0
     assert "of the first of 2 models" in (tmp_path / "report.html").read_text()
     assert f"page: {tmp_path / 'report.html'}" in capsys.readouterr().out
