@@ -119,15 +119,15 @@ class Totals:
         """Adds the metrics of one batch of `rows` rows.
 
         Args:
-            metrics: means over rows, each ().
-            counts: the number of rows behind a metric, each (); missing: all rows of the batch.
+            metrics: means over rows, each (), of copies that train in one step (c,).
+            counts: the number of rows behind a metric, likewise; missing: all rows of the batch.
             rows: the number of rows of the batch.
             skip: a flag () that leaves the batch out; None: it counts.
         """
         if not metrics:
             return
         means = torch.stack([mean.to(torch.float64) for mean in metrics.values()])
-        every = means.new_full((), rows)
+        every = torch.full_like(means[0], rows)
         numbers = [counts[key].to(torch.float64) if key in counts else every for key in metrics]
         number = torch.stack(numbers)
         if skip is not None:
@@ -136,14 +136,15 @@ class Totals:
         self._add(list(metrics), torch.stack([total, number], 1))
 
     def _add(self, keys: list[str], sums: Tensor) -> None:
-        """Adds sums and numbers of rows, (n, 2), of metrics that may be new."""
+        """Adds sums and numbers of rows, (n, 2) or (n, 2, c), of metrics that may be new."""
         if keys == self.keys:
             self.sums = self.sums + sums
             return
         new = [key for key in keys if key not in self.keys]
         places = {key: place for place, key in enumerate([*self.keys, *new])}
-        whole = sums.new_zeros(len(places), 2)
-        whole[: len(self.keys)] = self.sums
+        whole = sums.new_zeros(len(places), *sums.shape[1:])
+        if self.keys:
+            whole[: len(self.keys)] = self.sums
         for key, pair in zip(keys, sums, strict=True):
             whole[places[key]] += pair
         self.keys = list(places)

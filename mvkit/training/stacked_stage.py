@@ -225,11 +225,11 @@ class StackedStage:
 
     def _means(self, totals: Totals) -> list[Row]:
         """Means over rows, of each copy; raises NotStackable if something is not finite."""
-        if not totals.sums:
+        if not totals.keys:
             raise NotStackable(f"{self.where}: the data have no batch")
-        table = torch.stack([*totals.sums.values()]).tolist()  # metric, sum and rows, copy
+        table = totals.sums.tolist()  # metric, sum and rows, copy
         means: list[Row] = [{} for _ in self.runs]
-        for key, (sums, counts) in zip(totals.sums, table, strict=True):
+        for key, (sums, counts) in zip(totals.keys, table, strict=True):
             for mean, total, count in zip(means, sums, counts, strict=True):
                 mean[key] = total / count if count else math.nan
         if bool(self.bad) or not all(math.isfinite(mean["loss"]) for mean in means):
