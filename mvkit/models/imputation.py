@@ -26,14 +26,15 @@ from mvkit.data.sources import gather
 from mvkit.data.table_files import FilePath
 from mvkit.data.user_rows import is_framed, is_of_arrays, rows_of
 from mvkit.data.write_tables import Frame, words_of
-from mvkit.errors import RequestError, check_option, check_whole_number, suggest
+from mvkit.errors import RequestError, check_option, suggest
 from mvkit.models import inference
 from mvkit.models.calibration import Calibration
 from mvkit.models.conformal import bounds_of, intervals_of
 from mvkit.models.ensemble import Ensemble, check_models, draws_of_each
 from mvkit.models.far_covariates import warn_if_far
+from mvkit.models.impute_checks import check_blocks, check_draws, check_shares
 from mvkit.models.imputed import Filled, Imputation
-from mvkit.models.imputed_blocks import check_blocks, filled_in_blocks
+from mvkit.models.imputed_blocks import filled_in_blocks
 from mvkit.models.imputed_sets import sets_of, table_of_sets
 from mvkit.models.imputed_spread import restored, spread_of
 from mvkit.models.inference import Empty, Names
@@ -123,19 +124,15 @@ def impute(
     options: dict[str, Any]
     bounds = intervals_of(model, intervals)
     uncertain = quantiles is not None or draws or bounds is not None
-    _check_shares(shares)
+    check_shares(shares)
     check_option("impute: rows", rows, "own", "all")
-    n = _check_draws(n, uncertain)
+    n = check_draws(n, uncertain)
     by_row = _noise_of(generator, model.like.device)
     if into is not None or is_source(data):
         check_blocks(uncertain, id, covariates, data)
-        options = {"n": n, "all": all, "to": to, "empty": empty, "sampler": sampler}
-        options |= {"refine": refine, "generator": by_row}
-        fill: Any = functools.partial(impute, model, **options)
         source: Any = data if is_source(data) else rows_of(data, id, covariates)
-        first = gather(source, [0], None) if is_source(source) else source
-        size = _rows_of_block(model, _names_in(model, first, to), n)
-        return cast(Filled, filled_in_blocks(fill, cast(Any, model), source, size, into))
+        options = {"n": n, "all": all, "to": to, "empty": empty, "sampler": sampler}
+        return _in_blocks(model, source, into, {**options, "refine": refine, "generator": by_row})
     original = _Original(model, data, rows_of(data, id, covariates), id, all, rows == "all")
     names = _names_in(model, original.raw, to)
     options = {"empty": empty, "sampler": sampler, "generator": by_row}
@@ -169,18 +166,14 @@ def impute(
     return imputation if bounds is None else original.with_intervals(imputation, values, filled)
 
 
-def _check_shares(shares: tuple[float, ...]) -> None:
-    """Raises RequestError if quantiles are asked for that cannot be."""
-    if any(not 0 <= share <= 1 for share in shares):
-        raise RequestError(f"impute: quantiles {shares}; expected shares in [0, 1]")
-
-
-def _check_draws(n: int, uncertain: bool) -> int:
-    """The number of draws; raises RequestError if it is none, or too small to tell uncertainty."""
-    n = check_whole_number("impute: n", n, 1)
-    if uncertain and n < 2:
-        raise RequestError("impute: n=1; expected 2 draws at least to tell uncertainty")
-    return n
+def _in_blocks(
+    model: MultimodalModel | Ensemble, source: Any, into: FilePath | None, options: dict[str, Any]
+) -> Filled:
+    """Raw rows in memory or of a source, filled a block at a time with options of `impute`."""
+    fill: Any = functools.partial(impute, model, **options)
+    first = gather(source, [0], None) if is_source(source) else source
+    size = _rows_of_block(model, _names_in(model, first, options["to"]), options["n"])
+    return cast(Filled, filled_in_blocks(fill, cast(Any, model), source, size, into))
 
 
 def _noise_of(generator: Generator, device: torch.device) -> noise.ByRow:

@@ -58,20 +58,6 @@ def filled_in_blocks(
     return Path(into)
 
 
-def check_blocks(uncertain: bool, id: str | None, covariates: object, data: object) -> None:
-    """Raises RequestError for what is not answered a block of rows at a time."""
-    if uncertain:
-        raise RequestError(
-            "impute: quantiles, draws or intervals of rows that are filled a block at a time; "
-            "expected filled values alone; give rows in memory, and no into="
-        )
-    if is_source(data) and (id is not None or covariates is not None):
-        raise RequestError(
-            f"impute: id= or covariates= of a {type(data).__name__}, which has its own; expected "
-            "them for tables and arrays only; leave them out"
-        )
-
-
 @contextlib.contextmanager
 def _blocks(rows: Batch | Source, size: int) -> Iterator[Iterator[tuple[int, Batch]]]:
     """Raw rows, `size` at a time, with the number of the first of them."""
