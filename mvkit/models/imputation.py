@@ -121,7 +121,6 @@ def impute(
     """
     check_models(model, "impute")
     shares = tuple(quantiles or ())
-    options: dict[str, Any]
     bounds = intervals_of(model, intervals)
     uncertain = quantiles is not None or draws or bounds is not None
     check_shares(shares)
@@ -131,39 +130,50 @@ def impute(
     if into is not None or is_source(data):
         check_blocks(uncertain, id, covariates, data)
         source: Any = data if is_source(data) else rows_of(data, id, covariates)
-        options = {"n": n, "all": all, "to": to, "empty": empty, "sampler": sampler}
-        return _in_blocks(model, source, into, {**options, "refine": refine, "generator": by_row})
+        asked = {"n": n, "all": all, "to": to, "empty": empty, "sampler": sampler}
+        return _in_blocks(model, source, into, {**asked, "refine": refine, "generator": by_row})
     original = _Original(model, data, rows_of(data, id, covariates), id, all, rows == "all")
     names = _names_in(model, original.raw, to)
-    options = {"empty": empty, "sampler": sampler, "generator": by_row}
-    options |= {"n": draws_of_each(model, n), "refine": refine}
+    options: dict[str, Any] = {"n": draws_of_each(model, n), "refine": refine}
+    options |= {"empty": empty, "sampler": sampler, "generator": by_row}
     latent: Any = "draw" if model.missingness is None else "mean"
 
     def statistics(block: Batch) -> Tensors:
         noise.next_rows(by_row, len(block))
-        values = {}
         means = model.translate(block, names, units="model", latent=latent, **options)
-        for name, x in means.items():
-            values[f"mean/{name}"] = restored(model, name, x.mean(0, keepdim=True))
+        values = _mean_of_draws(model, means)
         if uncertain:
             samples = model.translate(block, names, units="model", sample=True, **options)
             values |= spread_of(samples, model, shares, draws)
             values |= bounds_of(bounds, model, block, samples, means)
         return {key: value.cpu() for key, value in values.items()}
 
-    size = _rows_of_block(model, names, n)
     with asked_by("impute"):
+        size = _rows_of_block(model, names, n)
         values = model.in_blocks(statistics, original.seen, dim=1, rows=size)
 
-    def filled(kind: Kind, i: int = 0) -> Filled:
-        return original.with_values({name: values[f"{kind}/{name}"][i] for name in names}, kind)
-
+    filled = functools.partial(_filled, original, values, names)
     if not uncertain:
         return filled("mean")
     quantile = {share: filled("quantile", i) for i, share in enumerate(shares)}
     drawn = [filled("draw", i) for i in range(n if draws else 0)]
     imputation = Imputation(filled("mean"), filled("sd"), quantile, drawn)
     return imputation if bounds is None else original.with_intervals(imputation, values, filled)
+
+
+def _mean_of_draws(model: MultimodalModel | Ensemble, means: Tensors) -> Tensors:
+    """Means over draws (n, b, *shape) of the decoder's means, {mean/name: (1, b, *shape)}."""
+    values = {}
+    for name, x in means.items():
+        values[f"mean/{name}"] = restored(model, name, x.mean(0, keepdim=True))
+    return values
+
+
+def _filled(
+    original: _Original, values: Tensors, names: Iterable[str], kind: Kind, i: int = 0
+) -> Filled:
+    """The data with statistics of one kind in their gaps, the i-th of several."""
+    return original.with_values({name: values[f"{kind}/{name}"][i] for name in names}, kind)
 
 
 def _in_blocks(
