@@ -303,15 +303,23 @@ def test_transforms_are_fitted_as_to_dense_rows():
     assert fewer.modalities == half.modalities
 
 
-def test_evaluation_takes_rows_in_memory():
-    rows, _ = mosaic()
+def test_answers_are_those_of_the_dense_rows(tmp_path):
+    rows, dense = mosaic()
     model = trained(rows, epochs=1)
-    with pytest.raises(DataError, match="got SparseRows, whose rows are gathered a batch at a"):
-        mvkit.evaluate(model, rows)
-    dense = rows.dense(slice(0, 40))
-    assert len(dense) == 40
-    assert dense.modalities == rows.modalities
-    mvkit.evaluate(model, dense, metrics=["reconstruction"])
+    reports = [mvkit.evaluate(model, data, ["reconstruction"]) for data in (rows, dense)]
+    values = [{score.name: score.value for score in report.scores} for report in reports]
+    assert values[0]
+    assert values[0] == pytest.approx(values[1], rel=1e-6, nan_ok=True)
+    assert torch.equal(mvkit.embed(model, rows), model.encode(dense))
+    filled = [
+        mvkit.impute(model, data, n=3, generator=torch.Generator().manual_seed(0))
+        for data in (rows, dense)
+    ]
+    for name, x in filled[1].batch.data.items():
+        assert torch.equal(filled[0].data[name], x)
+    some = rows.dense(slice(0, 40))
+    assert len(some) == 40
+    assert some.modalities == rows.modalities
 
 
 def test_columns_are_matched_by_name():
