@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mvkit.data.mapped_shard import check_uncut
 from mvkit.data.read_ahead import Ints, Plan, ReadAhead
 from mvkit.data.shard_index import Json, Kind, tensors_at
 from mvkit.errors import DataError
@@ -142,9 +143,9 @@ def _read_into(file: int, path: Path, part: Tensor, start: int) -> None:
     while done < len(raw):
         count = os.preadv(file, [raw[done : done + MOST]], start + done)
         if not count:
+            check_uncut(path, os.fstat(file).st_size, start + len(raw))
             raise DataError(
-                f"{path}: it was cut to {start + done} bytes while it was in use; expected it as "
-                "it was saved; take another copy, and replace files by renaming instead of "
-                "writing into them"
+                f"{path}: nothing can be read at byte {start + done}; expected the shard as it "
+                "was saved; take another copy"
             )
         done += count
