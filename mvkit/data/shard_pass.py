@@ -21,6 +21,7 @@ from mvkit.data.shard_index import Json, Kind, tensors_at
 from mvkit.errors import DataError
 
 Rows = dict[str, Tensor]
+WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a number
 MOST = 2**26  # bytes of one read
 
 
@@ -71,7 +72,7 @@ class ShardPass:
         needed, place = np.unique(shard, return_inverse=True)
         slots = self.ahead.slots_of(needed)
         rows = torch.from_numpy(slots[place] * self.rows + index - self.starts[shard])
-        tensors = {key: value.index_select(0, rows) for key, value in self.buffers.items()}
+        tensors = {key: _picked(value, rows) for key, value in self.buffers.items()}
         self.ahead.release(needed)
         return tensors
 
@@ -97,6 +98,12 @@ class ShardPass:
         for key, value in self.buffers.items():
             if key not in places:
                 value[start : start + rows] = key.startswith("elements/")
+
+
+def _picked(values: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of values, whatever their type: torch picks none of uint64 or float8."""
+    whole = values.view(WHOLE.get(values.itemsize, values.dtype))
+    return whole.index_select(0, rows).view(values.dtype)
 
 
 def room_for(
