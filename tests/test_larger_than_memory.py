@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mvkit
-from mvkit import Batch, DataError, Modality, MultimodalDataset, Pipeline
+from mvkit import Batch, DataError, Modality, MultimodalDataset, Pipeline, plugins
 from mvkit.core.batch import conform
 from mvkit.data.one_pass import fit_in_passes
 from mvkit.data.read_ahead import Plan, ReadAhead
@@ -139,7 +139,8 @@ def test_too_little_memory_or_random_order_maps_the_shards(folder):
 
 def test_a_pass_that_is_left_ends_its_thread(folder):
     before = threading.active_count()
-    passes = iter(Pipeline(Shards(folder, window=1), batch_size=10))
+    # two shards of twelve fit, so that the thread waits for room until the pass is over
+    passes = iter(Pipeline(Shards(folder, window=1, memory=2 * 20 * 60), batch_size=10))
     next(passes)
     assert threading.active_count() == before + 1
     passes.close()
@@ -332,6 +333,7 @@ def test_a_transform_that_learns_from_all_rows_together_is_refused():
         def inverse(self, x):
             return x
 
+    plugins.declare("transform", "ranked", Ranked)
     with pytest.raises(
         DataError, match="learns from all rows together; expected a transform with"
     ):
