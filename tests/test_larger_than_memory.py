@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mvkit
-from mvkit import Batch, DataError, Modality, MultimodalDataset, Pipeline
+from mvkit import Batch, DataError, Modality, MultimodalDataset, Pipeline, plugins
 from mvkit.core.batch import conform
 from mvkit.data.one_pass import fit_in_passes
 from mvkit.data.read_ahead import Plan, ReadAhead
@@ -139,7 +139,8 @@ def test_too_little_memory_or_random_order_maps_the_shards(folder):
 
 def test_a_pass_that_is_left_ends_its_thread(folder):
     before = threading.active_count()
-    passes = iter(Pipeline(Shards(folder, window=1), batch_size=10))
+    # two shards of twelve fit, so that the thread waits for room until the pass is over
+    passes = iter(Pipeline(Shards(folder, window=1, memory=2 * 20 * 60), batch_size=10))
     next(passes)
     assert threading.active_count() == before + 1
     passes.close()
@@ -332,7 +333,52 @@ def test_a_transform_that_learns_from_all_rows_together_is_refused():
         def inverse(self, x):
             return x
 
+    plugins.declare("transform", "ranked", Ranked)
     with pytest.raises(
         DataError, match="learns from all rows together; expected a transform with"
     ):
         fit_in_passes([rows()], modalities(), {"a": Ranked()})
+
+
+@pytest.mark.parametrize("length", [-1, 10**20, 6.0, 10**12])
+def test_rows_that_say_a_number_that_cannot_be_are_refused_before_a_pass(length):
+    class Claims:
+        def __len__(self):
+            return length
+
+        def __getitems__(self, indices):
+            raise AssertionError("nothing is gathered")
+
+    text = "the length of the data cannot be taken|the data say that they have"
+    with pytest.raises(DataError, match=f"fit_transforms: ({text})"):
+        fit_in_passes(Claims(), modalities(), {"a": "standardise"})
+    with pytest.raises(DataError, match=f"Claims: ({text})"):
+        mvkit.Model({"a": (2,)}, latent_dim=2).encode(Claims())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn])
+def test_numbers_that_torch_cannot_pick_are_read_ahead(dtype, tmp_path):
+    x = torch.arange(30).reshape(10, 3).to(dtype)
+    save_shards(Batch({"a": x}), tmp_path / "rows", {"a": (3,)}, rows_per_shard=4)
+    shards = Shards(tmp_path / "rows")
+    index = torch.randperm(10)
+    with shards.read_ahead([index]) as source:
+        assert source is not shards
+        batch = source.__getitems__(index.tolist())
+    assert batch.data["a"].dtype == dtype
+    assert torch.equal(batch.data["a"].double(), x.double()[index])
+
+
+def test_columns_of_a_mask_are_saved_in_the_order_of_the_modalities(tmp_path):
+    shapes = {"a": (1,), "b": (1,)}
+    mask = torch.tensor([[True, False], [True, True]])
+    batch = Batch({name: torch.ones(2, 1) for name in shapes}, mask, order=("b", "a"))
+    save_shards(batch, tmp_path / "rows", shapes)
+    assert torch.equal(Shards(tmp_path / "rows").mask, mask.flip(1))
+
+
+def test_a_mask_of_numbers_is_refused_when_it_is_saved(tmp_path):
+    batch = Batch({"a": torch.ones(2, 1)}, torch.ones(2, 1))
+    with pytest.raises(mvkit.ShapeError, match="batch.mask: dtype torch.float32; expected"):
+        save_shards(batch, tmp_path / "rows", {"a": (1,)})
+    assert not (tmp_path / "rows").exists()

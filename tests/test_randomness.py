@@ -47,7 +47,6 @@ ALLOWED = {
     "models/trial_values.py": "values that parts are tried on; a generator of their own",
     "data/datasets/catalogue.py": "the truth of linear_gaussian; a generator of its own",
     "data/datasets/polydigits/make.py": "made the images of polydigits, once",
-    "evaluation/evaluate.py": "factors of a fingerprint, always the same",
     "testing/injected_noise.py": "noise in the place of every draw",
     "testing/tiny_models.py": "rows of checks; a generator of their own",
     "testing/density_checks.py": "outputs and parameters of checks; a generator of their own",

@@ -159,6 +159,12 @@ def permutation(length: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(length, generator=generator)
 
 
+def hash_factors(shape: tuple[int, ...], generator: torch.Generator) -> NDArray[np.uint64]:
+    """Odd numbers of 64 bits, with which a random hash multiplies."""
+    factors = torch.randint(-(2**63), 2**63 - 1, shape, generator=generator)
+    return factors.numpy().view(np.uint64) | np.uint64(1)
+
+
 def whole_seed(seed: SupportsIndex) -> int:
     """A seed as Python's int: numpy's whole numbers and tensors of one too.
 

@@ -22,6 +22,7 @@ from mvkit.core.validation import Schema, conform_values
 from mvkit.data.shard_index import Kind
 from mvkit.errors import MvkitError
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # a model's dtype
 Plain = dict[str, bool]  # by modality: whether no single value of an observed row is missing
 
 
@@ -59,7 +60,7 @@ def look_at(batch: Batch, modalities: Mapping[str, Modality], mask: Tensor) -> P
 
 def _schema_of(name: str, modality: Modality, x: Tensor) -> Schema:
     """What a model of this modality alone expects, in the type of its values."""
-    dtype = x.dtype if x.is_floating_point() else torch.float32
+    dtype = x.dtype if x.dtype in FLOATS else torch.float32
     fields: dict[str, Any] = {"features": {name: modality.features}}
     fields["transforms"] = {name: modality.transform}
     return Schema({name: modality.shape}, {name: _live(modality)}, dtype, **fields)
@@ -94,7 +95,7 @@ class CheckedRows:
         modality = self.modalities[name]
         dtype, shape = self.kinds.get(f"data/{name}", (torch.bool, []))
         likelihood = schema.likelihoods[name]
-        floats = dtype.is_floating_point and tuple(shape) == modality.raw_shape
+        floats = dtype in FLOATS and tuple(shape) == modality.raw_shape
         if not floats or likelihood.class_axis:
             return False
         same = schema.shapes[name] == modality.shape

@@ -53,7 +53,17 @@ def _remedy(batch: Batch, schema: Schema | None) -> str:
 
 
 def check_length(rows: Sized, where: str) -> None:
-    """Raises DataError, beginning with `where`, for rows whose number cannot be what they say."""
+    """Raises DataError, beginning with `where`, for no rows, and as `stated_length`."""
+    if not stated_length(rows, where):
+        raise DataError(f"{where}: the data have no rows; expected one at least")
+
+
+def stated_length(rows: Sized, where: str) -> int:
+    """How many rows there are, as they say; there may be none.
+
+    Raises:
+        DataError: a number that cannot be, beginning with `where`.
+    """
     try:
         length = len(rows)
     except MvkitError:
@@ -64,13 +74,12 @@ def check_length(rows: Sized, where: str) -> None:
             "expected __len__ to return how many rows there are; for rows whose number is "
             "unknown, give an IterableDataset or a generator"
         ) from error
-    if not length:
-        raise DataError(f"{where}: the data have no rows; expected one at least")
     if length > MOST:
         raise DataError(
             f"{where}: the data say that they have {length:,} rows; expected at most {MOST:,}, "
             "since each epoch holds their order in memory; correct __len__, or give a stream"
         )
+    return length
 
 
 def known_length(batches: object) -> int | None:

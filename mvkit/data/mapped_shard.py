@@ -14,6 +14,16 @@ from mvkit.errors import DataError
 AROUND = 2**16  # bytes that the kernel maps around one that is read
 
 
+def check_uncut(path: Path, size: int, whole: int) -> None:
+    """Raises DataError if a file in use has fewer bytes now than the whole had."""
+    if size < whole:
+        raise DataError(
+            f"{path}: it was cut to {size} bytes of {whole} while it was in use; expected it as "
+            "it was saved; take another copy, and replace files by renaming instead of writing "
+            "into them"
+        )
+
+
 class MappedShard:
     """A mapped shard: its tensors as bytes, (rows, bytes per row).
 
@@ -49,13 +59,7 @@ class MappedShard:
         To read what is gone would end the process (SIGBUS). One that is cut in the moment between
         this and the reading still does.
         """
-        size = self.memory.size()  # of the file, now
-        if size < len(self.memory):
-            raise DataError(
-                f"{self.path}: it was cut to {size} bytes of {len(self.memory)} while it was in "
-                "use; expected it as it was saved; take another copy, and replace files by "
-                "renaming instead of writing into them"
-            )
+        check_uncut(self.path, self.memory.size(), len(self.memory))
 
     def copy(self, rows: np.ndarray, into: Mapping[str, np.ndarray], places: np.ndarray) -> None:
         """Copies rows (n,) of each tensor, as bytes, to `places` (n,).

@@ -15,6 +15,7 @@ from mvkit.core.modality import Modality, Sizes
 from mvkit.data.align import check_values
 from mvkit.data.door_checks import check_names
 from mvkit.data.fitted_transforms import checked_steps, likelihood_of, with_steps
+from mvkit.data.lengths import check_length
 from mvkit.data.missing import seen_values
 from mvkit.data.sources import Source, gather, reading_ahead
 from mvkit.data.transforms import Learner, Steps, Transform
@@ -104,6 +105,7 @@ def _passes(rows: Source | Iterable[Batch], block: int) -> Blocks:
 
 def _blocks(source: Source, block: int) -> Iterator[Batch]:
     """The rows of a source in order."""
+    check_length(source, "fit_transforms")
     parts = list(torch.arange(len(source)).split(block))
     with reading_ahead(source, parts) as rows:
         for index in parts:

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mvkit.data.mapped_shard import check_uncut
 from mvkit.data.read_ahead import Ints, Plan, ReadAhead
 from mvkit.data.shard_index import Json, Kind, tensors_at
 from mvkit.errors import DataError
 
 Rows = dict[str, Tensor]
+WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a number
 MOST = 2**26  # bytes of one read
 
 
@@ -70,7 +72,7 @@ class ShardPass:
         needed, place = np.unique(shard, return_inverse=True)
         slots = self.ahead.slots_of(needed)
         rows = torch.from_numpy(slots[place] * self.rows + index - self.starts[shard])
-        tensors = {key: value.index_select(0, rows) for key, value in self.buffers.items()}
+        tensors = {key: _picked(value, rows) for key, value in self.buffers.items()}
         self.ahead.release(needed)
         return tensors
 
@@ -96,6 +98,12 @@ class ShardPass:
         for key, value in self.buffers.items():
             if key not in places:
                 value[start : start + rows] = key.startswith("elements/")
+
+
+def _picked(values: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of values, whatever their type: torch picks none of uint64 or float8."""
+    whole = values.view(WHOLE.get(values.itemsize, values.dtype))
+    return whole.index_select(0, rows).view(values.dtype)
 
 
 def room_for(
@@ -142,9 +150,9 @@ def _read_into(file: int, path: Path, part: Tensor, start: int) -> None:
     while done < len(raw):
         count = os.preadv(file, [raw[done : done + MOST]], start + done)
         if not count:
+            check_uncut(path, os.fstat(file).st_size, start + len(raw))
             raise DataError(
-                f"{path}: it was cut to {start + done} bytes while it was in use; expected it as "
-                "it was saved; take another copy, and replace files by renaming instead of "
-                "writing into them"
+                f"{path}: nothing can be read at byte {start + done}; expected the shard as it "
+                "was saved; take another copy"
             )
         done += count

@@ -37,7 +37,7 @@ from mvkit.core.validation import Schema
 from mvkit.data.align import alignment
 from mvkit.data.batch_order import order, windowed
 from mvkit.data.checked_rows import CheckedRows
-from mvkit.data.mapped_shard import MappedShard
+from mvkit.data.mapped_shard import MappedShard, check_uncut
 from mvkit.data.one_pass import fit_in_passes
 from mvkit.data.read_ahead import Plan
 from mvkit.data.row_columns import Levels, declared
@@ -292,8 +292,12 @@ class Shards:
 
     def _file(self, i: int) -> Path:
         """The file of shard i, which may have changed since the folder was opened."""
-        self._check(self.shards[i], verify=False)
-        return inside(self.folder, self.shards[i]["file"])
+        shard = self.shards[i]
+        path = inside(self.folder, shard["file"])
+        if path.is_file():
+            check_uncut(path, path.stat().st_size, shard["bytes"])
+        self._check(shard, verify=False)
+        return path
 
     def _map(self, i: int) -> MappedShard:
         """The mapped shard i, which becomes the one used last."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from mvkit.core.batch import Batch
+from mvkit.core.batch_fields import mask_columns
 from mvkit.core.raw_values import as_tensor
 from mvkit.core.validation import Schema
 from mvkit.errors import NothingObserved, ShapeError
@@ -270,15 +271,18 @@ def _column(values: Sequence[object]) -> object:
 
 
 def observed(batch: Batch, names: Names) -> Tensor:
-    """What each row of a batch observes, (b, m): its mask, or what elements and NaN say."""
+    """What each row of a batch observes, (b, m): its mask, or what elements and NaN say.
+
+    Raises:
+        ShapeError: a mask of another dtype or shape.
+    """
     shape = (len(batch), len(names))
     if batch.mask is not None:
-        if batch.mask.shape != shape:
-            raise ShapeError(
-                f"batch.mask: shape {tuple(batch.mask.shape)}; expected {shape}, columns "
-                f"{', '.join(names)}"
-            )
-        return batch.mask
+        order = (batch.order if batch.schema is None else batch.schema.names) or names
+        columns = mask_columns(batch.mask, order, names, len(batch))
+        if order == names:
+            return batch.mask
+        return torch.stack([columns[name] for name in names], dim=1)
     mask = torch.zeros(shape, dtype=torch.bool)
     elements = batch.elements or {}
     for i, name in enumerate(names):

@@ -86,9 +86,8 @@ def fingerprint(rows: Batch, seed: int) -> NDArray[np.uint64]:
     for value in (rows.observed, *rows.data.values(), *known):
         flat = np.ascontiguousarray(full_precision(value).reshape(len(rows), -1).numpy())
         words = flat.view(f"u{flat.dtype.itemsize}")
-        factors = torch.randint(-(2**63), 2**63 - 1, words.shape[1:], generator=generator)
-        odd = factors.numpy().view(np.uint64) | np.uint64(1)
+        factors = noise.hash_factors(words.shape[1:], generator)
         # as 64 bits, all rows at once would be several times the data
         for part in block_slices(len(rows), BLOCK):
-            total[part] += words[part].astype(np.uint64) @ odd
+            total[part] += words[part].astype(np.uint64) @ factors
     return total

@@ -13,6 +13,7 @@ import torch
 
 from mvkit.core.batch import Batch
 from mvkit.data.dataset import MultimodalDataset
+from mvkit.data.lengths import stated_length
 from mvkit.data.sources import Source, gather, reading_ahead
 from mvkit.errors import DataError, MvkitError, NothingObserved
 from mvkit.models.inference import ROWS, Answer, by_rows, joined
@@ -48,7 +49,7 @@ def by_rows_of_source(
         rows: rows of a block; None: 1,024.
 
     Raises:
-        DataError: no rows; what is wrong with rows, with a note that says where they are.
+        DataError: as `raw_blocks`; what is wrong with rows, with a note that says where they are.
     """
     size = ROWS if rows is None else rows
     pieces = []
@@ -73,10 +74,12 @@ def raw_blocks(source: Source, size: int) -> Iterator[Iterator[tuple[int, Batch]
     They are read ahead where they can be.
 
     Raises:
-        DataError: no rows.
+        DataError: no rows, or a number of them that cannot be.
     """
-    if not len(source):
-        raise DataError(f"{type(source).__name__}: it has no rows; expected one at least")
-    parts = list(torch.arange(len(source)).split(size))
+    where = type(source).__name__
+    length = stated_length(source, where)
+    if not length:
+        raise DataError(f"{where}: it has no rows; expected one at least")
+    parts = list(torch.arange(length).split(size))
     with reading_ahead(source, parts) as rows:
         yield ((int(index[0]), gather(rows, index.tolist(), None)) for index in parts)
