@@ -10,6 +10,7 @@ from test_truth import exact
 
 import mvkit
 from mvkit import Batch, DataError, Modality, Model, ShapeError, SpecError, recipes
+from mvkit.core import noise
 from mvkit.evaluation.coherence import Coherence
 from mvkit.evaluation.frechet import frechet_distance
 from mvkit.evaluation.log_likelihood import Likelihood
@@ -61,9 +62,9 @@ def test_effective_sample_size_by_hand():
     model, data = exact("poe", sigma=0.5, widen=4.0)
     rows = model.conform(data.test.batch.take(slice(0, 1)))
     context = EvaluationContext(model, attrs.evolve(rows, extra={ROW: torch.zeros(1)}))
-    log_p, size = Likelihood(n=30)._evidence(
-        context, context.rows, torch.Generator().manual_seed(3)
-    )
+    by_row = noise.by_row(torch.Generator().manual_seed(3), torch.device("cpu"))
+    noise.next_rows(by_row, 1)
+    log_p, size = Likelihood(n=30)._evidence(context, context.rows, by_row)
     w = model.log_weights(rows, 30, generator=torch.Generator().manual_seed(3)).exp()[:, 0]
     assert size.item() == pytest.approx((w.sum() ** 2 / (w**2).sum()).item())
     assert log_p.item() == pytest.approx(w.mean().log().item())

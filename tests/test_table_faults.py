@@ -10,6 +10,7 @@ import torch
 
 import mvkit
 from mvkit import DataError, MultimodalDataset, ShapeError
+from mvkit.core import noise
 
 pandas = pytest.importorskip("pandas")
 polars = pytest.importorskip("polars")
@@ -391,17 +392,17 @@ def test_labels_that_stand_twice():
 def test_features_that_are_constant_but_for_rounding():
     preprocessing = pytest.importorskip("sklearn.preprocessing")
     random = np.random.default_rng(0)
-    noise = random.normal(size=60)
+    around = random.normal(size=60)
     columns = {
-        "noise": noise,
+        "noise": around,
         "0.3 and 0.1 + 0.2": np.where(np.arange(60) % 2, 0.3, 0.1 + 0.2),
-        "1e8 but for rounding": 1e8 + 1e-8 * noise,
+        "1e8 but for rounding": 1e8 + 1e-8 * around,
         "constant": np.full(60, 0.1),
         "zero": np.zeros(60),
-        "1e-12 around 0": 1e-12 * noise,
-        "1e-6 around 1": 1 + 1e-6 * noise,
-        "1e-12 around 1": 1 + 1e-12 * noise,
-        "large": 1e300 * noise,
+        "1e-12 around 0": 1e-12 * around,
+        "1e-6 around 1": 1 + 1e-6 * around,
+        "1e-12 around 1": 1 + 1e-12 * around,
+        "large": 1e300 * around,
     }
     x = np.stack(list(columns.values()), 1)[:, :-1]
     data = MultimodalDataset.from_arrays({"a": x}, modalities={"a": "normal"})
@@ -417,10 +418,10 @@ def test_features_that_are_constant_but_for_rounding():
 
 
 def test_real_signals_keep_their_scale():
-    noise = np.random.default_rng(0).normal(size=(60, 1))
+    around = np.random.default_rng(0).normal(size=(60, 1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for x in (1e-12 * noise, 1 + 1e-6 * noise, 1e-150 * noise):
+        for x in (1e-12 * around, 1 + 1e-6 * around, 1e-150 * around):
             data = MultimodalDataset.from_arrays({"a": x})
             data = data.fit_transforms({"a": {"name": "standardise", "over": "all"}})
             scale = data.modalities["a"].transform[0].scale[0]
@@ -534,8 +535,7 @@ def test_ids_of_days():
 
 
 def test_what_fills_a_gap_is_as_precise_as_the_table():
-    noise = np.random.default_rng(0).normal(size=8)
-    seconds = 1.6e9 + noise  # float32 knows them to 128
+    seconds = 1.6e9 + np.random.default_rng(0).normal(size=8)  # float32 knows them to 128
     tables = {"n": NUMBERS, "t": table(s=seconds)}
     data = from_tables(tables).fit_transforms({"t": "standardise"})
     model = mvkit.Model(data.modalities, latent_dim=1, seed=0)
@@ -543,8 +543,9 @@ def test_what_fills_a_gap_is_as_precise_as_the_table():
     asked = {"n": NUMBERS, "t": table(s=gappy(list(seconds)))}
     generator = torch.Generator().manual_seed(0)
     imputation = mvkit.impute(model, asked, quantiles=(0.5,), draws=True, generator=generator)
-    generator.manual_seed(0)
-    z = model.translate(asked, ["t"], units="model", n=100, generator=generator)["t"]
+    by_row = noise.by_row(generator.manual_seed(0), torch.device("cpu"))
+    noise.next_rows(by_row, 8)
+    z = model.translate(asked, ["t"], units="model", n=100, generator=by_row)["t"]
     expected = z.double().mean(0)[3, 0].item() * step.scale[0] + step.mean[0]
     assert imputation.filled["t"]["s"]["d"] == pytest.approx(expected, abs=1e-6)
     assert len({draw["t"]["s"]["d"] for draw in imputation.draws}) == 100

@@ -75,8 +75,9 @@ class ByRow(torch.Generator):
         ...     pieces = []
         ...     for rows in blocks:
         ...         generator.rows(rows)
-        ...         pieces.append(noise.draw("z", (rows, 2), torch.zeros(1), generator=generator))
-        ...     return torch.cat(pieces)
+        ...         shape = (1, rows, 2)  # draws, rows, numbers
+        ...         pieces.append(noise.draw("z", shape, torch.zeros(1), generator=generator))
+        ...     return torch.cat(pieces, 1)
         >>> torch.equal(normals([5]), normals([2, 3]))
         True
     """
@@ -148,6 +149,8 @@ class ByRow(torch.Generator):
 
         Shapes are (n, b, …) or (n b, …), with axes of length 1 before the rows; (b, …) is one
         draw. Draws that are not as many as the block's are the same numbers in all its blocks.
+        Where a shape (b, b, …) can be read both ways, the first axis is that of draws: who draws
+        (b, e), whatever e is, asks for (1, b, e).
         """
         if not shape or not self.count:
             return None
