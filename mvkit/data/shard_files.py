@@ -30,6 +30,8 @@ from mvkit.data.sources import observed
 from mvkit.errors import DataError, ShapeError, check_whole_number, suggest
 from mvkit.registry.spec import to_dict
 
+Kinds = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape of a row, by key
+
 INDEX = "index.safetensors"
 SHARD = 2**24  # bytes of a shard, if no number of rows is asked for
 
@@ -64,6 +66,18 @@ def _check_lengths(batch: object) -> None:
             )
 
 
+def _note_kinds(kinds: Kinds, tensors: Mapping[str, Tensor], number: int) -> None:
+    """Notes dtype and shape of what a shard holds; raises ShapeError if they were others before."""
+    for key, value in tensors.items():
+        kind = (str(value.dtype).removeprefix("torch."), tuple(value.shape[1:]))
+        dtype, shape = kinds.setdefault(key, kind)
+        if (dtype, shape) != kind:
+            raise ShapeError(
+                f"save: {key} is {kind[0]} {kind[1]} in shard {number}, after {dtype} {shape}; "
+                "expected one dtype and shape in all batches"
+            )
+
+
 def write_folder(
     parts: Iterable[Batch], folder: Path, modalities: dict[str, Modality], levels: Levels
 ) -> None:
@@ -72,17 +86,10 @@ def write_folder(
     masks = []
     extra = []
     looks: list[Plain | None] = []
-    kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
+    kinds: Kinds = {}
     for number, batch in enumerate(parts):
         tensors = _tensors(batch)
-        for key, value in tensors.items():
-            kind = (str(value.dtype).removeprefix("torch."), tuple(value.shape[1:]))
-            dtype, shape = kinds.setdefault(key, kind)
-            if (dtype, shape) != kind:
-                raise ShapeError(
-                    f"save: {key} is {kind[0]} {kind[1]} in shard {number}, after {dtype} "
-                    f"{shape}; expected one dtype and shape in all batches"
-                )
+        _note_kinds(kinds, tensors, number)
         masks.append(observed(batch, tuple(modalities)))
         _check_modalities(batch, modalities)
         looks.append(look_at(batch, modalities, masks[-1]))
