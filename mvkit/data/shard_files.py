@@ -67,7 +67,7 @@ def _check_lengths(batch: object) -> None:
 
 
 def _note_kinds(kinds: Kinds, tensors: Mapping[str, Tensor], number: int) -> None:
-    """Notes dtype and shape of what a shard holds; raises ShapeError if they were others before."""
+    """Notes dtypes and shapes of a shard; raises ShapeError if they were others before."""
     for key, value in tensors.items():
         kind = (str(value.dtype).removeprefix("torch."), tuple(value.shape[1:]))
         dtype, shape = kinds.setdefault(key, kind)
