@@ -144,6 +144,15 @@ def test_weights_of_rows_count():
     both(lambda: tiny().double(), rows, epochs=2, validation=0.25)
 
 
+@pytest.mark.parametrize("name", ["mopoe", "mmvaeplus", "telbo"])
+def test_no_operation_is_done_to_one_copy_after_another(name):
+    rows = repeated(model_of(name).names, missing=True)
+    with warnings.catch_warnings():  # torch warns where vmap has no rule for an operation
+        warnings.filterwarnings("error", message="There is a performance drop")
+        options = {"batch_size": 8, "epochs": 2, "validation": 0.25, "progress": False}
+        mvkit.fit(model_of(name), rows, seeds=SEEDS, stacked=True, **options)
+
+
 def test_steps_of_importance_weights_scale_gradients_of_each_copy():
     options = {"aggregator": "moe", "objective": {"name": "dreg", "samples": 4}}
     both(lambda: tiny(**options).double(), data(), epochs=2)

@@ -188,7 +188,8 @@ class LocationScale(AroundCentre):
             residual, scale = residual / scale, 1.0
         # few passes: n draws of all rows come through here
         if normal:
-            terms = residual * residual if residual.requires_grad else residual.square_()
+            grad = torch.is_grad_enabled()
+            terms = residual * residual if grad else residual.mul_(residual)
             factor = -0.5 / scale**2
         else:
             terms, factor = residual.abs(), -1.0 / scale
