@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -98,7 +99,9 @@ def _fit_copies(
     folder = None if checkpoint is None else _folder(Path(checkpoint))
     options["listeners"] = tuple(listeners)
     notes: list[str] = []
-    every = {**options, "checkpoint": checkpoint, "resume": resume}
+    asked = inspect.signature(fit).bind(model, data, **options)
+    asked.apply_defaults()
+    every = {**asked.kwargs, "checkpoint": checkpoint, "resume": resume}
     copies, histories = _in_one_step(model, data, numbers, stacked, notes, every)
     for number in numbers[len(copies) :]:
         copy = fresh_copy(model, number)

@@ -28,6 +28,8 @@ from mvkit.training.run import Run
 from mvkit.training.stacked_checks import check_first_step, check_options, check_runs
 from mvkit.training.stacked_stage import NotStackable, StackedStage
 
+OF_COPIES = ("seed", "seeds", "stacked")  # options of `fit` that no single copy has
+
 
 @torch.inference_mode(False)
 @torch.enable_grad()
@@ -40,7 +42,7 @@ def fit_stacked(
         model: the model.
         data: what it is trained on.
         seeds: of the copies.
-        options: of `mvkit.fit`.
+        options: of `mvkit.fit`, all of them.
 
     Returns:
         The finished run of each copy.
@@ -49,10 +51,10 @@ def fit_stacked(
         NotStackable: what cannot be trained so.
     """
     check_options(options)
-    known = {key: value for key, value in options.items() if key not in ("compile", "checkpoint")}
+    known = {key: value for key, value in options.items() if key not in OF_COPIES}
     copies = [fresh_copy(model, seed) for seed in seeds]
     data = _checked_once(copies[0], data)
-    validation = known.get("validation")
+    validation = known["validation"]
     if validation is not None and not isinstance(validation, float):
         known["validation"] = _checked_once(copies[0], validation)
     runs = [prepared(copies[0], data, seed=seeds[0], **known)]

@@ -43,7 +43,7 @@ TOLERANCES = {torch.float64: Tolerance(1e-9, 1e-7), torch.float32: Tolerance(1e-
 
 
 def check_options(options: Mapping[str, object]) -> None:
-    """Raises NotStackable for options of `fit` that are those of one run after another."""
+    """Raises NotStackable for options of `fit`, all given, that ask for one run after another."""
     unusual = {
         "checkpoint": "each copy keeps a folder of its own (checkpoint=)",
         "listeners": "listeners are told of one run after another (listeners=)",
@@ -51,9 +51,9 @@ def check_options(options: Mapping[str, object]) -> None:
         "patience": "each copy ends by itself (patience=)",
     }
     for name, reason in unusual.items():
-        if options.get(name):
+        if options[name]:
             raise NotStackable(reason)
-    precision = options.get("precision", "float32")
+    precision = options["precision"]
     if precision != "float32":
         raise NotStackable(f"networks compute in low precision (precision={precision!r})")
     if ProcessGroup.current().count > 1:
