@@ -42,7 +42,11 @@ def joined_batches(batches: Sequence[Batch]) -> Batch:
     data = {name: torch.cat([batch.data[name] for batch in batches]) for name in first.data}
     masks = [batch.mask for batch in batches if batch.mask is not None]
     extra = {name: _column([batch.extra[name] for batch in batches]) for name in first.extra}
-    changes: dict[str, Any] = {"data": data, "elements": _elements(batches), "extra": extra}
+    changes: dict[str, Any] = {
+        "data": data,
+        "elements": joined_elements(batches) or None,
+        "extra": extra,
+    }
     return attrs.evolve(first, mask=torch.cat(masks) if masks else None, **changes)
 
 
@@ -58,18 +62,29 @@ def _check_alike(batch: Batch, first: Batch) -> None:
         )
 
 
-def _elements(batches: Sequence[Batch]) -> dict[str, Tensor] | None:
+def joined_elements(batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """Which elements batches observe, one batch after another, {name: (b, *shape)}.
+
+    All of them, where one batch does not say and another does.
+    """
     known: dict[str, Tensor] = {}
     for batch in batches:
         known |= batch.elements or {}
     elements = {}
-    for name, like in known.items():
-        flags = []
-        for batch in batches:
-            every = like.new_ones(len(batch), *like.shape[1:])
-            flags.append((batch.elements or {}).get(name, every))
-        elements[name] = torch.cat(flags)
-    return elements or None
+    for name in batches[0].data:
+        if name in known:
+            flags = [elements_of(batch, name, known[name]) for batch in batches]
+            elements[name] = torch.cat(flags)
+    return elements
+
+
+def elements_of(batch: Batch, name: str, like: Tensor) -> Tensor:
+    """Which elements of a modality a batch observes; all of them where it does not say.
+
+    `like` (b', *shape) tells their shape and device.
+    """
+    whole = like.new_ones(len(batch), *like.shape[1:])
+    return (batch.elements or {}).get(name, whole)
 
 
 def _column(parts: Sequence[Any]) -> Any:

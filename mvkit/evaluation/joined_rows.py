@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mvkit.core import noise
 from mvkit.core.batch import Batch
 from mvkit.core.blocks import block_slices
 from mvkit.core.raw_values import full_precision
+from mvkit.data.joined_batches import joined_elements
 from mvkit.evaluation.metric import ROW
 
 BLOCK = 512  # rows; noise is drawn block by block, so this is part of what a number means
@@ -34,14 +34,7 @@ def joined(batches: list[Batch]) -> Batch:
     if len(batches) == 1:
         return first
     data = {name: torch.cat([batch.data[name] for batch in batches]) for name in first.data}
-    likes: dict[str, Tensor] = {}
-    for batch in batches:
-        likes |= batch.elements or {}
-    elements = {}
-    for name in first.data:
-        if name in likes:
-            flags = [elements_of(batch, name, likes[name]) for batch in batches]
-            elements[name] = torch.cat(flags)
+    elements = joined_elements(batches)
     extra = {}
     for name in first.extra:
         if all(name in batch.extra for batch in batches):
@@ -62,15 +55,6 @@ def _given(batches: list[Batch]) -> dict[str, Any]:
     if first.row_weight is not None:
         given["row_weight"] = torch.cat([batch.row_weight for batch in batches])
     return given
-
-
-def elements_of(batch: Batch, name: str, like: Tensor) -> Tensor:
-    """Which elements of a modality a batch observes; all of them where it does not say.
-
-    `like` (b', *shape) tells their shape and device.
-    """
-    whole = like.new_ones(len(batch), *like.shape[1:])
-    return (batch.elements or {}).get(name, whole)
 
 
 def fingerprint(rows: Batch, seed: int) -> NDArray[np.uint64]:

@@ -17,9 +17,10 @@ from torch import Tensor
 from mvkit.core.batch import Batch, conform
 from mvkit.core.row_picks import RowPick
 from mvkit.core.validation import Schema
+from mvkit.data.joined_batches import elements_of
 from mvkit.data.shards import Shards
 from mvkit.data.sources import Source, gather
-from mvkit.evaluation.joined_rows import elements_of, fingerprint, joined
+from mvkit.evaluation.joined_rows import fingerprint, joined
 from mvkit.evaluation.metric import ROW
 from mvkit.models.ensemble import Ensemble
 from mvkit.models.far_covariates import warn_if_far
