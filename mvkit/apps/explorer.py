@@ -15,8 +15,8 @@ from pathlib import Path
 from mvkit.apps.embed_files import layouts_of
 from mvkit.apps.explorer_answers import Explorer
 from mvkit.apps.explorer_server import Content, ExplorerServer
-from mvkit.apps.html_report import folder_of, run_data, weights_of
-from mvkit.apps.imputed_folder import is_imputed, rows_of_files
+from mvkit.apps.html_report import folder_of, is_imputed, run_data, weights_of
+from mvkit.apps.imputed_folder import rows_of_files
 from mvkit.apps.pages import style_sheet
 from mvkit.data.table_layout import TableLayout
 from mvkit.errors import DataError
@@ -49,7 +49,10 @@ def explore(run: Path, *, data: str | None = None, port: int = 5006, show: bool 
     """
     model = load_model(weights_of(run))
     folder = folder_of(run)
-    rows = rows_of_files(folder) if _by_impute(folder, data) else run_data(folder, data).test
+    if data is None and is_imputed(folder):
+        rows = rows_of_files(folder)
+    else:
+        rows = run_data(folder, data).test
     layouts = _layouts(folder) if data is None else {}
     explorer = Explorer(model, rows, title=folder.resolve().name, layouts=layouts)
     with server_of(explorer, port) as server:
@@ -76,11 +79,6 @@ def server_of(explorer: Explorer, port: int) -> ExplorerServer:
     content["style.css"] = Content("text/css; charset=utf-8", style_sheet().encode())
     content["model.json"] = Content.of_json(explorer.description())
     return ExplorerServer(port, content, {"row": explorer.row, "answer": explorer.answer})
-
-
-def _by_impute(folder: Path, data: str | None) -> bool:
-    """Whether the rows are those that `mvkit impute` filled."""
-    return data is None and is_imputed(folder) and not (folder / "run.toml").exists()
 
 
 def _layouts(folder: Path) -> Mapping[str, TableLayout]:

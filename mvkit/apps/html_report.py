@@ -35,6 +35,7 @@ from mvkit.training.history import History
 from mvkit.training.run_folder import notes_of
 from mvkit.training.verdict import judge
 
+FILES = "files.json"  # where the tables came from that `mvkit impute` filled
 DOCTYPE = b"<!doctype html>"
 LOOKED_AT = 1000  # test rows that tables and verdicts look at, spread over all
 SECTIONS = {  # of figures and tables, by words of their titles
@@ -181,6 +182,11 @@ def _inside(file: Path, run: Path) -> bool:
     return file.resolve().is_relative_to(run.resolve())
 
 
+def is_imputed(folder: Path) -> bool:
+    """Whether `mvkit impute` wrote a folder, no run, and noted its files."""
+    return (folder / FILES).is_file() and not (folder / "run.toml").exists()
+
+
 def run_data(run: Path, name: str | None) -> Splits:
     """The data of a run: a dataset by name, or None: what `run.toml` says.
 
@@ -190,7 +196,7 @@ def run_data(run: Path, name: str | None) -> Splits:
     if name is not None:
         return load_dataset(name)
     file = run / "run.toml"
-    if (run / "choices.json").is_file() and not file.exists():
+    if is_imputed(run):
         raise DataError(
             f"{run}: a folder that mvkit impute wrote, whose report is "
             f"{run / 'report.html'}; expected the folder of a run; look around in it with mvkit "

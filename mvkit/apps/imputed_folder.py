@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mvkit.apps.embed_files import layouts_of
+from mvkit.apps.html_report import FILES
 from mvkit.core.safe_file import write_whole
 from mvkit.data.dataset import MultimodalDataset
 from mvkit.data.files import read_files
 from mvkit.errors import DataError
 from mvkit.tables.rows import MixedRows
-
-FILES = "files.json"
 
 
 def write_files(named: Mapping[str, Path], id: str | None, folder: Path) -> None:
@@ -28,11 +27,6 @@ def write_files(named: Mapping[str, Path], id: str | None, folder: Path) -> None
     files = {name: os.path.relpath(path, folder) for name, path in named.items()}
     text = json.dumps({"files": files, "id": id}, indent=2)
     write_whole(folder / FILES, f"{text}\n".encode())
-
-
-def is_imputed(folder: Path) -> bool:
-    """Whether `mvkit impute` wrote the folder and noted its files."""
-    return (folder / FILES).is_file()
 
 
 def rows_of_files(folder: Path) -> MultimodalDataset:
