@@ -2,8 +2,9 @@
 
 import pytest
 
+from mvkit.errors import RequestError
 from mvkit.registry import component, plugins
-from mvkit.training.events import Event, Listeners, RunFinished
+from mvkit.training.events import EpochFinished, Event, Listeners, RunFinished
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +57,12 @@ def test_what_a_callable_raises_ends_the_run():
 
     with pytest.raises(KeyError, match="enough"):
         Listeners([stop]).tell(Event())
+
+
+def test_a_metric_that_an_epoch_lacks_is_said_with_the_nearest():
+    event = EpochFinished({"epoch": 1, "valid/bound": -2.5}, step=10)
+    assert event.value("valid/bound", "search") == -2.5
+    with pytest.raises(
+        RequestError, match="^search: metric='valid/bond' is not in the history; did you mean"
+    ):
+        event.value("valid/bond", "search")

@@ -12,6 +12,7 @@ from pathlib import Path
 import attrs
 from pluggy import HookCaller
 
+from mvkit.errors import RequestError, suggest
 from mvkit.registry import plugins
 from mvkit.training.history import History
 from mvkit.training.stages import Stage
@@ -99,6 +100,22 @@ class EpochFinished(Event):
 
     row: dict[str, float]
     step: int
+
+    def value(self, metric: str, where: str) -> float:
+        """The number of a metric in this epoch's row; `where` begins the message if it has none.
+
+        Raises:
+            RequestError: a metric that is not in the row.
+
+        Example:
+            >>> EpochFinished({"epoch": 1, "loss": 2.5}, step=10).value("loss", "search")
+            2.5
+        """
+        if metric not in self.row:
+            raise RequestError(
+                f"{where}: metric={metric!r} is not in the history; {suggest(metric, self.row)}"
+            )
+        return self.row[metric]
 
 
 @attrs.frozen(eq=False)

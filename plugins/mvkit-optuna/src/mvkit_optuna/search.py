@@ -230,12 +230,7 @@ class Pruning:
         """Reports an epoch."""
         if not isinstance(event, EpochFinished):
             return
-        if self.metric not in event.row:
-            raise RequestError(
-                f"search: metric={self.metric!r} is not in the history; "
-                f"{suggest(self.metric, event.row)}"
-            )
-        value = event.row[self.metric]
+        value = event.value(self.metric, "search")
         self.epochs += 1
         self.trial.report(value, self.epochs)
         if self.trial.should_prune():
