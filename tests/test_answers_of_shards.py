@@ -1,5 +1,7 @@
 """Answers about rows on disk: bit for bit those about the same rows in memory, written as they come."""
 
+import sys
+
 import attrs
 import numpy as np
 import pandas
@@ -65,7 +67,7 @@ def test_answers_that_are_interrupted_leave_nothing(model, shards, tmp_path):
     broken.mask[2000, 0] = True
     for data in (broken, MultimodalDataset(broken, modalities())):
         for call in (mvkit.embed, mvkit.impute):
-            for name in ("z.csv", "z.parquet"):
+            for name in ("z.csv", "z.parquet", "z.h5ad"):
                 with pytest.raises(DataError, match="2000"):
                     call(model, data, into=tmp_path / name)
     with pytest.raises(DataError):
@@ -78,7 +80,7 @@ def test_a_block_that_cannot_be_read_leaves_nothing(model, shards, tmp_path):
     path = shards.folder / "shard-00004.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
     for call in (mvkit.embed, mvkit.impute):
-        for name in ("z.csv", "z.parquet"):
+        for name in ("z.csv", "z.parquet", "z.h5ad"):
             with pytest.raises(DataError, match="shard-00004"):
                 call(model, shards, into=tmp_path / name)
     with pytest.raises(DataError, match="shard-00004"):
@@ -117,6 +119,36 @@ def test_rows_are_filled_as_in_memory(model, shards, tmp_path):
     assert torch.equal(
         Shards(tmp_path / "two").__getitems__([B - 1]).data["b"], expected.data["b"][-1:]
     )
+
+
+def columns_of_h5ad(path):
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    with h5py.File(path) as file:
+        ids = file["obs/_index"].asstr()[:].tolist()
+        return ids, file["var/_index"].asstr()[:].tolist(), file["X"][:]
+
+
+def test_answers_of_anndata_are_written_as_they_come(model, shards, tmp_path, monkeypatch):
+    pytest.importorskip("h5py", reason="h5py is not installed")
+    monkeypatch.setattr("mvkit.data.table_files.CELLS", 1500 * 3)  # several blocks of 1,500 rows
+    path = mvkit.embed(model, shards, into=tmp_path / "z.h5ad")
+    ids, names, values = columns_of_h5ad(path)
+    assert ids == rows().extra["id"]
+    assert names == ["z0", "z1"]
+    assert (values == model.encode(rows()).numpy()).all()
+    expected = mvkit.impute(model, rows(), n=5, generator=seeded())
+    path = mvkit.impute(model, shards, n=5, generator=seeded(), into=tmp_path / "filled.h5ad")
+    ids, names, values = columns_of_h5ad(path)
+    assert names == ["a.x", "a.y", "a.z", "b.0", "b.1", "b.2"]
+    assert (values == torch.cat([expected.data["a"], expected.data["b"]], 1).numpy()).all()
+    assert left(tmp_path) == ["filled.h5ad", "rows", "z.h5ad"]
+
+
+def test_anndata_without_h5py_is_refused(model, shards, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(RequestError, match=r"need h5py.*pip install h5py, or write .parquet"):
+        mvkit.embed(model, shards, into=tmp_path / "z.h5ad")
+    assert left(tmp_path) == ["rows"]
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv"])

@@ -1,4 +1,4 @@
-"""Tables that are written a block of rows at a time, as Parquet or CSV.
+"""Tables that are written a block of rows at a time, as Parquet, CSV or AnnData's h5ad.
 
 Axes: b rows of a block.
 """
@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from mvkit.core import safe_file
+from mvkit.data.h5ad_file import H5adFile
 from mvkit.errors import RequestError
 
 ROWS = 2**16  # that are written together: readers of Parquet take as many at a time
-ENDINGS = (".parquet", ".csv")
+CELLS = 2**23  # and no more cells than these, where rows are wide
 FilePath = str | os.PathLike[str]
 Columns = Mapping[str, Any]  # by name, (b,) each
 
@@ -40,7 +41,8 @@ class TableFile:
         from pandas import DataFrame
 
         self._frames.append(DataFrame(dict(columns)))
-        if sum(map(len, self._frames)) >= ROWS:
+        rows = sum(map(len, self._frames))
+        if rows >= min(ROWS, CELLS / max(1, len(columns))):
             self.flush()
 
     def flush(self) -> None:
@@ -57,7 +59,7 @@ def table_file(path: FilePath, door: str) -> Iterator[TableFile]:
     """A table that appears under its name at the end, whole or not at all.
 
     Args:
-        path: of a file that ends in .parquet or .csv.
+        path: of a file that ends in .parquet, .csv or .h5ad.
         door: what was called, for messages.
 
     Raises:
@@ -65,13 +67,13 @@ def table_file(path: FilePath, door: str) -> Iterator[TableFile]:
         OSError: when it cannot be written.
     """
     target = Path(path)
-    if target.suffix not in ENDINGS:
+    if target.suffix not in WRITERS:
         raise RequestError(
-            f"{door}: into={str(path)!r}; expected a file that ends in {' or '.join(ENDINGS)}; "
+            f"{door}: into={str(path)!r}; expected a file that ends in {' or '.join(WRITERS)}; "
             "rename it"
         )
     with safe_file.replacing(target) as temporary:
-        writer: _Writer = _Parquet(temporary) if target.suffix == ".parquet" else _Csv(temporary)
+        writer = WRITERS[target.suffix](temporary)
         try:
             table = TableFile(writer)
             yield table
@@ -115,3 +117,10 @@ class _Csv:
 
     def close(self) -> None:
         """Nothing is open between blocks."""
+
+
+WRITERS: dict[str, Callable[[Path], _Writer]] = {
+    ".parquet": _Parquet,
+    ".csv": _Csv,
+    ".h5ad": H5adFile,
+}

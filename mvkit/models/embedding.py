@@ -45,7 +45,8 @@ def embed(
         covariates: see `impute`.
         empty: rows with none of them: `error`, or the mean of the `prior`.
         into: a file that ends in .parquet or .csv, with the columns `id`, if rows have ids, and
-            `z0`, `z1`, …; it appears under its name when all of it is written. None: return them.
+            `z0`, `z1`, …; or in .h5ad, where `X` has them (needs h5py). It appears under its name
+            when all of it is written. None: return them.
 
     Raises:
         RequestError: a file that ends otherwise.

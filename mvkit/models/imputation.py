@@ -100,9 +100,9 @@ def impute(
         refine: modalities whose draws are those of their refiners, from which means, deviations
             and quantiles follow; see `Model.translate`.
         generator: gives the seed; one of the CPU gives the same draws on every device.
-        into: where filled rows are written a block at a time: a file that ends in .parquet or
-            .csv, or else a folder of shards; it appears under its name when all is written. None:
-            return them.
+        into: where filled rows are written a block at a time: a file that ends in .parquet,
+            .csv or .h5ad (needs h5py), or else a folder of shards; it appears under its name when
+            all is written. None: return them.
 
     Returns:
         The filled data, an `Imputation` of them, or the path of what was written.

@@ -39,7 +39,8 @@ def filled_in_blocks(
         model: says what the modalities are.
         rows: raw.
         size: rows of a block.
-        into: a file that ends in .parquet or .csv; or a folder of shards; None: return a batch.
+        into: a file that ends in .parquet, .csv or .h5ad; or a folder of shards; None: return a
+            batch.
 
     Raises:
         RequestError: a table of rows that are no vectors.
