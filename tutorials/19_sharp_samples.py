@@ -149,8 +149,9 @@ sources = {
     "flow": {"sampler": "latent_flow"},
     "flow, refined": {"sampler": "latent_flow", "refine": True},
 }
-figure = plt.figure(figsize=(10, 4.2), layout="constrained")
-parts = figure.subfigures(1, 4, squeeze=False)[0]
+figure = plt.figure(figsize=(10, 2.8), layout="constrained")
+# the first is wider, since it has the names of the lines
+parts = figure.subfigures(1, 4, squeeze=False, width_ratios=[1.32, 1, 1, 1])[0]
 lines = {"real": {name: x[:4] for name, x in test.data.items()}}
 for title, source in sources.items():
     generator = torch.Generator().manual_seed(1)
