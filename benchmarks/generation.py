@@ -208,11 +208,12 @@ def run(options: argparse.Namespace) -> None:
             for recipe in options.recipes:
                 for seed in options.seeds:
                     line = base | {"recipe": recipe, "missing": missing, "seed": seed}
-                    line["refiner"] = options.refiner
                     left = []
                     for sampler in samplers:
-                        if key_of(line | {"sampler": sampler}) not in done:
-                            left.append(sampler)
+                        for refiner in dict.fromkeys(("none", options.refiner)):
+                            own = line | {"sampler": sampler, "refiner": refiner}
+                            if key_of(own) not in done:
+                                left.append((sampler, refiner))
                     if left:
                         one_model(line, data, judges, left, options)
 
@@ -230,22 +231,31 @@ def installed(kind: str, name: str) -> bool:
 
 
 def one_model(
-    line: Line, data: Splits, judges: Judges, samplers: list[str], options: argparse.Namespace
+    line: Line,
+    data: Splits,
+    judges: Judges,
+    left: list[tuple[str, str]],
+    options: argparse.Namespace,
 ) -> None:
-    """Trains one model and measures it with each sampler; a line each."""
+    """Trains one model and measures it with each sampler and refiner; a line each."""
     model, seconds = trained(line, data, options.models)
-    if line["refiner"] != "none":
+    of_refiners = 0.0
+    if any(refiner != "none" for _, refiner in left):
         start = time.process_time()
         epochs = {"epochs": options.refiner_epochs, "seed": line["seed"], "progress": False}
-        mvkit.fit_refiner(model, data.train, refiner=line["refiner"], **epochs)
-        line["seconds of refiners"] = time.process_time() - start
-    for sampler in samplers:
+        mvkit.fit_refiner(model, data.train, refiner=options.refiner, **epochs)
+        of_refiners = time.process_time() - start
+    for sampler in dict.fromkeys(sampler for sampler, _ in left):
         start = time.process_time()
         if sampler != "none":
             mvkit.fit_sampler(model, data.train, SAMPLERS.get(sampler, sampler), seed=line["seed"])
         above = time.process_time() - start
-        own = line | {"sampler": sampler, "seconds": seconds, "seconds above": above}
-        write(options.out, own | measured(model, data, judges, own))
+        for refiner in [refiner for name, refiner in left if name == sampler]:
+            own = line | {"sampler": sampler, "refiner": refiner}
+            own |= {"seconds": seconds, "seconds above": above}
+            if refiner != "none":
+                own["seconds of refiners"] = of_refiners
+            write(options.out, own | measured(model, data, judges, own))
 
 
 def key_of(line: Line) -> tuple[object, ...]:
@@ -298,7 +308,9 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
     parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS))
-    parser.add_argument("--refiner", default="none", help="of all modalities; see mvkit list")
+    parser.add_argument(
+        "--refiner", default="none", help="of all modalities, measured beside none; see mvkit list"
+    )
     parser.add_argument("--refiner-epochs", type=int, default=40)
     parser.add_argument("--data", nargs="+", choices=("digits", "quadrant"), default=["digits"])
     parser.add_argument("--missing", type=float, nargs="+", default=[0.0, 0.3])
