@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from mvkit_diffusion import angles
-from mvkit_diffusion.diffusion import GUIDED, HIDDEN, STRENGTH, Diffusion
+from mvkit_diffusion.diffusion import HIDDEN, STRENGTH, Diffusion
 
 import mvkit
 from mvkit import Batch, Modality, Model, SpecError
@@ -63,9 +63,10 @@ def test_what_knows_no_mean_tells_the_velocity_of_residuals(angle, ratio):
     assert (v - expected).abs().max() < 1e-9 * max(1.0, float(expected.abs().max()))
 
 
-def test_a_guided_draw_is_a_loop():
+@pytest.mark.parametrize(("guided", "begin"), [(0.7, 1.0), (1.0, 0.98), (0.3, 0.8), (1.0, 0.5)])
+def test_a_guided_draw_is_a_loop(guided, begin):
     """By the noise that both tell of the rows themselves, in place of velocities of residuals."""
-    live = refiner(context=1)
+    live = refiner(context=1, guided=guided, begin=begin)
     assert live.guidance == STRENGTH
     spread, size = 0.5, 1.0
     out, eps, z, context = normal(5, *PICTURE), normal(5, *PICTURE, seed=1), normal(5, 2), None
@@ -75,12 +76,13 @@ def test_a_guided_draw_is_a_loop():
     zero, one = torch.zeros(5, 1).double(), torch.ones(5, 1).double()
     told = torch.cat([z, context, zero], 1)
     untold = torch.cat([torch.zeros_like(z), context, one], 1)
-    y, before, guided = eps, None, 0
-    for now, after in itertools.pairwise(angles.angles(4)):
+    first = begin * math.pi / 2
+    y, before, steps = math.sin(first) * eps, None, 0
+    for now, after in itertools.pairwise(angles.angles(4, first)):
         at = torch.full((5,), now, dtype=torch.float64)
         v = live.network(y, out, at, told)
-        if now <= GUIDED:
-            guided += 1
+        if now <= guided * math.pi / 2:
+            steps += 1
             x_noisy = math.cos(now) * out + spread * y  # cos φ x + spread sin φ ε
             signal, level = size * math.cos(now), spread * math.sin(now)
             scale = math.sqrt(signal**2 + level**2)
@@ -94,8 +96,30 @@ def test_a_guided_draw_is_a_loop():
         slope = torch.zeros_like(v) if before is None else (v - before[1]) / (now - before[0])
         before = (now, v)
         y = y + v * (after - now) + slope * (after - now) ** 2 / 2
-    assert 0 < guided < 4
+    assert 0 < steps <= 4
+    assert (steps == 4) == (guided >= begin)
     assert (drawn - (out + spread * y)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("begin", [1.0, 0.9, 0.5, 0.1])
+@pytest.mark.parametrize("scale", [0.2, 1.0, 3.0])
+def test_draws_that_begin_on_the_way_stay_near_the_mean(begin, scale):
+    """Of residuals N(0, scale²) the way to the data multiplies by the ratio of deviations."""
+    first = begin * math.pi / 2
+
+    def velocity(noisy, angle):
+        cosine, sine = math.cos(angle), math.sin(angle)
+        return noisy * sine * cosine * (1 - scale**2) / (scale**2 * cosine**2 + sine**2)
+
+    drawn = angles.denoise(velocity, torch.ones(1).double(), 2000, "adams", first)
+    there = math.hypot(scale * math.cos(first), math.sin(first))
+    assert abs(float(drawn) / (scale * math.sin(first) / there) - 1) < 1e-3
+
+
+def test_draws_that_begin_near_the_data_are_the_mean():
+    out, z = normal(5, *PICTURE), normal(5, 2)
+    near = refiner(begin=1e-6).refine(out, z, None, seeded())
+    assert (near - out).abs().max() < 1e-4
 
 
 def test_the_loss_is_that_of_a_loop():
@@ -185,6 +209,9 @@ def test_pictures_are_guided_and_see_reconstructions(shape, options, strength, l
         (PICTURE, {"guidance": math.inf}, "guidance: got inf"),
         (PICTURE, {"guidance": True}, "guidance: got True"),
         (PICTURE, {"latents": "all"}, "latents: got 'all'"),
+        (PICTURE, {"begin": 0.0}, "begin: got 0.0"),
+        (PICTURE, {"begin": 1.1}, "begin: got 1.1"),
+        (PICTURE, {"guided": -0.1}, "guided: got -0.1"),
         ((5,), {"guidance": 1.0}, r"guidance is of pictures.* got rows \(5,\)"),
     ],
 )

@@ -65,12 +65,14 @@ def without_mean(of: Velocity, noisy: Tensor, angle: float, mean: Tensor, ratio:
     return ratio / size * v + apart / size**2
 
 
-def angles(steps: int) -> list[float]:
-    """Angles from noise to data, `steps` + 1 of them."""
-    return [QUARTER * (1 - i / steps) ** POWER for i in range(steps + 1)]
+def angles(steps: int, begin: float = QUARTER) -> list[float]:
+    """Angles from `begin`, noise alone by default, to data, `steps` + 1 of them."""
+    return [begin * (1 - i / steps) ** POWER for i in range(steps + 1)]
 
 
-def denoise(of: Velocity, eps: Tensor, steps: int, solver: Solver = "adams") -> Tensor:
+def denoise(
+    of: Velocity, eps: Tensor, steps: int, solver: Solver = "adams", begin: float = QUARTER
+) -> Tensor:
     """Data to which noise eps (n, *shape) leads, (n, *shape).
 
     `ddim` takes the two ends that the velocity of each step tells for certain: y and ε turn by the
@@ -82,15 +84,19 @@ def denoise(of: Velocity, eps: Tensor, steps: int, solver: Solver = "adams") -> 
         eps: noise.
         steps: how many.
         solver: see above.
+        begin: the angle of the first step, which takes y to be 0 there, (0, π/2]. Below π/2 what
+            is drawn stays near 0 in its coarse form, the more the smaller it is.
 
     Reference: Song, Meng and Ermon, Denoising Diffusion Implicit Models, 2021,
-    https://arxiv.org/abs/2010.02502, eq. 12 and 14; Liu, Ren, Lin and Zhao, Pseudo Numerical
-    Methods for Diffusion Models on Manifolds, 2022, https://arxiv.org/abs/2202.09778.
+    https://arxiv.org/abs/2010.02502, eq. 12 and 14; Meng et al., SDEdit, 2022,
+    https://arxiv.org/abs/2108.01073 (draws that begin on the way); Liu, Ren, Lin and Zhao,
+    Pseudo Numerical Methods for Diffusion Models on Manifolds, 2022,
+    https://arxiv.org/abs/2202.09778.
     """
-    y = eps
+    y = math.sin(begin) * eps
     last_v: Tensor | None = None
     last_turn = 0.0
-    for now, after in pairwise(angles(steps)):
+    for now, after in pairwise(angles(steps, begin)):
         v = of(y, now)
         turn = now - after
         if solver == "ddim":

@@ -29,7 +29,6 @@ FEWEST = 256  # numbers of pictures from which a U-Net pays
 STRENGTH = 1.5  # of guidance of pictures
 HIDDEN = 0.15  # share of rows whose mean and latents the network is not told in training
 LARGEST = 4.0  # of numbers of rows that the network is told nothing of, in root mean square
-GUIDED = 1.1  # the angle at which guidance begins: before, it takes from the variety of draws
 
 
 def _widths(value: object) -> str | None:
@@ -74,8 +73,8 @@ class Diffusion:
     some rows in training, whose x / spread (of a root mean square of 4 at most) it then sees
     noised in place of y, so that it also tells velocities v_0 without mean and latents
     (`mvkit_diffusion.angles.without_mean`); draws follow v + guidance (v - v_0) at angles below
-    1.1. Rows of numbers are not guided, which takes from their spread, and are trained on
-    translations too, whose spread is to be right.
+    `guided` · π/2. Rows of numbers are not guided, which takes from their spread, and are trained
+    on translations too, whose spread is to be right.
 
     Args:
         network: `unet` for pictures (C, H, W) or (H, W) with sides from 8 on; `mlp` for rows of
@@ -92,6 +91,10 @@ class Diffusion:
             generate from nothing, without is better where samples are to agree.
         guidance: its strength, of pictures; 0: none; None: 1.5 of pictures, unless `knows_given`,
             and 0 of rows of numbers. A guided step evaluates the network twice.
+        guided: the share of the angles, from the data on, at which draws are guided. More holds
+            pictures closer to what their mean shows, and takes from their variety.
+        begin: where draws begin, as a share of the angles: at noise alone with 1; below, at the
+            mean with that much noise, so that they keep the coarse form of what it shows.
         latents: what training draws latents from: `parts` of what a row has, `own` parts, which
             hold the modality; None: `own` of pictures, unless `knows_given`, and else `parts`.
 
@@ -100,7 +103,8 @@ class Diffusion:
     Models, 2020, https://arxiv.org/abs/2006.11239; Salimans and Ho, Progressive Distillation for
     Fast Sampling of Diffusion Models, 2022, https://arxiv.org/abs/2202.00512; Ho and Salimans,
     Classifier-Free Diffusion Guidance, 2022, https://arxiv.org/abs/2207.12598; Kynkäänniemi et
-    al., Applying Guidance in a Limited Interval, 2024, https://arxiv.org/abs/2404.07724.
+    al., Applying Guidance in a Limited Interval, 2024, https://arxiv.org/abs/2404.07724; Meng et
+    al., SDEdit, 2022, https://arxiv.org/abs/2108.01073 (draws that begin on the way).
     """
 
     network: Literal["auto", "unet", "mlp"] = field(
@@ -114,6 +118,8 @@ class Diffusion:
     ema: float = field(default=0.999, check=number(0.0, 0.99999))
     knows_given: bool = field(default=False, check=flag)
     guidance: float | None = field(default=None, check=_strength)
+    guided: float = field(default=0.7, check=number(0.0, 1.0))
+    begin: float = field(default=1.0, check=number(high=1.0, above=0.0))
     latents: Literal["parts", "own"] | None = choice(None, "parts", "own")
 
     def build(self, sizes: RefinerSizes) -> DiffusionRefiner:
@@ -258,10 +264,12 @@ class DiffusionRefiner(nn.Module, Refiner):
     def _draws(self, eps: Tensor, out: Tensor, known: Tensor, nothing: Tensor) -> Tensor:
         """The draws to which noise leads, (n, *shape); all of them are (n, ...)."""
         spread = self.spread()
+        guided = self.spec.guided * angles.QUARTER
+        begin = self.spec.begin * angles.QUARTER
 
         def velocity(noisy: Tensor, angle: float) -> Tensor:
             v: Tensor = self.average(noisy, out, noisy.new_full((len(noisy),), angle), known)
-            if not self.guidance or angle > GUIDED:
+            if not self.guidance or angle > guided:
                 return v
             ratio = float(self._of_rows() / spread)
             v_0 = angles.without_mean(unaware, noisy, angle, out / spread, ratio)
@@ -272,7 +280,7 @@ class DiffusionRefiner(nn.Module, Refiner):
             v: Tensor = self.average(noisy, torch.zeros_like(out), at, nothing)
             return v
 
-        y = angles.denoise(velocity, eps, self.spec.steps, self.spec.solver)
+        y = angles.denoise(velocity, eps, self.spec.steps, self.spec.solver, begin)
         draws: Tensor = out + spread * y
         return draws
 
