@@ -63,8 +63,6 @@ PUBLISHED = {
     "mmvaeplus": ("coherence/FID 86.9/92.81", "https://openreview.net/forum?id=sdQGxouELX"),
     "cmvae": ("coherences 89.7/78.1", "https://openreview.net/forum?id=k5THrhXDV3"),
 }
-# draws hold to what decoder means show: at 28 x 28 the network learns too little in a night to do so
-REFINER = '{"begin": 0.9, "guided": 1.0}'
 Line = dict[str, object]
 
 
@@ -299,9 +297,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--refiner-epochs", type=int, default=12)
     parser.add_argument("--refiner-channels", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--refiner-precision", default="float32", help="of its training, or bf16")
-    parser.add_argument(
-        "--refiner-options", default=REFINER, help="others of the refiner, in JSON"
-    )
+    parser.add_argument("--refiner-options", default="{}", help="others of the refiner, in JSON")
     parser.add_argument("--passes", type=int, default=5, help="of judges over the rows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=LINES)
