@@ -3,10 +3,9 @@ table of ratios.
 
 Beside both, the bare networks run once over the same rows: no library can be faster than they are.
 
-    python benchmarks/peers.py             # an hour; writes benchmarks/peers.json and
-    docs/benchmarks.md python benchmarks/peers.py --quick     # a smoke run of two small cases,
-    which writes nothing python benchmarks/peers.py --render    # docs/benchmarks.md from
-    benchmarks/peers.json
+    python benchmarks/peers.py           # an hour; writes peers.json and docs/benchmarks.md
+    python benchmarks/peers.py --quick   # a smoke run of two small cases, which writes nothing
+    python benchmarks/peers.py --render  # docs/benchmarks.md from peers.json
 
 multivae is installed from PyPI into `.venv-peers`, beside the torch of this interpreter. Each side
 runs in a process of its own (`peer_worker.py`) that times its own code; they take turns A B C A B
