@@ -120,12 +120,12 @@ def ceiling(data: Splits, name: str, judge: Perceptron) -> float:
     return float(np.exp(log_p(data.test.batch, fitted.x)).mean())
 
 
-def trained(line: Line, data: Splits, folder: Path | None) -> tuple[mvkit.Model, float]:
+def trained(line: Line, data: Splits, folder: Path | None) -> tuple[mvkit.Model, float | None]:
     """The base model and the CPU seconds of its training; from the folder where it is there."""
     name, seed, epochs = line["recipe"], line["seed"], line["epochs"]
     file = f"{line['data']}-{name}-{line['missing']}-{seed}-{epochs}.safetensors"
     if folder is not None and (folder / file).exists():
-        return mvkit.load(folder / file), float("nan")
+        return mvkit.load(folder / file), None
     start = time.process_time()
     model = getattr(recipes, str(name))(data.modalities, latent_dim=16, seed=seed)
     mvkit.fit(model, data.train, validation=data.valid, epochs=epochs, seed=seed, progress=False)
