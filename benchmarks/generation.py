@@ -43,6 +43,7 @@ SAMPLERS: dict[str, dict[str, object]] = {
     "mvkit-diffusion/latent_flow": {"name": "mvkit-diffusion/latent_flow"},
 }
 KEYS = ("data", "recipe", "missing", "seed", "epochs", "rows", "sampler", "refiner")
+KEYS += ("refiner options",)  # of refined lines alone
 NEIGHBOURS_OF = 1000  # rows, for precision and recall: they depend on the number
 OPEN = {"name": "agreement", "given": [["m0"]], "n": 4}
 Judges = Mapping[str, Perceptron]
@@ -211,7 +212,7 @@ def run(options: argparse.Namespace) -> None:
                     left = []
                     for sampler in samplers:
                         for refiner in dict.fromkeys(("none", options.refiner)):
-                            own = line | {"sampler": sampler, "refiner": refiner}
+                            own = line | of_sources(sampler, refiner, options)
                             if key_of(own) not in done:
                                 left.append((sampler, refiner))
                     if left:
@@ -243,7 +244,8 @@ def one_model(
     if any(refiner != "none" for _, refiner in left):
         start = time.process_time()
         epochs = {"epochs": options.refiner_epochs, "seed": line["seed"], "progress": False}
-        mvkit.fit_refiner(model, data.train, refiner=options.refiner, **epochs)
+        refiner = {"name": options.refiner, **json.loads(options.refiner_options)}
+        mvkit.fit_refiner(model, data.train, refiner=refiner, **epochs)
         of_refiners = time.process_time() - start
     for sampler in dict.fromkeys(sampler for sampler, _ in left):
         start = time.process_time()
@@ -251,16 +253,24 @@ def one_model(
             mvkit.fit_sampler(model, data.train, SAMPLERS.get(sampler, sampler), seed=line["seed"])
         above = time.process_time() - start
         for refiner in [refiner for name, refiner in left if name == sampler]:
-            own = line | {"sampler": sampler, "refiner": refiner}
+            own = line | of_sources(sampler, refiner, options)
             own |= {"seconds": seconds, "seconds above": above}
             if refiner != "none":
                 own["seconds of refiners"] = of_refiners
             write(options.out, own | measured(model, data, judges, own))
 
 
+def of_sources(sampler: str, refiner: str, options: argparse.Namespace) -> Line:
+    """The part of a line that says what draws."""
+    own: Line = {"sampler": sampler, "refiner": refiner}
+    if refiner != "none":
+        own["refiner options"] = options.refiner_options
+    return own
+
+
 def key_of(line: Line) -> tuple[object, ...]:
     """What a line is about."""
-    return tuple(line[key] for key in KEYS)
+    return tuple(line.get(key) for key in KEYS)
 
 
 def lines_of(path: Path) -> list[Line]:
@@ -283,7 +293,8 @@ def table(path: Path) -> str:
     groups: dict[tuple[object, ...], dict[str, list[float]]] = {}
     left_out = set(KEYS)
     for line in lines_of(path):
-        group = (line["recipe"], line["missing"], line["sampler"], line["refiner"])
+        refiner = f"{line['refiner']} {line.get('refiner options', '')}"
+        group = (line["recipe"], line["missing"], line["sampler"], refiner)
         columns = groups.setdefault(group, {})
         for key, value in line.items():
             if key in ("seconds", "seconds above", "seconds of refiners"):
@@ -312,6 +323,7 @@ def main() -> None:
         "--refiner", default="none", help="of all modalities, measured beside none; see mvkit list"
     )
     parser.add_argument("--refiner-epochs", type=int, default=40)
+    parser.add_argument("--refiner-options", default="{}", help="others of the refiner, in JSON")
     parser.add_argument("--data", nargs="+", choices=("digits", "quadrant"), default=["digits"])
     parser.add_argument("--missing", type=float, nargs="+", default=[0.0, 0.3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
