@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from mvkit_diffusion import angles
-from mvkit_diffusion.diffusion import BEGIN, HIDDEN, STRENGTH, Diffusion
+from mvkit_diffusion.diffusion import HIDDEN, STRENGTH, Diffusion
 
 import mvkit
 from mvkit import Batch, Modality, Model, SpecError
@@ -178,27 +178,26 @@ def test_no_guidance_draws_as_before():
     def velocity(noisy, angle):
         return live.network(noisy, out, torch.full((5,), angle, dtype=torch.float64), z)
 
-    expected = out + 0.5 * angles.denoise(velocity, eps, 4, "adams", live.begin)
+    expected = out + 0.5 * angles.denoise(velocity, eps, 4, "adams")
     assert (drawn - expected).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize(
-    ("shape", "options", "strength", "latents", "begin"),
+    ("shape", "options", "strength", "latents"),
     [
-        (PICTURE, {}, STRENGTH, "own", BEGIN),
-        ((28, 28), {}, STRENGTH, "own", BEGIN),
-        (PICTURE, {"knows_given": True}, 0.0, "parts", 1.0),
-        (PICTURE, {"knows_given": True, "guidance": 2, "begin": 0.3}, 2.0, "parts", 0.3),
-        (PICTURE, {"guidance": 0.0, "latents": "parts", "begin": 1}, 0.0, "parts", 1.0),
-        ((5,), {}, 0.0, "parts", 1.0),
-        ((5,), {"latents": "own", "guidance": 0, "begin": 0.5}, 0.0, "own", 0.5),
-        ((2, 2), {}, 0.0, "parts", 1.0),
+        (PICTURE, {}, STRENGTH, "own"),
+        ((28, 28), {}, STRENGTH, "own"),
+        (PICTURE, {"knows_given": True}, 0.0, "parts"),
+        (PICTURE, {"knows_given": True, "guidance": 2}, 2.0, "parts"),
+        (PICTURE, {"guidance": 0.0, "latents": "parts"}, 0.0, "parts"),
+        ((5,), {}, 0.0, "parts"),
+        ((5,), {"latents": "own", "guidance": 0}, 0.0, "own"),
+        ((2, 2), {}, 0.0, "parts"),
     ],
 )
-def test_pictures_are_guided_and_see_reconstructions(shape, options, strength, latents, begin):
+def test_pictures_are_guided_and_see_reconstructions(shape, options, strength, latents):
     live = refiner(shape, **options)
     assert live.guidance == strength
-    assert live.begin == begin * math.pi / 2
     assert live.latents_from == latents
     assert live.refine(normal(2, *shape), normal(2, 2), None, seeded()).shape == (2, *shape)
 
@@ -210,8 +209,7 @@ def test_pictures_are_guided_and_see_reconstructions(shape, options, strength, l
         (PICTURE, {"guidance": math.inf}, "guidance: got inf"),
         (PICTURE, {"guidance": True}, "guidance: got True"),
         (PICTURE, {"latents": "all"}, "latents: got 'all'"),
-        (PICTURE, {"begin": 0.0}, "begin: got 0.0; expected None, or a number above 0, up to 1"),
-        (PICTURE, {"begin": True}, "begin: got True"),
+        (PICTURE, {"begin": 0.0}, "begin: got 0.0"),
         (PICTURE, {"begin": 1.1}, "begin: got 1.1"),
         (PICTURE, {"guided": -0.1}, "guided: got -0.1"),
         ((5,), {"guidance": 1.0}, r"guidance is of pictures.* got rows \(5,\)"),

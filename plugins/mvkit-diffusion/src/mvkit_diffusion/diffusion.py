@@ -27,7 +27,6 @@ MEMORY = 2**27  # bytes of what networks hold of the rows that are drawn at a ti
 SMALLEST = 8  # pixels of a side that a U-Net takes
 FEWEST = 256  # numbers of pictures from which a U-Net pays
 STRENGTH = 1.5  # of guidance of pictures
-BEGIN = 0.9  # share of the angles at which draws of pictures begin
 HIDDEN = 0.15  # share of rows whose mean and latents the network is not told in training
 LARGEST = 4.0  # of numbers of rows that the network is told nothing of, in root mean square
 
@@ -40,13 +39,6 @@ def _widths(value: object) -> str | None:
 def _pictures(shape: tuple[int, ...]) -> bool:
     """Whether rows of a shape are pictures (C, H, W) or (H, W), large enough for a U-Net."""
     return len(shape) in (2, 3) and min(shape[-2:]) >= SMALLEST
-
-
-def _share(value: object) -> str | None:
-    fine = value is None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        fine = 0 < value <= 1
-    return None if fine else "None, or a number above 0, up to 1"
 
 
 def _strength(value: object) -> str | None:
@@ -102,8 +94,7 @@ class Diffusion:
         guided: the share of the angles, from the data on, at which draws are guided. More holds
             pictures closer to what their mean shows, and takes from their variety.
         begin: where draws begin, as a share of the angles: at noise alone with 1; below, at the
-            mean with that much noise, so that they keep the coarse form of what it shows. None:
-            0.9 of pictures, unless `knows_given`, and 1 of rows of numbers.
+            mean with that much noise, so that they keep the coarse form of what it shows.
         latents: what training draws latents from: `parts` of what a row has, `own` parts, which
             hold the modality; None: `own` of pictures, unless `knows_given`, and else `parts`.
 
@@ -127,8 +118,8 @@ class Diffusion:
     ema: float = field(default=0.999, check=number(0.0, 0.99999))
     knows_given: bool = field(default=False, check=flag)
     guidance: float | None = field(default=None, check=_strength)
-    guided: float = field(default=1.0, check=number(0.0, 1.0))
-    begin: float | None = field(default=None, check=_share)
+    guided: float = field(default=0.7, check=number(0.0, 1.0))
+    begin: float = field(default=1.0, check=number(high=1.0, above=0.0))
     latents: Literal["parts", "own"] | None = choice(None, "parts", "own")
 
     def build(self, sizes: RefinerSizes) -> DiffusionRefiner:
@@ -153,24 +144,13 @@ class Diffusion:
             )
         if self.guidance is not None:
             return float(self.guidance)
-        return STRENGTH if self._shows_means(shape) else 0.0
+        return STRENGTH if _pictures(shape) and not self.knows_given else 0.0
 
     def latents_from(self, shape: tuple[int, ...]) -> Literal["parts", "own"]:
         """What latents of rows of a shape are drawn from in training."""
         if self.latents is not None:
             return self.latents
-        return "own" if self._shows_means(shape) else "parts"
-
-    def first_angle(self, shape: tuple[int, ...]) -> float:
-        """At which draws of a shape begin, up to π/2."""
-        share = self.begin
-        if share is None:
-            share = BEGIN if self._shows_means(shape) else 1.0
-        return share * angles.QUARTER
-
-    def _shows_means(self, shape: tuple[int, ...]) -> bool:
-        """Whether draws of a shape shall show what their mean shows."""
-        return _pictures(shape) and not self.knows_given
+        return "own" if _pictures(shape) and not self.knows_given else "parts"
 
     def denoiser(self, shape: tuple[int, ...], known: int) -> Dense | UNet:
         """A network for rows of a shape, of each of which `known` numbers are known."""
@@ -200,7 +180,6 @@ class DiffusionRefiner(nn.Module, Refiner):
         self.knows_given = spec.knows_given
         self.latents_from = spec.latents_from(sizes.shape)
         self.guidance = spec.strength(sizes.shape)
-        self.begin = spec.first_angle(sizes.shape)
         guided = self.guidance > 0
         known = sizes.latent + sizes.context + spec.knows_given + guided
         self.network = spec.denoiser(sizes.shape, known)
@@ -286,6 +265,7 @@ class DiffusionRefiner(nn.Module, Refiner):
         """The draws to which noise leads, (n, *shape); all of them are (n, ...)."""
         spread = self.spread()
         guided = self.spec.guided * angles.QUARTER
+        begin = self.spec.begin * angles.QUARTER
 
         def velocity(noisy: Tensor, angle: float) -> Tensor:
             v: Tensor = self.average(noisy, out, noisy.new_full((len(noisy),), angle), known)
@@ -300,7 +280,7 @@ class DiffusionRefiner(nn.Module, Refiner):
             v: Tensor = self.average(noisy, torch.zeros_like(out), at, nothing)
             return v
 
-        y = angles.denoise(velocity, eps, self.spec.steps, self.spec.solver, self.begin)
+        y = angles.denoise(velocity, eps, self.spec.steps, self.spec.solver, begin)
         draws: Tensor = out + spread * y
         return draws
 
