@@ -38,12 +38,12 @@ class H5adFile:
     Example:
         >>> import pandas, tempfile
         >>> from mvkit.data.h5ad_file import H5adFile
-        >>> folder = tempfile.TemporaryDirectory()
-        >>> file = H5adFile(f"{folder.name}/z.h5ad")
-        >>> file.write(pandas.DataFrame({"id": ["p", "q"], "z0": [0.5, 1.5]}))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = H5adFile(f"{folder}/z.h5ad")
+        ...     file.write(pandas.DataFrame({"id": ["p", "q"], "z0": [0.5, 1.5]}))
+        ...     file.close()
         >>> file.rows
         2
-        >>> file.close()
     """
 
     def __init__(self, path: str | Path) -> None:
