@@ -42,8 +42,10 @@ SAMPLERS: dict[str, dict[str, object]] = {
     "gmm": {"name": "gmm", "components": 50, "conditional": True},
     "mvkit-diffusion/latent_flow": {"name": "mvkit-diffusion/latent_flow"},
 }
-KEYS = ("data", "recipe", "missing", "seed", "epochs", "rows", "sampler", "refiner")
-KEYS += ("refiner options",)  # of refined lines alone
+KEYS = (
+    *("data", "recipe", "missing", "seed", "epochs", "rows", "sampler", "refiner"),
+    "refiner options",  # of refined lines alone
+)
 NEIGHBOURS_OF = 1000  # rows, for precision and recall: they depend on the number
 OPEN = {"name": "agreement", "given": [["m0"]], "n": 4}
 Judges = Mapping[str, Perceptron]

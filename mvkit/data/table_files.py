@@ -63,7 +63,7 @@ def table_file(path: FilePath, door: str) -> Iterator[TableFile]:
         door: what was called, for messages.
 
     Raises:
-        RequestError: another ending.
+        RequestError: another ending, or .h5ad where h5py is not installed.
         OSError: when it cannot be written.
     """
     target = Path(path)

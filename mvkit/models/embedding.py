@@ -49,7 +49,7 @@ def embed(
             when all of it is written. None: return them.
 
     Raises:
-        RequestError: a file that ends otherwise.
+        RequestError: a file that ends otherwise, or in .h5ad where h5py is not installed.
         OSError: a file that cannot be written.
 
     Example:
