@@ -51,8 +51,8 @@ class H5adFile:
             import h5py
         except ModuleNotFoundError as error:
             raise RequestError(
-                f"{path}: files of AnnData need h5py, which is not installed; pip install h5py, "
-                "or write .parquet or .csv"
+                "into=: files of AnnData (.h5ad) need h5py, which is not installed; pip install "
+                "h5py, or write .parquet or .csv"
             ) from error
 
         self.rows = 0
